@@ -1,0 +1,81 @@
+"""The one exception of this package, and the list of its stable codes."""
+
+from __future__ import annotations
+
+from typing import Final, Literal
+
+Kind = Literal["transient", "rejected", "invariant"]
+
+
+class ChainWatcherError(Exception):
+    """A refusal with a stable code; ``str()`` gives ``CODE: what: why. action``.
+
+    ``kind`` says who must act: ``transient`` (try again, perhaps elsewhere), ``rejected`` (this input or release is
+    refused, trying again with the same bytes cannot help), ``invariant`` (stop and keep everything).
+    """
+
+    def __init__(self, *, code: str, what: str, why: str, action: str = "", kind: Kind = "rejected") -> None:
+        super().__init__(code, what, why, action, kind)
+        self.code = code
+        self.what = what
+        self.why = why
+        self.action = action
+        self.kind: Kind = kind
+
+    def __str__(self) -> str:
+        text = f"{self.code}: {self.what}: {self.why}"
+        return f"{text}. {self.action}" if self.action else text
+
+    def __reduce__(self) -> tuple[object, ...]:
+        """Keep keyword-only construction picklable (errors cross process borders in the test runner)."""
+        return (_rebuild, (self.code, self.what, self.why, self.action, self.kind))
+
+
+def _rebuild(code: str, what: str, why: str, action: str, kind: Kind) -> ChainWatcherError:
+    return ChainWatcherError(code=code, what=what, why=why, action=action, kind=kind)
+
+
+#: Codes of the pure modules (bytes, proofs, releases).
+_PURE_CODES: Final[dict[str, str]] = {
+    "SCALE_TRUNCATED": "SCALE bytes end before the value does",
+    "SCALE_TRAILING_BYTES": "bytes are left over after the SCALE value",
+    "SCALE_COMPACT_NOT_CANONICAL": "a compact integer is not in its shortest form",
+    "SCALE_TOO_LARGE": "a length or number in SCALE bytes is over its limit",
+    "SCALE_VALUE_INVALID": "a SCALE value is outside its type (bool, option, enum, ordering of a set)",
+    "HEADER_INVALID": "a block header in JSON-RPC form is not well formed",
+    "HEADER_DIGEST_INVALID": "a digest item of a block header is not well formed",
+    "HEADER_HASH_MISMATCH": "a header does not hash to the block hash it was given for",
+    "HEADER_PARENT_MISMATCH": "a header is not the child of the header before it",
+    "PROOF_INCOMPLETE": "the storage proof lacks a trie node on the way to the key",
+    "PROOF_NODE_INVALID": "a trie node of the storage proof is not well formed",
+    "PROOF_SUPERFLUOUS": "the storage proof holds a node that no key needs",
+    "PROOF_TOO_LARGE": "the storage proof is over its size limits",
+    "JUSTIFICATION_INVALID": "a GRANDPA justification is not well formed or breaks a rule of its votes",
+    "JUSTIFICATION_SIGNATURE_BAD": "a precommit's signature is not good for this authority set id",
+    "JUSTIFICATION_BELOW_THRESHOLD": "the precommits weigh less than the threshold of the authority set",
+    "JUSTIFICATION_WRONG_TARGET": "a justification finalizes another block than the one asked for",
+    "AUTHORITY_SET_INVALID": "a GRANDPA authority set is empty, too large or of unusable weight",
+    "AUTHORITY_CHANGE_INVALID": "an authority set change cannot follow from the known set",
+    "LAYOUT_INVALID": "a storage layout is not well formed or not one this program can decode",
+    "LAYOUT_MISMATCH": "storage bytes do not follow the layout",
+    "RELEASE_ID_INVALID": "an enclave id is not 64 lower-case hex characters",
+    "RELEASE_SIGNATURE_ENCODING": "a network signature is not canonical multibase base32 of 64 bytes",
+    "RELEASE_FIELD_INVALID": "a text field of the program on chain is not usable text",
+    "RELEASE_PROGRAM_ABSENT": "the chain names no program to run",
+    "RELEASE_PROGRAM_WITHOUT_ENTRY": "the program's enclave id is not among the enclave ids on chain",
+    "RELEASE_ENTRY_WITHOUT_PROGRAM": "an enclave id is on chain but is not the program to run",
+    "RELEASE_SIGNATURE_REFUSED": "the network signature over the enclave id was refused",
+    "RELEASE_NOT_NEWER": "the target was not added later than the source",
+    "EVIDENCE_INVALID": "chain evidence is not well formed",
+    "EVIDENCE_TOO_LARGE": "chain evidence is over its size limits",
+    "EVIDENCE_WRONG_GENESIS": "chain evidence is for another chain",
+    "EVIDENCE_LAYOUT_NOT_PINNED": "the storage layout of the evidence is not one of the pinned layouts",
+    "EVIDENCE_BELOW_FLOOR": "the block of the evidence is below the height floor",
+    "CHECKPOINT_INVALID": "a checkpoint is not well formed",
+}
+
+#: Codes of the shells (endpoints, metadata, watcher).
+_SHELL_CODES: Final[dict[str, str]] = {}
+
+#: Every code this package can raise, with its meaning in one line.
+CODES: Final[dict[str, str]] = {**_PURE_CODES, **_SHELL_CODES}
