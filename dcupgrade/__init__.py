@@ -1,0 +1,6 @@
+"""The agent: settings, command line, upgrade machine, journal and orchestrator. It never holds key material.
+
+Pure modules (values and decisions; no I/O, clock or randomness) are named in ``PURE_MODULES``; a test walks their imports.
+"""
+
+PURE_MODULES: tuple[str, ...] = ("errors", "machine", "gates")
