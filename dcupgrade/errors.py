@@ -24,4 +24,5 @@ class DcupgradeError(Exception):
         self.why = why
         self.action = action
         self.kind: Kind = kind
-        super().__init__(f"{code}: {what}: {why}." + (f" {action}" if action else ""))
+        end = "" if why.endswith("\n") else ". " if action else "."
+        super().__init__(f"{code}: {what}: {why}{end}{action}")
