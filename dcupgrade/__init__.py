@@ -1,6 +1,7 @@
 """The agent: settings, command line, upgrade machine, journal and orchestrator. It never holds key material.
 
-Pure modules (values and decisions; no I/O, clock or randomness) are named in ``PURE_MODULES``; a test walks their imports.
+Pure modules (values and decisions; no I/O, clock or randomness) are named in ``PURE_MODULES``; a test walks
+their imports.
 """
 
 PURE_MODULES: tuple[str, ...] = ("errors", "machine", "gates")

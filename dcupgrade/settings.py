@@ -1,0 +1,422 @@
+"""Settings: one TOML file, environment overrides, every mistake reported at once.
+
+The classes below are the reference: each field carries its meaning, and ``dcupgrade config example`` and
+docs/configuration.md are generated from them. Units stand in the names. What the key vault enforces (network keys,
+genesis hash, evidence) is part of the vault's own measurement: the values here can only tighten it.
+"""
+
+import os
+import tomllib
+import types
+import typing
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import attrs
+import cattrs
+from cattrs import transform_error
+from cattrs.gen import make_dict_structure_fn, override
+
+from dcupgrade.errors import DcupgradeError
+
+ENV_PREFIX = "DCUPGRADE_"
+DEFAULT_NODE_COMMAND: tuple[str, ...] = (
+    "{python}", "-m", "attestation.simulated", "run", "--cpu", "{cpu_dir}", "--image", "{slot}/enclave.pyz",
+    "--sigstruct", "{slot}/enclave.sig", "--", "--data", "{data_dir}", "--port", "{port}", "--upgrader", "{vault_url}",
+    "--network-signature-file", "{slot}/network.sig", "{first_install_flag}",
+)  # fmt: skip
+
+
+class SettingsError(DcupgradeError):
+    """The settings cannot be used; ``mistakes`` holds every one of them, each naming its key."""
+
+    def __init__(self, mistakes: list[str], *, path: str, code: str = "SETTINGS_INVALID") -> None:
+        self.mistakes = mistakes
+        listed = "".join(f"\n  - {mistake}" for mistake in mistakes)
+        super().__init__(
+            code=code,
+            what=f"settings file {path}",
+            why=f"{len(mistakes)} mistake{'s' if len(mistakes) != 1 else ''}:{listed}\n",
+            action="Correct them all, then try `dcupgrade config validate`.",
+        )
+
+
+def _doc(text: str, *checks: Callable[[Any, Any, Any], None], default: Any = attrs.NOTHING) -> Any:
+    return attrs.field(
+        default=default, validator=attrs.validators.and_(*checks) if checks else None, metadata={"doc": text}
+    )
+
+
+def _at_least(low: float) -> Callable[[Any, Any, Any], None]:
+    def check(_: Any, field: Any, value: Any) -> None:
+        if value is not None and value < low:
+            raise ValueError(f"{value!r} is below {low}")
+
+    return check
+
+
+def _port(_: Any, field: Any, value: int) -> None:
+    if not 1 <= value <= 65535:
+        raise ValueError(f"{value!r} is not a TCP port (1 to 65535)")
+
+
+def _urls(*schemes: str) -> Callable[[Any, Any, Any], None]:
+    def check(_: Any, field: Any, value: Any) -> None:
+        for url in (value,) if isinstance(value, str) else value:
+            if not url.startswith(tuple(f"{scheme}://" for scheme in schemes)):
+                raise ValueError(f"{url!r} is not a URL of {' or '.join(schemes)}")
+
+    return check
+
+
+def _not_empty(_: Any, field: Any, value: Any) -> None:
+    if not value:
+        raise ValueError("must not be empty")
+
+
+def _hex32(_: Any, field: Any, value: str | None) -> None:
+    digits = "" if value is None else value.removeprefix("0x")
+    if value is not None and (len(digits) != 64 or set(digits) - set("0123456789abcdef")):
+        raise ValueError(f"{value!r} is not 32 bytes in lower-case hex")
+
+
+def _listen(_: Any, field: Any, value: str) -> None:
+    host, _colon, port = value.rpartition(":")
+    if not host or not port.isdigit() or not 0 <= int(port) <= 65535:
+        raise ValueError(f"{value!r} is not host:port")
+
+
+@attrs.frozen(kw_only=True)
+class AgentSettings:
+    """Where the agent keeps its journal, slots and logs, and how it speaks."""
+
+    state_dir: Path = _doc("Folder for journal, slots, logs and tokens; created with mode 0700.")
+    http_listen: str = _doc(
+        "Address of the status page, API and metrics; `off` to serve none.", default="127.0.0.1:6680"
+    )
+    log_format: Literal["human", "json"] = _doc("Form of the log lines on standard error.", default="human")
+    log_level: Literal["debug", "info", "warning", "error"] = _doc("Least severe level that is logged.", default="info")
+    allowed_hosts: tuple[str, ...] = _doc("Further Host headers the status page answers to.", default=())
+
+
+@attrs.frozen(kw_only=True)
+class ChainSettings:
+    """Which chain is watched, through which endpoints, and what is believed."""
+
+    endpoints: tuple[str, ...] = _doc(
+        "WebSocket URLs of nodes of the chain, best first.", _not_empty, _urls("ws", "wss")
+    )
+    network_keys: tuple[str, ...] = _doc("The DC network's ed25519 public keys, multibase base32 or hex.", _not_empty)
+    threshold: int = _doc("How many of the network keys must have signed an enclave id.", _at_least(1), default=1)
+    genesis_hash: str | None = _doc("Genesis hash; an endpoint with another one is refused.", _hex32, default=None)
+    finality: Literal["proven", "quorum", "single"] = _doc(
+        "`proven`: GRANDPA justifications are verified; `quorum`: endpoints must agree; "
+        "`single`: one endpoint is believed (unsafe).",
+        default="proven",
+    )
+    quorum: int = _doc("How many endpoints must agree in mode `quorum`.", _at_least(2), default=2)
+    checkpoint_file: Path | None = _doc(
+        "Checkpoint (JSON of `chain checkpoint`) pinned for mode `proven`.", default=None
+    )
+    unsafe_unproven_reads: bool = _doc(
+        "Accept values without a storage proof (development chains only).", default=False
+    )
+    ca_file: Path | None = _doc("CA certificates that alone are accepted for wss endpoints.", default=None)
+    heartbeat_s: float = _doc("WebSocket heartbeat, seconds.", _at_least(0.1), default=10.0)
+    block_watchdog_s: float = _doc(
+        "An endpoint without a finalized block for so long is left, seconds.", _at_least(1), default=60.0
+    )
+
+
+@attrs.frozen(kw_only=True)
+class NodeSettings:
+    """The node that is run and upgraded."""
+
+    id: str = _doc("Name of this node in the fleet; decides its turn.", _not_empty)
+    driver: Literal["process", "container"] = _doc("How nodes are run.", default="process")
+    data_dir: Path = _doc("Folder with the node's data; handed to every version.")
+    port: int = _doc("Loopback port the node listens on.", _port, default=6667)
+    protocol: Literal["v2", "v1"] = _doc("Handover protocol spoken with nodes.", default="v2")
+    command: tuple[str, ...] = _doc(
+        "Arguments that start a node; {python} {cpu_dir} {slot} {data_dir} {port} {vault_url} {enclave_id} "
+        "{first_install_flag} "
+        "are filled in, arguments that become empty are dropped.",
+        _not_empty,
+        default=DEFAULT_NODE_COMMAND,
+    )
+    ready_deadline_s: float = _doc("A started node must serve within so many seconds.", _at_least(0.1), default=120.0)
+    stop_grace_s: float = _doc("Seconds between TERM and KILL.", _at_least(0), default=30.0)
+    probation_s: float = _doc("A new version must stay healthy for so many seconds.", _at_least(0), default=300.0)
+    probe_interval_s: float = _doc("Seconds between health probes.", _at_least(0.01), default=2.0)
+    canary_url: str | None = _doc("Probe that proves old data readable, for nodes that speak v1.", default=None)
+    container_image_user: str = _doc("User in the container (driver `container`).", default="")
+    container_engine: str = _doc("Docker Engine API (driver `container`).", default="unix:///var/run/docker.sock")
+    container_network: str = _doc("Network mode of the container.", default="host")
+    container_cpu_volume: str = _doc("Volume or folder that holds the simulated CPU in containers.", default="")
+
+
+@attrs.frozen(kw_only=True)
+class VaultSettings:
+    """The key vault, which alone decides who gets keys."""
+
+    url: str = _doc("Where the vault listens.", _urls("http"), default="http://127.0.0.1:6666")
+    start: bool = _doc("Start and supervise the vault; false: it is a service of its own.", default=True)
+    image: Path | None = _doc("Measured vault image, for `start`.", default=None)
+    sigstruct: Path | None = _doc("SIGSTRUCT of that image.", default=None)
+    auth_file: Path | None = _doc("Network signature over the vault's enclave id, multibase text.", default=None)
+    store_dir: Path | None = _doc("Folder of the sealed store; default `<state_dir>/vault`.", default=None)
+    token_file: Path | None = _doc(
+        "Token shared by agent and vault; default `<state_dir>/vault.token`, drawn if absent.", default=None
+    )
+    cpu_dir: Path | None = _doc("Folder of the simulated CPU (development); default `<state_dir>/cpu`.", default=None)
+    command: tuple[str, ...] = _doc("Arguments that start the vault; empty: `python -m keyvault serve`.", default=())
+    unsafe_simulated_tee: bool = _doc("Allow a vault whose TEE is simulated (development only).", default=False)
+
+
+@attrs.frozen(kw_only=True)
+class Window:
+    """A weekly maintenance window in local time of its zone."""
+
+    days: tuple[Literal["mon", "tue", "wed", "thu", "fri", "sat", "sun"], ...] = _doc(
+        "Days on which it opens.", _not_empty
+    )
+    start: str = _doc("Opening time, HH:MM.")
+    duration_s: int = _doc("How long it stays open, seconds.", _at_least(60))
+    zone: str = _doc("IANA time zone.", default="UTC")
+
+
+@attrs.frozen(kw_only=True)
+class UpgradeSettings:
+    """When an upgrade may begin, how often it is tried, what is kept."""
+
+    approval: bool = _doc("Wait for `dcupgrade approve` before stopping the node.", default=False)
+    windows: tuple[Window, ...] = _doc("Maintenance windows; none: always open.", default=())
+    stagger_s: float = _doc(
+        "This node's turn falls at its own point within so many seconds after a release.", _at_least(0), default=0.0
+    )
+    attempts: int = _doc("Attempts to download or collect before a release is abandoned.", _at_least(1), default=5)
+    backoff_s: float = _doc(
+        "First pause between attempts, seconds; doubles up to `backoff_max_s`.", _at_least(0), default=2.0
+    )
+    backoff_max_s: float = _doc("Longest pause between attempts, seconds.", _at_least(0), default=300.0)
+    failure_budget: int = _doc("Failed upgrades to a release before it is quarantined.", _at_least(1), default=1)
+    delivery_deadline_s: float = _doc(
+        "The new node must have confirmed the keys within so many seconds.", _at_least(1), default=120.0
+    )
+    retention_s: float = _doc(
+        "The previous version is kept so long after commit, seconds.", _at_least(0), default=1209600.0
+    )
+    remove_previous: bool = _doc("Remove the previous version's slot after retention.", default=False)
+    free_space_min_bytes: int = _doc(
+        "Free space that must remain before an upgrade, bytes.", _at_least(0), default=268435456
+    )
+
+
+@attrs.frozen(kw_only=True)
+class DownloadSettings:
+    """Limits of downloads."""
+
+    size_max_bytes: int = _doc("Largest artefact, bytes.", _at_least(1), default=2147483648)
+    unpacked_max_bytes: int = _doc("Largest unpacked artefact, bytes.", _at_least(1), default=8589934592)
+    stall_s: float = _doc("A source that sends nothing for so long is left, seconds.", _at_least(0.1), default=30.0)
+    ipfs_gateways: tuple[str, ...] = _doc("Gateways for CIDs; {cid} is filled in.", _urls("http", "https"), default=())
+
+
+@attrs.frozen(kw_only=True)
+class WebhookSettings:
+    """One receiver of events."""
+
+    url: str = _doc("Where events are posted.", _urls("http", "https"))
+    secret_file: Path | None = _doc("Key of the HMAC-SHA-256 signature over the body.", default=None)
+    events: tuple[str, ...] = _doc("Names of events sent; empty: all.", default=())
+
+
+@attrs.frozen(kw_only=True)
+class Settings:
+    """Everything the agent is told."""
+
+    agent: AgentSettings
+    chain: ChainSettings
+    node: NodeSettings
+    vault: VaultSettings = attrs.field(factory=VaultSettings)
+    upgrade: UpgradeSettings = attrs.field(factory=UpgradeSettings)
+    download: DownloadSettings = attrs.field(factory=DownloadSettings)
+    webhooks: tuple[WebhookSettings, ...] = ()
+
+    @property
+    def store_dir(self) -> Path:
+        """Folder of the vault's sealed store."""
+        return self.vault.store_dir or self.agent.state_dir / "vault"
+
+    @property
+    def token_file(self) -> Path:
+        """File of the token that agent and vault share."""
+        return self.vault.token_file or self.agent.state_dir / "vault.token"
+
+    @property
+    def cpu_dir(self) -> Path:
+        """Folder of the simulated CPU."""
+        return self.vault.cpu_dir or self.agent.state_dir / "cpu"
+
+
+def load(path: Path, environ: Mapping[str, str] | None = None) -> Settings:
+    """Read, override and structure the settings in ``path``.
+
+    An environment variable ``DCUPGRADE_<SECTION>__<FIELD>`` overrides that field; lists are separated by commas.
+    Raises SettingsError with every mistake found.
+    """
+    try:
+        raw = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise SettingsError([str(error)], path=str(path), code="SETTINGS_UNREADABLE") from error
+    return structure(raw, environ=os.environ if environ is None else environ, path=str(path))
+
+
+def structure(raw: dict[str, Any], *, environ: Mapping[str, str], path: str = "(none)") -> Settings:
+    """Settings from decoded TOML and environment overrides; raises SettingsError with every mistake found."""
+    mistakes = _apply_environment(raw, environ)
+    try:
+        settings = _converter().structure(raw, Settings)
+    except (cattrs.BaseValidationError, ValueError, TypeError) as error:
+        mistakes += [_readable(line) for line in transform_error(error, path="", format_exception=_explain)]
+    else:
+        mistakes += _across_fields(settings)
+        if not mistakes:
+            return settings
+    raise SettingsError(mistakes, path=path)
+
+
+def _across_fields(settings: Settings) -> list[str]:
+    """Mistakes that no single field shows."""
+    mistakes = []
+    if settings.chain.threshold > len(settings.chain.network_keys):
+        mistakes.append("chain.threshold: more signatures are asked for than there are chain.network_keys")
+    if settings.chain.finality == "quorum" and settings.chain.quorum > len(settings.chain.endpoints):
+        mistakes.append("chain.quorum: more endpoints must agree than chain.endpoints names")
+    if settings.vault.start and not settings.vault.command:
+        mistakes += [
+            f"vault.{name}: needed to start the vault (or set vault.start = false)"
+            for name in ("image", "sigstruct", "auth_file")
+            if getattr(settings.vault, name) is None
+        ]
+    if settings.upgrade.backoff_max_s < settings.upgrade.backoff_s:
+        mistakes.append("upgrade.backoff_max_s: is less than upgrade.backoff_s")
+    return mistakes
+
+
+def _apply_environment(raw: dict[str, Any], environ: Mapping[str, str]) -> list[str]:
+    mistakes = []
+    sections = {field.name: field.type for field in attrs.fields(Settings) if field.type and attrs.has(field.type)}
+    for name in sorted(environ):
+        if not name.startswith(ENV_PREFIX) or "__" not in name:
+            continue
+        section, _, key = name.removeprefix(ENV_PREFIX).lower().partition("__")
+        known = attrs.fields_dict(sections[section]) if section in sections else {}
+        if key not in known:
+            mistakes.append(f"environment variable {name}: there is no such setting")
+            continue
+        is_list = typing.get_origin(known[key].type) is tuple
+        value = environ[name]
+        raw.setdefault(section, {})[key] = (
+            [part.strip() for part in value.split(",") if part.strip()] if is_list else value
+        )
+    return mistakes
+
+
+def _converter() -> cattrs.Converter:
+    converter = cattrs.Converter(forbid_extra_keys=True, detailed_validation=True)
+    for field_type, function in (
+        (str, _to_str),
+        (int, _to_int),
+        (float, _to_float),
+        (bool, _to_bool),
+        (Path, _to_path),
+    ):
+        converter.register_structure_hook(field_type, function)
+    converter.register_structure_hook_func(_is_tuple, _tuple_hook(converter))
+    converter.register_structure_hook_factory(attrs.has, lambda cls: _class_hook(converter, cls))
+    return converter
+
+
+def _class_hook(converter: cattrs.Converter, cls: Any) -> Any:
+    """Structure one class; each field is checked as it is structured, so that one mistake does not hide another."""
+
+    def checked(field: Any) -> Callable[[Any, Any], Any]:
+        def hook(value: Any, _: Any) -> Any:
+            structured = converter.structure(value, field.type)
+            if field.validator is not None:
+                field.validator(None, field, structured)
+            return structured
+
+        return hook
+
+    overrides = {field.name: override(struct_hook=checked(field)) for field in attrs.fields(cls)}
+    make: Any = make_dict_structure_fn  # its keyword arguments are typed as flags only
+    return make(cls, converter, _cattrs_forbid_extra_keys=True, **overrides)
+
+
+def _is_tuple(cls: Any) -> bool:
+    return cls is tuple or typing.get_origin(cls) is tuple
+
+
+def _tuple_hook(converter: cattrs.Converter) -> Callable[[Any, Any], tuple[Any, ...]]:
+    def hook(value: Any, cls: Any) -> tuple[Any, ...]:
+        items: Any = types.GenericAlias(list, (typing.get_args(cls)[0],))
+        if not isinstance(value, list | tuple):
+            raise ValueError(f"{value!r} is not a list")
+        return tuple(converter.structure(list(value), items))
+
+    return hook
+
+
+def _to_str(value: Any, _: Any) -> str:
+    if not isinstance(value, str):
+        raise ValueError(f"{value!r} is not text")
+    return value
+
+
+def _to_int(value: Any, _: Any) -> int:
+    if isinstance(value, str) and value.lstrip("-").isdigit():
+        return int(value)
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise ValueError(f"{value!r} is not a whole number")
+    return value
+
+
+def _to_float(value: Any, _: Any) -> float:
+    try:
+        if isinstance(value, bool):
+            raise TypeError
+        number = float(value)
+    except (TypeError, ValueError):
+        raise ValueError(f"{value!r} is not a number") from None
+    if number != number or abs(number) == float("inf"):
+        raise ValueError(f"{value!r} is not a finite number")
+    return number
+
+
+def _to_bool(value: Any, _: Any) -> bool:
+    if isinstance(value, str) and value.lower() in {"true", "false"}:
+        return value.lower() == "true"
+    if not isinstance(value, bool):
+        raise ValueError(f"{value!r} is neither true nor false")
+    return value
+
+
+def _to_path(value: Any, _: Any) -> Path:
+    return Path(_to_str(value, None)).expanduser()
+
+
+def _explain(error: BaseException, _: type | None) -> str:
+    if isinstance(error, cattrs.ForbiddenExtraKeysError):
+        return "unknown " + ", ".join(sorted(error.extra_fields))
+    if isinstance(error, KeyError):
+        return f"missing {error.args[0]}"
+    return str(error)
+
+
+def _readable(line: str) -> str:
+    """``why @ .section.key`` as ``section.key: why``."""
+    why, _, where = line.rpartition(" @ ")
+    return f"{where.lstrip('.') or 'top level'}: {why}"
