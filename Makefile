@@ -1,0 +1,58 @@
+# `make demo` and `make test` do all the set-up themselves. Other targets: see CONTRIBUTING.md.
+SHELL := bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+PYTHON ?= python3
+HANDOVER ?= v2
+SEEDS ?= 100000
+RUN := .venv/bin/python -m
+CODE := dcupgrade chain_watcher attestation keyvault process_supervisor devnet tests benchmarks
+
+.PHONY: help setup demo test lint types unit e2e e2e-node e2e-compose simulate kill-matrix bench lock clean
+
+help: ## list the targets
+	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
+
+setup: ## make .venv from requirements.lock
+	@PYTHON=$(PYTHON) .ci/setup
+
+demo: setup ## a whole upgrade on a development chain, before your eyes
+	@$(RUN) devnet demo --handover $(HANDOVER)
+
+test: lint types unit e2e ## everything a change must pass
+
+lint: setup
+	$(RUN) ruff check $(CODE)
+	$(RUN) ruff format --check $(CODE)
+
+types: setup
+	$(RUN) mypy
+
+unit: setup ## unit, property, simulation and conformance tests
+	$(RUN) pytest -q -n 2 --dist loadgroup -m "not e2e" tests
+
+e2e: setup ## real processes on a development chain
+	$(RUN) pytest -q -m "e2e and not node and not compose" tests
+
+e2e-node: setup ## the upgrade on a real node with GRANDPA finality
+	$(RUN) pytest -q -m "e2e and node" tests
+
+e2e-compose: setup ## the upgrade in containers
+	$(RUN) pytest -q -m "e2e and compose" tests
+
+simulate: setup ## SEEDS=n simulated upgrades with faults
+	$(RUN) tests.simulation.run --seeds $(SEEDS)
+
+kill-matrix: setup ## SIGKILL of every process at every journal boundary
+	$(RUN) tests.e2e.kill_matrix
+
+bench: setup ## the measurements of benchmarks/, one after the other
+	@for file in benchmarks/bench_*.py; do echo "== $$file"; .venv/bin/python "$$file"; done
+
+lock: setup ## resolve the dependencies of pyproject.toml anew
+	.venv/bin/python -m pip install --quiet pip-tools
+	.venv/bin/python -m piptools compile --quiet --strip-extras --generate-hashes --allow-unsafe --extra dev \
+	    --no-emit-index-url --no-emit-trusted-host --no-emit-find-links -o requirements.lock pyproject.toml
+
+clean: ## remove what the targets made in this folder
+	rm -rf .venv .mypy_cache .pytest_cache .ruff_cache .hypothesis run
