@@ -1,0 +1,5 @@
+"""``python -m dcupgrade``."""
+
+from dcupgrade.cli import main
+
+main()

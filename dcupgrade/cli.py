@@ -1,0 +1,158 @@
+"""The command line. Heavy modules are imported by the commands that need them: ``--help`` stays quick."""
+
+import contextlib
+import importlib
+import json
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import click
+
+LAZY = {
+    "release": ("dcupgrade.release_cli", "release"),
+}
+
+
+class LazyGroup(click.Group):
+    """A group whose larger subcommands are imported when they are asked for."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """Names of all commands, lazy ones included."""
+        return sorted({*super().list_commands(ctx), *LAZY})
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """The command of that name, imported if need be."""
+        if cmd_name in LAZY:
+            module, attribute = LAZY[cmd_name]
+            command: click.Command = getattr(importlib.import_module(module), attribute)
+            return command
+        return super().get_command(ctx, cmd_name)
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """List the commands without importing the lazy ones."""
+        rows = []
+        for name in self.list_commands(ctx):
+            command = self.commands.get(name)
+            rows.append((name, command.get_short_help_str(80) if command else LAZY_HELP[name]))
+        with formatter.section("Commands"):
+            formatter.write_dl(rows)
+
+
+LAZY_HELP = {
+    "release": "Sign, verify, publish and revoke releases (release managers).",
+}
+
+
+@click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
+@click.option(
+    "--config",
+    "-c",
+    "config_path",
+    type=click.Path(path_type=Path, dir_okay=False),
+    envvar="DCUPGRADE_CONFIG",
+    default=Path("/etc/dcupgrade/dcupgrade.toml"),
+    show_default=True,
+    help="Settings file.",
+)
+@click.version_option(package_name=None, version="0.1.0", prog_name="dcupgrade")
+@click.pass_context
+def cli(ctx: click.Context, config_path: Path) -> None:
+    """Carry the application keys of a TEE storage node from one signed version to the next.
+
+    Operators run `dcupgrade watch` as a service and look with `status`, `plan` and `history`. Release managers use
+    `release`. `explain CODE` tells what an error code means and what to do.
+    """
+    ctx.obj = config_path
+
+
+def _settings(ctx: click.Context) -> Any:
+    from dcupgrade import settings
+
+    return settings.load(ctx.obj)
+
+
+@cli.command()
+@click.option(
+    "--first-install", is_flag=True, help="Nothing runs here yet: install the release on the chain without keys."
+)
+@click.option("--dry-run", is_flag=True, help="Check the settings and say what would be watched; start nothing.")
+@click.pass_context
+def watch(ctx: click.Context, first_install: bool, dry_run: bool) -> None:
+    """Watch the chain and upgrade the node: the service itself."""
+    loaded = _settings(ctx)
+    if dry_run:
+        click.echo(f"Settings are good. Would watch {', '.join(loaded.chain.endpoints)} for node {loaded.node.id}.")
+        return
+    from dcupgrade import service
+
+    sys.exit(service.run(loaded, first_install=first_install))
+
+
+@cli.command()
+@click.argument("code")
+def explain(code: str) -> None:
+    """Tell what an error CODE means and what to do about it."""
+    from dcupgrade import codes
+    from dcupgrade.errors import DcupgradeError
+
+    meaning = codes.all_codes().get(code.upper())
+    if meaning is None:
+        raise DcupgradeError(
+            code="UNKNOWN_CODE", what=f"code {code}", why="nothing here emits it", action="See docs/operations.md."
+        )
+    click.echo(f"{code.upper()}: {meaning}")
+    entry = codes.runbook_entry(code.upper())
+    if entry:
+        click.echo(f"\n{entry}")
+
+
+@cli.group()
+def config() -> None:
+    """Show, check or make a settings file."""
+
+
+@config.command("validate")
+@click.pass_obj
+def config_validate(path: Path) -> None:
+    """Check the settings file; every mistake is listed."""
+    from dcupgrade import settings
+
+    settings.load(path)
+    click.echo(f"{path}: good")
+
+
+@config.command("show")
+@click.pass_context
+def config_show(ctx: click.Context) -> None:
+    """Print the settings in force, defaults and environment included, as JSON."""
+    import attrs
+
+    click.echo(json.dumps(attrs.asdict(_settings(ctx)), default=str, indent=2))
+
+
+@config.command("example")
+def config_example() -> None:
+    """Print a commented settings file with every key and its default."""
+    from dcupgrade import settings_reference
+
+    click.echo(settings_reference.example_toml())
+
+
+@contextlib.contextmanager
+def plain_errors() -> Iterator[None]:
+    """Any error with a code becomes one line on standard error and exit code 1; no traceback reaches an operator."""
+    try:
+        yield
+    except Exception as error:
+        if not hasattr(error, "code") or not isinstance(error.code, str):
+            raise
+        click.echo(f"error: {error}", err=True)
+        sys.exit(1)
+
+
+def main() -> None:
+    """Entry point of ``dcupgrade`` and ``python -m dcupgrade``."""
+    with plain_errors():
+        cli(prog_name="dcupgrade")

@@ -1,0 +1,86 @@
+"""The settings' reference, generated from the settings themselves."""
+
+import json
+import typing
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import attrs
+
+from dcupgrade.settings import Settings
+
+REQUIRED = {
+    "state_dir": "/var/lib/dcupgrade",
+    "endpoints": ["wss://chain.example:443"],
+    "network_keys": ["b…"],
+    "id": "node-1",
+    "data_dir": "/srv/dcnode",
+}
+
+
+def sections() -> Iterator[tuple[str, type, bool]]:
+    """(name, class, may be repeated) of each table of the settings file."""
+    for field in attrs.fields(Settings):
+        repeated = typing.get_origin(field.type) is tuple
+        yield field.name, typing.get_args(field.type)[0] if repeated else typing.cast(type, field.type), repeated
+
+
+def example_toml() -> str:
+    """A settings file with every key: required ones to fill in, the others commented out at their default."""
+    lines = ["# Settings of dcupgrade. Keys that are commented out stand at their default.", ""]
+    for name, cls, repeated in sections():
+        if repeated:
+            lines += [f"# [[{name}]]  # {cls.__doc__}", *(f"# {line}" for line in _keys(cls)), ""]
+        else:
+            lines += [f"[{name}]  # {cls.__doc__}", *_keys(cls), ""]
+    return "\n".join(lines)
+
+
+def reference_markdown() -> str:
+    """docs/configuration.md's tables: key, type, default, meaning."""
+    lines = []
+    for name, cls, repeated in sections():
+        lines += [f"## `[[{name}]]`" if repeated else f"## `[{name}]`", "", str(cls.__doc__), ""]
+        lines += ["| key | type | default | meaning |", "|---|---|---|---|"]
+        for field in attrs.fields(cls):
+            default = {attrs.NOTHING: "required", None: "not set"}.get(field.default) or f"`{_toml(field.default)}`"
+            lines.append(f"| `{field.name}` | {_type(field.type)} | {default} | {field.metadata['doc']} |")
+        lines.append("")
+    return "\n".join(lines)
+
+
+def _keys(cls: Any) -> Iterator[str]:
+    for field in attrs.fields(cls):
+        yield f"# {field.metadata['doc']}"
+        if field.default is attrs.NOTHING:
+            yield f"{field.name} = {_toml(REQUIRED.get(field.name, ''))}"
+        else:
+            yield (
+                f"# {field.name} = {_toml(field.default)}"
+                if field.default is not None
+                else f"# {field.name} =  # not set"
+            )
+
+
+def _toml(value: Any) -> str:
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, int | float):
+        return str(value)
+    if isinstance(value, Path):
+        return json.dumps(str(value))
+    return json.dumps(list(value) if isinstance(value, tuple) else value, ensure_ascii=False)
+
+
+def _type(kind: Any) -> str:
+    origin, inner = typing.get_origin(kind), typing.get_args(kind)
+    if origin is typing.Literal:
+        return " or ".join(f"`{value}`" for value in inner)
+    if origin is tuple:
+        return f"list of {_type(inner[0])}"
+    if type(None) in inner:
+        return _type(next(part for part in inner if part is not type(None)))
+    return {str: "text", int: "whole number", float: "number", bool: "true or false", Path: "path"}.get(
+        kind, f"`{kind.__name__}`"
+    )
