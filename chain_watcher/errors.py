@@ -75,7 +75,36 @@ _PURE_CODES: Final[dict[str, str]] = {
 }
 
 #: Codes of the shells (endpoints, metadata, watcher).
-_SHELL_CODES: Final[dict[str, str]] = {}
+_SHELL_CODES: Final[dict[str, str]] = {
+    "RPC_CONNECT_FAILED": "a websocket to the endpoint could not be opened",
+    "RPC_TLS_FAILED": "the endpoint's certificate was not accepted, or the pinned CA cannot be read",
+    "RPC_CLOSED": "the connection to the endpoint ended",
+    "RPC_TIMEOUT": "the endpoint did not answer a question within its deadline",
+    "RPC_GARBAGE": "the endpoint sent something that is not JSON-RPC",
+    "RPC_MESSAGE_TOO_BIG": "the endpoint sent a message over the size limit",
+    "RPC_RATE_LIMITED": "the endpoint asks for fewer requests",
+    "RPC_METHOD_MISSING": "the endpoint does not offer a method",
+    "RPC_REFUSED": "the endpoint answered a question with an error",
+    "ENDPOINT_WRONG_GENESIS": "the endpoint serves another chain",
+    "ENDPOINT_GARBAGE": "the endpoint gave an answer of the wrong shape",
+    "ENDPOINT_SILENT": "the endpoint stopped telling of finalized blocks although there are some",
+    "ENDPOINT_NONE_USABLE": "no endpoint is connected and trusted at the moment",
+    "ENDPOINT_FORKED_FINALITY": "the endpoint calls a block final that does not descend from the last finalized block",
+    "ENDPOINT_HEADER_FORGED": "the endpoint gave a header that does not hash to the block asked for",
+    "ENDPOINT_PROOF_FORGED": "the endpoint gave a storage proof that does not hold under the state root",
+    "ENDPOINT_JUSTIFICATION_FORGED": "the endpoint gave a justification that the authority set did not sign",
+    "ENDPOINT_UNPROVEN_HEIGHT": "the endpoint claims finalized blocks that it cannot prove",
+    "ENDPOINT_DISAGREES": "the endpoint's finalized hash differs from the one a quorum agrees on",
+    "ENDPOINT_METADATA_FORGED": "the endpoint's metadata differs from the pinned layout or from the other endpoints",
+    "ENDPOINT_NO_PROOFS": "the endpoint offers no storage proofs and unproven reads are not allowed",
+    "ENDPOINT_NO_JUSTIFICATIONS": "the endpoint offers no way to get GRANDPA justifications",
+    "CHAIN_WITHOUT_PALLET": "the chain's metadata has no pallet DcNode with its storage items",
+    "METADATA_UNREADABLE": "the chain's metadata could not be parsed",
+    "METADATA_PROCESS_FAILED": "the metadata process did not give an answer",
+    "WATCHER_CONFIG_INVALID": "the watcher's settings contradict each other",
+    "WATCHER_NO_VIEW": "no finalized state was read yet",
+    "EVIDENCE_NOT_READY": "the evidence for this release cannot be given yet",
+}
 
 #: Every code this package can raise, with its meaning in one line.
 CODES: Final[dict[str, str]] = {**_PURE_CODES, **_SHELL_CODES}
