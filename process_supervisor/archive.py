@@ -1,0 +1,207 @@
+"""Confined unpacking of release archives: tar or tar.gz in, plain files in one folder out.
+
+The reader walks the blocks of the stream itself (ustar headers, pax and GNU long names) instead of leaving that to
+`tarfile`, which reads extended headers of any size into memory and seeks backwards in compressed streams.
+Layout: POSIX.1-2017 pax, "ustar Interchange Format" and "pax Extended Header".
+"""
+
+import gzip
+import os
+import re
+import tarfile
+import zlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import BinaryIO
+
+from process_supervisor.errors import ProcessSupervisorError
+from process_supervisor.limits import ArchiveLimits
+
+BLOCK = 512
+COPY_BYTES = 256 * 1024
+PATH_CHARS_MAX = 255
+DEPTH_MAX = 8
+_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._+-]*\Z")
+
+
+@dataclass(frozen=True, slots=True)
+class UnpackedFile:
+    """One file that was written: its path inside the folder and its size in bytes."""
+
+    name: str
+    size: int
+
+
+def _refuse(code: str, what: str, why: str) -> ProcessSupervisorError:
+    return ProcessSupervisorError(
+        code=code, what=what, why=why, action="This artefact is not used; tell its publisher", kind="rejected"
+    )
+
+
+def safe_member_path(name: str) -> PurePosixPath:
+    """The path of a member inside the folder; raises ARCHIVE_PATH_REFUSED for whatever could lead out of it.
+
+    Only plain ASCII names without hidden components are let through, so nothing depends on a file system's idea of
+    case, Unicode forms, drive letters or backslashes.
+    """
+    if name.startswith("/") or len(name) > PATH_CHARS_MAX:
+        raise _refuse("ARCHIVE_PATH_REFUSED", f"archive member {name[:200]!r}", "its path is absolute or too long")
+    parts = [part for part in name.split("/") if part not in ("", ".")]
+    if len(parts) > DEPTH_MAX or not all(_NAME.match(part) for part in parts):
+        raise _refuse("ARCHIVE_PATH_REFUSED", f"archive member {name[:200]!r}", "its path leaves the folder or is odd")
+    return PurePosixPath(*parts)
+
+
+class _Blocks:
+    """The bytes of the (decompressed) stream in exact amounts; truncation and damage become ARCHIVE_CORRUPT."""
+
+    def __init__(self, stream: BinaryIO) -> None:
+        self._stream = stream
+
+    def read(self, size: int) -> bytes:
+        parts: list[bytes] = []
+        while size > 0:
+            try:
+                data = self._stream.read(min(size, COPY_BYTES))
+            except (EOFError, gzip.BadGzipFile, zlib.error) as error:
+                raise _refuse("ARCHIVE_CORRUPT", "archive", f"its compressed stream is damaged ({error})") from error
+            if not data:
+                raise _refuse("ARCHIVE_CORRUPT", "archive", "it ends in the middle of a member")
+            parts.append(data)
+            size -= len(data)
+        return b"".join(parts)
+
+    def chunks(self, size: int) -> Iterator[bytes]:
+        padding = -size % BLOCK
+        while size > 0:
+            data = self.read(min(size, COPY_BYTES))
+            size -= len(data)
+            yield data
+        self.read(padding)
+
+
+def _open_stream(raw: BinaryIO) -> BinaryIO:
+    magic = raw.read(2)
+    raw.seek(0)
+    return gzip.GzipFile(fileobj=raw, mode="rb") if magic == b"\x1f\x8b" else raw  # type: ignore[return-value]
+
+
+def _pax_records(data: bytes) -> dict[str, str]:
+    """Records of the form `<length> <key>=<value>\\n`, the length counting the whole record."""
+    records: dict[str, str] = {}
+    while data:
+        digits, separator, _ = data[:20].partition(b" ")
+        if not separator or not digits.isdigit():
+            raise _refuse("ARCHIVE_CORRUPT", "archive", "an extended header is malformed")
+        length = int(digits)
+        record, data = data[len(digits) + 1 : length], data[length:]
+        key, equals, value = record.partition(b"=")
+        if (
+            length <= len(digits) + 1
+            or length > len(record) + len(digits) + 1
+            or not equals
+            or not value.endswith(b"\n")
+        ):
+            raise _refuse("ARCHIVE_CORRUPT", "archive", "an extended header is malformed")
+        try:
+            records[key.decode("utf-8")] = value[:-1].decode("utf-8")
+        except UnicodeDecodeError as error:
+            raise _refuse("ARCHIVE_CORRUPT", "archive", "an extended header is not UTF-8") from error
+    return records
+
+
+def _members(blocks: _Blocks, limits: ArchiveLimits) -> Iterator[tuple[str, bytes, int]]:
+    """Name, type flag and size of each member, extended headers folded in; the caller consumes the data."""
+    seen = 0
+    override: dict[str, str] = {}
+    while True:
+        header = blocks.read(BLOCK)
+        if not header.strip(b"\0"):
+            return
+        seen += 1
+        if seen > 2 * limits.members_max:
+            raise _refuse("ARCHIVE_TOO_LARGE", "archive", f"it holds more than {limits.members_max} members")
+        try:
+            info = tarfile.TarInfo.frombuf(header, "utf-8", "surrogateescape")
+        except (tarfile.HeaderError, ValueError) as error:
+            raise _refuse("ARCHIVE_CORRUPT", "archive", f"a header is malformed ({error})") from error
+        if info.size < 0:
+            raise _refuse("ARCHIVE_CORRUPT", "archive", "a member has a negative size")
+        if info.type in (tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.GNUTYPE_LONGNAME):
+            if info.size > limits.header_bytes_max:
+                raise _refuse("ARCHIVE_TOO_LARGE", "archive", f"an extended header has {info.size} bytes")
+            data = b"".join(blocks.chunks(info.size))
+            if info.type == tarfile.GNUTYPE_LONGNAME:
+                override["path"] = data.rstrip(b"\0").decode("utf-8", "surrogateescape")
+            else:
+                # Global headers (git archive writes one) carry comments; one that renames members is refused.
+                records = _pax_records(data)
+                if info.type == tarfile.XGLTYPE and set(records) - {"comment"}:
+                    raise _refuse("ARCHIVE_MEMBER_REFUSED", "archive", "a global header changes its members")
+                override.update(records)
+            continue
+        if any(key.startswith("GNU.sparse") for key in override):
+            raise _refuse("ARCHIVE_MEMBER_REFUSED", f"archive member {info.name!r}", "it is a sparse file")
+        size = override.get("size", str(info.size))
+        if not re.fullmatch(r"[0-9]{1,18}", size):
+            raise _refuse("ARCHIVE_CORRUPT", "archive", "a member's size is malformed")
+        yield override.get("path", info.name), info.type, int(size)
+        override = {}
+
+
+def unpack(archive: Path, folder: Path, limits: ArchiveLimits, members: frozenset[str] | None) -> list[UnpackedFile]:
+    """Unpack `archive` into the empty `folder`; files get mode 0644 and are synced. Blocking.
+
+    `members` names the files that must all be there and beside which there is nothing; None lets any plain file pass.
+    Raises ARCHIVE_*; what was written so far then stays for the caller to remove.
+    """
+    written: list[UnpackedFile] = []
+    seen: set[PurePosixPath] = set()
+    total = 0
+    with archive.open("rb") as raw:
+        blocks = _Blocks(_open_stream(raw))
+        for name, kind, size in _members(blocks, limits):
+            path = safe_member_path(name)
+            if kind == tarfile.DIRTYPE and size == 0:
+                continue
+            _judge(path, kind, size, total, limits, members)
+            if path in seen or len(seen) >= limits.members_max:
+                code = "ARCHIVE_DUPLICATE_MEMBER" if path in seen else "ARCHIVE_TOO_LARGE"
+                raise _refuse(code, f"archive member {name!r}", "it is there twice, or there are too many members")
+            seen.add(path)
+            total += size
+            _write(folder, path, blocks.chunks(size))
+            written.append(UnpackedFile(str(path), size))
+    missing = (members or frozenset()) - {item.name for item in written}
+    if missing:
+        raise _refuse("ARCHIVE_MEMBER_MISSING", "archive", f"it lacks {', '.join(sorted(missing))}")
+    return written
+
+
+def _judge(
+    path: PurePosixPath, kind: bytes, size: int, total: int, limits: ArchiveLimits, members: frozenset[str] | None
+) -> None:
+    what = f"archive member {str(path)!r}"
+    if kind not in (tarfile.REGTYPE, tarfile.AREGTYPE):
+        raise _refuse("ARCHIVE_MEMBER_REFUSED", what, f"type {kind!r} is not a plain file")
+    if not path.parts or (members is not None and str(path) not in members):
+        raise _refuse("ARCHIVE_PATH_REFUSED", what, "a release has no such file")
+    if size > limits.member_bytes_max or total + size > limits.total_bytes_max:
+        raise _refuse("ARCHIVE_TOO_LARGE", what, f"{total + size} bytes are more than the limits allow")
+
+
+def _write(folder: Path, path: PurePosixPath, chunks: Iterator[bytes]) -> None:
+    target = folder.joinpath(*path.parts)
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        # O_EXCL and O_NOFOLLOW: even if something else wrote here, an existing file or link is never written through.
+        fd = os.open(target, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o644)
+    except (FileExistsError, NotADirectoryError) as error:
+        why = "another member has this path, or a part of it, already"
+        raise _refuse("ARCHIVE_DUPLICATE_MEMBER", f"archive member {str(path)!r}", why) from error
+    with os.fdopen(fd, "wb") as file:
+        for chunk in chunks:
+            file.write(chunk)
+        file.flush()
+        os.fsync(file.fileno())

@@ -1,0 +1,152 @@
+"""The one protocol behind which nodes run, as processes or as containers, and the records that find them again."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal, Protocol
+
+from process_supervisor.errors import ProcessSupervisorError
+
+RECORD_CHARS_MAX = 64 * 1024
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LaunchSpec:
+    """What to start. `name` is unique per node among those of one driver ([a-z0-9._-]) and finds it after a crash.
+
+    `argv` is the whole command, `env` the whole environment (nothing is inherited), `cwd` its working folder,
+    `log_path` the file that gets its output. `image`, `mounts` (host path to container path, read-only unless named in
+    `writable`) and `ports` (TCP, published on 127.0.0.1) matter to the container driver only.
+    """
+
+    name: str
+    argv: tuple[str, ...]
+    env: Mapping[str, str]
+    cwd: Path
+    log_path: Path
+    image: str | None = None
+    mounts: Mapping[str, str] = field(default_factory=dict)
+    writable: frozenset[str] = frozenset()
+    ports: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class ExitStatus:
+    """How a node ended. Neither `code` nor `signal` is known of a node that a former agent started."""
+
+    code: int | None = None
+    signal: int | None = None
+    killed: bool = False
+
+    @property
+    def clean(self) -> bool:
+        """Whether it is known to have ended by itself with code 0."""
+        return self.code == 0
+
+    def __str__(self) -> str:
+        if self.code is not None:
+            return f"exit code {self.code}"
+        return f"signal {self.signal}" if self.signal is not None else "an exit status that is not known"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NodeRecord:
+    """By what a node is found again. `kind` "process": pid, start time in clock ticks since boot, boot id, and the
+    session (its id is the pid). `kind` "container": container id and image id. `started_unix_s` is for people only.
+    """
+
+    kind: Literal["process", "container"]
+    name: str
+    started_unix_s: float
+    command_digest: str
+    pid: int = 0
+    start_time_ticks: int = 0
+    boot_id: str = ""
+    container_id: str = ""
+    image_id: str = ""
+    log_path: str = ""
+
+    def to_json(self) -> str:
+        """One line of JSON with every field."""
+        return json.dumps({name: getattr(self, name) for name in _FIELDS}, sort_keys=True)
+
+    @classmethod
+    def from_json(cls, text: str) -> "NodeRecord":
+        """The record that `to_json` wrote; raises NODE_RECORD_INVALID for anything else."""
+        try:
+            if len(text) > RECORD_CHARS_MAX:
+                raise ValueError("it is too long")
+            values = json.loads(text)
+            if not isinstance(values, dict) or set(values) != set(_FIELDS):
+                raise ValueError("its fields are others")
+            if any(type(values[name]) is not kind for name, kind in _FIELDS.items() if kind is not float):
+                raise ValueError("a field has another type")
+            if values["kind"] not in ("process", "container") or values["pid"] < 0:
+                raise ValueError("a field has an impossible value")
+            values["started_unix_s"] = float(values["started_unix_s"])
+            return cls(**values)
+        except (ValueError, TypeError, RecursionError) as error:
+            raise ProcessSupervisorError(
+                code="NODE_RECORD_INVALID",
+                what="a node's record",
+                why=str(error),
+                action="Look whether the node still runs and stop it by hand; keep the record for the report",
+                kind="invariant",
+            ) from error
+
+
+_FIELDS: dict[str, type] = {
+    "kind": str,
+    "name": str,
+    "started_unix_s": float,
+    "command_digest": str,
+    "pid": int,
+    "start_time_ticks": int,
+    "boot_id": str,
+    "container_id": str,
+    "image_id": str,
+    "log_path": str,
+}
+
+
+class NodeHandle(Protocol):
+    """A node that this driver watches."""
+
+    @property
+    def record(self) -> NodeRecord:
+        """By what it is found again."""
+
+    def exit_status(self) -> ExitStatus | None:
+        """How its main process ended; None while it runs."""
+
+    async def wait(self) -> ExitStatus:
+        """Wait for the end of its main process. Others of its group may remain: `stop` clears them."""
+
+
+class NodeDriver(Protocol):
+    """Runs nodes. Every method is safe to call twice; nothing here takes a node down but `stop` and `remove`."""
+
+    async def start(self, spec: LaunchSpec) -> NodeRecord:
+        """Start a node, or find the same one running. Raises NODE_ALREADY_RUNNING, NODE_START_FAILED and the like."""
+
+    async def find(self, name: str) -> NodeRecord | None:
+        """The record of the node that was last started under `name`, also by an agent that crashed right after."""
+
+    async def adopt(self, record: NodeRecord) -> NodeHandle | None:
+        """Watch a node again; None if nothing of it is left. A dead node's remains come as a handle that has ended."""
+
+    async def stop(self, handle: NodeHandle, grace_s: float) -> ExitStatus:
+        """TERM, `grace_s` seconds, KILL; returns when every process of it is gone. Raises NODE_STOP_FAILED."""
+
+    async def remove(self, name: str) -> None:
+        """Forget a stopped node: its record, or its container. Raises NODE_ALREADY_RUNNING if it runs."""
+
+    async def logs(self, name: str, lines: int) -> list[str]:
+        """The last lines of a node's output."""
+
+    async def tend(self) -> None:
+        """Do what is due from time to time, such as rotating logs."""
+
+    async def close(self) -> None:
+        """Let go of everything; nodes go on running."""

@@ -1,0 +1,61 @@
+"""What can go wrong while releases are fetched and nodes are run, each under a stable code."""
+
+from typing import Literal
+
+Kind = Literal["transient", "rejected", "invariant"]
+
+
+class ProcessSupervisorError(Exception):
+    """An error with a stable code, what failed, why, and what a person can do.
+
+    `kind` tells who must act: `transient` errors are tried again with backoff, `rejected` ones refuse this release or
+    this setting, `invariant` ones stop everything and keep everything.
+    """
+
+    def __init__(self, *, code: str, what: str, why: str, action: str = "", kind: Kind = "transient") -> None:
+        super().__init__(code, what, why, action)
+        self.code = code
+        self.what = what
+        self.why = why
+        self.action = action
+        self.kind: Kind = kind
+
+    def __str__(self) -> str:
+        text = f"{self.code}: {self.what}: {self.why}"
+        return f"{text}. {self.action}" if self.action else text
+
+
+CODES: dict[str, str] = {
+    "ARCHIVE_CORRUPT": "the archive is truncated or is not a tar or tar.gz file",
+    "ARCHIVE_DUPLICATE_MEMBER": "the archive holds two members of the same name",
+    "ARCHIVE_MEMBER_MISSING": "the archive lacks a file that every release has",
+    "ARCHIVE_MEMBER_REFUSED": "the archive holds a link, a device or another member that is not a plain file",
+    "ARCHIVE_PATH_REFUSED": "a member's path is absolute, leaves the folder or is not allowed in a release",
+    "ARCHIVE_TOO_LARGE": "the archive unpacks to more bytes or members than the limits allow",
+    "CONTAINER_ENGINE_ERROR": "the container engine refused a request",
+    "CONTAINER_ENGINE_UNREACHABLE": "the container engine does not answer",
+    "CONTAINER_IMAGE_CHANGED": "the container image is not the one that was resolved first",
+    "CONTAINER_IMAGE_MISSING": "the container image is neither here nor to be had from its source",
+    "DATA_LOCK_HELD": "another process works on the node's data",
+    "DOWNLOAD_DEADLINE": "the download took longer than the limits allow",
+    "DOWNLOAD_DIGEST_MISMATCH": "what was received is not what the digest or CID names",
+    "DOWNLOAD_FILE_URL_REFUSED": "a file:// source is not allowed by the settings",
+    "DOWNLOAD_HTTP_STATUS": "the server answered with an error status",
+    "DOWNLOAD_REDIRECT_REFUSED": "the server redirects too often, to another scheme or from https to http",
+    "DOWNLOAD_SOURCES_FAILED": "no source gave a good artefact; each one's reason is listed",
+    "DOWNLOAD_SOURCE_UNSUPPORTED": "the source is neither an http(s) or file URL nor a CID that can be verified",
+    "DOWNLOAD_TOO_LARGE": "the artefact is larger than the limits allow",
+    "DOWNLOAD_TRUNCATED": "the connection ended before the whole artefact was received",
+    "DOWNLOAD_UNREACHABLE": "the server cannot be reached or broke the connection",
+    "NODE_ALREADY_RUNNING": "a node of this name runs already, started with another command",
+    "NODE_RECORD_INVALID": "a node's record cannot be decoded",
+    "NODE_START_FAILED": "the node's program could not be started",
+    "NODE_STOP_FAILED": "processes of the node are still there after they were killed",
+    "OTHER_MANAGER_RUNNING": "another manager or upgrader runs on this machine",
+    "PORT_TAKEN": "a port that the node needs is in use",
+    "STAGING_BUSY": "another process is staging the same release",
+    "STAGING_DISK_FULL": "there is not enough free space for the artefact",
+    "STAGING_DISK_ERROR": "the slots folder cannot be written",
+    "STAGING_ENCLAVE_ID_MISMATCH": "the artefact measures to another enclave id than the signed one",
+    "STAGING_REQUEST_INVALID": "the release to stage has a malformed enclave id or no usable source",
+}

@@ -1,0 +1,396 @@
+"""Runs nodes as processes of their own session, which outlive the agent and are found again after its death.
+
+How a start survives a crash at any instant: the child first is a shell that waits for a word on its standard input.
+The record (pid, start time, boot id) is written and synced, then the word is sent and the shell becomes the node's
+program, under the same pid. An agent that dies before that closes the pipe, and the shell ends without having run
+anything; one that dies after it finds the record.
+"""
+
+import asyncio
+import contextlib
+import hashlib
+import json
+import os
+import shutil
+import signal
+import subprocess
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO
+
+from process_supervisor.driver import ExitStatus, LaunchSpec, NodeHandle, NodeRecord
+from process_supervisor.errors import ProcessSupervisorError
+from process_supervisor.limits import MIB
+from process_supervisor.procfs import ProcessFacts, boot_id, process_facts, session_members
+from process_supervisor.stage import sync_folder
+
+KILL_S_MAX = 10.0
+POLL_S = 0.02
+TAIL_BYTES_MAX = 1 * MIB
+GO = "go"
+# No core dumps: they would hold key material. `exec` keeps pid, session and start time.
+_GATE = f'ulimit -c 0; IFS= read -r word && [ "$word" = {GO} ] && exec "$@" </dev/null; exit 125'
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LogPolicy:
+    """A log is rotated above `size_bytes_max`; `kept` older ones stay beside it as `<name>.1` (newest) and so on."""
+
+    size_bytes_max: int = 16 * MIB
+    kept: int = 4
+
+
+def rotate_log(path: Path, policy: LogPolicy) -> bool:
+    """Rotate by copying and truncating; returns whether it was due. Blocking.
+
+    The node keeps its descriptor (opened with O_APPEND, so it goes on at the new end): no process of ours has to be
+    alive for its output to be kept. What is written between the last byte copied and the truncation is lost.
+    """
+    try:
+        if path.stat().st_size <= policy.size_bytes_max:
+            return False
+    except FileNotFoundError:
+        return False
+    for number in range(policy.kept, 1, -1):
+        older = path.with_name(f"{path.name}.{number - 1}")
+        if older.exists():
+            os.replace(older, path.with_name(f"{path.name}.{number}"))
+    with path.open("r+b") as log:
+        if policy.kept > 0:
+            aside = path.with_name(f"{path.name}.new")
+            with aside.open("wb") as copy:
+                shutil.copyfileobj(log, copy, MIB)
+            os.replace(aside, path.with_name(f"{path.name}.1"))
+        log.truncate(0)
+    return True
+
+
+def tail_log(path: Path, lines: int) -> list[str]:
+    """The last `lines` lines of a file, at most TAIL_BYTES_MAX; [] if there is none. Blocking."""
+    try:
+        with path.open("rb") as log:
+            size = log.seek(0, os.SEEK_END)
+            log.seek(max(0, size - TAIL_BYTES_MAX))
+            text = log.read(TAIL_BYTES_MAX).decode("utf-8", "replace")
+    except FileNotFoundError:
+        return []
+    return text.splitlines()[-lines:] if lines > 0 else []
+
+
+def _digest(spec: LaunchSpec) -> str:
+    return hashlib.sha256(json.dumps([spec.argv, sorted(spec.env.items()), str(spec.cwd)]).encode()).hexdigest()
+
+
+class ProcessHandle:
+    """A watched process: its pidfd is waited on by the event loop, and a child of ours is reaped."""
+
+    def __init__(self, record: NodeRecord, pidfd: int | None, *, child: bool) -> None:
+        self._record = record
+        self._pidfd = pidfd
+        self._child = child
+        self._status: ExitStatus | None = None
+        self._ended = asyncio.Event()
+        self.kill_sent = False
+        if pidfd is None:
+            self._end(ExitStatus())
+        else:
+            asyncio.get_running_loop().add_reader(pidfd, self._on_exit)
+
+    @property
+    def record(self) -> NodeRecord:
+        """By what it is found again."""
+        return self._record
+
+    def exit_status(self) -> ExitStatus | None:
+        """How its main process ended; None while it runs."""
+        return self._status
+
+    async def wait(self) -> ExitStatus:
+        """Wait for the end of its main process."""
+        await self._ended.wait()
+        if self._status is None:
+            raise RuntimeError("the process ended without a status")
+        return self._status
+
+    def signal_leader(self, number: int) -> None:
+        """Signal the main process by its pidfd: never another one that got its pid."""
+        if self._pidfd is not None:
+            with contextlib.suppress(ProcessLookupError):
+                signal.pidfd_send_signal(self._pidfd, number)
+
+    def close(self) -> None:
+        """Stop watching; the process goes on."""
+        if self._pidfd is not None:
+            asyncio.get_running_loop().remove_reader(self._pidfd)
+            os.close(self._pidfd)
+            self._pidfd = None
+
+    def _on_exit(self) -> None:
+        status = ExitStatus(killed=self.kill_sent)
+        if self._child and self._pidfd is not None:
+            with contextlib.suppress(ChildProcessError):
+                result = os.waitid(os.P_PIDFD, self._pidfd, os.WEXITED | os.WNOHANG)
+                if result is not None and result.si_code == os.CLD_EXITED:
+                    status = ExitStatus(code=result.si_status, killed=self.kill_sent)
+                elif result is not None:
+                    status = ExitStatus(signal=result.si_status, killed=self.kill_sent)
+        self.close()
+        self._end(status)
+
+    def _end(self, status: ExitStatus) -> None:
+        self._status = status
+        self._ended.set()
+
+
+class ProcessDriver:
+    """The `process` driver. `run_dir` holds one record per node, `<name>.json`, synced before the node runs."""
+
+    def __init__(
+        self, run_dir: Path, log_policy: LogPolicy | None = None, wall_clock: Callable[[], float] = time.time
+    ) -> None:
+        self._run_dir = run_dir
+        self._log_policy = log_policy or LogPolicy()
+        self._wall_clock = wall_clock
+        self._handles: dict[tuple[int, int], ProcessHandle] = {}
+
+    async def start(self, spec: LaunchSpec) -> NodeRecord:
+        """Start a node, or find the same one running. Raises NODE_ALREADY_RUNNING, NODE_START_FAILED."""
+        before = await self.find(spec.name)
+        if before is not None:
+            handle = await self.adopt(before)
+            if handle is not None and handle.exit_status() is None:
+                if before.command_digest == _digest(spec):
+                    return before
+                raise ProcessSupervisorError(
+                    code="NODE_ALREADY_RUNNING",
+                    what=f"start of node {spec.name!r}",
+                    why=f"pid {before.pid} runs under this name with another command",
+                    action="Stop it first",
+                    kind="invariant",
+                )
+            if handle is not None:
+                await self.stop(handle, 0.0)
+        try:
+            return self._spawn(spec)
+        except (OSError, ValueError) as error:
+            raise _start_failed(spec, str(error)) from error
+
+    def _spawn(self, spec: LaunchSpec) -> NodeRecord:
+        program = shutil.which(spec.argv[0], path=spec.env.get("PATH", os.defpath)) if spec.argv else None
+        if program is None:
+            raise _start_failed(spec, f"{spec.argv[:1]} is not an executable program")
+        self._run_dir.mkdir(parents=True, exist_ok=True)
+        spec.log_path.parent.mkdir(parents=True, exist_ok=True)
+        flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC | os.O_NOFOLLOW
+        log = os.open(spec.log_path, flags, 0o640)
+        try:
+            child = subprocess.Popen(  # noqa: S603  (argv comes from the operator's settings)
+                ["/bin/sh", "-c", _GATE, "sh", program, *spec.argv[1:]],
+                stdin=subprocess.PIPE,
+                stdout=log,
+                stderr=log,
+                cwd=spec.cwd,
+                env=dict(spec.env),
+                start_new_session=True,
+            )
+        finally:
+            os.close(log)
+        pidfd = os.pidfd_open(child.pid)
+        # From here on the pidfd waits and reaps; a Popen object that thinks its child is running would do so too.
+        child.returncode = 0
+        try:
+            record = self._record_of(spec, child.pid)
+            self._write_record(record)
+        except BaseException:
+            self._let_go(child.stdin)
+            os.waitid(os.P_PIDFD, pidfd, os.WEXITED)
+            os.close(pidfd)
+            raise
+        self._handles[record.pid, record.start_time_ticks] = ProcessHandle(record, pidfd, child=True)
+        self._let_go(child.stdin, GO)
+        return record
+
+    @staticmethod
+    def _let_go(pipe: IO[bytes] | None, word: str = "") -> None:
+        if pipe is not None:
+            # A shell that died already is no error here: the handle reports its end.
+            with contextlib.suppress(BrokenPipeError), pipe:
+                pipe.write(f"{word}\n".encode() if word else b"")
+
+    def _record_of(self, spec: LaunchSpec, pid: int) -> NodeRecord:
+        facts = process_facts(pid)
+        if facts is None:
+            raise OSError(f"process {pid} is gone")
+        return NodeRecord(
+            kind="process",
+            name=spec.name,
+            started_unix_s=self._wall_clock(),
+            command_digest=_digest(spec),
+            pid=pid,
+            start_time_ticks=facts.start_time_ticks,
+            boot_id=boot_id(),
+            log_path=str(spec.log_path),
+        )
+
+    def _record_path(self, name: str) -> Path:
+        if not name or name.startswith(".") or not all(c.isascii() and (c.isalnum() or c in "._-") for c in name):
+            raise ValueError(f"{name!r} cannot name a node")
+        return self._run_dir / f"{name}.json"
+
+    def _write_record(self, record: NodeRecord) -> None:
+        path = self._record_path(record.name)
+        aside = path.with_name(f".{path.name}.new")
+        with aside.open("w", encoding="utf-8") as file:
+            file.write(record.to_json() + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(aside, path)
+        sync_folder(self._run_dir)
+
+    async def find(self, name: str) -> NodeRecord | None:
+        """The record of the node that was last started under `name`. Raises NODE_RECORD_INVALID."""
+        try:
+            return NodeRecord.from_json(self._record_path(name).read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            return None
+
+    async def adopt(self, record: NodeRecord) -> ProcessHandle | None:
+        """Watch a node again if pid, start time and boot are those of the record; None if nothing is left of it."""
+        key = (record.pid, record.start_time_ticks)
+        known = self._handles.get(key)
+        if known is not None and known.exit_status() is None:
+            return known
+        if record.kind != "process" or record.boot_id != boot_id():
+            return None
+        try:
+            pidfd = os.pidfd_open(record.pid)
+        except ProcessLookupError:
+            pidfd = -1
+        # Looked at after the pidfd was opened: were the pid taken over in between, the start time would tell.
+        facts = process_facts(record.pid)
+        same = facts is not None and facts.start_time_ticks == record.start_time_ticks
+        if pidfd >= 0 and same and facts is not None and facts.alive:
+            handle = ProcessHandle(record, pidfd, child=False)
+            self._handles[key] = handle
+            return handle
+        if pidfd >= 0:
+            os.close(pidfd)
+        if known is not None:
+            return known if self._remains(record) else None
+        return ProcessHandle(record, None, child=False) if self._remains(record) else None
+
+    @staticmethod
+    def _remains(record: NodeRecord) -> list[ProcessFacts]:
+        """Living processes of the node's session, which its dead leader left behind.
+
+        While any of them lives the kernel gives the leader's pid to nobody. So another process under that pid means
+        that the session is not the node's any more.
+        """
+        leader = process_facts(record.pid)
+        if leader is not None and leader.start_time_ticks != record.start_time_ticks:
+            return []
+        members = session_members(record.pid)
+        return [item for item in members if item.start_time_ticks >= record.start_time_ticks]
+
+    async def stop(self, handle: NodeHandle, grace_s: float) -> ExitStatus:
+        """TERM to every process of the node's session, `grace_s` seconds, KILL; returns when all are gone.
+
+        Raises NODE_STOP_FAILED if some are still there after the KILL (a process in an uninterruptible wait).
+        """
+        if not isinstance(handle, ProcessHandle):
+            raise TypeError("not a handle of this driver")
+        record = handle.record
+        if await self._signal_until_gone(handle, signal.SIGTERM, grace_s):
+            return await handle.wait()
+        handle.kill_sent = True
+        if await self._signal_until_gone(handle, signal.SIGKILL, KILL_S_MAX):
+            return await handle.wait()
+        left = [item.pid for item in self._remains(record)]
+        raise ProcessSupervisorError(
+            code="NODE_STOP_FAILED",
+            what=f"stop of node {record.name!r}",
+            why=f"processes {left} do not end",
+            action="They may hang in the kernel: look at the disk, then reboot",
+            kind="invariant",
+        )
+
+    async def _signal_until_gone(self, handle: ProcessHandle, number: int, seconds: float) -> bool:
+        """Signal the session's processes, those that are born later too, and wait; whether all are gone."""
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + seconds
+        signalled: set[tuple[int, int]] = set()
+        while True:
+            remains = self._remains(handle.record)
+            if not remains and handle.exit_status() is not None:
+                return True
+            if loop.time() >= deadline and signalled:
+                return False
+            for item in remains:
+                if (item.pid, item.start_time_ticks) not in signalled:
+                    signalled.add((item.pid, item.start_time_ticks))
+                    self._signal(handle, item, number)
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(POLL_S):
+                    # The leader's end wakes this at once; for the others there is only looking again.
+                    await (handle.wait() if handle.exit_status() is None else asyncio.sleep(POLL_S))
+
+    def _signal(self, handle: ProcessHandle, item: ProcessFacts, number: int) -> None:
+        if item.pid == handle.record.pid:
+            handle.signal_leader(number)
+            # A stopped process gets the TERM only once it goes on.
+            handle.signal_leader(signal.SIGCONT)
+            return
+        with contextlib.suppress(ProcessLookupError):
+            pidfd = os.pidfd_open(item.pid)
+            try:
+                facts = process_facts(item.pid)
+                if facts is not None and facts.start_time_ticks == item.start_time_ticks:
+                    signal.pidfd_send_signal(pidfd, number)
+                    signal.pidfd_send_signal(pidfd, signal.SIGCONT)
+            finally:
+                os.close(pidfd)
+
+    async def remove(self, name: str) -> None:
+        """Forget a stopped node. Raises NODE_ALREADY_RUNNING if anything of it runs."""
+        record = await self.find(name)
+        if record is None:
+            return
+        if await self.adopt(record) is not None:
+            raise ProcessSupervisorError(
+                code="NODE_ALREADY_RUNNING",
+                what=f"removal of node {name!r}",
+                why=f"pid {record.pid} or its children still run",
+                action="Stop it first",
+                kind="invariant",
+            )
+        self._record_path(name).unlink(missing_ok=True)
+        sync_folder(self._run_dir)
+
+    async def logs(self, name: str, lines: int) -> list[str]:
+        """The last lines of a node's output."""
+        record = await self.find(name)
+        return await asyncio.to_thread(tail_log, Path(record.log_path), lines) if record else []
+
+    async def tend(self) -> None:
+        """Rotate the logs of all watched nodes, and forget handles of those that ended."""
+        for key, handle in list(self._handles.items()):
+            await asyncio.to_thread(rotate_log, Path(handle.record.log_path), self._log_policy)
+            if handle.exit_status() is not None and not self._remains(handle.record):
+                del self._handles[key]
+
+    async def close(self) -> None:
+        """Let go of every node; all go on running. A child is from then on reaped by whoever inherits it."""
+        for handle in self._handles.values():
+            handle.close()
+        self._handles.clear()
+
+
+def _start_failed(spec: LaunchSpec, why: str) -> ProcessSupervisorError:
+    return ProcessSupervisorError(
+        code="NODE_START_FAILED",
+        what=f"start of node {spec.name!r}",
+        why=why,
+        action="Look at the node's command in the settings and at its log",
+    )
