@@ -1,0 +1,150 @@
+"""Image files and their SIGSTRUCTs on disk: building, signing, and verifying that they belong together."""
+
+import datetime
+import io
+import os
+import zipfile
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from attestation.errors import AttestationError
+from attestation.measure import measure_image
+from attestation.sigstruct import SIGSTRUCT_SIZE, SigStruct, sign_sigstruct
+
+if TYPE_CHECKING:
+    from cryptography.hazmat.primitives.asymmetric.rsa import RSAPrivateKey
+
+IMAGE_BYTES_MAX = 1 << 30
+READ_BYTES = 1 << 20
+# The oldest time that a zip archive can hold: images are the same bytes whenever they are built.
+_ZIP_TIME = (1980, 1, 1, 0, 0, 0)
+_MAIN = "import sys\n\nfrom {module} import {function}\n\nsys.exit({function}())\n"
+
+
+def _unreadable(path: Path, error: OSError) -> AttestationError:
+    return AttestationError(
+        code="ARTEFACT_UNREADABLE",
+        what=f"{path} cannot be read",
+        why=error.strerror or type(error).__name__,
+        action="Look at the file and its permissions.",
+        kind="transient",
+    )
+
+
+def read_chunks(fd: int, size: int) -> Iterator[bytes]:
+    """Read `size` bytes from the start of an open file, and one more to see that it ends there."""
+    offset = 0
+    while chunk := os.pread(fd, min(READ_BYTES, size + 1 - offset), offset):
+        offset += len(chunk)
+        yield chunk
+
+
+def measure_file(image: Path) -> bytes:
+    """Measure an image file: its MRENCLAVE (32 bytes). Raises ARTEFACT_* and MEASURE_LAYOUT_INVALID."""
+    try:
+        fd = os.open(image, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            size = os.fstat(fd).st_size
+            if size > IMAGE_BYTES_MAX:
+                raise AttestationError(
+                    code="ARTEFACT_TOO_LARGE",
+                    what=f"{image} cannot be used",
+                    why=f"it has {size} bytes, over the limit of {IMAGE_BYTES_MAX}",
+                )
+            return measure_image(read_chunks(fd, size), size)
+        finally:
+            os.close(fd)
+    except OSError as error:
+        raise _unreadable(image, error) from error
+
+
+def read_sigstruct(path: Path) -> SigStruct:
+    """Read and decode a SIGSTRUCT file. Raises ARTEFACT_UNREADABLE, SIGSTRUCT_INVALID."""
+    try:
+        with path.open("rb") as file:
+            return SigStruct.decode(file.read(SIGSTRUCT_SIZE + 1))
+    except OSError as error:
+        raise _unreadable(path, error) from error
+
+
+def verify_artefact(image: Path, sigstruct: Path) -> str:
+    """Verify that `sigstruct` is a good SIGSTRUCT over `image`, and give the enclave id.
+
+    Raises SIGSTRUCT_INVALID, SIGSTRUCT_SIGNATURE_BAD, SIGSTRUCT_MRENCLAVE_MISMATCH, MEASURE_LAYOUT_INVALID,
+    ARTEFACT_UNREADABLE, ARTEFACT_TOO_LARGE.
+    """
+    signed = read_sigstruct(sigstruct)
+    signed.verify()
+    signed.need_mrenclave(measure_file(image))
+    return signed.enclave_id
+
+
+class _PemKey:
+    """A `cryptography` RSA key as `sign_sigstruct` wants it."""
+
+    def __init__(self, key: "RSAPrivateKey") -> None:
+        self._key = key
+        numbers = key.public_key().public_numbers()
+        self.modulus, self.exponent = numbers.n, numbers.e
+
+    def sign(self, message: bytes) -> bytes:
+        from cryptography.hazmat.primitives.asymmetric.padding import PKCS1v15
+        from cryptography.hazmat.primitives.hashes import SHA256
+
+        return self._key.sign(message, PKCS1v15(), SHA256())
+
+
+def build_sigstruct(
+    image: Path,
+    key: "RSAPrivateKey",
+    *,
+    isvprodid: int = 0,
+    isvsvn: int = 0,
+    debug: bool = False,
+    date: datetime.date,
+) -> bytes:
+    """Measure `image` and sign it: 1,808 bytes. `key` is RSA-3072 with exponent 3; `debug` makes a debug enclave."""
+    return sign_sigstruct(
+        _PemKey(key),
+        measure_file(image),
+        date=int(date.strftime("%Y%m%d"), 16),
+        isvprodid=isvprodid,
+        isvsvn=isvsvn,
+        debug=debug,
+    ).encode()
+
+
+def build_image(out: Path, sources: Mapping[str, Path | bytes], main: str) -> None:
+    """Write a zipapp whose bytes depend on its content alone: sorted, stored, fixed times and modes.
+
+    `sources` maps archive names to bytes, files, or folders (taken whole but for caches); `main` is
+    "package.module:function", called without arguments, its result the exit code. Written aside and renamed.
+    """
+    members = dict(_members(sources))
+    module, _, function = main.partition(":")
+    if not all(part.isidentifier() for part in [*module.split("."), function]) or "__main__.py" in members:
+        raise ValueError(f"{main!r} is no package.module:function, or the sources have a __main__.py")
+    members["__main__.py"] = _MAIN.format(module=module, function=function).encode("ascii")
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_STORED) as archive:
+        for name in sorted(members):
+            info = zipfile.ZipInfo(name, _ZIP_TIME)
+            info.create_system = 3
+            info.external_attr = 0o100644 << 16
+            archive.writestr(info, members[name])
+    aside = out.with_name(f".{out.name}.{os.getpid()}")
+    aside.write_bytes(buffer.getvalue())
+    aside.replace(out)
+
+
+def _members(sources: Mapping[str, Path | bytes]) -> Iterator[tuple[str, bytes]]:
+    for name, source in sources.items():
+        if isinstance(source, bytes):
+            yield name, source
+        elif source.is_dir():
+            for path in source.rglob("*"):
+                if path.is_file() and "__pycache__" not in path.parts and path.suffix not in (".pyc", ".so"):
+                    yield f"{name}/{path.relative_to(source).as_posix()}", path.read_bytes()
+        else:
+            yield name, source.read_bytes()
