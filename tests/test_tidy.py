@@ -103,7 +103,7 @@ def test_pure_modules_touch_neither_the_world_nor_the_shells(package: str) -> No
                 if p != "devnet"
                 for pure in pure_modules(p)
             )
-            if top in IMPURE or shell:
+            if (top in IMPURE and not name.startswith("urllib.parse")) or shell:
                 wrong.append(f"{module} imports {name}")
     assert wrong == []
 
