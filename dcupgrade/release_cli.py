@@ -6,14 +6,13 @@ import json
 from collections.abc import Callable
 from functools import wraps
 from pathlib import Path
-from typing import Any, ParamSpec
+from typing import Any
 
 import click
 
 from dcupgrade import publish as publishing
 from dcupgrade.errors import DcupgradeError
 
-P = ParamSpec("P")
 _FILE = click.Path(dir_okay=False, path_type=Path)
 
 
@@ -24,17 +23,6 @@ def release() -> None:
     A release is an enclave id that the network's key has signed, listed on the chain, and named there as the version to
     run. Signing needs no network: do it on a machine that has none.
     """
-
-
-def _errors_in_one_line(command: Callable[P, None]) -> Callable[P, None]:
-    @wraps(command)
-    def run(*args: P.args, **kwargs: P.kwargs) -> None:
-        try:
-            command(*args, **kwargs)
-        except DcupgradeError as error:
-            raise click.ClickException(str(error)) from error
-
-    return run
 
 
 def _which_id(command: Callable[..., None]) -> Callable[..., None]:
@@ -83,7 +71,6 @@ def _chain_options(command: Callable[..., None]) -> Callable[..., None]:
 @release.command()
 @click.option("--key", "key_file", type=_FILE, required=True, help="Network key: PEM, 64 hex digits or 32 bytes.")
 @_which_id
-@_errors_in_one_line
 def sign(enclave_id: str, key_file: Path) -> None:
     """Sign an enclave id with the network's ed25519 key and print the signature as multibase text."""
     click.echo(publishing.sign_enclave_id(publishing.load_signing_key(key_file), enclave_id))
@@ -93,7 +80,6 @@ def sign(enclave_id: str, key_file: Path) -> None:
 @click.option("--signature", "signatures", multiple=True, required=True, help="Network signature, multibase text.")
 @_network_keys(required=True)
 @_which_id
-@_errors_in_one_line
 def verify(enclave_id: str, signatures: tuple[str, ...], network_keys: tuple[str, ...], threshold: int) -> None:
     """Verify that the network signed exactly this enclave id."""
     publishing.verify_signatures(enclave_id, signatures, network_keys, threshold)
@@ -111,7 +97,6 @@ def verify(enclave_id: str, signatures: tuple[str, ...], network_keys: tuple[str
 @click.option("--cid", "cids", multiple=True, help="IPFS CID, for chains whose call has that field.")
 @click.option("--list-only", is_flag=True, help="Only list the signed id (as for a key vault's); no version to run.")
 @_which_id
-@_errors_in_one_line
 def publish(
     enclave_id: str,
     url: str,
@@ -153,7 +138,6 @@ def publish(
 @release.command()
 @_chain_options
 @_which_id
-@_errors_in_one_line
 def revoke(enclave_id: str, url: str, suri: str | None, key_file: Path | None, print_call: bool, as_json: bool) -> None:
     """Take an enclave id out of the chain's list: no vault hands keys to it from then on."""
     account = None if print_call else publishing.load_account(suri, key_file)

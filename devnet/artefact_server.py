@@ -1,0 +1,119 @@
+"""Static HTTP server for release archives, with Range, and faults that can be planted per path for tests."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from aiohttp import web
+
+
+@dataclass(slots=True)
+class Fault:
+    """What goes wrong with a file: how often (None: always), and how."""
+
+    times: int | None = 1
+    status: int | None = None
+    truncate_after_bytes: int | None = None
+    delay_s: float = 0.0
+
+    def take(self) -> bool:
+        """Whether this request is to fail."""
+        if self.times is None:
+            return True
+        self.times -= 1
+        return self.times >= 0
+
+
+@dataclass(slots=True)
+class ArtefactServer:
+    """Serves ``folder`` on loopback; ``faults`` maps a file name to what goes wrong with it."""
+
+    folder: Path
+    port: int = 0
+    faults: dict[str, Fault] = field(default_factory=dict)
+    requests: list[tuple[str, str | None]] = field(default_factory=list)
+    chunk_delay_s: float = 0.0
+    _runner: web.AppRunner | None = None
+
+    async def start(self) -> None:
+        """Listen; ``port`` tells where."""
+        app = web.Application(middlewares=[self._middleware])
+        app.router.add_get("/{name}", self._get)
+        self._runner = web.AppRunner(app, access_log=None, shutdown_timeout=1)
+        await self._runner.setup()
+        site = web.TCPSite(self._runner, "127.0.0.1", self.port)
+        await site.start()
+        self.port = self._runner.addresses[0][1]
+
+    async def stop(self) -> None:
+        """Close the socket and every connection."""
+        if self._runner is not None:
+            await self._runner.cleanup()
+            self._runner = None
+
+    def url(self, name: str) -> str:
+        """Where a file of the folder is had."""
+        return f"http://127.0.0.1:{self.port}/{name}"
+
+    @web.middleware
+    async def _middleware(
+        self, request: web.Request, handler: Callable[[web.Request], Awaitable[web.StreamResponse]]
+    ) -> web.StreamResponse:
+        self.requests.append((request.path, request.headers.get("Range")))
+        return await handler(request)
+
+    async def _get(self, request: web.Request) -> web.StreamResponse:
+        name = request.match_info["name"]
+        path = self.folder / name
+        if "/" in name or name.startswith(".") or not path.is_file():
+            raise web.HTTPNotFound
+        fault = self.faults.get(name)
+        if fault is not None and fault.take():
+            if fault.delay_s:
+                await asyncio.sleep(fault.delay_s)
+            if fault.status is not None:
+                return web.Response(status=fault.status, text="planted fault")
+            if fault.truncate_after_bytes is not None:
+                return await self._truncated(request, path, fault.truncate_after_bytes)
+        if self.chunk_delay_s:
+            return await self._slow(request, path)
+        return web.FileResponse(path)
+
+    async def _truncated(self, request: web.Request, path: Path, count: int) -> web.StreamResponse:
+        start, size = request.http_range.start or 0, _size(path)
+        status = 206 if start else 200
+        response = web.StreamResponse(status=status, headers={"Accept-Ranges": "bytes"})
+        if start:
+            response.headers["Content-Range"] = f"bytes {start}-{size - 1}/{size}"
+        response.content_length = size - start
+        await response.prepare(request)
+        with path.open("rb") as file:
+            file.seek(start)
+            await response.write(file.read(min(count, size - start)))
+        if request.transport is not None:
+            request.transport.close()
+        return response
+
+    async def _slow(self, request: web.Request, path: Path) -> web.StreamResponse:
+        """In 32 pieces with a pause after each, so that a person sees a download bar move."""
+        start, size = request.http_range.start or 0, _size(path)
+        response = web.StreamResponse(status=206 if start else 200, headers={"Accept-Ranges": "bytes"})
+        if start:
+            response.headers["Content-Range"] = f"bytes {start}-{size - 1}/{size}"
+        response.content_length = size - start
+        await response.prepare(request)
+        piece = max(4096, size // 32)
+        with path.open("rb") as file:
+            file.seek(start)
+            while data := file.read(piece):
+                await response.write(data)
+                await asyncio.sleep(self.chunk_delay_s)
+        await response.write_eof()
+        return response
+
+
+def _size(path: Path) -> int:
+    return path.stat().st_size

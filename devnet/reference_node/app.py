@@ -1,0 +1,150 @@
+"""HTTP face of the reference node: objects, health with canary, version, commit."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import re
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from aiohttp import web
+
+from devnet.reference_node.objects import NAME_BYTES_MAX, NodeError, ObjectStore
+
+NAME = re.compile(rf"[A-Za-z0-9][A-Za-z0-9._-]{{0,{NAME_BYTES_MAX - 1}}}\Z")
+STATUS_OF_CODE = {"NODE_OBJECT_MISSING": 404, "NODE_OBJECT_TOO_LARGE": 413, "NODE_NAME_BAD": 400}
+
+
+@dataclass(slots=True)
+class NodeState:
+    """What the node is at the moment; the routes read it, the start-up sequence writes it."""
+
+    enclave_id: str
+    version: str
+    tee: str
+    features: frozenset[str]
+    status: str = "starting"
+    store: ObjectStore | None = field(default=None, repr=False)
+    key_set_id: str | None = None
+    committed: bool = False
+    error: NodeError | None = None
+
+    def fail(self, error: NodeError) -> None:
+        """Remember why the node does not serve; its health tells it."""
+        self.status, self.error = "failed", error
+
+
+def make_app(state: NodeState, commit: Callable[[], Awaitable[None]]) -> web.Application:
+    """Application with the routes of the node contract; ``commit`` makes the commitment durable."""
+    app = web.Application(middlewares=[_errors], client_max_size=64 * 1024)
+    routes = _Routes(state, commit)
+    app.add_routes(
+        [
+            web.get("/version", routes.version),
+            web.get("/health", routes.health),
+            web.post("/commit", routes.commit),
+            web.get("/objects", routes.list_objects),
+            web.put("/objects/{name}", routes.put),
+            web.get("/objects/{name}", routes.get),
+            web.delete("/objects/{name}", routes.delete),
+        ]
+    )
+    if "stats" in state.features:
+        app.router.add_get("/stats", routes.stats)
+    return app
+
+
+class _Routes:
+    def __init__(self, state: NodeState, commit: Callable[[], Awaitable[None]]) -> None:
+        self._state = state
+        self._commit = commit
+
+    def _store(self) -> ObjectStore:
+        if self._state.status != "serving" or self._state.store is None:
+            raise NodeError("NODE_NOT_SERVING", f"the node is {self._state.status}")
+        return self._state.store
+
+    async def version(self, _: web.Request) -> web.Response:
+        return web.Response(text=f"{self._state.enclave_id}@{self._state.version}")
+
+    async def health(self, _: web.Request) -> web.Response:
+        state = self._state
+        canary = None if state.store is None else state.store.canary_sings()
+        error = None if state.error is None else {"code": state.error.code, "why": state.error.why}
+        body: dict[str, Any] = {
+            "status": state.status,
+            "canary": canary,
+            "enclave_id": state.enclave_id,
+            "version": state.version,
+            "tee": state.tee,
+            "committed": state.committed,
+            "key_set_id": state.key_set_id,
+            "error": error,
+        }
+        return web.json_response(body, status=200 if state.status != "failed" else 503)
+
+    async def commit(self, request: web.Request) -> web.Response:
+        try:
+            body = await request.json()
+            asked = body["enclave_id"]
+        except (ValueError, KeyError, TypeError):
+            raise NodeError("NODE_NAME_BAD", "the body must be JSON with enclave_id") from None
+        if asked != self._state.enclave_id:
+            raise NodeError("NODE_COMMIT_NOT_MINE", f"this node is {self._state.enclave_id}")
+        self._store()
+        await self._commit()
+        return web.json_response({"committed": True})
+
+    async def list_objects(self, _: web.Request) -> web.Response:
+        return web.json_response(await asyncio.to_thread(self._store().sizes))
+
+    async def stats(self, _: web.Request) -> web.Response:
+        sizes = await asyncio.to_thread(self._store().sizes)
+        return web.json_response({"objects": len(sizes), "bytes": sum(sizes.values())})
+
+    async def put(self, request: web.Request) -> web.Response:
+        size = await self._store().put(_name(request), request.content.iter_any())
+        return web.json_response({"size": size}, status=201)
+
+    async def get(self, request: web.Request) -> web.StreamResponse:
+        name = _name(request)
+        size, chunks = self._store().open(name)
+        first = next(chunks)
+        response = web.StreamResponse(headers={"Content-Type": "application/octet-stream"})
+        response.content_length = size
+        await response.prepare(request)
+        await response.write(first)
+        try:
+            for chunk in chunks:
+                await response.write(chunk)
+        except NodeError:
+            # Headers are out: only a broken connection tells the client that what it has is not the object.
+            if request.transport is not None:
+                request.transport.abort()
+            raise
+        await response.write_eof()
+        return response
+
+    async def delete(self, request: web.Request) -> web.Response:
+        self._store().delete(_name(request))
+        return web.Response(status=204)
+
+
+def _name(request: web.Request) -> str:
+    name = request.match_info["name"]
+    if not NAME.match(name):
+        raise NodeError("NODE_NAME_BAD", "a name has 1 to 200 of the characters A-Z a-z 0-9 . _ -")
+    return name
+
+
+@web.middleware
+async def _errors(request: web.Request, handler: Callable[[web.Request], Awaitable[web.StreamResponse]]) -> Any:
+    try:
+        return await handler(request)
+    except NodeError as error:
+        status = STATUS_OF_CODE.get(error.code, 503)
+        return web.Response(
+            text=json.dumps({"code": error.code, "why": error.why}), status=status, content_type="application/json"
+        )

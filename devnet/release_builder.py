@@ -1,0 +1,224 @@
+"""Builds releases of the reference node: measured image, SIGSTRUCT, network signature, archive; good ones and bad ones.
+
+Every key is drawn for the run. A network's real key never meets a build machine: there, ``dcupgrade release sign`` runs
+elsewhere on the enclave id that the build printed.
+"""
+
+from __future__ import annotations
+
+import datetime
+import io
+import json
+import tarfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from cryptography.hazmat.primitives.asymmetric.rsa import RSAPrivateKey, generate_private_key
+
+from dcupgrade.publish import network_key_text, sign_enclave_id
+
+ROOT = Path(__file__).resolve().parent.parent
+NODE_MAIN = "devnet.reference_node.main:main"
+POLICY_NAME = "devnet/reference_node/node_policy.json"
+SIGSTRUCT_DATE = datetime.date(2026, 1, 1)
+FORMAT_TAG = "dc object v1"
+
+
+@dataclass(frozen=True, slots=True)
+class ReleaseKeys:
+    """The network's ed25519 key and the vendor's RSA-3072 key (exponent 3, as SGX wants it)."""
+
+    network: Ed25519PrivateKey
+    vendor: RSAPrivateKey
+
+    @classmethod
+    def draw(cls, folder: Path) -> ReleaseKeys:
+        """Draw both and keep them in ``folder`` as ``network.pem`` and ``vendor.pem``, mode 0600."""
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        keys = cls(Ed25519PrivateKey.generate(), generate_private_key(public_exponent=3, key_size=3072))
+        for name, key in (("network.pem", keys.network), ("vendor.pem", keys.vendor)):
+            path = folder / name
+            path.touch(mode=0o600)
+            path.write_bytes(
+                key.private_bytes(
+                    serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+                )
+            )
+        return keys
+
+    @property
+    def network_public(self) -> str:
+        """The network's public key in the multibase form that settings take."""
+        return network_key_text(self.network)
+
+
+@dataclass(frozen=True, slots=True)
+class BuiltRelease:
+    """A release on disk: what the chain is told of it, and where its archive lies."""
+
+    name: str
+    version: str
+    enclave_id: str
+    signature: str
+    archive: Path
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NodeTraits:
+    """What is measured into an image of the reference node beside its code; the last three make it a bad one."""
+
+    features: tuple[str, ...] = ()
+    does_not_start: bool = False
+    crash_after_s: float | None = None
+    format_tag: str = FORMAT_TAG
+
+
+@dataclass(frozen=True, slots=True)
+class ReleaseBuilder:
+    """Builds into ``folder``; all releases of a builder belong to one network and one chain."""
+
+    folder: Path
+    keys: ReleaseKeys
+    genesis_hash: str
+
+    def good(self, version: str) -> BuiltRelease:
+        """A release that works; from 1.1.0 on it has ``GET /stats``."""
+        features = ("stats",) if version != "1.0.0" else ()
+        return self.build(version, NodeTraits(features=features))
+
+    def build(self, version: str, traits: NodeTraits, *, name: str = "") -> BuiltRelease:
+        """A release whose archive is well formed, whatever the node in it does."""
+        name = name or f"reference-node-{version}"
+        image, sigstruct, enclave_id = self._image(name, version, traits)
+        return self._pack(name, version, enclave_id, {"enclave.pyz": image, "enclave.sig": sigstruct})
+
+    def changed_after_signing(self, version: str, name: str = "changed-after-signing") -> BuiltRelease:
+        """An archive whose image is not the one that its SIGSTRUCT measures."""
+        image, sigstruct, enclave_id = self._image(name, version, NodeTraits())
+        return self._pack(name, version, enclave_id, {"enclave.pyz": image + b"\0", "enclave.sig": sigstruct})
+
+    def another_program(self, version: str, name: str = "another-program") -> BuiltRelease:
+        """An archive that is sound in itself, but holds another enclave than the one announced."""
+        _, _, announced = self._image(name, version, NodeTraits(features=("announced",)))
+        image, sigstruct, _ = self._image(name, version, NodeTraits())
+        return self._pack(name, version, announced, {"enclave.pyz": image, "enclave.sig": sigstruct})
+
+    def bad_rsa_signature(self, version: str, name: str = "bad-rsa-signature") -> BuiltRelease:
+        """A SIGSTRUCT with the right MRENCLAVE whose RSA signature is broken."""
+        image, sigstruct, enclave_id = self._image(name, version, NodeTraits())
+        broken = bytearray(sigstruct)
+        broken[600] ^= 1  # inside SIGNATURE, 516:384
+        return self._pack(name, version, enclave_id, {"enclave.pyz": image, "enclave.sig": bytes(broken)})
+
+    def leaves_its_folder(self, version: str, name: str = "leaves-its-folder") -> BuiltRelease:
+        """A good release, and beside it a member that climbs out of the slot."""
+        image, sigstruct, enclave_id = self._image(name, version, NodeTraits(features=("climbs",)))
+        members = {"../../escaped.txt": b"out", "enclave.pyz": image, "enclave.sig": sigstruct}
+        return self._pack(name, version, enclave_id, members)
+
+    def links_out(self, version: str, name: str = "links-out") -> BuiltRelease:
+        """A release whose image is a link to a file outside of the archive."""
+        _, sigstruct, enclave_id = self._image(name, version, NodeTraits(features=("links",)))
+        return self._pack(name, version, enclave_id, {"enclave.sig": sigstruct}, links={"enclave.pyz": "/etc/passwd"})
+
+    def _image(self, name: str, version: str, traits: NodeTraits) -> tuple[bytes, bytes, str]:
+        from attestation.artefact import build_image, build_sigstruct, verify_artefact
+
+        policy = {
+            "version": version,
+            "network_keys": [self.keys.network_public],
+            "threshold": 1,
+            "genesis_hash": self.genesis_hash,
+            "unsafe_simulated_tee": True,
+            "features": list(traits.features),
+            "does_not_start": traits.does_not_start,
+            "crash_after_s": traits.crash_after_s,
+            "format_tag": traits.format_tag,
+        }
+        work = self.folder / "build" / name
+        work.mkdir(parents=True, exist_ok=True)
+        image, sigstruct = work / "enclave.pyz", work / "enclave.sig"
+        build_image(image, node_sources(policy), NODE_MAIN)
+        sigstruct.write_bytes(build_sigstruct(image, self.keys.vendor, date=SIGSTRUCT_DATE))
+        return image.read_bytes(), sigstruct.read_bytes(), verify_artefact(image, sigstruct)
+
+    def _pack(
+        self,
+        name: str,
+        version: str,
+        enclave_id: str,
+        members: Mapping[str, bytes],
+        links: Mapping[str, str] | None = None,
+    ) -> BuiltRelease:
+        about = {"name": "reference-node", "version": version, "enclave_id": enclave_id}
+        archive = self.folder / f"{name}.tar.gz"
+        with tarfile.open(archive, "w:gz", compresslevel=1) as tar:
+            for member, target in (links or {}).items():
+                info = tarfile.TarInfo(member)
+                info.type, info.linkname = tarfile.SYMTYPE, target
+                tar.addfile(info)
+            for member, data in {"release.json": json.dumps(about).encode(), **members}.items():
+                info = tarfile.TarInfo(member)
+                info.size, info.mode = len(data), 0o644
+                tar.addfile(info, io.BytesIO(data))
+        return BuiltRelease(name, version, enclave_id, sign_enclave_id(self.keys.network, enclave_id), archive)
+
+
+def node_sources(policy: Mapping[str, Any]) -> dict[str, Path | bytes]:
+    """Files of a node image: name in the image to source. The policy is one of them, and so is measured."""
+    import chain_watcher
+
+    sources: dict[str, Path | bytes] = {
+        f"{package}/{path.name}": path
+        for package in ("attestation", "keyvault", "devnet/reference_node")
+        for path in sorted((ROOT / package).glob("*.py"))
+    }
+    for module in ("__init__", "errors", *chain_watcher.PURE_MODULES):
+        sources[f"chain_watcher/{module}.py"] = ROOT / "chain_watcher" / f"{module}.py"
+    sources["devnet/__init__.py"] = b'"""Part of the reference node\'s image."""\n'
+    sources[POLICY_NAME] = json.dumps(policy, sort_keys=True, indent=1).encode()
+    return sources
+
+
+def build_vault(folder: Path, keys: ReleaseKeys, genesis_hash: str, policy: Mapping[str, Any]) -> tuple[str, str]:
+    """Build ``vault.pyz`` and ``vault.sig`` into ``folder``; returns the vault's enclave id and network signature.
+
+    ``policy`` holds what differs from the development defaults below; all of it becomes part of the measurement.
+    """
+    import subprocess
+    import sys
+
+    fields = {
+        "network_keys": [keys.network_public],
+        "threshold": 1,
+        "genesis_hash": genesis_hash,
+        "checkpoint": None,
+        "evidence_mode": "single",
+        "unsafe_unproven_evidence": True,
+        "unsafe_simulated_tee": True,
+        **policy,
+    }
+    folder.mkdir(parents=True, exist_ok=True)
+    policy_file = folder / "vault_policy.json"
+    policy_file.write_text(json.dumps(fields, indent=1))
+    vendor = folder / "vendor.pem"
+    vendor.touch(mode=0o600)
+    vendor.write_bytes(
+        keys.vendor.private_bytes(
+            serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+        )
+    )
+    command = [sys.executable, "-m", "keyvault", "build"]
+    command += ["--policy", str(policy_file), "--key", str(vendor), "--out", str(folder)]
+    try:
+        done = subprocess.run(command, check=True, capture_output=True, text=True, cwd=ROOT)
+    finally:
+        vendor.unlink()
+    enclave_id = done.stdout.split()[-1]
+    signature = sign_enclave_id(keys.network, enclave_id)
+    (folder / "vault.auth").write_text(signature + "\n")
+    return enclave_id, signature
