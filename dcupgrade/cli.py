@@ -10,9 +10,21 @@ from typing import Any
 
 import click
 
-LAZY = {
-    "release": ("dcupgrade.release_cli", "release"),
+OPERATOR = "dcupgrade.operator_cli"
+LAZY: dict[str, tuple[str, str, str]] = {
+    "approve": (OPERATOR, "approve", "Approve the release on the chain."),
+    "diagram": (OPERATOR, "diagram", "Print the upgrade machine as a Mermaid diagram."),
+    "history": (OPERATOR, "history", "Show what happened: states, durations, reasons."),
+    "hold": (OPERATOR, "hold", "Start no upgrade until `unhold`, or for some hours."),
+    "override": (OPERATOR, "override", "Open all gates for one release, in an emergency."),
+    "plan": (OPERATOR, "plan", "Tell what would be done now, and why not yet."),
+    "release": ("dcupgrade.release_cli", "release", "Sign, verify, publish and revoke (release managers)."),
+    "resume": (OPERATOR, "resume", "Leave a halted condition after its cause is mended."),
+    "revert": (OPERATOR, "revert", "Go back to the previous version."),
+    "status": (OPERATOR, "status", "Show what runs, what is being done, and why it waits."),
+    "unhold": (OPERATOR, "unhold", "Lift the hold."),
 }
+"""Commands that are imported when they are asked for: module, attribute, one line of help."""
 
 
 class LazyGroup(click.Group):
@@ -25,7 +37,7 @@ class LazyGroup(click.Group):
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         """The command of that name, imported if need be."""
         if cmd_name in LAZY:
-            module, attribute = LAZY[cmd_name]
+            module, attribute, _ = LAZY[cmd_name]
             command: click.Command = getattr(importlib.import_module(module), attribute)
             return command
         return super().get_command(ctx, cmd_name)
@@ -35,14 +47,9 @@ class LazyGroup(click.Group):
         rows = []
         for name in self.list_commands(ctx):
             command = self.commands.get(name)
-            rows.append((name, command.get_short_help_str(80) if command else LAZY_HELP[name]))
+            rows.append((name, command.get_short_help_str(80) if command else LAZY[name][2]))
         with formatter.section("Commands"):
             formatter.write_dl(rows)
-
-
-LAZY_HELP = {
-    "release": "Sign, verify, publish and revoke releases (release managers).",
-}
 
 
 @click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})

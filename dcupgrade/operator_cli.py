@@ -1,0 +1,220 @@
+"""The operator's commands: they read the journal, ask the running agent over loopback, and queue an operator's word.
+
+A word (hold, approve, …) is written into the journal, where the agent takes it up; it is not lost when the agent is
+down, and history tells who said it and why.
+"""
+
+import getpass
+import json
+import os
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import click
+
+from dcupgrade import settings
+from dcupgrade.errors import DcupgradeError
+from dcupgrade.journal import Journal
+
+ANSWER_WAIT_S = 5.0
+json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON; its schema is docs/schemas/.")
+
+
+def journal_path(loaded: settings.Settings) -> Path:
+    """Where the agent keeps its journal."""
+    return loaded.agent.state_dir / "journal.sqlite3"
+
+
+def open_journal(loaded: settings.Settings) -> Journal:
+    """The journal of this agent; raises DcupgradeError NO_JOURNAL where none was ever begun."""
+    path = journal_path(loaded)
+    if not path.exists():
+        raise DcupgradeError(
+            code="NO_JOURNAL",
+            what=f"journal {path}",
+            why="there is none",
+            action="Start `dcupgrade watch` once, or name the right settings file with --config.",
+        )
+    return Journal(path)
+
+
+def ask_agent(loaded: settings.Settings, path: str, timeout_s: float = 1.0) -> dict[str, Any] | None:
+    """The running agent's answer to a GET on loopback, or None where nobody answers."""
+    if loaded.agent.http_listen == "off":
+        return None
+    try:
+        with urllib.request.urlopen(f"http://{loaded.agent.http_listen}{path}", timeout=timeout_s) as answer:  # noqa: S310
+            decoded = json.load(answer)
+    except (OSError, ValueError):
+        return None
+    return decoded if isinstance(decoded, dict) else None
+
+
+@click.command()
+@json_option
+@click.pass_obj
+def status(config_path: Path, as_json: bool) -> None:
+    """Show what runs, what the machine is doing, and why it waits."""
+    loaded = settings.load(config_path)
+    live = ask_agent(loaded, "/api/v1/status")
+    if live is not None:
+        facts = {**live, "agent": "running"}
+    else:
+        journal = open_journal(loaded)
+        stored = journal.load()
+        facts = {"agent": "not running", "state": stored.to_json() if stored else None}
+    if as_json:
+        click.echo(json.dumps(facts, indent=2, sort_keys=True))
+        return
+    _print_status(facts)
+
+
+def _print_status(facts: Mapping[str, Any]) -> None:
+    state = facts.get("state") or {}
+    rows = [("agent", str(facts.get("agent")))]
+    rows.append(("state", str(state.get("name", "no upgrade was ever looked at"))))
+    if state.get("halted"):
+        rows.append(("halted", f"{state['halted']}: see `dcupgrade explain {state['halted']}`"))
+    for name in ("running", "target", "previous"):
+        release = state.get(name)
+        if release:
+            rows.append((name, f"{release['version'] or '?'}  {release['enclave_id']}"))
+    if state.get("reason"):
+        rows.append(("reason", f"{state['reason']} {state.get('detail', '')}".strip()))
+    if state.get("hold"):
+        rows.append(("hold", f"{state['hold']['reason']} (by {state['hold']['who'] or '?'})"))
+    for gate in facts.get("gates") or []:
+        rows.append((f"gate {gate['name']}", f"{'open' if gate['open'] else 'shut'}: {gate['why']}"))
+    for name, value in (facts.get("chain") or {}).items():
+        if isinstance(value, str | int | float | bool):
+            rows.append((f"chain {name}", str(value)))
+    if facts.get("tee"):
+        rows.append(("TEE", str(facts["tee"])))
+    width = max(len(name) for name, _ in rows)
+    for name, text in rows:
+        click.echo(f"{name.ljust(width)}  {text}")
+
+
+@click.command()
+@json_option
+@click.option("--limit", "-n", default=50, show_default=True, type=click.IntRange(1, 10000), help="How many rows.")
+@click.option("--all", "all_events", is_flag=True, help="Every event, not only changes of state.")
+@click.pass_obj
+def history(config_path: Path, as_json: bool, limit: int, all_events: bool) -> None:
+    """Show what happened: each change of state with its time, duration and reason."""
+    rows = open_journal(settings.load(config_path)).history(limit, all_events=all_events)
+    for before, row in zip([None, *rows], rows, strict=False):
+        row["seconds_in_state"] = round(row["at_unix_s"] - before["at_unix_s"], 3) if before else None
+    if as_json:
+        click.echo(json.dumps(rows, indent=2))
+        return
+    for row in rows:
+        at = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(row["at_unix_s"]))
+        lasted = "" if row["seconds_in_state"] is None else f"after {row['seconds_in_state']:.1f} s"
+        why = " ".join(part for part in (row["reason"], row["detail"]) if part)
+        click.echo(f"{at}  {row['from']:>11} -> {row['to']:<11} {lasted:>14}  {why}".rstrip())
+
+
+def _word(name: str, teach: str, *options: Callable[[Any], Any]) -> click.Command:
+    """A command that queues the operator's word ``name`` in the journal."""
+
+    @click.option("--reason", "-r", default="", help="Why; goes into the history.")
+    @click.pass_obj
+    def command(config_path: Path, reason: str, **arguments: Any) -> None:
+        loaded = settings.load(config_path)
+        journal = open_journal(loaded)
+        if "enclave_id" in arguments:
+            arguments["enclave_id"] = arguments["enclave_id"] or _offered(journal)
+        number = journal.enqueue(name, _who(), {"reason": reason, **_plain(arguments)})
+        if ask_agent(loaded, "/healthz") is None:
+            click.echo(
+                f"{name}: queued. The agent is not running, or serves no HTTP: it takes this up when it is there."
+            )
+            return
+        deadline = time.monotonic() + ANSWER_WAIT_S
+        while time.monotonic() < deadline:
+            if journal.command_taken(number):
+                click.echo(f"{name}: taken up by the agent.")
+                return
+            time.sleep(0.05)
+        click.echo(f"{name}: queued, but not taken up within {ANSWER_WAIT_S:.0f} s. See `dcupgrade status`.", err=True)
+        sys.exit(1)
+
+    made: Any = command
+    for option in options:
+        made = option(made)
+    return click.command(name, help=teach)(made)
+
+
+def _offered(journal: Journal) -> str:
+    """The id of the release on the chain, as the agent last saw it."""
+    state = journal.load()
+    if state is None or state.chain is None or state.chain.program is None:
+        raise DcupgradeError(
+            code="NO_RELEASE_SEEN",
+            what="ENCLAVE_ID was left out",
+            why="the agent has not seen a release on the chain yet",
+            action="Name the enclave id.",
+        )
+    return state.chain.program.enclave_id
+
+
+def _plain(arguments: Mapping[str, Any]) -> dict[str, Any]:
+    hours = arguments.get("hours")
+    rest = {key: value for key, value in arguments.items() if key != "hours" and value is not None}
+    return {**rest, "until_unix_s": time.time() + hours * 3600} if hours is not None else rest
+
+
+def _who() -> str:
+    return os.environ.get("SUDO_USER") or getpass.getuser()
+
+
+_id = click.argument("enclave_id", default="")
+hold = _word(
+    "hold",
+    "Start no upgrade until `unhold`, or for --hours. What is under way before `stopping` waits; later states go on.",
+    click.option("--hours", type=click.FloatRange(min=0, min_open=True), help="End by itself after so long."),
+)
+unhold = _word("unhold", "Lift the hold.")
+approve = _word(
+    "approve", "Approve the release on the chain (or ENCLAVE_ID only), where settings ask for approval.", _id
+)
+override = _word("override", "Open all gates for ENCLAVE_ID at once, in an emergency; who and why is journalled.", _id)
+resume = _word("resume", "Leave a halted condition after its cause is mended (see `explain`).")
+revert = _word("revert", "Go back to the previous version, by the same rules as an automatic revert.")
+
+
+@click.command()
+@json_option
+@click.pass_obj
+def plan(config_path: Path, as_json: bool) -> None:
+    """Tell what would be done with the release on the chain now, which gates are open or shut, and why."""
+    loaded = settings.load(config_path)
+    facts = ask_agent(loaded, "/api/v1/plan", timeout_s=10.0)
+    if facts is None:
+        raise DcupgradeError(
+            code="AGENT_NOT_RUNNING",
+            what="plan",
+            why=f"no agent answers on {loaded.agent.http_listen}",
+            action="Start `dcupgrade watch`: the plan needs its view of the chain.",
+            kind="transient",
+        )
+    if as_json:
+        click.echo(json.dumps(facts, indent=2, sort_keys=True))
+        return
+    for line in facts.get("lines", []):
+        click.echo(line)
+
+
+@click.command()
+@click.pass_obj
+def diagram(_: Path) -> None:
+    """Print the upgrade machine as a Mermaid diagram, drawn from its table."""
+    from dcupgrade.machine import mermaid
+
+    click.echo(mermaid())
