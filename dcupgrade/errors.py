@@ -2,9 +2,18 @@
 
 from typing import Literal
 
+from dcupgrade.states import HALTED_CODES, REASON_CODES
+
 Kind = Literal["transient", "rejected", "invariant"]
 
+OTHERS = frozenset({"VAULT_REPLACED"})
+"""Conditions whose code another package raises and explains."""
+
 CODES: dict[str, str] = {
+    # settings and command line
+    "NO_JOURNAL": "no agent ever ran with these settings, so there is no journal to read",
+    "NO_RELEASE_SEEN": "the agent has not yet seen a release on the chain",
+    "AGENT_NOT_RUNNING": "the command needs the running agent, and nobody answers on its address",
     # the release manager's tools (publish.py, release_cli.py)
     "RELEASE_KEY_UNREADABLE": "a signing key file is missing or is neither a 32-byte seed nor a PKCS#8 ed25519 key",
     "RELEASE_ID_MALFORMED": "an enclave id is not 64 lower-case hexadecimal digits",
@@ -24,6 +33,34 @@ CODES: dict[str, str] = {
     "SETTINGS_UNREADABLE": "the settings file cannot be read or is not TOML",
     "SETTINGS_INVALID": "the settings file has mistakes; all of them are listed",
     "UNKNOWN_CODE": "no part of the program knows the code that was asked about",
+    # the agent (service.py, orchestrator.py, effects.py)
+    "AGENT_ALREADY_RUNNING": "another agent works on this state folder",
+    "AGENT_STATE_UNUSABLE": "the agent's state folder cannot be created or written",
+    "MACHINE_NO_TRANSITION": "the upgrade machine met an event that its table does not know in that state",
+    "JOURNAL_CORRUPT": "the journal is damaged, or is not a journal",
+    "JOURNAL_TOO_NEW": "the journal was written by a newer version of the program",
+    "JOURNAL_UNREADABLE": "the journal's file cannot be opened",
+    "JOURNAL_WRITE_FAILED": "the journal cannot be written; nothing is done that it does not hold",
+    "UNEXPECTED": "the program met an error that it does not know; the log has the details",
+    "VAULT_START_FAILED": "the vault's process could not be started or does not answer",
+    "READY_DEADLINE": "a started node did not serve in time",
+    "DELIVERY_DEADLINE": "the new version did not confirm the keys in time",
+    "DELIVERY_REFUSED": "the vault or the new version refused the handover of the keys",
+    "CANARY_FAILED": "the new version cannot decrypt the old one's data",
+    "NODE_UNHEALTHY": "the node's own health report says that it failed",
+    "NODE_NOT_READY": "the node's health report says that it does not serve",
+    "NODE_ANOTHER_VERSION": "another version than the one started answers on the node's port",
+    "COMMIT_NOT_ACKNOWLEDGED": "the new version has not yet taken the word to commit",
+    "RUNNING_REVOKED": "the network has withdrawn its signature from the running version; it goes on serving",
+    "FIRST_INSTALL_REFUSED": "nothing runs here, and a first install is not allowed or not safe",
+    # gates.py: why an upgrade does not begin yet
+    "GATE_HELD": "an operator holds upgrades",
+    "GATE_WINDOW_SHUT": "it is outside the maintenance windows",
+    "GATE_NOT_MY_TURN": "this node's turn in the staggering has not come",
+    "GATE_APPROVAL_MISSING": "the release waits for an operator's approval",
+    "GATE_PREFLIGHT": "a check of the host before the upgrade failed",
+    **{code: text for code, text in HALTED_CODES.items() if code not in OTHERS},
+    **REASON_CODES,
 }
 
 

@@ -1,0 +1,281 @@
+"""The journal: SQLite in WAL mode with synchronous=FULL, one transaction per transition of the machine.
+
+A transaction holds the new state, the event that led to it, and the work that is wanted from now on (the intents).
+It is on disk
+before any of that work begins. Start-up reads the state and begins the work that follows from it anew.
+The command line and the status page queue operators' words in the same file, and read the history.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import sqlite3
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from dcupgrade.errors import DcupgradeError
+from dcupgrade.ports import Command, Entry
+from dcupgrade.states import State, state_from_json
+
+SCHEMA_VERSION = 1
+HISTORY_ROWS_MAX = 100_000
+"""Older transitions are dropped, a thousand at a time."""
+
+_SCHEMA = (
+    "CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID",
+    "CREATE TABLE state (id INTEGER PRIMARY KEY CHECK (id = 1), seq INTEGER NOT NULL, json TEXT NOT NULL,"
+    " sha256 TEXT NOT NULL)",
+    "CREATE TABLE events (seq INTEGER PRIMARY KEY AUTOINCREMENT, at_unix_s REAL NOT NULL, state_before TEXT NOT NULL,"
+    " state_after TEXT NOT NULL, kind TEXT NOT NULL, reason TEXT NOT NULL, detail TEXT NOT NULL,"
+    " running TEXT NOT NULL, target TEXT NOT NULL, json TEXT NOT NULL)",
+    "CREATE TABLE intents (id INTEGER PRIMARY KEY, seq INTEGER NOT NULL, json TEXT NOT NULL)",
+    "CREATE TABLE commands (id INTEGER PRIMARY KEY AUTOINCREMENT, at_unix_s REAL NOT NULL, kind TEXT NOT NULL,"
+    " who TEXT NOT NULL, json TEXT NOT NULL, taken_seq INTEGER)",
+)
+
+
+class Journal:
+    """The journal in one file. Only one agent writes transitions (the service's lock sees to that).
+
+    Raises DcupgradeError JOURNAL_UNREADABLE, JOURNAL_CORRUPT or JOURNAL_TOO_NEW when it is opened.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._db = _open(path)
+
+    def close(self) -> None:
+        """Close the file."""
+        self._db.close()
+
+    def load(self) -> State | None:
+        """The last state; raises JOURNAL_CORRUPT when it is damaged."""
+        with self._reading():
+            row = self._db.execute("SELECT json, sha256 FROM state").fetchone()
+        if row is None:
+            return None
+        text, digest = row
+        if hashlib.sha256(text.encode()).hexdigest() != digest:
+            raise _corrupt(self.path, "the stored state does not match its checksum")
+        try:
+            return state_from_json(json.loads(text))
+        except (KeyError, TypeError, ValueError) as error:
+            raise _corrupt(self.path, f"the stored state cannot be decoded ({error!r})") from error
+
+    def intents(self) -> list[dict[str, Any]]:
+        """The work that was wanted when the last transition was stored."""
+        with self._reading():
+            return [json.loads(text) for (text,) in self._db.execute("SELECT json FROM intents ORDER BY id")]
+
+    def append(self, entry: Entry) -> None:
+        """Store one transition durably; raises JOURNAL_WRITE_FAILED, and then the journal is as it was before."""
+        text = _dump(entry.after.to_json())
+        digest = hashlib.sha256(text.encode()).hexdigest()
+        try:
+            with self._db:
+                self._db.execute("BEGIN IMMEDIATE")
+                seq = self._db.execute(_INSERT_EVENT, _event_row(entry)).lastrowid
+                self._db.execute("INSERT OR REPLACE INTO state VALUES (1, ?, ?, ?)", (seq, text, digest))
+                self._db.execute("DELETE FROM intents")
+                self._db.executemany(
+                    "INSERT INTO intents (seq, json) VALUES (?, ?)",
+                    [(seq, _dump(effect.to_json())) for effect in entry.wanted],
+                )
+                if entry.command_id:
+                    self._db.execute("UPDATE commands SET taken_seq = ? WHERE id = ?", (seq, entry.command_id))
+                if seq and seq % 1000 == 0:
+                    self._db.execute("DELETE FROM events WHERE seq <= ?", (seq - HISTORY_ROWS_MAX,))
+        except sqlite3.Error as error:
+            raise DcupgradeError(
+                code="JOURNAL_WRITE_FAILED",
+                what=f"journal {self.path}",
+                why=str(error),
+                action="Free some disk space or repair the disk; the agent tries again and does nothing meanwhile.",
+                kind="transient",
+            ) from error
+
+    def commands(self) -> list[Command]:
+        """Operators' words that wait."""
+        with self._reading():
+            rows = self._db.execute(
+                "SELECT id, kind, who, json, at_unix_s FROM commands WHERE taken_seq IS NULL ORDER BY id LIMIT 100"
+            ).fetchall()
+        return [Command(number, kind, who, json.loads(text), at) for number, kind, who, text, at in rows]
+
+    def enqueue(self, kind: str, who: str, arguments: Mapping[str, Any]) -> int:
+        """Queue an operator's word for the agent; returns its number."""
+        try:
+            with self._db:
+                cursor = self._db.execute(
+                    "INSERT INTO commands (at_unix_s, kind, who, json) VALUES (?, ?, ?, ?)",
+                    (time.time(), kind, who, _dump(dict(arguments))),
+                )
+        except sqlite3.Error as error:
+            raise DcupgradeError(
+                code="JOURNAL_WRITE_FAILED", what=f"journal {self.path}", why=str(error), kind="transient"
+            ) from error
+        return cursor.lastrowid or 0
+
+    def command_taken(self, number: int) -> bool:
+        """Whether the agent has taken up the word with this number."""
+        with self._reading():
+            row = self._db.execute("SELECT taken_seq FROM commands WHERE id = ?", (number,)).fetchone()
+        return row is not None and row[0] is not None
+
+    def history(self, limit: int = 100, *, all_events: bool = False) -> list[dict[str, Any]]:
+        """The newest transitions, oldest first; without `all_events` only those that changed the state's name."""
+        query = _HISTORY_ALL if all_events else _HISTORY_CHANGES
+        with self._reading():
+            rows = self._db.execute(query, (limit,)).fetchall()
+        return [dict(zip(_HISTORY_KEYS, row, strict=True)) for row in reversed(rows)]
+
+    @contextmanager
+    def _reading(self) -> Iterator[None]:
+        try:
+            yield
+        except sqlite3.DatabaseError as error:
+            raise _corrupt(self.path, str(error)) from error
+
+
+_HISTORY_KEYS = ("seq", "at_unix_s", "from", "to", "event", "reason", "detail", "running", "target")
+_INSERT_EVENT = (
+    "INSERT INTO events (at_unix_s, state_before, state_after, kind, reason, detail, running, target, json)"
+    " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)"
+)
+_HISTORY_ALL = (
+    "SELECT seq, at_unix_s, state_before, state_after, kind, reason, detail, running, target FROM events"
+    " ORDER BY seq DESC LIMIT ?"
+)
+_HISTORY_CHANGES = (
+    "SELECT seq, at_unix_s, state_before, state_after, kind, reason, detail, running, target FROM events"
+    " WHERE state_before != state_after ORDER BY seq DESC LIMIT ?"
+)
+
+
+def _event_row(entry: Entry) -> tuple[Any, ...]:
+    event, after = entry.event, entry.after
+    return (
+        event.at_unix_s,
+        entry.before.name.value,
+        after.name.value,
+        event.kind.value,
+        event.code or after.halted or after.reason,
+        event.detail,
+        after.running.enclave_id if after.running else "",
+        after.target.enclave_id if after.target else "",
+        _dump(event.to_json()),
+    )
+
+
+def _open(path: Path) -> sqlite3.Connection:
+    new = not path.exists()
+    try:
+        db = sqlite3.connect(path, isolation_level=None, timeout=10)
+    except sqlite3.Error as error:
+        raise DcupgradeError(
+            code="JOURNAL_UNREADABLE",
+            what=f"journal {path}",
+            why=str(error),
+            action="See to it that the folder exists and belongs to the agent's user.",
+            kind="invariant",
+        ) from error
+    try:
+        if new:
+            path.chmod(0o600)
+        db.execute("PRAGMA journal_mode=WAL")
+        db.execute("PRAGMA synchronous=FULL")
+        db.execute("PRAGMA trusted_schema=OFF")
+        found = [line for (line,) in db.execute("PRAGMA quick_check(1)")]
+        if found != ["ok"]:
+            raise _corrupt(path, f"SQLite finds it damaged ({found[0] if found else 'no answer'})")
+        _migrate(db, path)
+    except sqlite3.DatabaseError as error:
+        db.close()
+        if isinstance(error, sqlite3.OperationalError):
+            raise DcupgradeError(
+                code="JOURNAL_UNREADABLE", what=f"journal {path}", why=str(error), kind="invariant"
+            ) from error
+        raise _corrupt(path, str(error)) from error
+    except DcupgradeError:
+        db.close()
+        raise
+    return db
+
+
+def _migrate(db: sqlite3.Connection, path: Path) -> None:
+    db.execute("BEGIN IMMEDIATE")
+    try:
+        tables = {name for (name,) in db.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
+        if not tables:
+            for statement in _SCHEMA:
+                db.execute(statement)
+            db.execute("INSERT INTO meta VALUES ('schema', ?)", (str(SCHEMA_VERSION),))
+        elif "meta" not in tables:
+            raise _corrupt(path, "it is a database of something else")
+        (version,) = db.execute("SELECT value FROM meta WHERE key = 'schema'").fetchone() or ("none",)
+        if not version.isdigit() or int(version) < 1:
+            raise _corrupt(path, f"its schema version is {version!r}")
+        if int(version) > SCHEMA_VERSION:
+            raise DcupgradeError(
+                code="JOURNAL_TOO_NEW",
+                what=f"journal {path}",
+                why=f"it has schema {version}, this program knows {SCHEMA_VERSION}",
+                action="Run the version of the program that wrote it, or a newer one.",
+                kind="invariant",
+            )
+    except BaseException:
+        db.execute("ROLLBACK")
+        raise
+    db.execute("COMMIT")
+
+
+def _corrupt(path: Path, why: str) -> DcupgradeError:
+    return DcupgradeError(
+        code="JOURNAL_CORRUPT",
+        what=f"journal {path}",
+        why=why,
+        action="Do not delete it: follow docs/operations.md, JOURNAL_CORRUPT. The running node is left as it is.",
+        kind="invariant",
+    )
+
+
+def _dump(value: Mapping[str, Any]) -> str:
+    return json.dumps(value, sort_keys=True, separators=(",", ":"))
+
+
+class MemoryJournal:
+    """A journal for simulations: the same entries and the same codec, kept in memory.
+
+    `durable` is the encoded state that a crash leaves behind. `fail_writes` makes writes fail as a full disk does.
+    """
+
+    def __init__(self, durable: str | None = None) -> None:
+        self.durable = durable
+        self.entries = 0
+        self.fail_writes = False
+        self.queue: list[Command] = []
+
+    def load(self) -> State | None:
+        """The last state that was appended."""
+        return None if self.durable is None else state_from_json(json.loads(self.durable))
+
+    def append(self, entry: Entry) -> None:
+        """Keep the state."""
+        if self.fail_writes:
+            raise DcupgradeError(
+                code="JOURNAL_WRITE_FAILED",
+                what="journal in memory",
+                why="the simulated disk is full",
+                kind="transient",
+            )
+        self.durable = _dump(entry.after.to_json())
+        self.entries += 1
+        self.queue = [item for item in self.queue if item.id != entry.command_id]
+
+    def commands(self) -> list[Command]:
+        """Operators' words that wait."""
+        return list(self.queue)

@@ -1,0 +1,285 @@
+"""The orchestrator: performs what the machine wants, and feeds back what happened. One task owns the machine.
+
+Order is everything here: an event is taken, the machine steps, the journal stores state and intents, and only then work
+that is wanted no more is cancelled and newly wanted work begins. A result of work that is wanted no more is dropped.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import deque
+from collections.abc import AsyncIterator, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+from dcupgrade import gates
+from dcupgrade.effects import Limits, Performer, failure_of
+from dcupgrade.errors import DcupgradeError
+from dcupgrade.machine import activity, step
+from dcupgrade.ports import ChainPort, ClockPort, Command, Entry, JournalPort, NodesPort, VaultPort
+from dcupgrade.states import Effect, Event, EventKind, Hold, State
+from dcupgrade.transitions import Budgets, newer
+
+log = logging.getLogger("dcupgrade")
+
+SUBSCRIBER_QUEUE_MAX = 1000
+WORDS = {
+    "hold": EventKind.HOLD,
+    "unhold": EventKind.UNHOLD,
+    "approve": EventKind.APPROVE,
+    "override": EventKind.OVERRIDE,
+    "resume": EventKind.RESUME,
+    "revert": EventKind.REVERT,
+}
+"""Commands that an operator can queue in the journal."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Job:
+    """A running effect. Its number tells results of this run from those of an earlier run of an equal effect."""
+
+    number: int
+    task: asyncio.Task[None]
+
+
+@dataclass(frozen=True, slots=True)
+class _Item:
+    """Something in the queue: an event, and the effect's run or the operator's word that it comes from."""
+
+    event: Event
+    effect: Effect | None = None
+    number: int = 0
+    command_id: int = 0
+
+
+class Orchestrator:
+    """Runs the upgrade machine over the ports. `run()` returns only when cancelled; it raises on a broken invariant."""
+
+    def __init__(
+        self,
+        *,
+        journal: JournalPort,
+        chain: ChainPort,
+        vault: VaultPort,
+        nodes: NodesPort,
+        clock: ClockPort,
+        limits: Limits,
+        budgets: Budgets,
+        rules: gates.GateRules,
+        commands_poll_s: float = 1.0,
+    ) -> None:
+        self._journal, self._chain, self._clock, self._budgets = journal, chain, clock, budgets
+        self._performer = Performer(
+            nodes=nodes, vault=vault, chain=chain, clock=clock, limits=limits, rules=rules, note=self._note
+        )
+        self._commands_poll_s = commands_poll_s
+        self._queue: asyncio.Queue[_Item] = asyncio.Queue()
+        self._jobs: dict[Effect, _Job] = {}
+        self._numbers = 0
+        self._subscribers: list[asyncio.Queue[dict[str, Any]]] = []
+        self._progress: dict[str, Mapping[str, Any]] = {}
+        self._block_number = 0
+        self._since_unix_s = clock.now()
+        self._recent: deque[dict[str, Any]] = deque(maxlen=50)
+        self._seen_commands: set[int] = set()
+        self.state = State()
+
+    # --- the loop ----------------------------------------------------------------------------------------------------
+
+    async def run(self) -> None:
+        """Take up the journalled state and work until cancelled.
+
+        Raises DcupgradeError: JOURNAL_CORRUPT from start-up, MACHINE_NO_TRANSITION for a fault of the program. Nodes
+        are never touched by the end of this task.
+        """
+        self.state = self._journal.load() or State()
+        self._since_unix_s = self._clock.now()
+        log.info("taking up state %s", self.state.name, extra={"event": "start", "state": self.state.name.value})
+        sources = [asyncio.ensure_future(self._follow_chain()), asyncio.ensure_future(self._follow_commands())]
+        try:
+            self._reconcile()
+            while True:
+                await self._take(await self._queue.get())
+        finally:
+            tasks = [*sources, *(job.task for job in self._jobs.values())]
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+            self._jobs.clear()
+
+    async def _take(self, item: _Item) -> None:
+        if item.effect is not None:
+            job = self._jobs.get(item.effect)
+            if job is None or job.number != item.number:
+                return  # that work is wanted no more
+        before, event = self.state, replace(item.event, at_unix_s=self._clock.now())
+        after, _ = step(before, event, self._budgets)
+        if after != before or item.command_id:
+            await self._store(Entry(before, event, after, activity(after), item.command_id))
+        self.state = after
+        if item.effect is not None and self._jobs[item.effect].task.done():
+            del self._jobs[item.effect]
+        if after != before:
+            self._tell_step(before, event, after)
+        self._reconcile()
+
+    async def _store(self, entry: Entry) -> None:
+        """Nothing may happen that the journal does not hold: a failing write is repeated until it succeeds."""
+        tries = 0
+        while True:
+            try:
+                self._journal.append(entry)
+                return
+            except DcupgradeError as error:
+                if error.kind != "transient":
+                    raise
+                tries += 1
+                self._note("journal_failed", {"code": error.code, "detail": str(error)})
+                await self._clock.sleep(self._performer.pause_s(tries))
+
+    def _reconcile(self) -> None:
+        """Cancel the work that is wanted no more, start what is wanted and does not run."""
+        wanted = activity(self.state)
+        for effect in [item for item in self._jobs if item not in wanted]:
+            self._jobs.pop(effect).task.cancel()
+        for effect in wanted:
+            if effect not in self._jobs:
+                self._numbers += 1
+                task = asyncio.ensure_future(self._perform(effect, self._numbers, self.state))
+                self._jobs[effect] = _Job(self._numbers, task)
+
+    async def _perform(self, effect: Effect, number: int, state: State) -> None:
+        def emit(event: Event) -> None:
+            self._queue.put_nowait(_Item(event, effect, number))
+
+        while True:
+            try:
+                emit(await self._performer.perform(effect, state, emit))
+                return
+            except Exception as error:
+                # performers turn every expected failure into an event; what gets here is a fault of the program
+                failure = failure_of(error)
+                log.exception("effect %s failed unexpectedly", effect.kind.value)
+                self._note("retry", {"what": effect.kind.value, "code": failure.code, "detail": failure.detail})
+                await self._clock.sleep(self._performer.pause_s(3))
+
+    async def _follow_chain(self) -> None:
+        tries = 0
+        while True:
+            try:
+                async for facts in self._chain.views():
+                    tries = 0
+                    self._block_number = facts.block_number
+                    self._queue.put_nowait(_Item(Event(EventKind.CHAIN, chain=facts)))
+            except Exception as error:
+                failure = failure_of(error)
+                log.warning("the chain cannot be followed: %s", failure.detail, extra={"code": failure.code})
+                self._note("chain_lost", {"code": failure.code, "detail": failure.detail})
+            tries += 1
+            await self._clock.sleep(self._performer.pause_s(tries))
+
+    async def _follow_commands(self) -> None:
+        while True:
+            try:
+                waiting = self._journal.commands()
+            except DcupgradeError as error:
+                log.warning("operators' words cannot be read: %s", error, extra={"code": error.code})
+                waiting = []
+            for command in waiting:
+                if command.id not in self._seen_commands:
+                    self._seen_commands.add(command.id)
+                    self._queue.put_nowait(_Item(self._event_of(command), command_id=command.id))
+            await self._clock.sleep(self._commands_poll_s)
+
+    def _event_of(self, command: Command) -> Event:
+        arguments = command.arguments
+        detail = str(arguments.get("reason", ""))
+        kind = WORDS.get(command.kind)
+        if kind is EventKind.HOLD:
+            hold = Hold(detail, command.who, float(arguments.get("until_unix_s") or 0.0))
+            return Event(kind, who=command.who, detail=detail, hold=hold)
+        if kind in (EventKind.APPROVE, EventKind.OVERRIDE):
+            about = self.state.target or newer(self.state)
+            enclave_id = str(arguments.get("enclave_id") or (about.enclave_id if about else ""))
+            return Event(kind, enclave_id, who=command.who, detail=detail)
+        if kind is None:
+            log.warning("unknown operator's word %r is ignored", command.kind)
+            return Event(EventKind.UNHOLD, hold=None) if self.state.hold is None else self._hold_again()
+        return Event(kind, who=command.who, detail=detail)
+
+    def _hold_again(self) -> Event:
+        return Event(EventKind.HOLD, hold=self.state.hold)
+
+    # --- for people --------------------------------------------------------------------------------------------------
+
+    def subscribe(self) -> AsyncIterator[dict[str, Any]]:
+        """A stream of JSON-able facts: {"type": "state" | "progress", ...}. A slow reader loses the oldest ones."""
+        queue: asyncio.Queue[dict[str, Any]] = asyncio.Queue(SUBSCRIBER_QUEUE_MAX)
+        self._subscribers.append(queue)
+
+        async def stream() -> AsyncIterator[dict[str, Any]]:
+            try:
+                while True:
+                    yield await queue.get()
+            finally:
+                self._subscribers.remove(queue)
+
+        return stream()
+
+    def snapshot(self) -> dict[str, Any]:
+        """Everything a status page shows: state, work under way, its progress, the chain's height."""
+        return {
+            "state": self.state.to_json(),
+            "since_unix_s": self._since_unix_s,
+            "now_unix_s": self._clock.now(),
+            "block_number": self._block_number,
+            "wanted": [effect.to_json() for effect in activity(self.state)],
+            "progress": {name: dict(facts) for name, facts in self._progress.items()},
+            "recent": list(self._recent),
+            "alarms": self.alarms(),
+        }
+
+    def alarms(self) -> list[dict[str, str]]:
+        """Conditions that an operator should know of, each with its code."""
+        state, out = self.state, []
+        if state.halted:
+            out.append({"code": state.halted, "detail": state.detail})
+        if state.revoked(state.running):
+            out.append({"code": "RUNNING_REVOKED", "detail": state.running.enclave_id if state.running else ""})
+        out += [{"code": item.quarantine, "detail": item.enclave_id} for item in state.records if item.quarantine]
+        return out
+
+    def _note(self, name: str, facts: Mapping[str, Any]) -> None:
+        self._progress[name] = facts
+        if name in ("retry", "journal_failed", "chain_lost"):
+            log.warning("%s: %s", name, dict(facts), extra={"event": name})
+        self._publish({"type": "progress", "name": name, "at_unix_s": self._clock.now(), "facts": dict(facts)})
+
+    def _tell_step(self, before: State, event: Event, after: State) -> None:
+        fact = {
+            "type": "state",
+            "at_unix_s": event.at_unix_s,
+            "from": before.name.value,
+            "to": after.name.value,
+            "event": event.kind.value,
+            "code": event.code or after.halted,
+            "detail": event.detail,
+            "target": after.target.enclave_id if after.target else "",
+            "version": after.target.version if after.target else "",
+        }
+        if after.name is not before.name:
+            self._since_unix_s = event.at_unix_s
+            self._progress.clear()
+        self._recent.append(fact)
+        level = logging.ERROR if after.halted and not before.halted else logging.INFO
+        log.log(level, "%s -> %s on %s %s %s", fact["from"], fact["to"], fact["event"], fact["code"], fact["detail"])
+        if after.revoked(after.running) and not before.revoked(before.running):
+            log.error("RUNNING_REVOKED: the network has revoked the running version; it goes on serving")
+        self._publish(fact)
+
+    def _publish(self, fact: dict[str, Any]) -> None:
+        for queue in self._subscribers:
+            if queue.full():
+                queue.get_nowait()
+            queue.put_nowait(fact)
