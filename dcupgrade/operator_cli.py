@@ -48,7 +48,7 @@ def ask_agent(loaded: settings.Settings, path: str, timeout_s: float = 1.0) -> d
     if loaded.agent.http_listen == "off":
         return None
     try:
-        with urllib.request.urlopen(f"http://{loaded.agent.http_listen}{path}", timeout=timeout_s) as answer:  # noqa: S310
+        with urllib.request.urlopen(f"http://{loaded.agent.http_listen}{path}", timeout=timeout_s) as answer:
             decoded = json.load(answer)
     except (OSError, ValueError):
         return None
@@ -125,7 +125,7 @@ def _word(name: str, teach: str, *options: Callable[[Any], Any]) -> click.Comman
 
     @click.option("--reason", "-r", default="", help="Why; goes into the history.")
     @click.pass_obj
-    def command(config_path: Path, reason: str, **arguments: Any) -> None:
+    def command(config_path: Path, /, reason: str, **arguments: Any) -> None:
         loaded = settings.load(config_path)
         journal = open_journal(loaded)
         if "enclave_id" in arguments:
