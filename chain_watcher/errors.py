@@ -56,6 +56,7 @@ _PURE_CODES: Final[dict[str, str]] = {
     "JUSTIFICATION_WRONG_TARGET": "a justification finalizes another block than the one asked for",
     "AUTHORITY_SET_INVALID": "a GRANDPA authority set is empty, too large or of unusable weight",
     "AUTHORITY_CHANGE_INVALID": "an authority set change cannot follow from the known set",
+    "FINALITY_BEFORE_CHECKPOINT": "a block to prove is not above the block where the known authority set begins",
     "LAYOUT_INVALID": "a storage layout is not well formed or not one this program can decode",
     "LAYOUT_MISMATCH": "storage bytes do not follow the layout",
     "RELEASE_ID_INVALID": "an enclave id is not 64 lower-case hex characters",

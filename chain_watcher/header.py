@@ -8,6 +8,7 @@ blake2b-256 of the SCALE form.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -132,7 +133,7 @@ class Header:
             if isinstance(change := decode_grandpa_log(item.data), AuthorityChange)
         ]
         forced = [change for change in changes if change.forced_after is not None]
-        return (forced or changes or [None])[0]
+        return next(iter(forced or changes), None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -206,7 +207,7 @@ def encode_authorities(authorities: Authorities) -> bytes:
 
 def require_chain(headers: Sequence[Header]) -> None:
     """Raise HEADER_PARENT_MISMATCH unless each header is the child of the one before it, by hash and number."""
-    for parent, child in zip(headers, headers[1:], strict=False):
+    for parent, child in itertools.pairwise(headers):
         if child.parent_hash != parent.hash or child.number != parent.number + 1:
             why = f"block {child.number} is not the child of block {parent.number} (0x{parent.hash.hex()})"
             raise refuse("HEADER_PARENT_MISMATCH", "block header", why)
