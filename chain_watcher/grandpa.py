@@ -112,16 +112,16 @@ class Checkpoint:
     authorities: Authorities
 
     def to_json(self) -> dict[str, Any]:
-        """Return {"number", "set_id", "authorities": [["0x" key, weight], ...]}."""
+        """Return {"block_number", "set_id", "authorities": [["0x" key, weight], ...]}."""
         rows = [["0x" + key.hex(), weight] for key, weight in self.authorities]
-        return {"number": self.number, "set_id": self.set_id, "authorities": rows}
+        return {"block_number": self.number, "set_id": self.set_id, "authorities": rows}
 
     @classmethod
     def from_json(cls, value: object) -> Checkpoint:
         """Read that form strictly. Raises CHECKPOINT_INVALID, AUTHORITY_SET_INVALID."""
-        if not isinstance(value, Mapping) or set(value) != {"number", "set_id", "authorities"}:
-            raise _bad_checkpoint("members are number, set_id and authorities")
-        number = _uint(value["number"], U32_MAX, "number")
+        if not isinstance(value, Mapping) or set(value) != {"block_number", "set_id", "authorities"}:
+            raise _bad_checkpoint("members are block_number, set_id and authorities")
+        number = _uint(value["block_number"], U32_MAX, "block_number")
         set_id = _uint(value["set_id"], U64_MAX, "set_id")
         rows = value["authorities"]
         if not isinstance(rows, list) or len(rows) > AUTHORITIES_MAX:
