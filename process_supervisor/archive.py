@@ -20,6 +20,7 @@ from process_supervisor.limits import ArchiveLimits
 
 BLOCK = 512
 COPY_BYTES = 256 * 1024
+PADDING_BYTES_MAX = 4 * COPY_BYTES
 PATH_CHARS_MAX = 255
 DEPTH_MAX = 8
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._+-]*\Z")
@@ -72,6 +73,19 @@ class _Blocks:
             size -= len(data)
         return b"".join(parts)
 
+    def finish(self) -> None:
+        """Read what follows the end of the archive, which has to be padding: only then is gzip's checksum verified."""
+        for _ in range(PADDING_BYTES_MAX // COPY_BYTES):
+            try:
+                data = self._stream.read(COPY_BYTES)
+            except (EOFError, gzip.BadGzipFile, zlib.error) as error:
+                raise _refuse("ARCHIVE_CORRUPT", "archive", f"its compressed stream is damaged ({error})") from error
+            if not data:
+                return
+            if data.strip(b"\0"):
+                break
+        raise _refuse("ARCHIVE_CORRUPT", "archive", "it goes on after its end")
+
     def chunks(self, size: int) -> Iterator[bytes]:
         padding = -size % BLOCK
         while size > 0:
@@ -118,6 +132,7 @@ def _members(blocks: _Blocks, limits: ArchiveLimits) -> Iterator[tuple[str, byte
     while True:
         header = blocks.read(BLOCK)
         if not header.strip(b"\0"):
+            blocks.finish()
             return
         seen += 1
         if seen > 2 * limits.members_max:

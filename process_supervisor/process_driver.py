@@ -83,13 +83,21 @@ def _digest(spec: LaunchSpec) -> str:
     return hashlib.sha256(json.dumps([spec.argv, sorted(spec.env.items()), str(spec.cwd)]).encode()).hexdigest()
 
 
+def _reap(pidfd: int) -> tuple[int | None, int | None]:
+    """Exit code and signal of an ended child, which is thereby reaped; of another's child nothing can be learned."""
+    with contextlib.suppress(ChildProcessError):
+        result = os.waitid(os.P_PIDFD, pidfd, os.WEXITED | os.WNOHANG)
+        if result is not None:
+            return (result.si_status, None) if result.si_code == os.CLD_EXITED else (None, result.si_status)
+    return (None, None)
+
+
 class ProcessHandle:
     """A watched process: its pidfd is waited on by the event loop, and a child of ours is reaped."""
 
-    def __init__(self, record: NodeRecord, pidfd: int | None, *, child: bool) -> None:
+    def __init__(self, record: NodeRecord, pidfd: int | None) -> None:
         self._record = record
         self._pidfd = pidfd
-        self._child = child
         self._status: ExitStatus | None = None
         self._ended = asyncio.Event()
         self.kill_sent = False
@@ -128,16 +136,9 @@ class ProcessHandle:
             self._pidfd = None
 
     def _on_exit(self) -> None:
-        status = ExitStatus(killed=self.kill_sent)
-        if self._child and self._pidfd is not None:
-            with contextlib.suppress(ChildProcessError):
-                result = os.waitid(os.P_PIDFD, self._pidfd, os.WEXITED | os.WNOHANG)
-                if result is not None and result.si_code == os.CLD_EXITED:
-                    status = ExitStatus(code=result.si_status, killed=self.kill_sent)
-                elif result is not None:
-                    status = ExitStatus(signal=result.si_status, killed=self.kill_sent)
+        code, number = _reap(self._pidfd) if self._pidfd is not None else (None, None)
         self.close()
-        self._end(status)
+        self._end(ExitStatus(code=code, signal=number, killed=self.kill_sent))
 
     def _end(self, status: ExitStatus) -> None:
         self._status = status
@@ -208,7 +209,7 @@ class ProcessDriver:
             os.waitid(os.P_PIDFD, pidfd, os.WEXITED)
             os.close(pidfd)
             raise
-        self._handles[record.pid, record.start_time_ticks] = ProcessHandle(record, pidfd, child=True)
+        self._handles[record.pid, record.start_time_ticks] = ProcessHandle(record, pidfd)
         self._let_go(child.stdin, GO)
         return record
 
@@ -272,14 +273,16 @@ class ProcessDriver:
         facts = process_facts(record.pid)
         same = facts is not None and facts.start_time_ticks == record.start_time_ticks
         if pidfd >= 0 and same and facts is not None and facts.alive:
-            handle = ProcessHandle(record, pidfd, child=False)
+            handle = ProcessHandle(record, pidfd)
             self._handles[key] = handle
             return handle
         if pidfd >= 0:
+            if same:
+                _reap(pidfd)
             os.close(pidfd)
-        if known is not None:
-            return known if self._remains(record) else None
-        return ProcessHandle(record, None, child=False) if self._remains(record) else None
+        if not self._remains(record):
+            return None
+        return known or ProcessHandle(record, None)
 
     @staticmethod
     def _remains(record: NodeRecord) -> list[ProcessFacts]:

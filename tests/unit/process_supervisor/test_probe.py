@@ -1,0 +1,156 @@
+"""What the host and a node answer when asked."""
+
+import asyncio
+import os
+import shutil
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from aiohttp import web
+
+from process_supervisor import probe as probe_module
+from process_supervisor.errors import ProcessSupervisorError
+from process_supervisor.probe import (
+    DataLock,
+    data_lock_holder,
+    free_bytes,
+    other_manager_containers,
+    other_manager_processes,
+    port_is_free,
+    probe,
+    require_no_other_manager,
+    require_ports_free,
+    wait_data_unlocked,
+)
+
+from .conftest import FaultyServer
+
+
+async def test_probes(server: FaultyServer) -> None:
+    server.content = b"abc"
+    result = await probe(server.url, 5)
+    assert (result.ok, result.status, result.body, result.error) == (True, 200, b"abc", None)
+    server.behave = lambda _: web.Response(status=503, body=b"starting")
+    result = await probe(server.url, 5)
+    assert (result.ok, result.status, result.body) == (False, 503, b"starting")
+    server.behave = lambda _: web.Response(status=302, headers={"Location": "/"})
+    assert (await probe(server.url, 5)).status == 302
+    server.behave = lambda _: web.Response(body=bytes(70_000))
+    assert "exceeds" in str((await probe(server.url, 5)).error)
+    for url in ("http://127.0.0.1:1/", "nonsense"):
+        result = await probe(url, 5)
+        assert not result.ok
+        assert result.error
+
+
+async def test_a_silent_node_fails_its_probe_by_deadline() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        result = await probe(f"http://127.0.0.1:{silent.getsockname()[1]}/", 0.02)
+    assert result.error == "no answer within 0.02 s"
+
+
+def test_ports() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        assert not port_is_free(port)
+        with pytest.raises(ProcessSupervisorError) as caught:
+            require_ports_free([port])
+        assert caught.value.code == "PORT_TAKEN"
+    assert port_is_free(port)
+    require_ports_free([port])
+    with pytest.raises(OSError, match="Cannot assign"):
+        port_is_free(port, "192.0.2.1")
+
+
+def test_free_space_of_a_folder_that_is_not_yet_there(tmp_path: Path) -> None:
+    assert free_bytes(tmp_path / "a" / "b") > 0
+
+
+def test_the_data_lock_names_its_holder(tmp_path: Path) -> None:
+    assert data_lock_holder(tmp_path) is None
+    with DataLock(tmp_path, "agent of node 7") as lock:
+        lock.acquire()
+        holder = data_lock_holder(tmp_path)
+        assert holder is not None
+        assert holder.pid == os.getpid()
+        assert "python" in holder.command
+        with pytest.raises(ProcessSupervisorError) as caught:
+            DataLock(tmp_path, "second").acquire()
+        assert caught.value.code == "DATA_LOCK_HELD"
+        assert "agent of node 7" in str(caught.value)
+    lock.release()
+    assert data_lock_holder(tmp_path) is None
+    (tmp_path / ".lock").write_bytes(b"\xff[]")
+    assert data_lock_holder(tmp_path) is None
+
+
+def test_a_holder_that_the_kernel_hides_is_still_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "proc").mkdir()
+    (tmp_path / "proc" / "locks").write_text("1: POSIX  ADVISORY  WRITE 1 00:00:0 0 EOF\n")
+    monkeypatch.setattr(probe_module, "PROC", tmp_path / "proc")
+    with DataLock(tmp_path, "hidden"):
+        holder = data_lock_holder(tmp_path)
+    assert holder is not None
+    assert str(holder) == "pid ? (unknown; hidden)"
+
+
+def test_the_lock_dies_with_its_holder(tmp_path: Path) -> None:
+    code = "import fcntl,sys,time; f=open(sys.argv[1],'w'); fcntl.flock(f,2); print('up',flush=True); time.sleep(600)"
+    with subprocess.Popen([sys.executable, "-c", code, str(tmp_path / ".lock")], stdout=subprocess.PIPE) as child:
+        assert child.stdout is not None
+        child.stdout.readline()
+        holder = data_lock_holder(tmp_path)
+        assert holder is not None
+        assert holder.pid == child.pid
+        child.kill()
+    assert data_lock_holder(tmp_path) is None
+
+
+async def test_waiting_for_the_lock(tmp_path: Path) -> None:
+    now = 0.0
+    lock = DataLock(tmp_path, "old node")
+    lock.acquire()
+
+    async def sleep(seconds: float) -> None:
+        nonlocal now
+        now += seconds
+        if now > 1:
+            lock.release()
+
+    with pytest.raises(ProcessSupervisorError) as caught:
+        await wait_data_unlocked(tmp_path, 0.5, clock=lambda: now, sleep=sleep)
+    assert "old node" in str(caught.value)
+    await wait_data_unlocked(tmp_path, 5, clock=lambda: now, sleep=sleep)
+    assert now > 1
+
+
+async def test_a_foreign_manager_is_found_by_its_executable(tmp_path: Path) -> None:
+    program = tmp_path / "dcmanager"
+    shutil.copy(shutil.which("sleep") or "/bin/sleep", program)
+    child = await asyncio.create_subprocess_exec(str(program), "600")
+    try:
+        found = [item for item in other_manager_processes() if str(child.pid) in item]
+        assert found == [f"dcmanager (pid {child.pid})"]
+        with pytest.raises(ProcessSupervisorError) as caught:
+            require_no_other_manager(found)
+        assert caught.value.code == "OTHER_MANAGER_RUNNING"
+    finally:
+        child.kill()
+        await child.wait()
+    require_no_other_manager([])
+
+
+def test_foreign_containers_are_found_and_ours_are_not() -> None:
+    listed: list[dict[str, object]] = [
+        {"Id": "1" * 64, "Names": ["/dcupgrade"], "Image": "ghcr.io/dcnetio/dcupgrade:latest", "Labels": {}},
+        {"Id": "2" * 64, "Names": ["/x"], "Image": "dcmanager@sha256:00", "Labels": None},
+        {"Id": "3" * 64, "Names": ["/dcupgrade-node"], "Image": "dcnode:1", "Labels": {}},
+        {"Id": "4" * 64, "Names": ["/dcupgrade"], "Image": "x", "Labels": {"dcupgrade.node": "a"}},
+    ]
+    assert other_manager_containers(listed) == [
+        "container dcupgrade of ghcr.io/dcnetio/dcupgrade:latest",
+        "container x of dcmanager@sha256:00",
+    ]

@@ -1,0 +1,326 @@
+"""Real children: gentle, stubborn, forking, dying at once; started, found again, stopped."""
+
+import asyncio
+import dataclasses
+import json
+import os
+import signal
+import sys
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+
+import pytest
+
+from process_supervisor import process_driver as driver_module
+from process_supervisor.driver import ExitStatus, LaunchSpec, NodeRecord
+from process_supervisor.errors import ProcessSupervisorError
+from process_supervisor.process_driver import LogPolicy, ProcessDriver, rotate_log, tail_log
+from process_supervisor.procfs import process_facts, session_members
+
+GENTLE = "import signal,sys,time; signal.signal(15, lambda *_: sys.exit(3)); print('up', flush=True); time.sleep(600)"
+STUBBORN = "import signal,time; signal.signal(15, signal.SIG_IGN); print('up', flush=True); time.sleep(600)"
+# A stubborn grandchild in a process group of its own, which outlives its gentle parent.
+FORKING = """
+import os, signal, time
+if os.fork() == 0:
+    os.setpgid(0, 0)
+    signal.signal(15, signal.SIG_IGN)
+    print('child', flush=True)
+    time.sleep(600)
+time.sleep(0.05)
+print('up', flush=True)
+time.sleep(600)
+"""
+ORPHANING = "import os,time\nif os.fork() == 0:\n    print('up', flush=True); time.sleep(600)\ntime.sleep(0.05)"
+Make = Callable[..., LaunchSpec]
+
+
+@pytest.fixture
+def spec(tmp_path: Path) -> Make:
+    def make(code: str, name: str = "node", **env: str) -> LaunchSpec:
+        return LaunchSpec(
+            name=name, argv=(sys.executable, "-I", "-c", code), env=env, cwd=tmp_path, log_path=tmp_path / "logs" / name
+        )
+
+    return make
+
+
+@pytest.fixture
+async def driver(tmp_path: Path) -> AsyncIterator[ProcessDriver]:
+    made = ProcessDriver(tmp_path / "run", LogPolicy(size_bytes_max=1000, kept=2))
+    yield made
+    for path in (tmp_path / "run").glob("*.json"):
+        record = NodeRecord.from_json(path.read_text())
+        handle = await made.adopt(record)
+        if handle is not None:
+            await made.stop(handle, 0)
+    await made.close()
+
+
+async def up(spec: LaunchSpec, word: str = "up") -> None:
+    async with asyncio.timeout(20):
+        while word not in tail_log(spec.log_path, 10):  # noqa: ASYNC110  (a file tells no event)
+            await asyncio.sleep(0.01)
+
+
+async def running(driver: ProcessDriver, spec: LaunchSpec) -> tuple[NodeRecord, driver_module.ProcessHandle]:
+    record = await driver.start(spec)
+    await up(spec)
+    handle = await driver.adopt(record)
+    assert handle is not None
+    return record, handle
+
+
+async def test_a_gentle_node_ends_with_its_code(driver: ProcessDriver, spec: Make) -> None:
+    record, handle = await running(driver, spec(GENTLE))
+    facts = process_facts(record.pid)
+    assert facts is not None
+    assert (facts.session, facts.group) == (record.pid, record.pid)
+    assert os.readlink(f"/proc/{record.pid}/fd/0") == os.devnull
+    assert handle.exit_status() is None
+    assert await driver.stop(handle, 20) == ExitStatus(code=3)
+    assert await driver.adopt(record) is None
+    assert await driver.stop(handle, 20) == ExitStatus(code=3)
+
+
+async def test_a_stubborn_node_is_killed_after_the_grace(driver: ProcessDriver, spec: Make) -> None:
+    _, handle = await running(driver, spec(STUBBORN))
+    assert await driver.stop(handle, 0.05) == ExitStatus(signal=signal.SIGKILL, killed=True)
+
+
+async def test_a_stopped_process_gets_its_term(driver: ProcessDriver, spec: Make) -> None:
+    record, handle = await running(driver, spec(GENTLE))
+    os.kill(record.pid, signal.SIGSTOP)
+    assert await driver.stop(handle, 20) == ExitStatus(code=3)
+
+
+async def test_grandchildren_go_too(driver: ProcessDriver, spec: Make) -> None:
+    record, handle = await running(driver, spec(FORKING))
+    assert len(session_members(record.pid)) == 2
+    status = await driver.stop(handle, 0.2)
+    assert status.signal == signal.SIGTERM
+    assert session_members(record.pid) == []
+
+
+async def test_what_a_dead_node_left_behind_is_found_and_cleared(driver: ProcessDriver, spec: Make) -> None:
+    orphaning = spec(ORPHANING)
+    record = await driver.start(orphaning)
+    await up(orphaning)
+    handle = await driver.adopt(record)
+    assert handle is not None
+    assert await handle.wait() == ExitStatus(code=0)
+    with pytest.raises(ProcessSupervisorError) as caught:
+        await driver.remove("node")
+    assert caught.value.code == "NODE_ALREADY_RUNNING"
+    other = ProcessDriver(driver._run_dir)
+    remains = await other.adopt(record)
+    assert remains is not None
+    assert remains.exit_status() == ExitStatus()
+    again = await other.start(orphaning)
+    assert {item.session for item in session_members(record.pid)} == set()
+    found = await other.adopt(again)
+    assert found is not None
+    await other.stop(found, 0)
+    await other.close()
+
+
+async def test_a_node_that_exits_at_once(driver: ProcessDriver, spec: Make) -> None:
+    record = await driver.start(spec("raise SystemExit(7)"))
+    handle = await driver.adopt(record)
+    assert handle is None or await handle.wait() == ExitStatus(code=7)
+    await driver.tend()
+    await driver.remove("node")
+    assert await driver.find("node") is None
+    await driver.remove("node")
+
+
+async def test_starting_twice_starts_once(driver: ProcessDriver, spec: Make) -> None:
+    record, _ = await running(driver, spec(GENTLE))
+    assert await driver.start(spec(GENTLE)) == record
+    with pytest.raises(ProcessSupervisorError) as caught:
+        await driver.start(spec(STUBBORN))
+    assert (caught.value.code, caught.value.kind) == ("NODE_ALREADY_RUNNING", "invariant")
+
+
+async def test_another_agent_finds_and_stops_the_node(driver: ProcessDriver, spec: Make, tmp_path: Path) -> None:
+    record, handle = await running(driver, spec(GENTLE))
+    other = ProcessDriver(tmp_path / "run")
+    found = await other.find("node")
+    assert found == record
+    adopted = await other.adopt(record)
+    assert adopted is not None
+    assert adopted is not handle
+    waiting = asyncio.create_task(adopted.wait())
+    assert await driver.stop(handle, 20) == ExitStatus(code=3)
+    assert await waiting == ExitStatus()
+    assert await other.adopt(record) is None
+    await other.close()
+
+
+async def test_letting_go_leaves_the_node_running(driver: ProcessDriver, spec: Make) -> None:
+    record, _ = await running(driver, spec(GENTLE))
+    await driver.close()
+    assert process_facts(record.pid) is not None
+    handle = await driver.adopt(record)
+    assert handle is not None
+    assert handle.exit_status() is None
+    assert await driver.stop(handle, 20) == ExitStatus(code=3)
+
+
+@pytest.mark.parametrize("change", [{"start_time_ticks": 1}, {"boot_id": "another"}, {"kind": "container"}])
+async def test_another_process_under_that_pid_is_left_alone(
+    driver: ProcessDriver, spec: Make, change: dict[str, object], tmp_path: Path
+) -> None:
+    record, _ = await running(driver, spec(GENTLE))
+    fake = NodeRecord(**{**dataclasses.asdict(record), **change})  # type: ignore[arg-type]
+    other = ProcessDriver(tmp_path / "other")
+    assert await other.adopt(fake) is None
+    facts = process_facts(record.pid)
+    assert facts is not None
+    assert facts.alive
+
+
+async def test_a_pid_of_nobody(driver: ProcessDriver) -> None:
+    record = NodeRecord(
+        kind="process", name="x", started_unix_s=0, command_digest="", pid=2**22 + 1, start_time_ticks=1
+    )
+    record = dataclasses.replace(record, boot_id=driver_module.boot_id(), pid=4_000_000)
+    assert await driver.adopt(record) is None
+
+
+async def test_programs_that_cannot_start(driver: ProcessDriver, spec: Make, tmp_path: Path) -> None:
+    good = spec(GENTLE)
+    (tmp_path / "plain").write_text("x")
+    (tmp_path / "blocked").write_text("")
+    for bad in (
+        dataclasses.replace(good, argv=()),
+        dataclasses.replace(good, argv=("/nowhere/node",)),
+        dataclasses.replace(good, argv=(str(tmp_path / "plain"),)),
+        dataclasses.replace(good, cwd=tmp_path / "nowhere"),
+        dataclasses.replace(good, log_path=tmp_path / "blocked" / "log"),
+        dataclasses.replace(good, env={"A\0": "x"}),
+    ):
+        with pytest.raises(ProcessSupervisorError) as caught:
+            await driver.start(bad)
+        assert caught.value.code == "NODE_START_FAILED"
+        assert await driver.find("node") is None
+
+
+async def test_names_that_lead_elsewhere(driver: ProcessDriver, spec: Make) -> None:
+    for name in ("", "../x", ".x", "a/b", "\u00e9"):
+        with pytest.raises(ValueError, match="cannot name"):
+            await driver.find(name)
+
+
+class Crash(BaseException):
+    """The end of the agent, as far as the driver can tell."""
+
+
+async def test_no_node_runs_without_its_record(
+    driver: ProcessDriver, spec: Make, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def crash(record: NodeRecord) -> None:
+        raise Crash
+
+    monkeypatch.setattr(driver, "_write_record", crash)
+    with pytest.raises(Crash):
+        await driver.start(spec("open('ran', 'w')"))
+    assert not (tmp_path / "ran").exists()
+
+
+async def test_an_agent_killed_between_spawn_and_record_runs_nothing(tmp_path: Path) -> None:
+    """A real agent process dies by SIGKILL right before, or right after, the record is written."""
+    code = """
+import asyncio, os, signal, sys
+from pathlib import Path
+from process_supervisor.driver import LaunchSpec
+from process_supervisor.process_driver import ProcessDriver
+base = Path(sys.argv[1])
+class Doomed(ProcessDriver):
+    def _write_record(self, record):
+        if sys.argv[2] == 'after':
+            super()._write_record(record)
+        os.kill(os.getpid(), signal.SIGKILL)
+spec = LaunchSpec(name='node', argv=('/bin/sh', '-c', 'echo ran > ran'), env={}, cwd=base, log_path=base / 'log')
+asyncio.run(Doomed(base / 'run').start(spec))
+"""
+    for when in ("before", "after"):
+        base = tmp_path / when
+        base.mkdir()
+        arguments = [sys.executable, "-c", code, str(base), when]
+        process = await asyncio.create_subprocess_exec(*arguments)
+        assert await process.wait() == -signal.SIGKILL
+        driver = ProcessDriver(base / "run")
+        record = await driver.find("node")
+        assert (record is not None) == (when == "after")
+        if record is not None:
+            handle = await driver.adopt(record)
+            if handle is not None:
+                await handle.wait()
+        assert not (base / "ran").exists()
+
+
+async def test_the_environment_is_only_what_was_given(driver: ProcessDriver, spec: Make, tmp_path: Path) -> None:
+    made = spec("import os,json; json.dump(dict(os.environ), open('env', 'w'))", A="b")
+    handle = await driver.adopt(await driver.start(made))
+    if handle is not None:
+        await handle.wait()
+    env = json.loads((tmp_path / "env").read_text())
+    assert env.pop("A") == "b"
+    assert set(env) <= {"PWD", "LC_CTYPE", "_", "OLDPWD", "SHLVL"}
+
+
+async def test_logs_are_rotated_under_a_writing_node(driver: ProcessDriver, spec: Make) -> None:
+    made = spec(
+        "import sys\nfor line in range(400): print('line', line, flush=True)\nprint('up', flush=True)\nsys.stdin.read()"
+    )
+    made = dataclasses.replace(
+        made, argv=(*made.argv[:-1], made.argv[-1].replace("sys.stdin.read()", "import time; time.sleep(600)"))
+    )
+    await running(driver, made)
+    before = await driver.logs("node", 2)
+    assert before == ["line 399", "up"]
+    await driver.tend()
+    assert made.log_path.stat().st_size == 0
+    assert tail_log(made.log_path.with_name("node.1"), 1) == ["up"]
+    assert await driver.logs("none", 5) == []
+
+
+def test_rotation_keeps_a_number_of_files(tmp_path: Path) -> None:
+    log = tmp_path / "log"
+    policy = LogPolicy(size_bytes_max=10, kept=2)
+    assert not rotate_log(log, policy)
+    for number in range(4):
+        log.write_text(f"{number}" * 11)
+        assert rotate_log(log, policy)
+        assert not rotate_log(log, policy)
+    assert sorted(item.name for item in tmp_path.iterdir()) == ["log", "log.1", "log.2"]
+    assert (tmp_path / "log.1").read_text() == "3" * 11
+    log.write_text("x" * 11)
+    assert rotate_log(log, LogPolicy(size_bytes_max=10, kept=0))
+    assert tail_log(log, 0) == []
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", "[]", "{}", "null", '{"kind": "process"}', "[" * 100_000, "x" * 70_000],
+)
+def test_malformed_records_are_refused(text: str) -> None:
+    with pytest.raises(ProcessSupervisorError) as caught:
+        NodeRecord.from_json(text)
+    assert (caught.value.code, caught.value.kind) == ("NODE_RECORD_INVALID", "invariant")
+
+
+def test_records_survive_json() -> None:
+    record = NodeRecord(kind="process", name="n", started_unix_s=1.5, command_digest="d", pid=1, boot_id="b")
+    assert NodeRecord.from_json(record.to_json()) == record
+    for name, value in (("pid", "1"), ("pid", True), ("kind", "thread"), ("pid", -1), ("started_unix_s", "x")):
+        with pytest.raises(ProcessSupervisorError):
+            NodeRecord.from_json(json.dumps({**json.loads(record.to_json()), name: value}))
+
+
+def test_statuses_read_well() -> None:
+    texts = [str(ExitStatus(code=1)), str(ExitStatus(signal=9)), str(ExitStatus())]
+    assert texts == ["exit code 1", "signal 9", "an exit status that is not known"]
+    assert ExitStatus(code=0).clean
+    assert not ExitStatus().clean
