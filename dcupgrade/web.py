@@ -1,0 +1,177 @@
+"""The agent's face on loopback: status page, JSON API, server-sent events, metrics, and actions behind a token.
+
+Reading needs no token; the page shows nothing secret. Actions need the operator's token in a header, which a foreign
+page cannot set without a preflight that is never granted (CSRF), and the Host header must be one that we answer to
+(DNS rebinding).
+"""
+
+from __future__ import annotations
+
+import hmac
+import ipaddress
+import json
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import prometheus_client
+from aiohttp import web
+
+from dcupgrade import machine
+from dcupgrade.metrics import AgentCollector
+from dcupgrade.states import Name
+
+PAGE = Path(__file__).resolve().parent / "page"
+BODY_MAX_BYTES = 16384
+HISTORY_MAX = 1000
+ACTIONS = ("hold", "unhold", "approve", "override", "resume", "revert")
+SECURITY_HEADERS = {
+    "Content-Security-Policy": "default-src 'self'; frame-ancestors 'none'; base-uri 'none'; form-action 'self'",
+    "X-Content-Type-Options": "nosniff",
+    "Referrer-Policy": "no-referrer",
+    "Cache-Control": "no-store",
+}
+
+
+@dataclass(frozen=True)
+class Site:
+    """What the face shows and may do; the service fills it in.
+
+    ``status`` and ``plan`` give JSON-able facts, ``events`` a stream of them, ``history(limit, all)`` journal rows,
+    ``counts`` transitions by name, ``enqueue(kind, who, arguments)`` queues an operator's word and gives its number.
+    """
+
+    status: Callable[[], dict[str, Any]]
+    plan: Callable[[], dict[str, Any]]
+    events: Callable[[], AsyncIterator[dict[str, Any]]]
+    history: Callable[[int, bool], list[dict[str, Any]]]
+    counts: Callable[[], Mapping[str, float]]
+    enqueue: Callable[[str, str, Mapping[str, Any]], int]
+    token: str
+    allowed_hosts: frozenset[str] = field(default_factory=frozenset)
+
+
+Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+
+
+def make_app(site: Site) -> web.Application:
+    """The aiohttp application of the status page and API."""
+    app = web.Application(middlewares=[_guard(site.allowed_hosts)], client_max_size=BODY_MAX_BYTES)
+    registry = prometheus_client.CollectorRegistry()
+    registry.register(AgentCollector(site.status, site.counts))
+    face = _Face(site, registry)
+    app.add_routes(
+        [
+            web.get("/", face.page),
+            web.get("/page.css", face.page),
+            web.get("/page.js", face.page),
+            web.get("/healthz", face.healthz),
+            web.get("/metrics", face.metrics),
+            web.get("/api/v1/status", face.status),
+            web.get("/api/v1/plan", face.plan),
+            web.get("/api/v1/history", face.history),
+            web.get("/api/v1/machine", face.machine),
+            web.get("/api/v1/events", face.events),
+            web.post("/api/v1/actions/{action}", face.act),
+        ]
+    )
+    return app
+
+
+def _guard(allowed: frozenset[str]) -> Any:
+    @web.middleware
+    async def guard(request: web.Request, handler: Handler) -> web.StreamResponse:
+        host = _host_name(request.host)
+        if host not in allowed and host != "localhost" and not _is_loopback(host):
+            return _error(403, "HTTP_HOST_REFUSED", f"the Host header names {host!r}")
+        try:
+            answer = await handler(request)
+        except web.HTTPException as error:
+            answer = _error(error.status, "HTTP_REFUSED", error.reason or "refused")
+        if not answer.prepared:
+            answer.headers.update(SECURITY_HEADERS)
+        return answer
+
+    return guard
+
+
+def _host_name(host: str) -> str:
+    return host[1:].partition("]")[0] if host.startswith("[") else host.partition(":")[0]
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def _error(status: int, code: str, why: str) -> web.Response:
+    return web.json_response({"code": code, "why": why}, status=status)
+
+
+class _Face:
+    def __init__(self, site: Site, registry: prometheus_client.CollectorRegistry) -> None:
+        self._site, self._registry = site, registry
+
+    async def page(self, request: web.Request) -> web.StreamResponse:
+        return web.FileResponse(PAGE / (request.path.lstrip("/") or "index.html"))
+
+    async def healthz(self, _: web.Request) -> web.Response:
+        return web.json_response({"ok": True})
+
+    async def metrics(self, _: web.Request) -> web.Response:
+        text = prometheus_client.generate_latest(self._registry)
+        return web.Response(body=text, headers={"Content-Type": "text/plain; version=0.0.4; charset=utf-8"})
+
+    async def status(self, _: web.Request) -> web.Response:
+        return web.json_response(self._site.status())
+
+    async def plan(self, _: web.Request) -> web.Response:
+        return web.json_response(self._site.plan())
+
+    async def history(self, request: web.Request) -> web.Response:
+        limit = request.query.get("limit", "50")
+        if not limit.isdecimal() or not 1 <= int(limit) <= HISTORY_MAX:
+            return _error(400, "HTTP_REFUSED", f"limit is a number from 1 to {HISTORY_MAX}")
+        return web.json_response({"rows": self._site.history(int(limit), "all" in request.query)})
+
+    async def machine(self, _: web.Request) -> web.Response:
+        return web.json_response({"states": [name.value for name in Name], "edges": machine.edges()})
+
+    async def events(self, request: web.Request) -> web.StreamResponse:
+        answer = web.StreamResponse(headers={"Content-Type": "text/event-stream", **SECURITY_HEADERS})
+        await answer.prepare(request)
+        stream = self._site.events()
+        try:
+            await answer.write(b"event: status\ndata: " + json.dumps(self._site.status()).encode() + b"\n\n")
+            async for fact in stream:
+                await answer.write(b"event: fact\ndata: " + json.dumps(fact).encode() + b"\n\n")
+        except (ConnectionResetError, ConnectionError):
+            pass
+        finally:
+            close = getattr(stream, "aclose", None)
+            if close is not None:
+                await close()
+        return answer
+
+    async def act(self, request: web.Request) -> web.Response:
+        given = request.headers.get("Authorization", "").removeprefix("Bearer ")
+        if not hmac.compare_digest(given.encode(), self._site.token.encode()):
+            return _error(401, "HTTP_TOKEN_REFUSED", "the operator's token is missing or wrong")
+        action = request.match_info["action"]
+        if action not in ACTIONS:
+            return _error(404, "HTTP_REFUSED", f"there is no action {action!r}; there are {', '.join(ACTIONS)}")
+        try:
+            arguments = await request.json() if request.can_read_body else {}
+        except ValueError:
+            return _error(400, "HTTP_REFUSED", "the body is not JSON")
+        if not isinstance(arguments, dict) or not all(_is_plain(value) for value in arguments.values()):
+            return _error(400, "HTTP_REFUSED", "the body is not an object of plain values")
+        number = self._site.enqueue(action, str(arguments.pop("who", "status page")), arguments)
+        return web.json_response({"queued": number})
+
+
+def _is_plain(value: object) -> bool:
+    return value is None or isinstance(value, str | int | float | bool)

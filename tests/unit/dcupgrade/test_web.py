@@ -1,0 +1,178 @@
+import asyncio
+import json
+from collections.abc import AsyncIterator, Mapping
+from typing import Any
+
+import pytest
+from aiohttp.test_utils import TestClient, TestServer
+
+from dcupgrade import web
+from dcupgrade.gates import GateRules
+from dcupgrade.plan import plan
+from dcupgrade.states import ChainFacts, Hold, Name, Release, State
+
+OLD = Release("a" * 64, "1.0.0", added_height=5)
+NEW = Release("b" * 64, "1.1.0", added_height=9)
+CHAIN = ChainFacts(NEW, ((OLD.enclave_id, 5), (NEW.enclave_id, 9)), 12)
+
+
+class FakeAgent:
+    def __init__(self) -> None:
+        self.state = State(Name.STAGED, running=OLD, target=NEW, chain=CHAIN)
+        self.words: list[tuple[str, str, Mapping[str, Any]]] = []
+        self.facts: asyncio.Queue[dict[str, Any]] = asyncio.Queue()
+
+    def status(self) -> dict[str, Any]:
+        return {
+            "node_id": "n1", "tee": "simulated", "state": self.state.to_json(), "since_unix_s": 90.0,
+            "now_unix_s": 100.0,
+            "block_number": 12, "alarms": [{"code": "RUNNING_REVOKED", "detail": OLD.enclave_id}],
+            "progress": {"download": {"done_bytes": 7}}, "vault": {"sealed_unix_s": 40.0},
+            "chain": {"endpoint": "ws://a", "finalized_age_s": 2.5, "endpoints": [{"url": "ws://a"}, {"url": "ws://b"}],
+                      "refused": {"NETWORK_SIGNATURE_BAD": 2}},
+        }  # fmt: skip
+
+    async def events(self) -> AsyncIterator[dict[str, Any]]:
+        while True:
+            yield await self.facts.get()
+
+    def enqueue(self, kind: str, who: str, arguments: Mapping[str, Any]) -> int:
+        self.words.append((kind, who, arguments))
+        return len(self.words)
+
+    def site(self) -> web.Site:
+        return web.Site(
+            status=self.status,
+            plan=lambda: plan(self.state, GateRules(), 100.0, 90.0),
+            events=self.events,
+            history=lambda limit, every: [{"seq": 1, "limit": limit, "all": every}],
+            counts=lambda: {"probation>committed": 3, "collecting>sealed": 4, "downtime_s": 1.5, "idle>halted": 1},
+            enqueue=self.enqueue,
+            token="the token",
+            allowed_hosts=frozenset({"node.example"}),
+        )
+
+
+@pytest.fixture
+def agent() -> FakeAgent:
+    return FakeAgent()
+
+
+@pytest.fixture
+async def client(agent: FakeAgent) -> AsyncIterator[TestClient[Any, Any]]:
+    async with TestClient(TestServer(web.make_app(agent.site()))) as made:
+        yield made
+
+
+async def test_the_page_and_its_files_are_served_without_anything_from_outside(client: TestClient[Any, Any]) -> None:
+    for path, kind in (("/", "html"), ("/page.css", "css"), ("/page.js", "javascript")):
+        answer = await client.get(path)
+        text = await answer.text()
+        assert answer.status == 200
+        assert answer.content_type.endswith(kind)
+        assert "default-src 'self'" in answer.headers["Content-Security-Policy"]
+        assert "https://" not in text
+
+
+async def test_the_machine_is_given_as_its_table(client: TestClient[Any, Any]) -> None:
+    machine = await (await client.get("/api/v1/machine")).json()
+    assert set(machine["states"]) == {name.value for name in Name}
+    assert {"from": "probation", "to": "committed"}.items() <= next(
+        edge for edge in machine["edges"] if edge["from"] == "probation" and edge["to"] == "committed"
+    ).items()
+
+
+@pytest.mark.parametrize("host", ["evil.example", "evil.example:80", "127.0.0.1.evil.example", ""])
+async def test_a_foreign_host_header_is_refused(client: TestClient[Any, Any], host: str) -> None:
+    answer = await client.get("/api/v1/status", headers={"Host": host})
+    assert answer.status == 403
+    assert (await answer.json())["code"] == "HTTP_HOST_REFUSED"
+
+
+@pytest.mark.parametrize("host", ["localhost:1", "127.0.0.1", "[::1]:6680", "node.example"])
+async def test_loopback_and_allowed_hosts_are_answered(client: TestClient[Any, Any], host: str) -> None:
+    assert (await client.get("/api/v1/status", headers={"Host": host})).status == 200
+
+
+@pytest.mark.parametrize("headers", [{}, {"Authorization": "Bearer nope"}, {"Cookie": "token=the token"}])
+async def test_an_action_without_the_token_is_refused(
+    client: TestClient[Any, Any], agent: FakeAgent, headers: dict[str, str]
+) -> None:
+    answer = await client.post("/api/v1/actions/hold", json={}, headers=headers)
+    assert answer.status == 401
+    assert agent.words == []
+
+
+async def test_an_action_with_the_token_queues_the_word(client: TestClient[Any, Any], agent: FakeAgent) -> None:
+    headers = {"Authorization": "Bearer the token"}
+    answer = await client.post("/api/v1/actions/hold", json={"reason": "audit", "who": "eve"}, headers=headers)
+    assert await answer.json() == {"queued": 1}
+    assert agent.words == [("hold", "eve", {"reason": "audit"})]
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "status"), [("explode", b"{}", 404), ("hold", b"[", 400), ("hold", b'{"reason": {}}', 400)]
+)
+async def test_a_bad_action_is_refused_with_a_code(
+    client: TestClient[Any, Any], agent: FakeAgent, path: str, body: bytes, status: int
+) -> None:
+    answer = await client.post(f"/api/v1/actions/{path}", data=body, headers={"Authorization": "Bearer the token"})
+    assert answer.status == status
+    assert (await answer.json())["code"] == "HTTP_REFUSED"
+    assert agent.words == []
+
+
+async def test_events_begin_with_the_status_and_go_on_with_facts(
+    client: TestClient[Any, Any], agent: FakeAgent
+) -> None:
+    agent.facts.put_nowait({"type": "state", "to": "collecting"})
+    async with client.get("/api/v1/events") as answer:
+        lines = [await answer.content.readline() for _ in range(5)]
+    assert lines[0] == b"event: status\n"
+    assert json.loads(lines[1].removeprefix(b"data: "))["node_id"] == "n1"
+    assert json.loads(lines[4].removeprefix(b"data: ")) == {"type": "state", "to": "collecting"}
+
+
+async def test_metrics_tell_state_outcomes_and_alarms(client: TestClient[Any, Any]) -> None:
+    lines = (await (await client.get("/metrics")).text()).splitlines()
+    for expected in (
+        'dcupgrade_state{state="staged"} 1.0',
+        'dcupgrade_state{state="idle"} 0.0',
+        "dcupgrade_state_seconds 10.0",
+        "dcupgrade_finalized_block 12.0",
+        "dcupgrade_finalized_block_age_seconds 2.5",
+        'dcupgrade_releases_refused_total{code="NETWORK_SIGNATURE_BAD"} 2.0',
+        "dcupgrade_download_bytes 7.0",
+        'dcupgrade_upgrades_total{outcome="committed"} 3.0',
+        'dcupgrade_upgrades_total{outcome="halted"} 1.0',
+        'dcupgrade_handovers_total{direction="collect",outcome="ok"} 4.0',
+        "dcupgrade_last_downtime_seconds 1.5",
+        "dcupgrade_sealed_copy_age_seconds 60.0",
+        'dcupgrade_endpoint_in_use{url="ws://a"} 1.0',
+        'dcupgrade_alarm{code="RUNNING_REVOKED"} 1.0',
+    ):
+        assert expected in lines
+
+
+@pytest.mark.parametrize(("limit", "status"), [("5", 200), ("0", 400), ("x", 400), ("99999", 400)])
+async def test_history_takes_a_bounded_limit(client: TestClient[Any, Any], limit: str, status: int) -> None:
+    assert (await client.get(f"/api/v1/history?limit={limit}")).status == status
+
+
+@pytest.mark.parametrize(
+    ("state", "action", "word"),
+    [
+        (State(), "none", "No finalized block"),
+        (State(running=NEW, chain=CHAIN), "none", "it runs"),
+        (State(running=OLD, chain=CHAIN), "upgrade", "Would upgrade 1.0.0"),
+        (State(chain=CHAIN), "install", "Would install 1.1.0"),
+        (State(running=OLD, chain=CHAIN, hold=Hold("audit", "eve")), "wait", "GATE_HELD: eve: audit"),
+        (State(Name.STOPPING, running=OLD, target=NEW, chain=CHAIN), "under_way", "stopping"),
+        (State(Name.HALTED, halted="NO_KEYS_ANYWHERE"), "halted", "NO_KEYS_ANYWHERE"),
+        (State(running=OLD, chain=ChainFacts()), "none", "names no version"),
+    ],
+)
+def test_the_plan_tells_what_would_happen_and_why_not_yet(state: State, action: str, word: str) -> None:
+    told = plan(state, GateRules(), 100.0, 90.0)
+    assert told["action"] == action
+    assert any(word in line for line in told["lines"])
