@@ -224,7 +224,9 @@ class Performer:
             )
             if not shut:
                 try:
-                    findings = await self.nodes.preflight(release, state.first_install)
+                    findings = await self.nodes.preflight(
+                        release, state.running.enclave_id if state.running else "", state.first_install
+                    )
                     shut = tuple(gates.Shut(item.code, item.detail) for item in findings)
                 except Exception as error:
                     failure = failure_of(error)
@@ -243,9 +245,15 @@ class Performer:
         )
         await self.clock.sleep(pause_s)
 
-    async def _collect(self, effect: Effect, _state: State, _emit: Emit) -> Event:
+    async def _collect(self, effect: Effect, state: State, _emit: Emit) -> Event:
+        target = state.target.enclave_id if state.target else ""
+
+        async def ask() -> str:
+            evidence = await self._evidence(target, effect.enclave_id)
+            return await self.vault.collect(effect.enclave_id, evidence)
+
         try:
-            key_set_id = await self._retry("collect keys", lambda: self.vault.collect(effect.enclave_id))
+            key_set_id = await self._retry("collect keys", ask)
         except Exception as error:
             return self._failed(EventKind.COLLECT_FAILED, error, effect.enclave_id)
         return Event(EventKind.COLLECTED, effect.enclave_id, key_set_id=key_set_id)
@@ -254,8 +262,7 @@ class Performer:
         source = state.running.enclave_id if state.running else ""
 
         async def ask() -> int:
-            known = await self.vault.status()
-            evidence = await self.chain.evidence(effect.enclave_id, source, known)
+            evidence = await self._evidence(effect.enclave_id, source)
             return await self.vault.permit(source, effect.enclave_id, effect.key_set_id, evidence)
 
         try:
@@ -263,6 +270,9 @@ class Performer:
         except Exception as error:
             return self._failed(EventKind.PERMIT_FAILED, error, effect.enclave_id)
         return Event(EventKind.PERMITTED, effect.enclave_id, expires_unix_s=expires)
+
+    async def _evidence(self, target_id: str, source_id: str) -> Mapping[str, Any]:
+        return await self.chain.evidence(target_id, source_id, await self.vault.status())
 
     # --- from stop to commit -----------------------------------------------------------------------------------------
 
@@ -370,7 +380,7 @@ class Performer:
                 await self.nodes.start(release, first_install=False)
             except Exception as error:
                 failure = failure_of(error)
-                code = "DATA_LOCKED" if failure.code == "DATA_LOCKED" else "SOURCE_WONT_START"
+                code = failure.code if failure.code == "DATA_LOCKED" else "SOURCE_WONT_START"
                 found = _source_failed(effect, code, failure.detail)
             else:
                 ended = await self._until_exit(effect.enclave_id, self._watch_source(effect))

@@ -133,6 +133,16 @@ class Journal:
             rows = self._db.execute(query, (limit,)).fetchall()
         return [dict(zip(_HISTORY_KEYS, row, strict=True)) for row in reversed(rows)]
 
+    def counts(self) -> dict[str, float]:
+        """How often each change of state "from>to" is in the history, and "downtime_s" of the last upgrade."""
+        with self._reading():
+            rows = self._db.execute(
+                "SELECT state_before || '>' || state_after, COUNT(*) FROM events WHERE state_before != state_after"
+                " GROUP BY 1"
+            ).fetchall()
+            down = self._db.execute(_DOWNTIME).fetchone()
+        return {**{str(name): float(count) for name, count in rows}, "downtime_s": float(down[0] or 0.0) if down else 0}
+
     @contextmanager
     def _reading(self) -> Iterator[None]:
         try:
@@ -141,6 +151,11 @@ class Journal:
             raise _corrupt(self.path, str(error)) from error
 
 
+_DOWNTIME = (
+    "SELECT MIN(up.at_unix_s) - down.at_unix_s FROM events down JOIN events up ON up.seq > down.seq"
+    " WHERE down.seq = (SELECT MAX(seq) FROM events WHERE state_before = 'sealed' AND state_after = 'stopping')"
+    " AND ((up.state_before = 'delivering' AND up.state_after = 'probation') OR up.state_after = 'reverted')"
+)
 _HISTORY_KEYS = ("seq", "at_unix_s", "from", "to", "event", "reason", "detail", "running", "target")
 _INSERT_EVENT = (
     "INSERT INTO events (at_unix_s, state_before, state_after, kind, reason, detail, running, target, json)"

@@ -95,7 +95,7 @@ def _rows_of_reverting() -> Iterable[Row]:
     yield Row(N.REVERTING, E.NODE_STOPPED, N.REVERTING, None, t.note_target_stopped)
     yield Row(N.REVERTING, E.STOP_FAILED, N.HALTED, None, t.halt("TARGET_WONT_STOP", N.REVERTING))
     yield Row(N.REVERTING, E.SOURCE_SERVING, N.REVERTED, None, t.reverted)
-    yield Row(N.REVERTING, E.SOURCE_FAILED, N.HALTED, None, t.halt("*", N.REVERTING))
+    yield Row(N.REVERTING, E.SOURCE_FAILED, N.HALTED, None, t.halt("SOURCE_WONT_START", N.REVERTING))
     yield Row(N.REVERTING, E.REVERT, N.REVERTING)
     yield Row(N.REVERTED, E.SETTLED, N.IDLE, None, t.settle)
     yield Row(N.REVERTED, E.REVERT, N.REVERTED)
@@ -120,7 +120,7 @@ def _rows_everywhere() -> Iterable[Row]:
         for word in (E.HOLD, E.UNHOLD, E.APPROVE, E.OVERRIDE):
             yield Row(name, word, name, None, t.remember_word)
         if name is not N.HALTED:
-            yield Row(name, E.RESUME, name)
+            yield Row(name, E.RESUME, name, None, t.lift_quarantine)
     for kind in (E.NODE_EXITED, E.NODE_START_FAILED):
         yield Row(N.COLLECTING, kind, N.HALTED, t.source_is_hopeless, t.halt("SOURCE_WONT_START", N.IDLE))
     for name in (*KEEPS_NODE, N.HALTED):

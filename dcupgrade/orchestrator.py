@@ -98,7 +98,7 @@ class Orchestrator:
         log.info("taking up state %s", self.state.name, extra={"event": "start", "state": self.state.name.value})
         sources = [asyncio.ensure_future(self._follow_chain()), asyncio.ensure_future(self._follow_commands())]
         try:
-            self._reconcile()
+            await self._reconcile()
             while True:
                 await self._take(await self._queue.get())
         finally:
@@ -122,7 +122,7 @@ class Orchestrator:
             del self._jobs[item.effect]
         if after != before:
             self._tell_step(before, event, after)
-        self._reconcile()
+        await self._reconcile()
 
     async def _store(self, entry: Entry) -> None:
         """Nothing may happen that the journal does not hold: a failing write is repeated until it succeeds."""
@@ -138,11 +138,14 @@ class Orchestrator:
                 self._note("journal_failed", {"code": error.code, "detail": str(error)})
                 await self._clock.sleep(self._performer.pause_s(tries))
 
-    def _reconcile(self) -> None:
-        """Cancel the work that is wanted no more, start what is wanted and does not run."""
+    async def _reconcile(self) -> None:
+        """Cancel the work that is wanted no more and see it end, then start what is wanted and does not run."""
         wanted = activity(self.state)
-        for effect in [item for item in self._jobs if item not in wanted]:
-            self._jobs.pop(effect).task.cancel()
+        ending = [self._jobs.pop(effect).task for effect in list(self._jobs) if effect not in wanted]
+        for task in ending:
+            task.cancel()
+        if ending:
+            await asyncio.gather(*ending, return_exceptions=True)
         for effect in wanted:
             if effect not in self._jobs:
                 self._numbers += 1

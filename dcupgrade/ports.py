@@ -117,8 +117,11 @@ class VaultPort(Protocol):
     async def status(self) -> Mapping[str, Any]:
         """Its state: own enclave id, heights seen, key sets held."""
 
-    async def collect(self, source_id: str) -> str:
-        """Take the running node's key set (or find it taken already); returns the key set's id after it is sealed."""
+    async def collect(self, source_id: str, evidence: Mapping[str, Any]) -> str:
+        """Take the running node's key set, or find it taken already; returns its id once it is sealed.
+
+        The evidence shows the vault that the network lists it.
+        """
 
     async def permit(self, source_id: str, target_id: str, key_set_id: str, evidence: Mapping[str, Any]) -> int:
         """Permit the hand-over to the target; returns when that expires, Unix seconds."""
@@ -139,8 +142,8 @@ class NodesPort(Protocol):
     async def stage(self, release: Release, progress: Progress) -> None:
         """Download and verify into the release's slot; returns at once when it is there."""
 
-    async def preflight(self, target: Release, first_install: bool) -> list[Finding]:
-        """Everything that speaks against an upgrade now; empty when all is well."""
+    async def preflight(self, target: Release, source_id: str, first_install: bool) -> list[Finding]:
+        """Everything that speaks against an upgrade now; `source_id` is "" for a first install."""
 
     async def start(self, release: Release, *, first_install: bool) -> None:
         """Have the version's process run: one that lives already is taken over, else it is started."""

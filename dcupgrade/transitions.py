@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from dcupgrade.errors import DcupgradeError
-from dcupgrade.states import HALTED_CODES, ChainFacts, Event, EventKind, Name, Release, State
+from dcupgrade.states import HALTED_CODES, ChainFacts, Event, EventKind, Name, Record, Release, State
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +41,10 @@ def newer(state: State) -> Release | None:
         return None
     if state.running is None:
         return program
-    if program.enclave_id == state.running.enclave_id or program.added_height <= state.running.added_height:
+    heights = dict(state.chain.listed)
+    # a running version that is listed no more counts as the oldest
+    height = heights.get(state.running.enclave_id, -1)
+    if program.enclave_id == state.running.enclave_id or program.added_height <= height:
         return None
     return program
 
@@ -182,6 +185,12 @@ def remember_word(state: State, event: Event, _: Budgets) -> State:
     if event.kind is E.OVERRIDE:
         return replace(state, override=event.enclave_id)
     return replace(state, approved=event.enclave_id)
+
+
+def lift_quarantine(state: State, _event: Event, _: Budgets) -> State:
+    """Nothing is halted: the word can only mean the release on the chain, which may be tried again."""
+    program = state.chain.program if state.chain else None
+    return state if program is None else state.with_record(Record(program.enclave_id))
 
 
 def count_crash(state: State, event: Event, budgets: Budgets) -> State:
@@ -344,11 +353,10 @@ def retired(state: State, _event: Event, _: Budgets) -> State:
 
 
 def halt(code: str, resume_to: Name) -> Action:
-    """An action that stops in the condition `code` (`*`: the event's own), to go on at `resume_to`."""
+    """An action that stops in the event's own condition, else in `code`, to go on at `resume_to`."""
 
     def action(state: State, event: Event, _: Budgets) -> State:
-        found = event.code if code == "*" and event.code in HALTED_CODES else code
-        found = "SOURCE_WONT_START" if found == "*" else found
+        found = event.code if event.code in HALTED_CODES else code
         return replace(state, halted=found, resume_to=resume_to.value, detail=event.detail or event.code)
 
     action.__name__ = f"halt_{code.lower()}"

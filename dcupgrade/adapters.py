@@ -1,0 +1,414 @@
+"""The orchestrator's ports over the real packages: chain watcher, vault client, process supervisor."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import json
+import os
+import sys
+import time
+from collections.abc import AsyncIterator, Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+
+from attestation.artefact import verify_artefact
+from attestation.network import encode_multibase
+from chain_watcher.watcher import ChainView, Watcher
+from dcupgrade.errors import DcupgradeError
+from dcupgrade.ports import Delivery, Finding, NodeExit, NodeHealth, Progress
+from dcupgrade.settings import Settings
+from dcupgrade.states import ChainFacts, Release
+from keyvault.client import VaultClient
+from process_supervisor import probe
+from process_supervisor.driver import LaunchSpec, NodeDriver, NodeHandle, NodeRecord
+from process_supervisor.errors import ProcessSupervisorError
+from process_supervisor.fetch import Progress as DownloadProgress
+from process_supervisor.limits import GIB, ArchiveLimits, DownloadLimits
+from process_supervisor.procfs import boot_id
+from process_supervisor.stage import StageRequest, stage
+
+HEALTH_TIMEOUT_S = 5.0
+UNLOCK_TIMEOUT_S = 10.0
+KEPT_ENVIRONMENT = ("PATH", "LANG", "LC_ALL", "TZ", "PYTHONPATH", "SSL_CERT_FILE")
+KEY_SET_MARKER = "keyset.json"
+
+
+class SystemClock:
+    """The machine's clocks."""
+
+    def now(self) -> float:
+        """Unix seconds."""
+        return time.time()
+
+    def monotonic(self) -> float:
+        """Seconds that never jump."""
+        return time.monotonic()
+
+    async def sleep(self, seconds: float) -> None:
+        """Wait."""
+        await asyncio.sleep(seconds)
+
+
+class Chain:
+    """The chain port over a Watcher."""
+
+    def __init__(self, watcher: Watcher) -> None:
+        self._watcher = watcher
+        self.last_view: ChainView | None = None
+
+    async def views(self) -> AsyncIterator[ChainFacts]:
+        """Facts of each view; a view that could not be read for a passing reason is left out."""
+        async for view in self._watcher.views():
+            self.last_view = view
+            if view.program is None and view.refusal is not None and view.refusal.kind == "transient":
+                continue
+            yield chain_facts(view)
+
+    async def evidence(self, target_id: str, source_id: str, vault_state: Mapping[str, Any]) -> Mapping[str, Any]:
+        """What the vault needs, from the watcher."""
+        return await self._watcher.evidence(target_id, source_id, dict(vault_state))
+
+
+def chain_facts(view: ChainView) -> ChainFacts:
+    """The machine's facts from a view of the finalized chain."""
+    program = view.program
+    release = None
+    if program is not None:
+        release = Release(
+            enclave_id=program.enclave_id,
+            version=program.version,
+            origin_url=program.origin_url,
+            mirror_url=program.mirror_url,
+            cids=tuple(program.cids),
+            signatures=tuple(program.signatures),
+            added_height=program.added_height,
+        )
+    return ChainFacts(program=release, listed=tuple(sorted(view.listed.items())), block_number=view.block_number)
+
+
+class Vault:
+    """The vault port over its client."""
+
+    def __init__(self, client: VaultClient, *, node_url: str, protocol: str) -> None:
+        self._client = client
+        self._node_url = node_url
+        self._protocol = protocol
+
+    async def status(self) -> Mapping[str, Any]:
+        """The vault's own account."""
+        return await self._client.status()
+
+    async def collect(self, source_id: str, evidence: Mapping[str, Any]) -> str:
+        """Have the vault take and seal the running node's key set."""
+        answer = await self._client.collect(self._node_url, source_id, protocol=self._protocol, evidence=dict(evidence))
+        return str(answer["key_set_id"])
+
+    async def permit(self, source_id: str, target_id: str, key_set_id: str, evidence: Mapping[str, Any]) -> int:
+        """Have the vault issue its release permit."""
+        answer = await self._client.permit(
+            source_id=source_id, target_id=target_id, key_set_id=key_set_id, evidence=dict(evidence)
+        )
+        return int(answer["expires_at_unix_s"])
+
+    async def delivery(self, enclave_id: str) -> Delivery:
+        """How far the hand-over to an enclave is."""
+        answer = await self._client.delivery(enclave_id)
+        return Delivery(str(answer["state"]), str(answer.get("code") or ""))
+
+    async def holds_keys_of(self, source_id: str) -> bool:
+        """Whether the vault's status lists a key set from this source."""
+        status = await self._client.status()
+        return any(item.get("source_id") == source_id for item in status.get("key_sets", ()))
+
+    async def committed(self, target_id: str, key_set_id: str) -> None:
+        """Tell the vault that the target is committed."""
+        await self._client.committed(target_id=target_id, key_set_id=key_set_id)
+
+
+class Nodes:
+    """The nodes port: slots, processes, HTTP. One version runs at a time; each has a driver name of its own."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        driver: NodeDriver,
+        session: aiohttp.ClientSession,
+        *,
+        first_install_allowed: bool,
+        sealed_copies: Callable[[], Any],
+    ) -> None:
+        self._settings, self._driver, self._session = settings, driver, session
+        self._first_install_allowed = first_install_allowed
+        self._sealed_copies = sealed_copies
+        self._lock = asyncio.Lock()
+        self.slots = settings.agent.state_dir / "slots"
+        self.run_dir = settings.agent.state_dir / "run"
+        self.url = f"http://127.0.0.1:{settings.node.port}"
+        self._good: dict[str, tuple[float, ...]] = {}
+
+    # --- files -------------------------------------------------------------------------------------------------------
+
+    async def stage(self, release: Release, progress: Progress) -> None:
+        """Download, verify and name the release."""
+
+        def tell(item: DownloadProgress) -> None:
+            progress(
+                {
+                    "phase": item.stage,
+                    "source": item.source,
+                    "done_bytes": item.received_bytes,
+                    "total_bytes": item.total_bytes,
+                }
+            )
+
+        download = self._settings.download
+        await stage(
+            StageRequest(
+                enclave_id=release.enclave_id,
+                sources=tuple(url for url in (release.origin_url, release.mirror_url) if url),
+                cids=release.cids,
+                extra_files={"network.sig": _signature_file(release)},
+            ),
+            self.slots,
+            verify_folder,
+            DownloadLimits(
+                size_bytes_max=download.size_max_bytes,
+                idle_s_max=download.stall_s,
+                ipfs_gateways=download.ipfs_gateways,
+                archive=ArchiveLimits(
+                    member_bytes_max=min(2 * GIB, download.unpacked_max_bytes),
+                    total_bytes_max=download.unpacked_max_bytes,
+                ),
+            ),
+            tell,
+        )
+
+    async def slot_is_good(self, enclave_id: str) -> bool:
+        """Measure the slot again (files that did not change since the last time are not read again)."""
+        folder = self.slots / enclave_id
+        try:
+            found = await asyncio.to_thread(verify_folder, folder)
+        except Exception:
+            return False
+        return found == enclave_id and (folder / "network.sig").is_file()
+
+    async def remove_slot(self, enclave_id: str) -> None:
+        """Delete the slot of a version that does not run."""
+        if await self.is_alive(enclave_id):
+            raise DcupgradeError(
+                code="NODE_STILL_RUNS", what=f"slot of {enclave_id}", why="this version runs", kind="invariant"
+            )
+        await asyncio.to_thread(_remove_tree, self.slots / enclave_id)
+
+    # --- the host ----------------------------------------------------------------------------------------------------
+
+    async def preflight(self, target: Release, source_id: str, first_install: bool) -> list[Finding]:
+        """Checks of the host before an upgrade begins."""
+        settings, found = self._settings, []
+        free = probe.free_bytes(settings.agent.state_dir)
+        if free < settings.upgrade.free_space_min_bytes:
+            found.append(Finding("GATE_PREFLIGHT", f"only {free} bytes are free in {settings.agent.state_dir}"))
+        others = probe.other_manager_processes()
+        if others:
+            found.append(Finding("OTHER_MANAGER_RUNNING", ", ".join(others)))
+        if not await self.slot_is_good(target.enclave_id):
+            found.append(Finding("GATE_PREFLIGHT", "the staged files were changed; they are fetched anew"))
+            await self.stage(target, lambda _: None)
+        if first_install:
+            found += await self._first_install_findings()
+        elif await self.is_alive(source_id):
+            health = await self.health(source_id)
+            if health.status != "serving":
+                found.append(Finding("NODE_NOT_READY", f"the running version is {health.status}"))
+        return found
+
+    async def _first_install_findings(self) -> list[Finding]:
+        if not self._first_install_allowed:
+            return [Finding("FIRST_INSTALL_REFUSED", "nothing runs here; allow it with `watch --first-install`")]
+        data_dir = self._settings.node.data_dir
+        names = [] if not data_dir.exists() else sorted(n for n in os.listdir(data_dir) if not n.startswith("."))
+        if names:
+            return [Finding("FIRST_INSTALL_REFUSED", f"{data_dir} is not empty ({', '.join(names[:3])})")]
+        if await self._sealed_copies():
+            return [Finding("FIRST_INSTALL_REFUSED", "the vault holds sealed keys of an earlier node")]
+        if not probe.port_is_free(self._settings.node.port):
+            return [Finding("PORT_TAKEN", f"something listens on port {self._settings.node.port}")]
+        return []
+
+    # --- processes ---------------------------------------------------------------------------------------------------
+
+    async def start(self, release: Release, *, first_install: bool) -> None:
+        """Start a version, or find it running. Raises DATA_LOCKED, PORT_TAKEN, ANOTHER_NODE_RUNS, NODE_START_FAILED."""
+        async with self._lock:
+            if await self._handle(release.enclave_id) is not None:
+                return
+            for name in self._names():
+                if await self._alive(name):
+                    raise DcupgradeError(
+                        code="ANOTHER_NODE_RUNS",
+                        what=f"start of {release.enclave_id}",
+                        why=f"{name} still runs on the same data",
+                        kind="transient",
+                    )
+            data_dir = self._settings.node.data_dir
+            data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+            _need_unlocked(data_dir)
+            probe.require_ports_free([self._settings.node.port])
+            await self._driver.start(self._spec(release, first_install))
+
+    async def is_alive(self, enclave_id: str) -> bool:
+        """Whether the version's process lives."""
+        return await self._handle(enclave_id) is not None
+
+    async def wait_exit(self, enclave_id: str) -> NodeExit:
+        """Return when the version's process is gone."""
+        record = await self._driver.find(_name(enclave_id))
+        if record is None:
+            return NodeExit("it was never started")
+        if record.kind == "process" and record.boot_id != boot_id():
+            return NodeExit("the machine was restarted", rebooted=True)
+        handle = await self._driver.adopt(record)
+        if handle is None:
+            return NodeExit("its process is gone")
+        return NodeExit(f"it ended with {await handle.wait()}; log: {record.log_path}")
+
+    async def stop(self, enclave_id: str) -> None:
+        """Stop a version and wait until data and port are free. Raises NODE_STOP_FAILED, DATA_LOCKED, PORT_TAKEN."""
+        async with self._lock:
+            record = await self._driver.find(_name(enclave_id))
+            handle = await self._driver.adopt(record) if record is not None else None
+            if handle is not None:
+                await self._driver.stop(handle, self._settings.node.stop_grace_s)
+            try:
+                await probe.wait_data_unlocked(self._settings.node.data_dir, UNLOCK_TIMEOUT_S)
+            except ProcessSupervisorError as error:
+                raise _locked(error) from error
+            for _ in range(100):
+                if probe.port_is_free(self._settings.node.port):
+                    return
+                await asyncio.sleep(0.05)
+            probe.require_ports_free([self._settings.node.port])
+
+    async def _handle(self, enclave_id: str) -> NodeHandle | None:
+        record = await self._driver.find(_name(enclave_id))
+        return await self._living(record) if record is not None else None
+
+    async def _living(self, record: NodeRecord) -> NodeHandle | None:
+        handle = await self._driver.adopt(record)
+        return handle if handle is not None and handle.exit_status() is None else None
+
+    async def _alive(self, name: str) -> bool:
+        record = await self._driver.find(name)
+        return record is not None and await self._living(record) is not None
+
+    def _names(self) -> list[str]:
+        """Driver names of every version that is or was here."""
+        slots = self.slots.iterdir() if self.slots.is_dir() else ()
+        return sorted(_name(item.name) for item in slots if len(item.name) == 64)
+
+    def _spec(self, release: Release, first_install: bool) -> LaunchSpec:
+        settings = self._settings
+        slot = self.slots / release.enclave_id
+        # once a key set exists, the node must unseal it; it never makes another one
+        fresh = first_install and not (settings.node.data_dir / KEY_SET_MARKER).exists()
+        values = {
+            "python": sys.executable,
+            "cpu_dir": str(settings.cpu_dir.resolve()),
+            "slot": str(slot.resolve()),
+            "data_dir": str(settings.node.data_dir.resolve()),
+            "port": str(settings.node.port),
+            "vault_url": settings.vault.url,
+            "enclave_id": release.enclave_id,
+            "network_signature_file": str(slot.resolve() / "network.sig"),
+            "first_install_flag": "--first-install" if fresh else "",
+        }
+        argv = tuple(text for item in settings.node.command if (text := item.format_map(values)))
+        return LaunchSpec(
+            name=_name(release.enclave_id),
+            argv=argv,
+            env={name: os.environ[name] for name in KEPT_ENVIRONMENT if name in os.environ},
+            cwd=settings.node.data_dir,
+            log_path=settings.agent.state_dir / "logs" / f"{_name(release.enclave_id)}.log",
+        )
+
+    # --- the node's HTTP face ----------------------------------------------------------------------------------------
+
+    async def health(self, enclave_id: str) -> NodeHealth:
+        """GET /health; an answer that is none counts as silence. `canary_url` fills in for nodes without one."""
+        answer = await probe.probe(f"{self.url}/health", HEALTH_TIMEOUT_S, self._session)
+        if answer.status is None:
+            return NodeHealth("silent", detail=answer.error or "")
+        try:
+            body = json.loads(answer.body)
+            canary = body.get("canary")
+            health = NodeHealth(
+                status=str(body["status"]),
+                enclave_id=str(body.get("enclave_id") or ""),
+                version=str(body.get("version") or ""),
+                canary=canary if isinstance(canary, bool) else None,
+                committed=bool(body.get("committed")),
+                key_set_id=str(body.get("key_set_id") or ""),
+                detail=str(body.get("detail") or body.get("error") or ""),
+            )
+        except (ValueError, KeyError, TypeError, AttributeError):
+            return NodeHealth("silent", detail=f"its health report cannot be read (HTTP {answer.status})")
+        if health.canary is None and self._settings.node.canary_url and health.status == "serving":
+            probed = await probe.probe(self._settings.node.canary_url, HEALTH_TIMEOUT_S, self._session)
+            health = NodeHealth(health.status, health.enclave_id, health.version, probed.ok, health.committed)
+        return health
+
+    async def commit(self, enclave_id: str) -> None:
+        """POST /commit; raises COMMIT_NOT_ACKNOWLEDGED unless the node took it."""
+        why = ""
+        try:
+            timeout = aiohttp.ClientTimeout(total=HEALTH_TIMEOUT_S)
+            async with self._session.post(
+                f"{self.url}/commit", json={"enclave_id": enclave_id}, timeout=timeout, allow_redirects=False
+            ) as answer:
+                if answer.status == 200:
+                    return
+                why = f"HTTP {answer.status}: {(await answer.content.read(500)).decode('utf-8', 'replace')}"
+        except (aiohttp.ClientError, TimeoutError, OSError) as error:
+            why = str(error) or type(error).__name__
+        raise DcupgradeError(code="COMMIT_NOT_ACKNOWLEDGED", what=f"commit of {enclave_id}", why=why, kind="transient")
+
+
+def verify_folder(folder: Path) -> str:
+    """The enclave id of an unpacked release, measured and compared with its SIGSTRUCT. Blocking."""
+    return verify_artefact(folder / "enclave.pyz", folder / "enclave.sig")
+
+
+def _signature_file(release: Release) -> bytes:
+    return "".join(f"{encode_multibase(item)}\n" for item in release.signatures).encode()
+
+
+def _name(enclave_id: str) -> str:
+    return f"node-{enclave_id[:20]}" if enclave_id else f"node-{hashlib.sha256(b'').hexdigest()[:20]}"
+
+
+def _need_unlocked(data_dir: Path) -> None:
+    holder = probe.data_lock_holder(data_dir)
+    if holder is not None:
+        raise DcupgradeError(
+            code="DATA_LOCKED",
+            what=f"data folder {data_dir}",
+            why=f"{holder} works on it",
+            action="Let that process end; never delete the lock file.",
+            kind="transient",
+        )
+
+
+def _locked(error: ProcessSupervisorError) -> DcupgradeError:
+    return DcupgradeError(
+        code="DATA_LOCKED", what=error.what, why=error.why, action=f"{error.action}.", kind="transient"
+    )
+
+
+def _remove_tree(folder: Path) -> None:
+    import shutil
+
+    if folder.is_dir():
+        shutil.rmtree(folder)

@@ -1,0 +1,404 @@
+"""`dcupgrade watch`: puts the parts together, keeps the vault running, and takes signals.
+
+The agent may die or be restarted at any time: nodes and the vault are processes of their own and are found again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import fcntl
+import json
+import logging
+import os
+import secrets
+import signal
+import sys
+from collections.abc import AsyncIterator, Callable
+from contextlib import AsyncExitStack, asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import sdnotify
+from aiohttp import web as aiohttp_web
+
+from attestation.network import NetworkKeys
+from chain_watcher.watcher import Watcher, WatcherConfig
+from dcupgrade import gates
+from dcupgrade.adapters import KEPT_ENVIRONMENT, Chain, Nodes, SystemClock, Vault
+from dcupgrade.effects import Limits, failure_of
+from dcupgrade.errors import DcupgradeError
+from dcupgrade.journal import Journal
+from dcupgrade.orchestrator import Orchestrator
+from dcupgrade.plan import plan
+from dcupgrade.ports import JournalPort
+from dcupgrade.settings import Settings
+from dcupgrade.transitions import Budgets
+from dcupgrade.web import Site, make_app
+from keyvault.client import VaultClient
+from process_supervisor.driver import LaunchSpec
+from process_supervisor.process_driver import ProcessDriver
+
+log = logging.getLogger("dcupgrade")
+
+VAULT_NAME = "vault"
+VAULT_READY_S = 30.0
+VAULT_STOP_GRACE_S = 5.0
+WrapJournal = Callable[[Journal], JournalPort]
+
+
+def run(settings: Settings, *, first_install: bool = False) -> int:
+    """Run the agent until SIGTERM or SIGINT; returns the exit code. Raises DcupgradeError when it cannot begin."""
+    _set_up_logging(settings)
+    try:
+        asyncio.run(serve(settings, first_install=first_install))
+    except KeyboardInterrupt:
+        return 130
+    return 0
+
+
+async def serve(settings: Settings, *, first_install: bool = False, wrap_journal: WrapJournal | None = None) -> None:
+    """Run the agent until a signal. `wrap_journal` lets tests stand between the orchestrator and its journal."""
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.set)
+    async with AsyncExitStack() as stack:
+        _lock_folders(settings, stack)
+        journal = Journal(settings.agent.state_dir / "journal.sqlite3")
+        stack.callback(journal.close)
+        session = await stack.enter_async_context(aiohttp.ClientSession())
+        driver = ProcessDriver(settings.agent.state_dir / "run")
+        stack.push_async_callback(driver.close)
+        parts = await _assemble(settings, first_install, journal, wrap_journal, session, driver, stack)
+        await stack.enter_async_context(_face(settings, journal, parts))
+        tasks = [asyncio.create_task(coroutine, name=name) for name, coroutine in parts.tasks(settings, driver)]
+        notifier = sdnotify.SystemdNotifier()
+        notifier.notify("READY=1")
+        tasks.append(asyncio.create_task(_tell_systemd(notifier, parts.orchestrator), name="systemd"))
+        waiter = asyncio.create_task(stop.wait(), name="signal")
+        try:
+            done, _ = await asyncio.wait({waiter, *tasks}, return_when=asyncio.FIRST_COMPLETED)
+            for task in done - {waiter}:
+                task.result()
+                raise DcupgradeError(
+                    code="UNEXPECTED", what=f"task {task.get_name()}", why="it ended by itself", kind="invariant"
+                )
+        finally:
+            notifier.notify("STOPPING=1")
+            for task in (waiter, *tasks):
+                task.cancel()
+            await asyncio.gather(waiter, *tasks, return_exceptions=True)
+    log.info("the agent has stopped; nodes and vault go on", extra={"event": "stop"})
+
+
+class _Parts:
+    """What `serve` keeps running."""
+
+    def __init__(self, orchestrator: Orchestrator, watcher: Watcher, chain: Chain, rules: gates.GateRules) -> None:
+        self.orchestrator, self.watcher, self.chain, self.rules = orchestrator, watcher, chain, rules
+
+    def tasks(self, settings: Settings, driver: ProcessDriver) -> list[tuple[str, Any]]:
+        """Names and coroutines of the tasks that never end by themselves."""
+        out = [("orchestrator", self.orchestrator.run()), ("watcher", self.watcher.run()), ("tend", _tend(driver))]
+        if settings.vault.start:
+            out.append(("vault", _keep_vault(settings, driver)))
+        return out
+
+
+async def _assemble(
+    settings: Settings,
+    first_install: bool,
+    journal: Journal,
+    wrap_journal: WrapJournal | None,
+    session: aiohttp.ClientSession,
+    driver: ProcessDriver,
+    stack: AsyncExitStack,
+) -> _Parts:
+    client = VaultClient(settings.vault.url, _token(settings.token_file))
+    stack.push_async_callback(client.close)
+    keys = NetworkKeys.parse(settings.chain.network_keys, settings.chain.threshold)
+    watcher = Watcher(watcher_config(settings), keys.verify)
+    chain = Chain(watcher)
+    vault = Vault(client, node_url=f"http://127.0.0.1:{settings.node.port}", protocol=settings.node.protocol)
+
+    async def sealed_copies() -> Any:
+        return (await vault.status()).get("key_sets")
+
+    nodes = Nodes(settings, driver, session, first_install_allowed=first_install, sealed_copies=sealed_copies)
+    rules = gate_rules(settings)
+    orchestrator = Orchestrator(
+        journal=wrap_journal(journal) if wrap_journal else journal,
+        chain=chain,
+        vault=vault,
+        nodes=nodes,
+        clock=SystemClock(),
+        limits=limits(settings),
+        budgets=budgets(settings),
+        rules=rules,
+        commands_poll_s=0.25,
+    )
+    return _Parts(orchestrator, watcher, chain, rules)
+
+
+# --- settings to values ----------------------------------------------------------------------------------------------
+
+
+def limits(settings: Settings) -> Limits:
+    """The performers' times and counts."""
+    upgrade, node = settings.upgrade, settings.node
+    return Limits(
+        attempts=upgrade.attempts,
+        backoff_s=upgrade.backoff_s,
+        backoff_max_s=upgrade.backoff_max_s,
+        ready_deadline_s=node.ready_deadline_s,
+        delivery_deadline_s=upgrade.delivery_deadline_s,
+        probation_s=node.probation_s,
+        probe_interval_s=node.probe_interval_s,
+        remove_previous=upgrade.remove_previous,
+        confirmed=("durable",) if node.protocol == "v2" else ("durable", "received", "delivered"),
+    )
+
+
+def budgets(settings: Settings) -> Budgets:
+    """The machine's budgets."""
+    upgrade = settings.upgrade
+    return Budgets(attempts=upgrade.attempts, failures=upgrade.failure_budget, retention_s=upgrade.retention_s)
+
+
+def gate_rules(settings: Settings) -> gates.GateRules:
+    """The gates' rules."""
+    windows = tuple(
+        gates.Window(item.days, item.start, item.duration_s, item.zone) for item in settings.upgrade.windows
+    )
+    return gates.GateRules(settings.node.id, settings.upgrade.approval, windows, settings.upgrade.stagger_s)
+
+
+def watcher_config(settings: Settings) -> WatcherConfig:
+    """The watcher's configuration."""
+    chain = settings.chain
+    checkpoint = None
+    if chain.checkpoint_file is not None:
+        checkpoint = json.loads(chain.checkpoint_file.read_text(encoding="utf-8"))
+    return WatcherConfig(
+        endpoints=chain.endpoints,
+        finality=chain.finality,
+        genesis_hash=chain.genesis_hash,
+        quorum=chain.quorum,
+        checkpoint=checkpoint,
+        unsafe_unproven_reads=chain.unsafe_unproven_reads,
+        ca_file=str(chain.ca_file) if chain.ca_file else None,
+    )
+
+
+# --- folders, tokens, locks ------------------------------------------------------------------------------------------
+
+
+def _lock_folders(settings: Settings, stack: AsyncExitStack) -> None:
+    """One agent per state folder, and one per data folder. Raises AGENT_ALREADY_RUNNING, AGENT_STATE_UNUSABLE."""
+    try:
+        for folder in (settings.agent.state_dir, settings.node.data_dir):
+            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            fd = os.open(folder / ".agent.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            stack.callback(os.close, fd)
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        for name in ("logs", "run", "slots"):
+            (settings.agent.state_dir / name).mkdir(mode=0o700, exist_ok=True)
+        settings.store_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+    except BlockingIOError as error:
+        raise DcupgradeError(
+            code="AGENT_ALREADY_RUNNING",
+            what=f"folder {folder}",
+            why="another agent holds its lock",
+            action="Let one agent work on a node; `dcupgrade status` shows what it does.",
+        ) from error
+    except OSError as error:
+        raise DcupgradeError(
+            code="AGENT_STATE_UNUSABLE",
+            what=f"folder {settings.agent.state_dir}",
+            why=str(error),
+            action="Create it for the agent's user, or name another one in agent.state_dir.",
+        ) from error
+
+
+def _token(path: Path) -> str:
+    """The token in a file; drawn and written with mode 0600 when there is none."""
+    try:
+        fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+    except FileExistsError:
+        token = path.read_text(encoding="ascii").strip()
+        if len(token) < 16:
+            raise DcupgradeError(
+                code="AGENT_STATE_UNUSABLE", what=f"token file {path}", why="it is too short to be a token"
+            ) from None
+        return token
+    with os.fdopen(fd, "w") as file:
+        token = secrets.token_urlsafe(32)
+        file.write(token + "\n")
+        file.flush()
+        os.fsync(file.fileno())
+    return token
+
+
+# --- the vault -------------------------------------------------------------------------------------------------------
+
+
+def vault_spec(settings: Settings) -> LaunchSpec:
+    """How the vault is started: the settings' command, else `python -m keyvault serve` with the settings' files."""
+    vault = settings.vault
+    listen = vault.url.removeprefix("http://").rstrip("/")
+    argv = vault.command or (
+        *(sys.executable, "-m", "keyvault", "serve", "--listen", listen, "--store", str(settings.store_dir.resolve())),
+        *("--token-file", str(settings.token_file.resolve()), "--auth-file", _path(vault.auth_file)),
+        *("--cpu", str(settings.cpu_dir.resolve()), "--image", _path(vault.image)),
+        *("--sigstruct", _path(vault.sigstruct)),
+    )
+    return LaunchSpec(
+        name=VAULT_NAME,
+        argv=tuple(argv),
+        env={name: os.environ[name] for name in KEPT_ENVIRONMENT if name in os.environ},
+        cwd=settings.agent.state_dir,
+        log_path=settings.agent.state_dir / "logs" / "vault.log",
+    )
+
+
+def _path(path: Path | None) -> str:
+    return "" if path is None else str(path.resolve())
+
+
+async def _keep_vault(settings: Settings, driver: ProcessDriver) -> None:
+    """Keep the vault's process up; it is found again after the agent's restart."""
+    tries = 0
+    while True:
+        try:
+            record = await driver.start(vault_spec(settings))
+            handle = await driver.adopt(record)
+            if handle is not None:
+                began = asyncio.get_running_loop().time()
+                ended = await handle.wait()
+                tries = 0 if asyncio.get_running_loop().time() - began > 60 else tries
+                log.error("VAULT_START_FAILED: the vault ended with %s; log: %s", ended, record.log_path)
+        except Exception as error:
+            failure = failure_of(error)
+            if failure.code == "NODE_ALREADY_RUNNING":
+                await _stop_by_name(driver, VAULT_NAME)  # it was started with other settings
+                continue
+            log.error("VAULT_START_FAILED: %s", failure.detail)
+        tries += 1
+        await asyncio.sleep(min(30.0, 0.25 * 2.0 ** min(tries, 10)))
+
+
+async def _stop_by_name(driver: ProcessDriver, name: str) -> None:
+    record = await driver.find(name)
+    handle = await driver.adopt(record) if record is not None else None
+    if handle is not None:
+        await driver.stop(handle, VAULT_STOP_GRACE_S)
+
+
+async def stop_everything(settings: Settings) -> list[str]:
+    """Stop the node and the vault that an agent of these settings started; returns their names. For development."""
+    driver = ProcessDriver(settings.agent.state_dir / "run")
+    stopped = []
+    try:
+        for path in sorted((settings.agent.state_dir / "run").glob("*.json")):
+            record = await driver.find(path.stem)
+            handle = await driver.adopt(record) if record is not None else None
+            if handle is not None:
+                await driver.stop(handle, VAULT_STOP_GRACE_S)
+                stopped.append(path.stem)
+    finally:
+        await driver.close()
+    return stopped
+
+
+async def _tend(driver: ProcessDriver) -> None:
+    while True:
+        await asyncio.sleep(30)
+        try:
+            await driver.tend()
+        except OSError as error:
+            log.warning("logs cannot be rotated: %s", error)
+
+
+# --- faces -----------------------------------------------------------------------------------------------------------
+
+
+@asynccontextmanager
+async def _face(settings: Settings, journal: Journal, parts: _Parts) -> AsyncIterator[None]:
+    if settings.agent.http_listen == "off":
+        yield
+        return
+    orchestrator = parts.orchestrator
+
+    def status() -> dict[str, Any]:
+        return {**orchestrator.snapshot(), "chain": parts.watcher.health()}
+
+    def plan_now() -> dict[str, Any]:
+        state = orchestrator.state
+        now = SystemClock().now()
+        return plan(state, parts.rules, now, state.target_since_unix_s or now)
+
+    site = Site(
+        status=status,
+        plan=plan_now,
+        events=orchestrator.subscribe,
+        history=lambda limit, every: journal.history(limit, all_events=every),
+        counts=journal.counts,
+        enqueue=journal.enqueue,
+        token=_token(settings.agent.state_dir / "operator.token"),
+        allowed_hosts=frozenset(settings.agent.allowed_hosts),
+    )
+    host, _, port = settings.agent.http_listen.rpartition(":")
+    runner = aiohttp_web.AppRunner(make_app(site), access_log=None, shutdown_timeout=1.0)
+    await runner.setup()
+    try:
+        await aiohttp_web.TCPSite(runner, host.strip("[]"), int(port)).start()
+    except OSError as error:
+        await runner.cleanup()
+        raise DcupgradeError(
+            code="AGENT_STATE_UNUSABLE",
+            what=f"agent.http_listen {settings.agent.http_listen}",
+            why=str(error),
+            action="Choose another port, or `off`.",
+        ) from error
+    try:
+        yield
+    finally:
+        await runner.cleanup()
+
+
+async def _tell_systemd(notifier: Any, orchestrator: Orchestrator) -> None:
+    """Status line and watchdog: it is fed from the event loop that does the work."""
+    while True:
+        notifier.notify(f"STATUS={orchestrator.state.name.value}")
+        notifier.notify("WATCHDOG=1")
+        await asyncio.sleep(5)
+
+
+class _JsonFormatter(logging.Formatter):
+    def format(self, record: logging.LogRecord) -> str:
+        fact = {
+            "at_unix_s": record.created,
+            "level": record.levelname.lower(),
+            "logger": record.name,
+            "message": record.getMessage(),
+        }
+        for name in ("event", "code", "state"):
+            if (value := getattr(record, name, None)) is not None:
+                fact[name] = value
+        if record.exc_info:
+            fact["exception"] = self.formatException(record.exc_info)
+        return json.dumps(fact)
+
+
+def _set_up_logging(settings: Settings) -> None:
+    handler = logging.StreamHandler(sys.stderr)
+    if settings.agent.log_format == "json":
+        handler.setFormatter(_JsonFormatter())
+    else:
+        handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)-7s %(name)s: %(message)s"))
+    root = logging.getLogger()
+    root.handlers[:] = [handler]
+    root.setLevel(settings.agent.log_level.upper())
+    for noisy in ("asyncio", "aiohttp.access"):
+        logging.getLogger(noisy).setLevel(logging.WARNING)
