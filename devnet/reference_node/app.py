@@ -36,9 +36,9 @@ class NodeState:
         self.status, self.error = "failed", error
 
 
-def make_app(state: NodeState, commit: Callable[[], Awaitable[None]]) -> web.Application:
-    """Application with the routes of the node contract; ``commit`` makes the commitment durable."""
-    app = web.Application(middlewares=[_errors], client_max_size=64 * 1024)
+def add_node_routes(app: web.Application, state: NodeState, commit: Callable[[], Awaitable[None]]) -> None:
+    """Add the routes of the node contract; ``commit`` makes the commitment durable."""
+    app.middlewares.append(_errors)
     routes = _Routes(state, commit)
     app.add_routes(
         [
@@ -53,7 +53,6 @@ def make_app(state: NodeState, commit: Callable[[], Awaitable[None]]) -> web.App
     )
     if "stats" in state.features:
         app.router.add_get("/stats", routes.stats)
-    return app
 
 
 class _Routes:

@@ -1,7 +1,7 @@
 """The reference node's life: lock the data, find or fetch the keys, serve, end gracefully.
 
-What it owes until it hears ``commit``: no new application keys and no irreversible change of the data's format. It makes
-keys exactly once in the life of a data folder: at a first install into an empty one.
+What it owes until it hears ``commit``: no new application keys and no irreversible change of the data's format. It
+makes keys exactly once in the life of a data folder: at a first install into an empty one.
 """
 
 from __future__ import annotations
@@ -13,10 +13,9 @@ import json
 import logging
 import os
 import pkgutil
+import secrets
 import signal
 import sys
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,15 +23,27 @@ from typing import Any
 import aiohttp
 from aiohttp import web
 
-from devnet.reference_node.app import NodeState, make_app
+from attestation.driver import TeeDriver, open_driver
+from attestation.errors import AttestationError
+from attestation.network import NetworkKeys, decode_multibase
+from devnet.reference_node.app import NodeState, add_node_routes
 from devnet.reference_node.objects import KeySet, NodeError, ObjectStore, write_durably
+from keyvault.errors import KeyvaultError
+from keyvault.hygiene import harden_process
+from keyvault.keyset import KeySet as HandoverKeySet
+from keyvault.node import NodeHandover, NodePolicy, request_keys
+from keyvault.sealed import KIND_KEY_SET
+from keyvault.store import FolderDisk, SealedStore
+from keyvault.web import add_handover_routes, new_app
 
 log = logging.getLogger("reference_node")
 
 POLICY_RESOURCE = "node_policy.json"
-ASK_AGAIN_S = 0.25
-ASK_AGAIN_MAX_S = 3.0
+ASK_FOR_KEYS_S = 24 * 3600.0
 SHUTDOWN_S = 5.0
+EXIT_REFUSED = 2
+EXIT_DOES_NOT_START = 3
+EXIT_CRASH = 70
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +74,11 @@ class Policy:
                 "features": frozenset(fields["features"]),
             }
         )
+
+    def of_handover(self) -> NodePolicy:
+        """Whom the node takes for its upgrader."""
+        keys = NetworkKeys.parse(self.network_keys, self.threshold)
+        return NodePolicy(keys, bytes.fromhex(self.genesis_hash.removeprefix("0x")))
 
 
 def _arguments(argv: list[str]) -> argparse.Namespace:
@@ -107,12 +123,167 @@ class Node:
         self._commits = self._data / "commits"
         self._commits.mkdir(mode=0o700, exist_ok=True)
         self.state.committed = (self._commits / enclave_id).is_file()
-        self._party = NodeParty.of(policy, driver, arguments.network_signature_file.read_text())
-        self._sealed = SealedStore.open(self._data / "sealed", driver, unsafe_simulated_tee=policy.unsafe_simulated_tee)
+        self._keys: KeySet | None = None
+        text = arguments.network_signature_file.read_text("ascii")
+        self._signatures = tuple(decode_multibase(line) for line in text.split())
+        self._sealed = SealedStore(
+            FolderDisk(self._data / "sealed"), driver, secrets.token_bytes, allow_simulated=policy.unsafe_simulated_tee
+        )
 
     async def commit(self) -> None:
-        """Remember durably that the operator's side let go of the predecessor."""
+        """Remember durably that there is no way back to the predecessor any more."""
         if not self.state.committed:
             await asyncio.to_thread(write_durably, self._commits / self.state.enclave_id, b"committed\n")
             self.state.committed = True
             log.info("committed: this version may now change keys and formats")
+
+    def marked(self) -> str | None:
+        """Id of the key set that these data belong to, or None as long as no version ever had keys."""
+        try:
+            return str(json.loads(self._marker.read_bytes())["key_set_id"])
+        except FileNotFoundError:
+            return None
+        except (ValueError, KeyError, TypeError):
+            raise NodeError("NODE_MARKER_UNREADABLE", f"{self._marker} is damaged; restore it from a backup") from None
+
+    def own_keys(self) -> KeySet | None:
+        """The key set that this very enclave sealed, or None."""
+        marked = self.marked()
+        mine = {entry.header.name.hex() for entry in self._sealed.entries() if entry.header and not entry.problem}
+        if marked is not None:
+            mine &= {marked}
+        if not mine:
+            return None
+        if len(mine) > 1:
+            raise NodeError("NODE_KEY_SET_MISMATCH", "there are several sealed key sets and no marker to choose by")
+        return KeySet.decode(bytes(self._sealed.get(KIND_KEY_SET, mine.pop()).payload))
+
+    def make_keys(self) -> KeySet:
+        """First install: draw keys. Raises NODE_FIRST_INSTALL_REFUSED beside any data or mark of a key set."""
+        objects = self._data / "objects"
+        used = objects.is_dir() and any(objects.iterdir())
+        if used or self.marked() is not None or self._sealed.entries():
+            raise NodeError("NODE_FIRST_INSTALL_REFUSED", f"{self._data} is not empty; new keys read nothing")
+        keys = KeySet.draw()
+        self.seal(keys)
+        return keys
+
+    def seal(self, keys: KeySet) -> None:
+        """Seal to this enclave; returns after the copy was read back from disk and unsealed."""
+        self._sealed.put(KIND_KEY_SET, keys.id, bytes.fromhex(self.state.enclave_id), keys.encode())
+
+    def open_data(self, keys: KeySet) -> None:
+        """Serve with these keys. Raises NODE_CANARY_UNREADABLE, and then the data were not touched."""
+        store = ObjectStore(self._data, keys, self._policy.format_tag.encode())
+        if self.marked() is None:
+            # Without a marker nothing was ever stored, so a missing canary is a first start that was cut short.
+            store.write_canary(self._policy.version)
+            write_durably(self._marker, json.dumps({"key_set_id": keys.id}).encode())
+        self.state.store = store
+        if not store.canary_sings():
+            raise NodeError("NODE_CANARY_UNREADABLE", "the canary record does not decrypt in this version")
+
+    def serve(self, keys: KeySet) -> None:
+        """Say to the world that objects can be had."""
+        self._keys = keys
+        self.state.key_set_id, self.state.status = keys.id, "serving"
+        log.info("serving as %s, version %s, key set %s", self.state.enclave_id, self.state.version, keys.id)
+        if self._policy.crash_after_s is not None:
+            asyncio.get_running_loop().call_later(self._policy.crash_after_s, os._exit, EXIT_CRASH)
+
+    def handover(self) -> NodeHandover:
+        """The holder's side: hands the keys to an upgrader that the network signed."""
+
+        def held() -> HandoverKeySet | None:
+            return None if self._keys is None else HandoverKeySet(self._keys.encode())
+
+        return NodeHandover(self._driver, self._policy.of_handover(), self._signatures, held)
+
+    async def _receive(self, data: bytes) -> bool:
+        """Seal, read back, unseal, open the canary: what ``durable`` says was done."""
+        keys = KeySet.decode(data)
+        self.seal(keys)
+        self.open_data(keys)
+        return True
+
+    async def _ask_for_keys(self) -> KeySet:
+        self.state.status = "waiting_for_keys"
+        log.info("no key set sealed to %s: asking %s", self.state.enclave_id, self._arguments.upgrader)
+        async with aiohttp.ClientSession() as session:
+            data = await request_keys(
+                session,
+                self._arguments.upgrader.rstrip("/"),
+                self._driver,
+                self._policy.of_handover(),
+                self._signatures,
+                self._receive,
+                wanted=self.marked() or "",
+                deadline_s=ASK_FOR_KEYS_S,
+            )
+        return KeySet.decode(data)
+
+    async def bring_up(self) -> None:
+        """From an empty process to serving; what stands in the way is told by the node's health."""
+        try:
+            keys = self.own_keys()
+            if keys is None and self._arguments.first_install:
+                keys = self.make_keys()
+            if keys is not None:
+                self.open_data(keys)
+            else:
+                keys = await self._ask_for_keys()
+            self.serve(keys)
+        except NodeError as error:
+            self._failed(error)
+        except (KeyvaultError, AttestationError) as error:
+            self._failed(NodeError(error.code, f"{error.what}: {error.why}"))
+        except OSError as error:
+            self._failed(NodeError("NODE_DISK_FAILED", str(error)))
+
+    def _failed(self, error: NodeError) -> None:
+        log.error("%s", error)
+        self.state.fail(error)
+
+
+async def run(policy: Policy, arguments: argparse.Namespace) -> None:
+    """Serve until SIGTERM or SIGINT; requests under way are finished first."""
+    node = Node(policy, arguments, open_driver())
+    app = new_app()
+    add_node_routes(app, node.state, node.commit)
+    add_handover_routes(app, node.handover())
+    runner = web.AppRunner(app, access_log=None, handle_signals=False, shutdown_timeout=SHUTDOWN_S)
+    await runner.setup()
+    ended = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, ended.set)
+    try:
+        await web.TCPSite(runner, arguments.host, arguments.port, reuse_address=True).start()
+        bring_up = asyncio.create_task(node.bring_up())
+        await ended.wait()
+        bring_up.cancel()
+        await asyncio.gather(bring_up, return_exceptions=True)
+    finally:
+        await runner.cleanup()
+    log.info("ended")
+
+
+def main() -> int:
+    """Entry point of the image; returns the exit code."""
+    logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    policy = Policy.load()
+    if policy.does_not_start:
+        log.error("this version does not start")
+        return EXIT_DOES_NOT_START
+    arguments = _arguments(sys.argv[1:])
+    harden_process()
+    try:
+        lock = DataLock(arguments.data)
+        try:
+            asyncio.run(run(policy, arguments))
+        finally:
+            lock.close()
+    except (NodeError, KeyvaultError, AttestationError, OSError) as error:
+        log.error("%s", error)
+        return EXIT_REFUSED
+    return 0

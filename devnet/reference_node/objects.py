@@ -5,8 +5,8 @@ File of one object, its name an HMAC of the object's name so that the folder tel
     magic "DCOBJ\\x01\\0\\0" (8) | salt (32) | length of name frame u16 | name frame | data frames
 
 Every frame is AES-256-GCM under HKDF-SHA256(data key, salt). The nonce is ``kind (1) | zero (6) | index u32 | last
-(1)``, the STREAM construction: frames cannot be reordered, dropped or cut off unnoticed. The associated data of the data
-frames hold magic, salt and the object's name, so that one object's file does not pass for another's.
+(1)``, the STREAM construction: frames cannot be reordered, dropped or cut off unnoticed. The associated data of the
+data frames hold magic, salt and the object's name, so that one object's file does not pass for another's.
 """
 
 from __future__ import annotations

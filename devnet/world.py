@@ -1,0 +1,394 @@
+"""A whole world in one folder: artefact server, signed releases, measured vault, and the agent as a child process.
+
+Trials and the demonstration use the same one. Everything is real and apart: the agent, the vault and the nodes are
+processes of their own, releases go through ``python -m dcupgrade release``. Only the TEE is simulated.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import os
+import signal
+import socket
+import sqlite3
+import sys
+import time
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Self
+
+import aiohttp
+
+from devnet.artefact_server import ArtefactServer
+from devnet.release_builder import ROOT, BuiltRelease, ReleaseBuilder, ReleaseKeys, build_vault
+from devnet.tcp_proxy import TcpProxy
+
+SUDO = "//Alice"
+
+
+class WorldError(Exception):
+    """Something of the trial's own machinery failed, with what it said."""
+
+
+def free_port() -> int:
+    """A TCP port on loopback that nobody listens on now."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+    return port
+
+
+def toml(settings: Mapping[str, Mapping[str, Any]]) -> str:
+    """Settings as TOML: tables of strings, numbers, booleans and lists, all of which JSON spells alike."""
+    lines = []
+    for section, values in settings.items():
+        lines.append(f"[{section}]")
+        lines += [f"{name} = {json.dumps(value)}" for name, value in values.items()]
+    return "\n".join(lines) + "\n"
+
+
+@dataclass(slots=True)
+class NodeClient:
+    """Speaks with whatever node listens on the port."""
+
+    url: str
+    session: aiohttp.ClientSession
+
+    async def put(self, name: str, data: bytes) -> None:
+        """Store an object; raises aiohttp.ClientError."""
+        async with self.session.put(f"{self.url}/objects/{name}", data=data) as answer:
+            answer.raise_for_status()
+
+    async def get(self, name: str) -> bytes:
+        """Read an object; raises aiohttp.ClientError."""
+        async with self.session.get(f"{self.url}/objects/{name}") as answer:
+            answer.raise_for_status()
+            return await answer.read()
+
+    async def names(self) -> list[str]:
+        """Names of all objects."""
+        async with self.session.get(f"{self.url}/objects") as answer:
+            answer.raise_for_status()
+            return sorted(await answer.json())
+
+    async def health(self) -> dict[str, Any] | None:
+        """The node's health, or None if nobody answers."""
+        try:
+            timeout = aiohttp.ClientTimeout(total=2)
+            async with self.session.get(f"{self.url}/health", timeout=timeout) as answer:
+                body: dict[str, Any] = await answer.json()
+                return body
+        except (aiohttp.ClientError, TimeoutError, ValueError):
+            return None
+
+
+@dataclass(slots=True)
+class World:
+    """See the module. Make it with ``World.open``; ``overrides`` are laid over the agent's settings by section."""
+
+    folder: Path
+    chain_url: str
+    genesis_hash: str
+    keys: ReleaseKeys
+    builder: ReleaseBuilder
+    server: ArtefactServer
+    session: aiohttp.ClientSession
+    vault_id: str = ""
+    proxy: TcpProxy | None = None
+    overrides: dict[str, dict[str, Any]] = field(default_factory=dict)
+    ports: dict[str, int] = field(default_factory=dict)
+    agent: asyncio.subprocess.Process | None = None
+
+    @classmethod
+    @asynccontextmanager
+    async def open(
+        cls,
+        folder: Path,
+        chain_url: str,
+        *,
+        overrides: Mapping[str, Mapping[str, Any]] | None = None,
+        vault_policy: Mapping[str, Any] | None = None,
+        through_proxy: bool = False,
+    ) -> AsyncIterator[Self]:
+        """Build a world around a running chain, list the vault there, and take everything down at the end."""
+        os.makedirs(folder / "archives", exist_ok=True)
+        keys = await asyncio.to_thread(ReleaseKeys.draw, folder / "keys")
+        async with aiohttp.ClientSession() as session:
+            genesis = await genesis_hash(session, chain_url)
+            server = ArtefactServer(folder / "archives")
+            world = cls(
+                folder=folder,
+                chain_url=chain_url,
+                genesis_hash=genesis,
+                keys=keys,
+                builder=ReleaseBuilder(folder / "archives", keys, genesis),
+                server=server,
+                session=session,
+                overrides={section: dict(values) for section, values in (overrides or {}).items()},
+                ports={name: free_port() for name in ("node", "vault", "agent")},
+            )
+            try:
+                await server.start()
+                if through_proxy:
+                    world.proxy = TcpProxy(int(chain_url.rsplit(":", 1)[1].rstrip("/")))
+                    await world.proxy.start()
+                world.vault_id, signature = await asyncio.to_thread(
+                    build_vault, folder / "vault-image", keys, genesis, vault_policy or {}
+                )
+                await world.release("publish", "--list-only", "--signature", signature, world.vault_id)
+                world.write_settings()
+                yield world
+            finally:
+                await world.close()
+
+    @property
+    def state_dir(self) -> Path:
+        """Where the agent keeps journal, slots and logs."""
+        return self.folder / "agent"
+
+    @property
+    def data_dir(self) -> Path:
+        """Where the nodes keep objects and sealed keys."""
+        return self.folder / "data"
+
+    @property
+    def settings_path(self) -> Path:
+        """The agent's settings file."""
+        return self.folder / "dcupgrade.toml"
+
+    @property
+    def agent_log(self) -> Path:
+        """What the agent says."""
+        return self.folder / "agent.log"
+
+    @property
+    def node(self) -> NodeClient:
+        """Client of the node, whichever version listens."""
+        return NodeClient(f"http://127.0.0.1:{self.ports['node']}", self.session)
+
+    def write_settings(self) -> None:
+        """Write the agent's settings, ``overrides`` included."""
+        endpoint = f"ws://127.0.0.1:{self.proxy.port}" if self.proxy is not None else self.chain_url
+        image = self.folder / "vault-image"
+        settings: dict[str, dict[str, Any]] = {
+            "agent": {
+                "state_dir": str(self.state_dir),
+                "http_listen": f"127.0.0.1:{self.ports['agent']}",
+                "log_level": "debug",
+            },
+            "chain": {
+                "endpoints": [endpoint],
+                "network_keys": [self.keys.network_public],
+                "genesis_hash": self.genesis_hash,
+                "finality": "single",
+                "unsafe_unproven_reads": True,
+            },
+            "node": {
+                "id": "trial",
+                "data_dir": str(self.data_dir),
+                "port": self.ports["node"],
+                "ready_deadline_s": 20.0,
+                "stop_grace_s": 10.0,
+                "probation_s": 1.0,
+                "probe_interval_s": 0.1,
+            },
+            "vault": {
+                "url": f"http://127.0.0.1:{self.ports['vault']}",
+                "image": str(image / "vault.pyz"),
+                "sigstruct": str(image / "vault.sig"),
+                "auth_file": str(image / "vault.auth"),
+                "unsafe_simulated_tee": True,
+            },
+            "upgrade": {"attempts": 3, "backoff_s": 0.2, "backoff_max_s": 1.0, "delivery_deadline_s": 20.0},
+            "download": {"stall_s": 3.0},
+        }
+        for section, values in self.overrides.items():
+            settings.setdefault(section, {}).update(values)
+        self.settings_path.write_text(toml(settings))
+
+    async def release(self, command: str, *arguments: str) -> dict[str, Any]:
+        """Run ``dcupgrade release`` for ``publish`` or ``revoke`` with this world's chain and keys."""
+        common = ["--url", self.chain_url, "--suri", SUDO, "--json"]
+        if command == "publish":
+            common += ["--network-key", self.keys.network_public]
+        output = await self.dcupgrade("release", command, *common, *arguments)
+        return dict(json.loads(output))
+
+    async def publish(self, release: BuiltRelease, *, mirror_url: str = "") -> dict[str, Any]:
+        """Put a release on the chain; returns when that is final."""
+        return await self.release(
+            "publish",
+            *("--version", release.version, "--signature", release.signature, "--mirror-url", mirror_url),
+            *("--origin-url", self.server.url(release.archive.name), release.enclave_id),
+        )
+
+    async def dcupgrade(self, *arguments: str) -> str:
+        """Run the command line to its end; raises WorldError with what it said when it fails."""
+        process = await asyncio.create_subprocess_exec(
+            *(sys.executable, "-m", "dcupgrade", *arguments),
+            cwd=ROOT,
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.PIPE,
+        )
+        out, err = await process.communicate()
+        if process.returncode:
+            raise WorldError(f"dcupgrade {' '.join(arguments[:2])}: {(err or out).decode().strip()}")
+        return out.decode()
+
+    async def start_agent(self, *, first_install: bool = False) -> None:
+        """Start ``dcupgrade watch`` as a child; its output goes to ``agent_log``."""
+        command = [sys.executable, "-m", "dcupgrade", "--config", str(self.settings_path), "watch"]
+        if first_install:
+            command.append("--first-install")
+        with self.agent_log.open("ab") as log:
+            self.agent = await asyncio.create_subprocess_exec(
+                *command, cwd=self.folder, stdin=asyncio.subprocess.DEVNULL, stdout=log, stderr=log
+            )
+
+    async def stop_agent(self, *, kill: bool = False) -> int | None:
+        """TERM (or KILL) the agent and wait; nodes and vault go on."""
+        agent, self.agent = self.agent, None
+        if agent is None:
+            return None
+        if agent.returncode is None:
+            with contextlib.suppress(ProcessLookupError):
+                agent.send_signal(signal.SIGKILL if kill else signal.SIGTERM)
+        try:
+            return await asyncio.wait_for(agent.wait(), 15)
+        except TimeoutError:
+            agent.kill()
+            await agent.wait()
+            raise WorldError(f"the agent did not end within 15 s of TERM\n{self.tail()}") from None
+
+    async def status(self) -> dict[str, Any] | None:
+        """The agent's own account over its loopback address, or None if it does not answer."""
+        url = f"http://127.0.0.1:{self.ports['agent']}/api/v1/status"
+        try:
+            async with self.session.get(url, timeout=aiohttp.ClientTimeout(total=2)) as answer:
+                body: dict[str, Any] = await answer.json()
+                return body
+        except (aiohttp.ClientError, TimeoutError, ValueError):
+            return None
+
+    def history(self, after: int = 0) -> list[dict[str, Any]]:
+        """Transitions in the journal after a sequence number, read without touching it."""
+        path = self.state_dir / "journal.sqlite3"
+        if not path.exists():
+            return []
+        columns = ("seq", "at_unix_s", "state_before", "state_after", "kind", "reason", "detail", "running", "target")
+        query = f"SELECT {', '.join(columns)} FROM events WHERE seq > ? ORDER BY seq"  # noqa: S608 - constants
+        try:
+            with contextlib.closing(sqlite3.connect(f"file:{path}?mode=ro", uri=True, timeout=5)) as db:
+                return [dict(zip(columns, row, strict=True)) for row in db.execute(query, (after,))]
+        except sqlite3.OperationalError:
+            return []  # the agent is making the file at this moment
+
+    async def wait_for(
+        self, what: str, condition: Callable[[list[dict[str, Any]]], bool], *, within_s: float, after: int = 0
+    ) -> list[dict[str, Any]]:
+        """Wait until the journal's transitions after ``after`` meet a condition; WorldError with the log otherwise."""
+        deadline = time.monotonic() + within_s
+        while True:
+            rows = self.history(after)
+            if condition(rows):
+                return rows
+            if self.agent is not None and self.agent.returncode is not None:
+                raise WorldError(f"the agent ended ({self.agent.returncode}) before {what}\n{self.tail()}")
+            if time.monotonic() > deadline:
+                seen = " → ".join(row["state_after"] for row in rows if row["state_before"] != row["state_after"])
+                raise WorldError(f"not within {within_s:.0f} s: {what}; seen: {seen or 'nothing'}\n{self.tail()}")
+            await asyncio.sleep(0.05)
+
+    async def wait_committed(self, enclave_id: str, *, within_s: float = 60, after: int = 0) -> list[dict[str, Any]]:
+        """Wait until a release is committed and the machine is idle again."""
+
+        def done(rows: list[dict[str, Any]]) -> bool:
+            return any(row["state_after"] == "idle" and row["running"] == enclave_id for row in rows) and any(
+                row["state_after"] == "committed" for row in rows
+            )
+
+        return await self.wait_for(f"{enclave_id[:12]}… committed", done, within_s=within_s, after=after)
+
+    async def wait_serving(self, enclave_id: str, *, within_s: float = 30) -> dict[str, Any]:
+        """Wait until a node of that version serves; returns its health."""
+        deadline = time.monotonic() + within_s
+        while True:
+            health = await self.node.health()
+            if health is not None and health["status"] == "serving" and health["enclave_id"] == enclave_id:
+                return health
+            if time.monotonic() > deadline:
+                raise WorldError(f"{enclave_id[:12]}… does not serve, health is {health}\n{self.tail()}")
+            await asyncio.sleep(0.05)
+
+    def last_seq(self) -> int:
+        """Sequence number of the newest transition."""
+        return max((row["seq"] for row in self.history()), default=0)
+
+    def tail(self, lines: int = 60) -> str:
+        """The end of the agent's log, for messages."""
+        if not self.agent_log.exists():
+            return "(no log)"
+        return "\n".join(self.agent_log.read_text("utf-8", "replace").splitlines()[-lines:])
+
+    def processes(self) -> dict[int, list[str]]:
+        """Every other process whose arguments name this world's folder: agent, vault and nodes with their CPUs."""
+        found = {}
+        for entry in Path("/proc").iterdir():
+            if entry.name.isdigit() and int(entry.name) != os.getpid():
+                with contextlib.suppress(OSError):
+                    arguments = (entry / "cmdline").read_bytes().decode("utf-8", "replace").split("\0")
+                    if any(str(self.folder) in argument for argument in arguments):
+                        found[int(entry.name)] = arguments
+        return found
+
+    def enclaves(self) -> dict[str, list[int]]:
+        """Pids by what they are: "agent", "vault" and "node" (the enclaves), "cpu" (what runs them)."""
+        found: dict[str, list[int]] = {"agent": [], "vault": [], "node": [], "cpu": []}
+        for pid, arguments in self.processes().items():
+            if "watch" in arguments:
+                found["agent"].append(pid)
+            elif "attestation.simulated" in arguments:
+                found["cpu"].append(pid)
+            elif "serve" in arguments:
+                found["vault"].append(pid)
+            elif "--upgrader" in arguments:
+                found["node"].append(pid)
+        return found
+
+    async def close(self) -> None:
+        """Stop the agent, then what outlives it by design: nodes and vault; then proxy and server."""
+        try:
+            await self.stop_agent()
+        finally:
+            await self._stop_enclaves()
+            if self.proxy is not None:
+                await self.proxy.cut()
+            await self.server.stop()
+
+    async def _stop_enclaves(self) -> None:
+        for number, patience_s in ((signal.SIGTERM, 10.0), (signal.SIGKILL, 5.0)):
+            for pid in self.processes():
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, number)
+            deadline = time.monotonic() + patience_s
+            while self.processes():
+                if time.monotonic() > deadline:
+                    break
+                await asyncio.sleep(0.05)
+            else:
+                return
+        raise WorldError(f"processes that do not end: {self.processes()}")
+
+
+async def genesis_hash(session: aiohttp.ClientSession, chain_url: str) -> str:
+    """Genesis hash of a chain, 0x-hex, asked over its websocket."""
+    async with session.ws_connect(chain_url) as socket_:
+        await socket_.send_json({"jsonrpc": "2.0", "id": 1, "method": "chain_getBlockHash", "params": [0]})
+        while True:
+            message = await socket_.receive_json(timeout=20)
+            if message.get("id") == 1:
+                return str(message["result"])
