@@ -24,7 +24,7 @@ from aiohttp import web as aiohttp_web
 
 from attestation.network import NetworkKeys
 from chain_watcher.watcher import Watcher, WatcherConfig
-from dcupgrade import gates
+from dcupgrade import gates, logs
 from dcupgrade.adapters import KEPT_ENVIRONMENT, Chain, Nodes, SystemClock, Vault
 from dcupgrade.effects import Limits, failure_of
 from dcupgrade.errors import DcupgradeError
@@ -49,7 +49,7 @@ WrapJournal = Callable[[Journal], JournalPort]
 
 def run(settings: Settings, *, first_install: bool = False) -> int:
     """Run the agent until SIGTERM or SIGINT; returns the exit code. Raises DcupgradeError when it cannot begin."""
-    _set_up_logging(settings)
+    logs.configure(settings.agent.log_format, settings.agent.log_level)
     try:
         asyncio.run(serve(settings, first_install=first_install))
     except KeyboardInterrupt:
@@ -331,7 +331,9 @@ async def _face(settings: Settings, journal: Journal, parts: _Parts) -> AsyncIte
     orchestrator = parts.orchestrator
 
     def status() -> dict[str, Any]:
-        return {**orchestrator.snapshot(), "chain": parts.watcher.health()}
+        tee = "simulated" if settings.vault.unsafe_simulated_tee else "sgx"
+        facts = {"node_id": settings.node.id, "tee": tee, "chain": parts.watcher.health()}
+        return {**orchestrator.snapshot(), **facts}
 
     def plan_now() -> dict[str, Any]:
         state = orchestrator.state
@@ -373,32 +375,3 @@ async def _tell_systemd(notifier: Any, orchestrator: Orchestrator) -> None:
         notifier.notify(f"STATUS={orchestrator.state.name.value}")
         notifier.notify("WATCHDOG=1")
         await asyncio.sleep(5)
-
-
-class _JsonFormatter(logging.Formatter):
-    def format(self, record: logging.LogRecord) -> str:
-        fact = {
-            "at_unix_s": record.created,
-            "level": record.levelname.lower(),
-            "logger": record.name,
-            "message": record.getMessage(),
-        }
-        for name in ("event", "code", "state"):
-            if (value := getattr(record, name, None)) is not None:
-                fact[name] = value
-        if record.exc_info:
-            fact["exception"] = self.formatException(record.exc_info)
-        return json.dumps(fact)
-
-
-def _set_up_logging(settings: Settings) -> None:
-    handler = logging.StreamHandler(sys.stderr)
-    if settings.agent.log_format == "json":
-        handler.setFormatter(_JsonFormatter())
-    else:
-        handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)-7s %(name)s: %(message)s"))
-    root = logging.getLogger()
-    root.handlers[:] = [handler]
-    root.setLevel(settings.agent.log_level.upper())
-    for noisy in ("asyncio", "aiohttp.access"):
-        logging.getLogger(noisy).setLevel(logging.WARNING)
