@@ -60,6 +60,7 @@ class Endpoint:
 
     url: str
     state: State = "connecting"
+    last_head: Any = None
     questions: RpcClient | None = None
     hints: RpcClient | None = None
     methods: frozenset[str] = frozenset()
@@ -335,6 +336,7 @@ class EndpointPool:
     async def _pump(self, endpoint: Endpoint, kind: EventKind, source: Subscription) -> None:
         async for value in source:
             if kind == "finalized":
+                endpoint.last_head = value
                 self._note_head(endpoint, head_number(value))
             elif kind == "justification":
                 endpoint.progress_at = self._clock.monotonic()

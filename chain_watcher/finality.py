@@ -1,0 +1,347 @@
+"""Who says that a block is final: one endpoint, a quorum of them, or the chain's GRANDPA authorities.
+
+A decider takes events of the pool and answers with headers that are final by its mode; it raises errors that name an
+endpoint. Proven finality follows the authority sets from the pinned checkpoint and keeps every set change as proof.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from dataclasses import dataclass
+from typing import Final, Protocol
+
+from chain_watcher.config import Counters
+from chain_watcher.endpoints import JUSTIFICATIONS, PROVE_FINALITY, Endpoint, EndpointPool, Event
+from chain_watcher.errors import ChainWatcherError
+from chain_watcher.grandpa import Checkpoint, Justification, verify_finality
+from chain_watcher.header import Header
+from chain_watcher.reads import StateReader, forged, hash_text
+from chain_watcher.scale import Reader
+
+FINALITY_PROOF_BYTES_MAX: Final = 8 * 1024 * 1024
+UNKNOWN_HEADERS_MAX: Final = 100_000
+#: A scheduled change is looked for so many blocks before the block where it takes effect (delays are 0 in practice).
+CHANGE_DELAY_MAX: Final = 64
+#: Set changes kept in memory for evidence; older ones are asked for again.
+CHANGES_KEPT: Final = 64
+
+
+@dataclass(frozen=True, slots=True)
+class FinalBlock:
+    """A header that is final, and where to ask about it."""
+
+    endpoint: Endpoint
+    header: Header
+    justification: bytes | None = None
+
+
+class Headers:
+    """Headers by hash, the newest kept; each was checked by its hash when it came in."""
+
+    def __init__(self, size_max: int) -> None:
+        self._known: OrderedDict[bytes, Header] = OrderedDict()
+        self._size_max = size_max
+
+    def add(self, header: Header) -> None:
+        """Remember; the oldest gives way."""
+        self._known[header.hash] = header
+        while len(self._known) > self._size_max:
+            self._known.popitem(last=False)
+
+    def get(self, block_hash: bytes) -> Header | None:
+        """The header of that hash, if known."""
+        return self._known.get(block_hash)
+
+    def __len__(self) -> int:
+        return len(self._known)
+
+
+async def ancestry(
+    reader: StateReader, headers: Headers, endpoint: Endpoint, tip: Header, floor: int, gap_max: int
+) -> list[Header] | None:
+    """The headers from ``floor + 1`` to ``tip``, oldest first, linked by hash; None when they are over ``gap_max``.
+
+    What is not known is asked for by its hash, so that no endpoint can slip in another header.
+    """
+    if tip.number - floor > gap_max:
+        return None
+    chain = [tip]
+    while chain[-1].number > floor + 1:
+        child = chain[-1]
+        parent = headers.get(child.parent_hash)
+        if parent is None:
+            parent = await reader.header(endpoint, "0x" + child.parent_hash.hex())
+            headers.add(parent)
+        if parent.number != child.number - 1:
+            raise forged("ENDPOINT_HEADER_FORGED", endpoint, f"the parent of {child.number} is {parent.number}")
+        chain.append(parent)
+    chain.reverse()
+    return chain
+
+
+class Decider(Protocol):
+    """Turns events into final headers."""
+
+    async def decide(self, event: Event, last: Header | None) -> FinalBlock | None:
+        """The header above ``last`` that ``event`` makes final, if it does."""
+
+
+class SingleDecider:
+    """The primary endpoint's word (unsafe: the mode says so)."""
+
+    def __init__(self, pool: EndpointPool) -> None:
+        self._pool = pool
+
+    async def decide(self, event: Event, last: Header | None) -> FinalBlock | None:
+        """Believe the primary's finalized heads and nobody else's."""
+        if event.kind != "finalized" or event.endpoint is not self._pool.primary:
+            return None
+        return FinalBlock(event.endpoint, Header.from_json(event.value))
+
+
+class QuorumDecider:
+    """``needed`` endpoints call the same hash final at a height."""
+
+    def __init__(self, pool: EndpointPool, needed: int, headers: Headers, heights_max: int = 128) -> None:
+        self._pool = pool
+        self._needed = needed
+        self._headers = headers
+        self._votes: OrderedDict[int, dict[str, str]] = OrderedDict()
+        self._heights_max = heights_max
+
+    async def decide(self, event: Event, last: Header | None) -> FinalBlock | None:
+        """Count votes at the event's height; endpoints that have passed it are asked for their hash."""
+        if event.kind != "finalized":
+            return None
+        header = Header.from_json(event.value)
+        self._headers.add(header)
+        if last is not None and header.number < last.number:
+            return None
+        votes = self._votes.setdefault(header.number, {})
+        while len(self._votes) > self._heights_max:
+            self._votes.popitem(last=False)
+        votes[event.endpoint.url] = hash_text(header)
+        await self._ask_others(header.number, votes)
+        return self._count(header.number, votes)
+
+    async def _ask_others(self, number: int, votes: dict[str, str]) -> None:
+        for other in self._pool.usable():
+            if other.url not in votes and other.claimed_number >= number:
+                try:
+                    answer = await other.ask("chain_getBlockHash", number)
+                except ChainWatcherError as problem:
+                    self._pool.distrust(other, problem)
+                    continue
+                if isinstance(answer, str):
+                    votes[other.url] = answer
+
+    def _count(self, number: int, votes: dict[str, str]) -> FinalBlock | None:
+        agreed = next(
+            (one for one in votes.values() if sum(1 for v in votes.values() if v == one) >= self._needed), None
+        )
+        if agreed is None:
+            return None
+        voters = [endpoint for endpoint in self._pool.usable() if votes.get(endpoint.url) == agreed]
+        for endpoint in self._pool.usable():
+            if votes.get(endpoint.url, agreed) != agreed:
+                why = f"block {number}: {votes[endpoint.url]} instead of {agreed}"
+                self._pool.accuse(endpoint, forged("ENDPOINT_DISAGREES", endpoint, why))
+        header = self._headers.get(bytes.fromhex(agreed[2:]))
+        return FinalBlock(voters[0], header) if voters and header is not None else None
+
+
+@dataclass(frozen=True, slots=True)
+class SetChange:
+    """Proof that authority set ``set_id`` handed over: the headers up to its last block, and its justification."""
+
+    set_id: int
+    headers: tuple[Header, ...]
+    justification: bytes
+    after: Checkpoint
+
+
+class ProvenDecider:
+    """GRANDPA justifications under the authority set that follows from the checkpoint."""
+
+    def __init__(
+        self,
+        checkpoint: Checkpoint,
+        reader: StateReader,
+        headers: Headers,
+        gap_max: int,
+        counters: Counters,
+    ) -> None:
+        self.checkpoint = checkpoint
+        self.changes: OrderedDict[int, SetChange] = OrderedDict()
+        self._reader = reader
+        self._headers = headers
+        self._gap_max = gap_max
+        self._counters = counters
+        #: Headers from one that ordered a change not yet in force up to the last final one.
+        self._pending: list[Header] = []
+
+    async def decide(self, event: Event, last: Header | None) -> FinalBlock | None:
+        """Verify a justification, or look for one where an endpoint only gives heads."""
+        floor = max(self.checkpoint.number, last.number if last else 0)
+        if event.kind == "justification":
+            data = _hex_bytes(event.endpoint, event.value)
+            if _target(event.endpoint, data).target_number <= floor:
+                return None
+            return await self._verified(event.endpoint, data, last)
+        if event.kind != "finalized":
+            return None
+        header = Header.from_json(event.value)
+        self._headers.add(header)
+        if header.number <= floor or (event.endpoint.offers(JUSTIFICATIONS) and last is not None):
+            return None
+        found = await self.justification_for(event.endpoint, header)
+        return None if found is None else await self._verified(event.endpoint, found, last)
+
+    async def justification_for(self, endpoint: Endpoint, header: Header) -> bytes | None:
+        """A justification for ``header`` or a block above it, unverified; None where there is none yet."""
+        if endpoint.offers(PROVE_FINALITY):
+            answer = await endpoint.ask(PROVE_FINALITY, header.number)
+            if answer is not None:
+                return decode_finality_proof(endpoint, answer)[1]
+        return await _stored(endpoint, header)
+
+    async def _verified(self, endpoint: Endpoint, data: bytes, last: Header | None) -> FinalBlock:
+        block_hash = _target(endpoint, data).target_hash
+        header = self._headers.get(block_hash) or await self._reader.header(endpoint, "0x" + block_hash.hex())
+        self._headers.add(header)
+        floor = max(self.checkpoint.number, last.number if last else 0)
+        chain = await ancestry(self._reader, self._headers, endpoint, header, floor, self._gap_max)
+        if chain is None:
+            await self._hop(endpoint, header)
+            floor = max(self.checkpoint.number, header.number - CHANGE_DELAY_MAX)
+            chain = await ancestry(self._reader, self._headers, endpoint, header, floor, self._gap_max) or [header]
+            self._pending = []
+        elif last is not None and floor == last.number and chain[0].parent_hash != last.hash:
+            why = f"block {chain[0].number} does not descend from the final block {last.number}"
+            raise forged("ENDPOINT_FORKED_FINALITY", endpoint, why)
+        await self._follow(endpoint, chain, data)
+        self._counters.justifications += 1
+        return FinalBlock(endpoint, header, data)
+
+    async def _follow(self, endpoint: Endpoint, chain: list[Header], data: bytes) -> None:
+        """Verify ``data`` for the end of ``chain``, by way of every set change inside it."""
+        rest = self._pending + chain
+        while True:
+            end = _end_of_set(rest)
+            inside = end is not None and end < rest[-1].number
+            count = (end or 0) - rest[0].number + 1 if inside else len(rest)
+            part, proof = rest[:count], data
+            if inside:
+                found = await _stored(endpoint, part[-1]) or await self.justification_for(endpoint, part[-1])
+                if found is None:
+                    why = f"no justification for block {part[-1].number}, the last of set {self.checkpoint.set_id}"
+                    raise ChainWatcherError(
+                        code="ENDPOINT_NO_JUSTIFICATIONS", what=endpoint.url, why=why, kind="transient"
+                    )
+                proof = found
+            self._apply(endpoint, part, proof)
+            rest = rest[count:]
+            if not rest:
+                return
+
+    def _apply(self, endpoint: Endpoint, part: list[Header], proof: bytes) -> None:
+        before = self.checkpoint
+        try:
+            after = verify_finality(before, part, proof)
+        except ChainWatcherError as problem:
+            raise forged("ENDPOINT_JUSTIFICATION_FORGED", endpoint, f"block {part[-1].number}: {problem}") from problem
+        if after.set_id == before.set_id:
+            ordered = next((i for i, one in enumerate(part) if one.grandpa_change() is not None), None)
+            self._pending = [] if ordered is None else part[ordered:]
+            return
+        self._pending = []
+        self.checkpoint = after
+        self.changes[before.set_id] = SetChange(before.set_id, tuple(_from_change(part)), proof, after)
+        while len(self.changes) > CHANGES_KEPT:
+            self.changes.popitem(last=False)
+        self._counters.set_changes += 1
+
+    async def _hop(self, endpoint: Endpoint, target: Header) -> None:
+        """Cross many blocks by the last block of each authority set, as ``grandpa_proveFinality`` gives them."""
+        while self.checkpoint.number < target.number:
+            change = await self.hand_over(endpoint, self.checkpoint)
+            if change is None:
+                return
+            self._apply(endpoint, list(change.headers), change.justification)
+
+    async def hand_over(self, endpoint: Endpoint, checkpoint: Checkpoint) -> SetChange | None:
+        """The proof that ``checkpoint``'s set handed over; None while it is the running set. Verified.
+
+        ENDPOINT_NO_JUSTIFICATIONS where the endpoint cannot prove finality, ENDPOINT_JUSTIFICATION_FORGED.
+        """
+        known = self.changes.get(checkpoint.set_id)
+        if known is not None:
+            return known
+        if not endpoint.offers(PROVE_FINALITY):
+            why = "it does not offer grandpa_proveFinality, which is needed to cross many blocks"
+            raise ChainWatcherError(code="ENDPOINT_NO_JUSTIFICATIONS", what=endpoint.url, why=why, kind="transient")
+        answer = await endpoint.ask(PROVE_FINALITY, checkpoint.number + 1)
+        if answer is None:
+            return None
+        block_hash, data = decode_finality_proof(endpoint, answer)
+        last = await self._reader.header(endpoint, "0x" + block_hash.hex())
+        part = [last]
+        if last.grandpa_change() is None:
+            floor = max(checkpoint.number, last.number - CHANGE_DELAY_MAX)
+            part = await ancestry(self._reader, self._headers, endpoint, last, floor, CHANGE_DELAY_MAX) or part
+        part = _from_change(part)
+        try:
+            after = verify_finality(checkpoint, part, data)
+        except ChainWatcherError as problem:
+            raise forged("ENDPOINT_JUSTIFICATION_FORGED", endpoint, f"block {last.number}: {problem}") from problem
+        return None if after.set_id == checkpoint.set_id else SetChange(checkpoint.set_id, tuple(part), data, after)
+
+
+def decode_finality_proof(endpoint: Endpoint, answer: object) -> tuple[bytes, bytes]:
+    """Block hash and justification of an encoded ``FinalityProof`` (hash, bytes, unknown headers). ENDPOINT_GARBAGE."""
+    reader = Reader(_hex_bytes(endpoint, answer), "finality proof")
+    block_hash = reader.take(32)
+    return block_hash, reader.blob(FINALITY_PROOF_BYTES_MAX)
+
+
+async def _stored(endpoint: Endpoint, header: Header) -> bytes | None:
+    """The GRANDPA justification that the node stored with the block (at set changes, every 512 blocks)."""
+    answer = await endpoint.ask("chain_getBlock", hash_text(header))
+    try:
+        for engine, data in (answer or {}).get("justifications") or ():
+            if bytes(engine) == b"FRNK":
+                return bytes(data)
+    except (TypeError, ValueError, AttributeError) as problem:
+        raise ChainWatcherError(code="ENDPOINT_GARBAGE", what=endpoint.url, why="a block of odd shape") from problem
+    return None
+
+
+def _end_of_set(headers: list[Header]) -> int | None:
+    """The number of the last block of the set, where a header orders a change."""
+    for header in headers:
+        change = header.grandpa_change()
+        if change is not None:
+            return header.number + (0 if change.forced_after is not None else change.delay)
+    return None
+
+
+def _from_change(headers: list[Header]) -> list[Header]:
+    """The headers from the one that orders a change; the last one alone where none does."""
+    start = next((i for i, one in enumerate(headers) if one.grandpa_change() is not None), len(headers) - 1)
+    return headers[start:]
+
+
+def _target(endpoint: Endpoint, data: bytes) -> Justification:
+    try:
+        return Justification.decode(data)
+    except ChainWatcherError as problem:
+        raise forged("ENDPOINT_JUSTIFICATION_FORGED", endpoint, str(problem)) from problem
+
+
+def _hex_bytes(endpoint: Endpoint, value: object) -> bytes:
+    try:
+        if isinstance(value, str) and value.startswith("0x"):
+            return bytes.fromhex(value[2:])
+    except ValueError:
+        pass
+    raise ChainWatcherError(code="ENDPOINT_GARBAGE", what=endpoint.url, why="an answer that is not 0x and hex")

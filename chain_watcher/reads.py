@@ -1,0 +1,240 @@
+"""The state of one block: headers checked by hash, values checked by proof, decoded by the right runtime's layout.
+
+Which runtime? Storage at block N has the layout of the runtime that executed N, which is the one in the state of its
+parent (after ``set_code`` in N the layout is still the old one). frame-system writes that runtime's version to
+``System.LastRuntimeUpgrade`` in the first block it executes, so the version comes under the same proof as the values.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Final
+
+from chain_watcher.endpoints import READ_PROOF, Endpoint
+from chain_watcher.errors import ChainWatcherError
+from chain_watcher.header import Header
+from chain_watcher.layout import Layout, RawProgram, storage_key
+from chain_watcher.metadata import ChainLayout, LayoutCache, read_metadata
+from chain_watcher.release import ChainEntry, read_entries
+from chain_watcher.scale import Reader
+from chain_watcher.trie import read_proof
+
+#: ``Option<LastRuntimeUpgradeInfo>``: Compact<u32> spec version, then the spec's name (frame-system).
+LAST_UPGRADE_KEY: Final = storage_key("System", "LastRuntimeUpgrade")
+ZERO_ROOT: Final = bytes(32)
+
+
+@dataclass(frozen=True, slots=True)
+class BlockState:
+    """What one block's state says. ``timestamp_ms`` is 0 where the block has none (genesis)."""
+
+    header: Header
+    timestamp_ms: int
+    program: RawProgram | None
+    entries: tuple[ChainEntry, ...]
+    refused_entries: tuple[ChainWatcherError, ...]
+    values: tuple[bytes | None, bytes | None]
+    layout: Layout
+    spec_version: int
+    proven: bool
+    endpoint: str
+
+    @property
+    def heights(self) -> dict[str, int]:
+        """Enclave id -> lowest height at which it was added."""
+        heights: dict[str, int] = {}
+        for entry in self.entries:
+            heights[entry.enclave_id] = min(entry.height, heights.get(entry.enclave_id, entry.height))
+        return heights
+
+
+def hash_text(header: Header) -> str:
+    """The block hash as JSON-RPC writes it."""
+    return "0x" + header.hash.hex()
+
+
+def forged(code: str, endpoint: Endpoint, why: str) -> ChainWatcherError:
+    """The error that names an endpoint which said what cannot be true (codes ``ENDPOINT_*``)."""
+    return ChainWatcherError(
+        code=code, what=endpoint.url, why=why, action="The endpoint is cut off and named in the status", kind="rejected"
+    )
+
+
+class StateReader:
+    """Reads headers and states through any endpoint; keeps the layouts of the runtimes it met."""
+
+    def __init__(
+        self,
+        *,
+        unproven_allowed: bool,
+        layout_hashes: tuple[str, ...],
+        others: Callable[[Endpoint], list[Endpoint]],
+        layouts: LayoutCache | None = None,
+    ) -> None:
+        self.unproven_allowed = unproven_allowed
+        self.current: tuple[int, ChainLayout] | None = None
+        self.layouts_read = 0
+        self.layouts_confirmed = 0
+        self._layout_hashes = frozenset(layout_hashes)
+        self._others = others
+        self._layouts = layouts or LayoutCache()
+        self._genesis = ""
+
+    async def header(self, endpoint: Endpoint, block_hash: str) -> Header:
+        """The header of that hash. ENDPOINT_HEADER_FORGED when it is another's, ENDPOINT_GARBAGE when unknown."""
+        answer = await endpoint.ask("chain_getHeader", block_hash)
+        if answer is None:
+            raise ChainWatcherError(
+                code="ENDPOINT_GARBAGE", what=endpoint.url, why=f"does not know block {block_hash}", kind="transient"
+            )
+        header = Header.from_json(answer)
+        if hash_text(header) != block_hash:
+            raise forged("ENDPOINT_HEADER_FORGED", endpoint, f"asked for {block_hash}, got {hash_text(header)}")
+        return header
+
+    async def read(self, endpoint: Endpoint, header: Header, genesis_hash: str) -> BlockState:
+        """Both items and the timestamp at ``header``; ENDPOINT_*, RPC_*, CHAIN_WITHOUT_PALLET, LAYOUT_*, SCALE_*."""
+        self._genesis = genesis_hash
+        if self.current is None:
+            self.current = await self._first_layout(endpoint, header)
+        spec, found = self.current
+        values = await self._values(endpoint, header, found.layout)
+        executed_by = _spec_version(values[LAST_UPGRADE_KEY])
+        if executed_by is None:
+            executed_by = await self._asked_version(endpoint, _parent_or_self(header))
+        if executed_by != spec:
+            self.current = spec, found = executed_by, await self._layout(endpoint, header, executed_by)
+            values = await self._values(endpoint, header, found.layout)
+        return _decode(header, values, found.layout, spec, endpoint.url, proven=not self._unproven(endpoint, header))
+
+    def _unproven(self, endpoint: Endpoint, header: Header) -> bool:
+        return header.state_root == ZERO_ROOT or not endpoint.offers(READ_PROOF)
+
+    async def _values(self, endpoint: Endpoint, header: Header, layout: Layout) -> dict[bytes, bytes | None]:
+        keys = [*layout.keys.values(), LAST_UPGRADE_KEY]
+        if not self._unproven(endpoint, header):
+            return await self._proven(endpoint, header, keys)
+        if not self.unproven_allowed:
+            raise ChainWatcherError(
+                code="ENDPOINT_NO_PROOFS",
+                what=endpoint.url,
+                why="it offers no storage proofs, so its values are mere claims",
+                action="Use another endpoint, or set unsafe_unproven_reads for a development chain",
+            )
+        return {key: await self._unproven_value(endpoint, header, key) for key in keys}
+
+    async def _proven(self, endpoint: Endpoint, header: Header, keys: list[bytes]) -> dict[bytes, bytes | None]:
+        answer = await endpoint.ask(READ_PROOF, ["0x" + key.hex() for key in keys], hash_text(header))
+        try:
+            nodes = [bytes.fromhex(node[2:]) for node in answer["proof"]]
+        except (TypeError, KeyError, ValueError) as problem:
+            raise forged("ENDPOINT_PROOF_FORGED", endpoint, "its proof is not a list of hex texts") from problem
+        try:
+            return dict(read_proof(header.state_root, nodes, keys))
+        except ChainWatcherError as problem:
+            raise forged("ENDPOINT_PROOF_FORGED", endpoint, f"block {header.number}: {problem}") from problem
+
+    async def _unproven_value(self, endpoint: Endpoint, header: Header, key: bytes) -> bytes | None:
+        answer = await endpoint.ask("state_getStorage", "0x" + key.hex(), hash_text(header))
+        if answer is None:
+            return None
+        try:
+            return bytes.fromhex(answer[2:])
+        except (TypeError, ValueError) as problem:
+            raise ChainWatcherError(
+                code="ENDPOINT_GARBAGE", what=endpoint.url, why="a storage value that is not hex"
+            ) from problem
+
+    async def _asked_version(self, endpoint: Endpoint, block_hash: str) -> int:
+        answer = await endpoint.ask("state_getRuntimeVersion", block_hash)
+        version = answer.get("specVersion") if isinstance(answer, Mapping) else None
+        if not isinstance(version, int):
+            raise ChainWatcherError(code="ENDPOINT_GARBAGE", what=endpoint.url, why="a runtime version without number")
+        return version
+
+    async def _first_layout(self, endpoint: Endpoint, header: Header) -> tuple[int, ChainLayout]:
+        version = await self._asked_version(endpoint, _parent_or_self(header))
+        return version, await self._layout(endpoint, header, version)
+
+    async def _layout(self, endpoint: Endpoint, header: Header, version: int) -> ChainLayout:
+        """The layout of runtime ``version``, which executed ``header``: from the cache, else from the metadata.
+
+        A pinned layout hash decides; without pins the other endpoints' metadata has to be the same, byte by byte,
+        where they answer.
+        """
+        known = self._layouts.get(self._genesis, version)
+        if known is not None:
+            return known
+        at = _parent_or_self(header)
+        text = await endpoint.ask("state_getMetadata", at)
+        found = await read_metadata(text)
+        self.layouts_read += 1
+        if self._layout_hashes:
+            if found.layout.hash not in self._layout_hashes:
+                why = f"runtime {version}: layout {found.layout.hash} is not one of the pinned ones"
+                raise forged("ENDPOINT_METADATA_FORGED", endpoint, why)
+        else:
+            await self._confirm(endpoint, at, text, version)
+        self._layouts.put(self._genesis, version, found)
+        return found
+
+    async def _confirm(self, endpoint: Endpoint, at: str, text: str, version: int) -> None:
+        """Ask the others for the same metadata; more against than for it means that this endpoint's is forged."""
+        agree, differ = 1, 0
+        for other in self._others(endpoint):
+            try:
+                answer = await other.ask("state_getMetadata", at)
+            except ChainWatcherError:
+                continue
+            agree, differ = (agree + 1, differ) if answer == text else (agree, differ + 1)
+        if differ and differ >= agree:
+            why = f"runtime {version}: {differ} endpoints give other metadata, {agree} the same"
+            raise forged("ENDPOINT_METADATA_FORGED", endpoint, why)
+        self.layouts_confirmed += agree - 1
+
+
+def _parent_or_self(header: Header) -> str:
+    return "0x" + header.parent_hash.hex() if header.number else hash_text(header)
+
+
+def _spec_version(value: bytes | None) -> int | None:
+    return None if value is None else Reader(value, "LastRuntimeUpgrade").compact()
+
+
+def _decode(
+    header: Header,
+    values: Mapping[bytes, bytes | None],
+    layout: Layout,
+    spec: int,
+    url: str,
+    *,
+    proven: bool,
+) -> BlockState:
+    ids, program, now = (values[layout.keys[name]] for name in ("enclave_ids", "dc_program", "now"))
+    listed = read_entries(layout.decode_enclave_ids(ids))
+    return BlockState(
+        header=header,
+        timestamp_ms=layout.decode_now(now) if now is not None else 0,
+        program=layout.decode_dc_program(program),
+        entries=listed.entries,
+        refused_entries=listed.refused,
+        values=(ids, program),
+        layout=layout,
+        spec_version=spec,
+        proven=proven,
+        endpoint=url,
+    )
+
+
+def state_facts(state: BlockState) -> dict[str, Any]:
+    """JSON-able facts of a state for health pages."""
+    return {
+        "number": state.header.number,
+        "hash": hash_text(state.header),
+        "timestamp_ms": state.timestamp_ms,
+        "spec_version": state.spec_version,
+        "layout_hash": state.layout.hash,
+        "proven_reads": state.proven,
+        "refused_entries": [error.code for error in state.refused_entries],
+    }

@@ -1,0 +1,435 @@
+"""The watcher: finalized heads in, ``ChainView`` out; what best blocks say is read ahead and acted on at finality.
+
+The truth is the finalized block. Every new best block is read as well (one proof each), so that when a finalized
+block turns out to be one that was read, or to descend from one, the view leaves without asking anybody anything.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections import deque
+from collections.abc import AsyncIterator, Callable, Mapping
+from types import MappingProxyType
+from typing import Any, Final
+
+from chain_watcher.config import ChainView, Counters, SystemClock, WatcherConfig
+from chain_watcher.endpoints import Clock, Endpoint, EndpointPool, Event
+from chain_watcher.errors import ChainWatcherError
+from chain_watcher.finality import Decider, FinalBlock, Headers, ProvenDecider, QuorumDecider, SingleDecider, ancestry
+from chain_watcher.grandpa import Checkpoint
+from chain_watcher.header import Header
+from chain_watcher.reads import BlockState, StateReader, forged, hash_text, state_facts
+from chain_watcher.release import BlockRef, SignatureVerifier, VerifiedRelease, verify_release
+
+__all__ = ["ChainView", "Watcher", "WatcherConfig"]
+
+#: Codes that mean: this endpoint said what cannot be true.
+LYING: Final = frozenset(
+    {
+        "ENDPOINT_FORKED_FINALITY",
+        "ENDPOINT_HEADER_FORGED",
+        "ENDPOINT_PROOF_FORGED",
+        "ENDPOINT_JUSTIFICATION_FORGED",
+        "ENDPOINT_UNPROVEN_HEIGHT",
+        "ENDPOINT_DISAGREES",
+        "ENDPOINT_METADATA_FORGED",
+    }
+)
+#: Codes that no other endpoint can help with: the chain itself is not what this program can read.
+CHAIN_WIDE: Final = frozenset({"CHAIN_WITHOUT_PALLET", "LAYOUT_INVALID", "METADATA_UNREADABLE", "ENDPOINT_NO_PROOFS"})
+
+Progress = Callable[[Mapping[str, Any]], None]
+Prefetch = Callable[[VerifiedRelease], None]
+
+
+class Watcher:
+    """Watches one chain through any number of endpoints.
+
+    ``verify`` raises unless the network's signatures over an enclave id are good. ``on_progress`` is called with
+    JSON-able facts after each final block (``number``, ``hash``, and in proven mode ``chain_state``: give it back as
+    ``WatcherConfig.chain_state`` after a restart). ``on_speculation`` is called with releases seen at best blocks:
+    reason enough to fetch an artefact early, never to act on it.
+    """
+
+    def __init__(
+        self,
+        config: WatcherConfig,
+        verify: SignatureVerifier,
+        *,
+        on_progress: Progress | None = None,
+        on_speculation: Prefetch | None = None,
+        clock: Clock | None = None,
+        uniform: Callable[[], float] | None = None,
+    ) -> None:
+        config.require_consistent()
+        self.config = config
+        self.counters = Counters()
+        self.problem: ChainWatcherError | None = None
+        self._verify = verify
+        self._on_progress = on_progress
+        self._on_speculation = on_speculation
+        self._clock = clock or SystemClock()
+        self.pool = EndpointPool(
+            config.endpoints,
+            genesis_hash=config.genesis_hash,
+            limits=config.pool,
+            rpc_limits=config.rpc,
+            clock=self._clock,
+            random=uniform or random.SystemRandom().random,
+            ca_file=config.ca_file,
+            want_justifications=config.finality == "proven",
+        )
+        self._reader = StateReader(
+            unproven_allowed=config.unsafe_unproven_reads,
+            layout_hashes=config.layout_hashes,
+            others=lambda endpoint: [one for one in self.pool.usable() if one is not endpoint],
+        )
+        self._headers = Headers(config.limits.known_headers_max)
+        self._states: dict[bytes, BlockState] = {}
+        self._decider = self._make_decider()
+        self._last: Header | None = None
+        self._view: ChainView | None = None
+        self._state: BlockState | None = None
+        self._justification: bytes | None = None
+        self._owed: FinalBlock | None = None
+        self._owed_at = 0.0
+        self._say_again = False
+        self._hints: asyncio.Queue[tuple[Endpoint, Any]] = asyncio.Queue(maxsize=config.limits.known_states_max)
+        self._hint_tasks: dict[str, asyncio.Task[None]] = {}
+        self._views: deque[ChainView] = deque(maxlen=config.limits.views_waiting_max)
+        self._view_wake = asyncio.Event()
+
+    def _make_decider(self) -> Decider:
+        if self.config.finality == "single":
+            return SingleDecider(self.pool)
+        if self.config.finality == "quorum":
+            return QuorumDecider(self.pool, self.config.quorum, self._headers)
+        stored = (self.config.chain_state or {}).get("checkpoint") or self.config.checkpoint
+        return ProvenDecider(
+            Checkpoint.from_json(stored), self._reader, self._headers, self.config.limits.gap_blocks_max, self.counters
+        )
+
+    # --- running
+
+    async def run(self) -> None:
+        """Watch until cancelled."""
+        try:
+            async with asyncio.TaskGroup() as group:
+                group.create_task(self.pool.run(), name="endpoints")
+                group.create_task(self._settle(), name="finality")
+                if self.config.speculate:
+                    group.create_task(self._speculate(), name="speculation")
+        finally:
+            for task in self._hint_tasks.values():
+                task.cancel()
+            await asyncio.gather(*self._hint_tasks.values(), return_exceptions=True)
+
+    async def views(self) -> AsyncIterator[ChainView]:
+        """States at finalized blocks: the first one read, each change, and again after a reconnect."""
+        while True:
+            while self._views:
+                yield self._views.popleft()
+            self._view_wake.clear()
+            await self._view_wake.wait()
+
+    async def _settle(self) -> None:
+        while True:
+            event = await self.pool.event(self.config.limits.tick_s)
+            before = self.pool.primary
+            primary = self.pool.choose()
+            if primary is None:
+                self.problem = ChainWatcherError(
+                    code="ENDPOINT_NONE_USABLE",
+                    what="endpoints",
+                    why=", ".join(f"{one.url} is {one.state}" for one in self.pool.endpoints),
+                    action="Check the addresses; the watcher keeps trying",
+                    kind="transient",
+                )
+            if event is not None:
+                await self._handle(event)
+            elif self._owed is not None and self._clock.monotonic() - self._owed_at >= self.config.limits.retry_s:
+                await self._retry(self._owed)
+            if primary is not None and before is not None and primary is not before and primary.last_head is not None:
+                await self._handle(Event(primary, "finalized", primary.last_head))
+
+    async def _handle(self, event: Event) -> None:
+        endpoint = event.endpoint
+        try:
+            if event.kind in ("finalized", "justification"):
+                found = await self._decider.decide(event, self._last)
+                if found is not None:
+                    await self._finalized(found)
+            elif event.kind in ("best", "storage"):
+                self._hint(event)
+            elif event.kind == "up":
+                self._came_up(endpoint)
+            elif event.kind == "down":
+                self._came_down(endpoint)
+        except ChainWatcherError as problem:
+            self._blame(endpoint, problem)
+
+    async def _retry(self, owed: FinalBlock) -> None:
+        try:
+            await self._pay(owed)
+        except ChainWatcherError as problem:
+            self._blame(owed.endpoint, problem)
+
+    def _came_up(self, endpoint: Endpoint) -> None:
+        if self._view is not None and len(self.pool.usable()) == 1:
+            self.counters.reconnects += 1
+            self._say_again = True
+        if self._reader.current is not None:
+            self._watch_storage(endpoint)
+
+    def _came_down(self, endpoint: Endpoint) -> None:
+        task = self._hint_tasks.pop(endpoint.url, None)
+        if task is not None:
+            task.cancel()
+
+    def _watch_storage(self, endpoint: Endpoint) -> None:
+        """Storage changes of both items, as a hint only: forks included, not repeated on a reorganisation."""
+        if endpoint.url in self._hint_tasks or self._reader.current is None or not self.config.speculate:
+            return
+        keys = self._reader.current[1].layout.keys
+        wanted = ["0x" + keys[name].hex() for name in ("enclave_ids", "dc_program")]
+
+        async def watch() -> None:
+            try:
+                await self.pool.watch_storage(endpoint, wanted)
+            except ChainWatcherError:
+                return  # the connection's own end is reported by the pool; a node without the method gives no hints
+
+        self._hint_tasks[endpoint.url] = asyncio.create_task(watch(), name=f"storage hints {endpoint.url}")
+
+    def _blame(self, endpoint: Endpoint, problem: ChainWatcherError) -> None:
+        """An error belongs to an endpoint (it lied, or failed) or to the chain."""
+        self.problem = problem
+        if problem.code in LYING:
+            self.pool.accuse(endpoint, problem)
+        elif problem.code not in CHAIN_WIDE and not problem.code.startswith("RPC_REFUSED"):
+            self.pool.distrust(endpoint, problem)
+
+    # --- finality
+
+    async def _finalized(self, found: FinalBlock) -> None:
+        header, last = found.header, self._last
+        self._headers.add(header)
+        if last is not None and header.number <= last.number:
+            if header.number == last.number and header.hash != last.hash:
+                why = f"block {header.number} is final as {hash_text(last)}, it says {hash_text(header)}"
+                raise forged("ENDPOINT_FORKED_FINALITY", found.endpoint, why)
+            if header.number < last.number:
+                self.counters.went_back += 1
+            elif self._say_again and self._state is not None:
+                self._accept(found, self._state)
+            return
+        await self._pay(found)
+
+    async def _pay(self, found: FinalBlock) -> None:
+        """Give the view that a final block deserves; kept and tried again where it cannot be read now."""
+        self._owed, self._owed_at = found, self._clock.monotonic()
+        line = await self._line_to_last(found)
+        ahead = next((one for one in reversed(line) if one.hash in self._states), None)
+        if ahead is not None:
+            self.counters.answered_ahead += ahead is found.header
+            self._accept(FinalBlock(found.endpoint, ahead, found.justification), self._states[ahead.hash])
+        if ahead is not found.header:
+            state = await self._read_anywhere(found)
+            if state is None:
+                return
+            self.counters.read_at_finality += 1
+            self._accept(found, state)
+        self._owed = None
+        self._count_progress(found, line)
+
+    async def _line_to_last(self, found: FinalBlock) -> list[Header]:
+        """The final blocks since the last one, linked by hash. ENDPOINT_FORKED_FINALITY where they do not link."""
+        last, header = self._last, found.header
+        if last is None:
+            return [header]
+        gap = min(header.number - last.number, self.config.limits.gap_blocks_max + 1)
+        line = await ancestry(
+            self._reader, self._headers, found.endpoint, header, last.number, self.config.limits.gap_blocks_max
+        )
+        if line is None:
+            self.counters.gaps_skipped += 1
+            return [header]
+        if line[0].parent_hash != last.hash:
+            why = f"block {header.number} does not descend from final block {last.number} ({hash_text(last)})"
+            raise forged("ENDPOINT_FORKED_FINALITY", found.endpoint, why)
+        self.counters.gap_blocks += gap - 1
+        return line
+
+    async def _read_anywhere(self, found: FinalBlock) -> BlockState | None:
+        """Read at a final block: first where it was announced, then wherever else; None when nobody can now."""
+        tried = [found.endpoint, *(one for one in self.pool.usable() if one is not found.endpoint)]
+        for endpoint in tried:
+            if not endpoint.usable:
+                continue
+            try:
+                state = await self._reader.read(endpoint, found.header, self.pool.genesis_hash or "")
+            except ChainWatcherError as problem:
+                self.counters.read_failures += 1
+                self._blame(endpoint, problem)
+                if problem.code in CHAIN_WIDE:
+                    return None
+                continue
+            self._watch_storage(endpoint)
+            return state
+        return None
+
+    def _count_progress(self, found: FinalBlock, line: list[Header]) -> None:
+        header = found.header
+        if self._last is None or header.number > self._last.number:
+            self.counters.finalized_blocks += 1
+            self.counters.runtime_upgrades += sum(1 for one in line if one.runtime_updated)
+        self._last = header
+        if found.justification is not None:
+            self._justification = found.justification
+        final = {one.hash for one in line}
+        for block_hash in [key for key, state in self._states.items() if state.header.number <= header.number]:
+            state = self._states.pop(block_hash)
+            if block_hash not in final and self._view is not None and state.values != (self._state or state).values:
+                self.counters.speculations_never_finalized += 1
+        if self._on_progress is not None:
+            facts: dict[str, Any] = {"number": header.number, "hash": hash_text(header)}
+            if isinstance(self._decider, ProvenDecider):
+                facts["chain_state"] = {"checkpoint": self._decider.checkpoint.to_json()}
+            self._on_progress(facts)
+
+    def _accept(self, found: FinalBlock, state: BlockState) -> None:
+        """A state at a final block: say so when it is new, has changed, or connections came back."""
+        self.problem = None
+        before, self._state = self._state, state
+        changed = before is None or before.values != state.values or before.layout != state.layout
+        found.endpoint.believed_number = max(found.endpoint.believed_number, state.header.number)
+        if not changed and not self._say_again:
+            return
+        self._say_again = False
+        program, refusal = self._judge(state)
+        self._view = ChainView(
+            block_number=state.header.number,
+            block_hash=hash_text(state.header),
+            timestamp_ms=state.timestamp_ms,
+            finality=self.config.finality,
+            program=program,
+            refusal=refusal,
+            listed=MappingProxyType(state.heights),
+            endpoint=found.endpoint.url,
+            unproven_reads=not state.proven,
+        )
+        self.counters.views += 1
+        self._views.append(self._view)
+        self._view_wake.set()
+
+    def _judge(self, state: BlockState) -> tuple[VerifiedRelease | None, ChainWatcherError | None]:
+        block = BlockRef(state.header.number, hash_text(state.header))
+        try:
+            return verify_release(state.program, state.entries, self._verify, block), None
+        except ChainWatcherError as refusal:
+            return None, refusal
+
+    # --- speculation
+
+    def _hint(self, event: Event) -> None:
+        if self.config.speculate and event.endpoint is self.pool.primary and self._last is not None:
+            if self._hints.full():
+                self._hints.get_nowait()
+            self._hints.put_nowait((event.endpoint, event.value))
+
+    async def _speculate(self) -> None:
+        while True:
+            endpoint, value = await self._hints.get()
+            try:
+                await self._read_ahead(endpoint, value)
+            except ChainWatcherError as problem:
+                self._blame(endpoint, problem)
+
+    async def _read_ahead(self, endpoint: Endpoint, value: Any) -> None:
+        """Read a best block (a header, or a storage notice that names one) before it is final."""
+        if isinstance(value, Mapping) and "block" in value:
+            block_hash = str(value["block"])
+            if any(hash_text(state.header) == block_hash for state in self._states.values()):
+                return
+            header = await self._reader.header(endpoint, block_hash)
+        else:
+            header = Header.from_json(value)
+        if self._last is None or header.number <= self._last.number or header.hash in self._states:
+            return
+        self._headers.add(header)
+        state = await self._reader.read(endpoint, header, self.pool.genesis_hash or "")
+        if self._last is None or header.number <= self._last.number:
+            return
+        while len(self._states) >= self.config.limits.known_states_max:
+            self._states.pop(next(iter(self._states)))
+        self._states[header.hash] = state
+        if self._state is None or state.values == self._state.values:
+            return
+        self.counters.speculated += 1
+        program, _ = self._judge(state)
+        if program is not None and self._on_speculation is not None:
+            self._on_speculation(program)
+
+    # --- facts
+
+    def health(self) -> dict[str, Any]:
+        """JSON-able facts: mode, heights, endpoints and what they were caught at, counters, unsafe switches."""
+        now = self._clock.monotonic()
+        unsafe = ["finality_single"] if self.config.finality == "single" else []
+        if self.config.unsafe_unproven_reads:
+            unsafe.append("unsafe_unproven_reads")
+        return {
+            "finality": self.config.finality,
+            "unsafe": unsafe,
+            "genesis_hash": self.pool.genesis_hash,
+            "finalized": state_facts(self._state) if self._state else None,
+            "last_number": self._last.number if self._last else None,
+            "primary": self.pool.primary.url if self.pool.primary else None,
+            "endpoints": [endpoint.facts(now) for endpoint in self.pool.endpoints],
+            "lying": [one.url for one in self.pool.endpoints if one.accusations],
+            "layout_pinned": bool(self.config.layout_hashes),
+            "problem": {"code": self.problem.code, "text": str(self.problem)} if self.problem else None,
+            "failovers": self.pool.failovers,
+            "events_dropped": self.pool.events_dropped,
+            "counters": self.counters.facts(),
+        }
+
+    async def evidence(self, target_id: str, source_id: str, vault_state: Mapping[str, Any]) -> dict[str, Any]:
+        """What ``POST /vault/permit`` wants: the last finalized state, with proofs in mode ``proven``.
+
+        ``target_id`` must be the program at that state (RELEASE_* otherwise); ``vault_state`` is ``/vault/status``.
+        """
+        state = self._state
+        if state is None:
+            raise ChainWatcherError(
+                code="WATCHER_NO_VIEW", what="evidence", why="no finalized state was read yet", kind="transient"
+            )
+        program, refusal = self._judge(state)
+        if program is None:
+            raise refusal or ChainWatcherError(code="WATCHER_NO_VIEW", what="evidence", why="no program")
+        if program.enclave_id != target_id:
+            why = f"the program at block {state.header.number} is {program.enclave_id}, not {target_id}"
+            raise ChainWatcherError(code="EVIDENCE_NOT_READY", what="evidence", why=why)
+        return self._claim(state, program)
+
+    def _claim(self, state: BlockState, program: VerifiedRelease) -> dict[str, Any]:
+        """Unproven evidence: the agent's word (chain modes ``single`` and ``quorum``)."""
+        return {
+            "mode": self.config.finality,
+            "genesis_hash": self.pool.genesis_hash,
+            "block_number": state.header.number,
+            "block_hash": hash_text(state.header),
+            "timestamp_ms": state.timestamp_ms,
+            "program": {
+                "enclave_id": program.enclave_id,
+                "version": program.version,
+                "origin_url": program.origin_url,
+                "mirror_url": program.mirror_url,
+            },
+            "enclave_ids": [
+                {"height": one.height, "enclave_id": one.enclave_id, "signature": "0x" + one.signature.hex()}
+                for one in state.entries
+                if one.signature
+            ],
+        }

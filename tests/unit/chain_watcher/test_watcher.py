@@ -1,0 +1,227 @@
+"""The watcher on one honest node: first view, changes, reconnects, gaps, runtime upgrades, speculation."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+
+import pytest
+
+from chain_watcher.errors import ChainWatcherError
+
+from .fake_chain import FakeChain, FakeNode, until
+from .metadata_maker import PROGRAM_FIELDS, make_metadata
+from .watching import BAD, ID_1, ID_2, entry, program, publish, watching
+
+
+@pytest.fixture
+def chain() -> FakeChain:
+    return FakeChain()
+
+
+@pytest.fixture
+async def node(chain: FakeChain) -> AsyncIterator[FakeNode]:
+    async with FakeNode(chain) as running:
+        yield running
+
+
+async def test_first_view_then_each_change(chain: FakeChain, node: FakeNode) -> None:
+    await chain.advance(publish(chain, ID_1, 1))
+    async with watching(node) as watch:
+        first = await watch.view()
+        assert first.program is not None
+        assert (first.program.enclave_id, first.program.version, first.program.added_height) == (ID_1, "1.0.0", 1)
+        assert (first.block_number, first.finality, first.unproven_reads) == (1, "single", False)
+        assert first.timestamp_ms == 1_790_000_006_000
+        await chain.advance()
+        block = await chain.advance(chain.change(program(ID_2, "1.1.0"), [entry(1, ID_1), entry(3, ID_2)]))
+        second = await watch.view()
+        assert second.program is not None
+        assert (second.program.enclave_id, second.block_hash) == (ID_2, "0x" + block.hash.hex())
+        assert dict(second.listed) == {ID_1: 1, ID_2: 3}
+        assert watch.waiting == 0
+        health = watch.watcher.health()
+        assert health["unsafe"] == ["finality_single"]
+        assert health["finalized"]["proven_reads"] is True
+
+
+async def test_refusals_are_views_too(chain: FakeChain, node: FakeNode) -> None:
+    async with watching(node) as watch:
+        first = await watch.view()
+        assert first.refusal is not None
+        assert first.refusal.code == "RELEASE_PROGRAM_ABSENT"
+        steps = [
+            (chain.change(None, [entry(1, ID_1)]), "RELEASE_ENTRY_WITHOUT_PROGRAM"),
+            (chain.change(program(ID_2)), "RELEASE_PROGRAM_WITHOUT_ENTRY"),
+            (chain.change(program(ID_1), [entry(1, ID_1, BAD)]), "RELEASE_SIGNATURE_REFUSED"),
+            (chain.change(program(ID_1.upper().replace("1", "A"))), "RELEASE_ID_INVALID"),
+        ]
+        for change, code in steps:
+            await chain.advance(change)
+            view = await watch.view()
+            assert view.program is None
+            assert view.refusal is not None
+            assert view.refusal.code == code
+
+
+async def test_a_change_while_every_connection_is_cut_is_found(chain: FakeChain, node: FakeNode) -> None:
+    await chain.advance(publish(chain, ID_1, 1))
+    async with watching(node) as watch:
+        await watch.view()
+        await node.stop()
+        await until(lambda: not watch.watcher.pool.usable())
+        for _ in range(5):
+            chain.grow()
+        chain.grow(publish(chain, ID_2, 7, "1.1.0"))
+        chain.grow()
+        await chain.finalize(announce=False)
+        await node.start()
+        view = await watch.view()
+        assert view.program is not None
+        assert (view.program.enclave_id, view.block_number) == (ID_2, 8)
+        assert watch.watcher.counters.reconnects == 1
+        assert watch.watcher.counters.gap_blocks == 6
+
+
+async def test_a_reconnect_without_change_says_the_state_again(chain: FakeChain, node: FakeNode) -> None:
+    await chain.advance(publish(chain, ID_1, 1))
+    async with watching(node) as watch:
+        first = await watch.view()
+        await node.cut()
+        assert await watch.view() == first
+        await chain.advance()
+        await until(lambda: watch.watcher.counters.finalized_blocks == 2)
+        assert watch.waiting == 0
+
+
+async def test_the_change_leaves_at_finality_without_a_request(chain: FakeChain, node: FakeNode) -> None:
+    await chain.advance()
+    async with watching(node) as watch:
+        await watch.view()
+        chain.grow(publish(chain, ID_1, 2))
+        await chain.announce_best()
+        await until(lambda: watch.speculations)
+        assert watch.speculations[0].enclave_id == ID_1
+        assert watch.waiting == 0
+        asked = len(node.asked)
+        await chain.finalize()
+        view = await watch.view()
+        assert view.program == watch.speculations[0]
+        assert len(node.asked) == asked
+        assert watch.watcher.counters.answered_ahead == 1
+
+
+async def test_a_descendant_makes_the_speculated_block_final(chain: FakeChain, node: FakeNode) -> None:
+    await chain.advance()
+    async with watching(node) as watch:
+        await watch.view()
+        changed = chain.grow(publish(chain, ID_1, 2))
+        await chain.announce_best()
+        await until(lambda: watch.speculations)
+        chain.grow()
+        chain.grow()
+        await chain.finalize()
+        view = await watch.view()
+        assert view.block_hash == "0x" + changed.hash.hex()
+        await until(lambda: watch.watcher.health()["last_number"] == 4)
+        assert watch.waiting == 0
+
+
+async def test_a_speculation_that_is_never_final_leaves_only_a_counter(chain: FakeChain, node: FakeNode) -> None:
+    await chain.advance()
+    async with watching(node) as watch:
+        await watch.view()
+        fork = chain.child(chain.best, publish(chain, ID_1, 2), salt=9)
+        await chain.announce_best(fork)
+        await until(lambda: watch.speculations)
+        await chain.advance()
+        await until(lambda: watch.watcher.counters.finalized_blocks == 2)
+        assert watch.waiting == 0
+        assert watch.watcher.counters.speculations_never_finalized == 1
+        assert not watch.watcher._states
+
+
+async def test_skipped_heads_are_filled_and_linked(chain: FakeChain, node: FakeNode) -> None:
+    await chain.advance()
+    async with watching(node, speculate=False) as watch:
+        await watch.view()
+        for _ in range(4):
+            chain.grow()
+        await chain.advance(publish(chain, ID_1, 6))
+        view = await watch.view()
+        assert view.block_number == 6
+        assert watch.watcher.counters.gap_blocks == 4
+
+
+async def test_height_never_goes_back(chain: FakeChain, node: FakeNode) -> None:
+    for _ in range(3):
+        await chain.advance()
+    async with watching(node) as watch:
+        assert (await watch.view()).block_number == 3
+        await chain.finalize(1)
+        await until(lambda: watch.watcher.counters.went_back == 1)
+        assert watch.watcher.health()["last_number"] == 3
+
+
+async def test_a_runtime_upgrade_changes_the_layout_one_block_later(chain: FakeChain, node: FakeNode) -> None:
+    await chain.advance(publish(chain, ID_1, 1))
+    async with watching(node) as watch:
+        assert (await watch.view()).program is not None
+        fields = (*PROGRAM_FIELDS, "MirrCids")
+        chain.set_code(2, make_metadata(fields=fields, pallet_index=44))
+        await chain.announce_best()
+        await chain.finalize()
+        await until(lambda: watch.watcher.health()["last_number"] == 2)
+        assert watch.waiting == 0, "the block of set_code still has the old layout"
+        await chain.advance(chain.change(program(ID_1, "1.0.0", cids=["bafy1", "bafy2"])))
+        view = await watch.view()
+        assert view.program is not None
+        assert view.program.cids == ("bafy1", "bafy2")
+        assert watch.watcher.health()["finalized"]["spec_version"] == 2
+        assert watch.watcher.counters.runtime_upgrades == 1
+
+
+async def test_a_chain_without_the_pallet_has_a_code_of_its_own() -> None:
+    chain = FakeChain(metadata=make_metadata(with_pallet=False))
+    async with FakeNode(chain) as node, watching(node) as watch:
+        await until(lambda: watch.watcher.problem)
+        assert watch.watcher.health()["problem"]["code"] == "CHAIN_WITHOUT_PALLET"
+
+
+async def test_chopsticks_like_nodes_need_the_unsafe_switch() -> None:
+    chain = FakeChain(zero_root=True)
+    async with FakeNode(chain, proofs=False, padded=True) as node:
+        async with watching(node) as watch:
+            await until(lambda: watch.watcher.problem)
+            assert watch.watcher.health()["problem"]["code"] == "ENDPOINT_NO_PROOFS"
+        async with watching(node, unsafe_unproven_reads=True) as watch:
+            assert (await watch.view()).unproven_reads
+            await chain.advance(publish(chain, ID_1, 1))
+            view = await watch.view()
+            assert view.program is not None
+            assert view.unproven_reads
+            assert watch.watcher.health()["unsafe"] == ["finality_single", "unsafe_unproven_reads"]
+
+
+async def test_evidence_is_the_agents_claim_outside_proven_mode(chain: FakeChain, node: FakeNode) -> None:
+    await chain.advance(publish(chain, ID_1, 1))
+    async with watching(node) as watch:
+        with pytest.raises(ChainWatcherError, match="WATCHER_NO_VIEW"):
+            await watch.watcher.evidence(ID_1, ID_2, {})
+        await watch.view()
+        evidence = await watch.watcher.evidence(ID_1, ID_2, {})
+        assert (evidence["mode"], evidence["genesis_hash"]) == ("single", chain.genesis_hash)
+        assert evidence["enclave_ids"][0]["enclave_id"] == ID_1
+        with pytest.raises(ChainWatcherError, match="EVIDENCE_NOT_READY"):
+            await watch.watcher.evidence(ID_2, ID_1, {})
+
+
+async def test_settings_that_contradict_each_other() -> None:
+    for settings in (
+        {"endpoints": ()},
+        {"finality": "proven"},
+        {"finality": "quorum"},
+        {"finality": "proven", "checkpoint": {}, "genesis_hash": "0x", "unsafe_unproven_reads": True},
+    ):
+        with pytest.raises(ChainWatcherError, match="WATCHER_CONFIG_INVALID"):
+            async with watching("ws://127.0.0.1:1", **settings):
+                pass
