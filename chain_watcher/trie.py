@@ -179,7 +179,9 @@ class ReadProof:
         if len(self._used) == len(self._items):
             return
         reached: set[bytes] = set()
-        waiting = [root] if root in self._items and root != EMPTY_ROOT else []
+        waiting = [root] if root in self._items else []
+        if root == EMPTY_ROOT:
+            reached, waiting = {root}, []
         while waiting:
             digest = waiting.pop()
             reached.add(digest)
