@@ -118,10 +118,12 @@ class Vault:
         answer = await self._client.delivery(enclave_id)
         return Delivery(str(answer["state"]), str(answer.get("code") or ""))
 
-    async def holds_keys_of(self, source_id: str) -> bool:
-        """Whether the vault's status lists a key set from this source."""
-        status = await self._client.status()
-        return any(item.get("source_id") == source_id for item in status.get("key_sets", ()))
+    async def holds_keys_of(self, source_id: str, key_set_id: str) -> bool:
+        """Whether the vault's status lists a key set from this source that is not wiped."""
+        return any(
+            item["source_id"] == source_id and not item["wiped"] and key_set_id in ("", item["key_set_id"])
+            for item in (await self._client.status())["key_sets"]
+        )
 
     async def committed(self, target_id: str, key_set_id: str) -> None:
         """Tell the vault that the target is committed."""
@@ -359,6 +361,14 @@ class Nodes:
             probed = await probe.probe(self._settings.node.canary_url, HEALTH_TIMEOUT_S, self._session)
             health = NodeHealth(health.status, health.enclave_id, health.version, probed.ok, health.committed)
         return health
+
+    async def key_set_id(self) -> str:
+        """The marker's key-set id in the data folder."""
+        try:
+            text = (self._settings.node.data_dir / KEY_SET_MARKER).read_text(encoding="utf-8")
+            return str(json.loads(text)["key_set_id"])
+        except (OSError, ValueError, KeyError, TypeError):
+            return ""
 
     async def commit(self, enclave_id: str) -> None:
         """POST /commit; raises COMMIT_NOT_ACKNOWLEDGED unless the node took it."""

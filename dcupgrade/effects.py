@@ -16,6 +16,9 @@ from dcupgrade.errors import DcupgradeError
 from dcupgrade.ports import ChainPort, ClockPort, NodeHealth, NodesPort, VaultPort
 from dcupgrade.states import Effect, EffectKind, Event, EventKind, Release, State
 
+FINAL_REFUSALS = ("PERMIT_", "RELEASE_KEY_SET_")
+"""Refusals of the vault that no further try of the same target changes; others may pass."""
+
 T = TypeVar("T")
 Emit = Callable[[Event], None]
 Note = Callable[[str, Mapping[str, Any]], None]
@@ -36,6 +39,7 @@ class Limits:
     delivery_deadline_s: float = 120.0
     probation_s: float = 300.0
     probe_interval_s: float = 2.0
+    refusal_patience_s: float = 10.0
     silent_probes: int = 3
     launches: int = 3
     remove_previous: bool = False
@@ -249,8 +253,18 @@ class Performer:
         target = state.target.enclave_id if state.target else ""
 
         async def ask() -> str:
-            evidence = await self._evidence(target, effect.enclave_id)
-            return await self.vault.collect(effect.enclave_id, evidence)
+            try:
+                evidence = await self._evidence(target, effect.enclave_id)
+                return await self.vault.collect(effect.enclave_id, evidence)
+            except Exception:
+                if await self.nodes.is_alive(effect.enclave_id):
+                    raise
+                # the node is down: a copy from an earlier try does, if it is of the very key set the node has now
+                key_set_id = await self.nodes.key_set_id()
+                if not key_set_id or not await self.vault.holds_keys_of(effect.enclave_id, key_set_id):
+                    raise
+                self.note("sealed_copy_used", {"key_set_id": key_set_id})
+                return key_set_id
 
         try:
             key_set_id = await self._retry("collect keys", ask)
@@ -296,7 +310,7 @@ class Performer:
 
     async def _watch_delivery(self, effect: Effect) -> Event:
         began = self.clock.monotonic()
-        last = "the vault was not asked yet"
+        last, refused_since = "the vault was not asked yet", None
         while True:
             health = await self.nodes.health(effect.enclave_id)
             if problem := _problem(health, effect.enclave_id):
@@ -307,11 +321,13 @@ class Performer:
                 self.note("delivery", {"state": delivery.state, "node": health.status})
                 if delivery.state in self.limits.confirmed and health.status == "serving":
                     return Event(EventKind.DELIVERED, effect.enclave_id)
-                if delivery.state == "refused":
+                now = self.clock.monotonic()
+                refused_since = (refused_since or now) if delivery.state == "refused" else None
+                if refused_since is not None and (
+                    delivery.code.startswith(FINAL_REFUSALS) or now - refused_since >= self.limits.refusal_patience_s
+                ):
                     code = delivery.code or "DELIVERY_REFUSED"
-                    return Event(
-                        EventKind.DELIVERY_FAILED, effect.enclave_id, code, delivery.detail or last, failure="rejected"
-                    )
+                    return Event(EventKind.DELIVERY_FAILED, effect.enclave_id, code, last, failure="rejected")
             except Exception as error:
                 failure = failure_of(error)
                 last = failure.detail
@@ -421,7 +437,7 @@ class Performer:
     async def _ask_about_keys(self, source_id: str) -> str:
         """Why the source still waits for its keys; empty when the vault has none for it."""
         try:
-            if not await self.vault.holds_keys_of(source_id):
+            if not await self.vault.holds_keys_of(source_id, ""):
                 return ""
             delivery = await self.vault.delivery(source_id)
             return f"the vault holds them, hand-over: {delivery.state} {delivery.code} {delivery.detail}"

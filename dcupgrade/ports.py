@@ -129,8 +129,8 @@ class VaultPort(Protocol):
     async def delivery(self, enclave_id: str) -> Delivery:
         """How far the hand-over to this enclave is."""
 
-    async def holds_keys_of(self, source_id: str) -> bool:
-        """Whether a sealed copy from this source is there and opens."""
+    async def holds_keys_of(self, source_id: str, key_set_id: str) -> bool:
+        """Whether a sealed copy from this source is there: of that key set, or of any when `key_set_id` is ""."""
 
     async def committed(self, target_id: str, key_set_id: str) -> None:
         """The target is committed: retention of the sealed copy begins."""
@@ -159,6 +159,9 @@ class NodesPort(Protocol):
 
     async def health(self, enclave_id: str) -> NodeHealth:
         """Ask the node; never raises, an unreachable node is "silent"."""
+
+    async def key_set_id(self) -> str:
+        """The id of the key set that the data folder belongs to, as its marker says; "" when there is none."""
 
     async def commit(self, enclave_id: str) -> None:
         """Tell the node that it is committed; raises until it has taken that."""
