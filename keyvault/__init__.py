@@ -1,0 +1,17 @@
+"""The key vault: handover protocols, the sealed store, the decision who may have keys, and the vault's server and client.
+
+Pure modules hold messages, transcripts and decisions; the others are shells around them (see PURE_MODULES).
+"""
+
+PURE_MODULES: tuple[str, ...] = (
+    "errors",
+    "keyset",
+    "ports",
+    "messages",
+    "handover",
+    "evidence",
+    "facts",
+    "core",
+    "sealed",
+    "policy_file",
+)

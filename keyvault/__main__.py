@@ -1,0 +1,255 @@
+"""Command line of the vault: ``serve``, ``build``, ``verify``, ``inspect``, ``conformance``."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import contextlib
+import importlib.resources
+import json
+import logging
+import os
+import re
+import signal
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+from attestation.errors import AttestationError
+from keyvault.errors import KeyvaultError
+
+if TYPE_CHECKING:
+    from keyvault.policy_file import VaultPolicy
+    from keyvault.ports import Tee
+    from keyvault.service import Vault
+
+_SIGNATURE_CHARS: Final = 104
+_SWEEP_EVERY_S: Final = 60.0
+_TOKEN: Final = re.compile(r"[\x21-\x7e]{16,512}")
+
+
+def _refused(why: str, action: str = "") -> KeyvaultError:
+    return KeyvaultError(code="VAULT_START_REFUSED", what="the vault does not start", why=why, action=action)
+
+
+def _read(path: Path, what: str) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, ValueError) as error:
+        raise _refused(f"the {what} {path} cannot be read ({type(error).__name__})") from None
+
+
+def read_signatures(text: str) -> tuple[bytes, ...]:
+    """Decode one or more network signatures in multibase base32; spaces and newlines are ignored."""
+    from attestation.network import decode_multibase
+
+    joined = "".join(text.split())
+    parts = [joined[at : at + _SIGNATURE_CHARS] for at in range(0, len(joined), _SIGNATURE_CHARS)]
+    return tuple(decode_multibase(part) for part in parts)
+
+
+def measured_policy(tighten_file: Path | None) -> VaultPolicy:
+    """Return the policy inside this image, tightened by the host's file if there is one."""
+    from keyvault.policy_file import FILE_NAME, parse_policy, tighten
+
+    try:
+        data = importlib.resources.files("keyvault").joinpath(FILE_NAME).read_bytes()
+    except OSError:
+        raise KeyvaultError(
+            code="VAULT_POLICY_INVALID",
+            what="the vault does not start",
+            why="this is no vault image: it holds no measured policy",
+            action="Build one with python -m keyvault build, and start it with --image and --sigstruct.",
+        ) from None
+    policy = parse_policy(data)
+    return tighten(policy, _read(tighten_file, "settings file").encode("utf-8")) if tighten_file else policy
+
+
+def _enter_tee(args: argparse.Namespace, arguments: list[str]) -> None:
+    """Outside a TEE: become the simulated CPU that runs the image with the same arguments. Does not return."""
+    if not (args.cpu and args.image and args.sigstruct):
+        raise _refused(
+            "it is not inside a TEE", "Give --cpu, --image and --sigstruct for the simulated TEE, or run it in Gramine."
+        )
+    kept = []
+    skip = False
+    for argument in arguments:
+        if skip:
+            skip = False
+        elif argument in ("--cpu", "--image", "--sigstruct"):
+            skip = True
+        elif not argument.startswith(("--cpu=", "--image=", "--sigstruct=")):
+            kept.append(argument)
+    command = [sys.executable, "-m", "attestation.simulated", "run", "--cpu", str(args.cpu)]
+    command += ["--image", str(args.image), "--sigstruct", str(args.sigstruct), "--", *kept]
+    os.execv(sys.executable, command)  # noqa: S606 - the same interpreter, no shell
+
+
+def _open_vault(args: argparse.Namespace, tee: Tee) -> Vault:
+    from keyvault.crypto import RealCrypto
+    from keyvault.service import Vault
+    from keyvault.store import FolderDisk, SealedStore
+
+    policy = measured_policy(args.tighten)
+    if tee.kind == "simulated" and not policy.unsafe_simulated_tee:
+        raise _refused(
+            "the TEE is simulated and the measured policy has unsafe_simulated_tee = false",
+            "Run it in a real TEE; a simulated one protects nothing from its host.",
+        )
+    signatures = read_signatures(_read(args.auth_file, "network signature file"))
+    policy.network.verify(tee.target_info().enclave_id, signatures)
+    disk = FolderDisk(args.store)
+    disk.lock()
+    store = SealedStore(disk, tee, os.urandom, allow_simulated=policy.unsafe_simulated_tee)
+    vault = Vault(tee, policy, store, RealCrypto(), signatures)
+    vault.start()
+    return vault
+
+
+async def _serve(args: argparse.Namespace, vault: Vault, facts: dict[str, object]) -> None:
+    from keyvault.server import vault_app
+    from keyvault.web import GuardedServer
+
+    token = _read(args.token_file, "token file").strip()
+    if not _TOKEN.fullmatch(token):
+        raise _refused("the token file does not hold 16 to 512 printable characters without spaces")
+    host, _, port = args.listen.rpartition(":")
+    server = GuardedServer(vault_app(vault, token, facts))
+    stop = asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, stop.set)
+    try:
+        bound = await server.start(host.strip("[]"), int(port))
+    except (OSError, ValueError, OverflowError) as error:
+        raise _refused(f"it cannot listen on {args.listen} ({error})", "Free the port or choose another.") from None
+    unsafe = f"; UNSAFE: {', '.join(vault.policy.unsafe())}" if vault.policy.unsafe() else ""
+    log = logging.getLogger("keyvault")
+    log.info("vault %s (%s TEE) listens on %s:%d%s", vault.enclave_id, vault.status()["tee"], host, bound, unsafe)
+    if vault.condition is not None:
+        log.error("%s", vault.condition)
+    try:
+        while not stop.is_set():
+            vault.sweep()
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(stop.wait(), _SWEEP_EVERY_S)
+    finally:
+        await server.stop()
+
+
+def _command_serve(args: argparse.Namespace, arguments: list[str]) -> int:
+    from attestation.driver import open_driver
+
+    if "DC_TEE" not in os.environ and args.image is not None:
+        _enter_tee(args, arguments)
+    try:
+        tee = open_driver()
+    except AttestationError as error:
+        if error.code == "TEE_MISSING":
+            _enter_tee(args, arguments)
+        raise
+    from keyvault.hygiene import harden_process
+
+    facts: dict[str, object] = {"hygiene": harden_process()}
+    vault = _open_vault(args, tee)
+    asyncio.run(_serve(args, vault, facts))
+    return 0
+
+
+def _command_build(args: argparse.Namespace, _: list[str]) -> int:
+    from keyvault.build import build_vault, load_signing_key
+
+    policy = _read(args.policy, "policy").encode("utf-8")
+    enclave_id = build_vault(policy, load_signing_key(args.key), args.out, isvsvn=args.isvsvn)
+    sys.stdout.write(enclave_id + "\n")
+    return 0
+
+
+def _command_verify(args: argparse.Namespace, _: list[str]) -> int:
+    """Verify a vault artefact: SIGSTRUCT over the image, and the network's signature over the enclave id."""
+    from zipfile import ZipFile
+
+    from attestation.artefact import verify_artefact
+    from keyvault.policy_file import FILE_NAME, parse_policy
+
+    enclave_id = verify_artefact(args.image, args.sigstruct)
+    with ZipFile(args.image) as archive:
+        policy = parse_policy(archive.read(f"keyvault/{FILE_NAME}"))
+    if args.auth_file is not None:
+        policy.network.verify(enclave_id, read_signatures(_read(args.auth_file, "network signature file")))
+    signed = "signed by the network" if args.auth_file is not None else "network signature not looked at"
+    sys.stdout.write(f"{enclave_id}  {policy.evidence_mode} evidence, {signed}\n")
+    for name in policy.unsafe():
+        sys.stdout.write(f"UNSAFE: {name}\n")
+    return 0
+
+
+def _command_inspect(args: argparse.Namespace, _: list[str]) -> int:
+    """Print the headers of a store's sealed files as JSON; needs no TEE and unseals nothing."""
+    from keyvault.sealed import decode_header
+
+    found = []
+    for path in sorted(args.store.glob("*.sealed*")):
+        row: dict[str, object] = {"file": path.name}
+        try:
+            header = decode_header(path.read_bytes())
+            row |= {
+                "kind": {1: "key set", 2: "facts"}[header.kind],
+                "epoch": header.epoch,
+                "sealer": header.sealer.hex(),
+                "source": header.source.hex(),
+                "name": header.name.hex(),
+                "cpusvn": header.key_request.cpusvn.hex(),
+                "isvsvn": header.key_request.isvsvn,
+                "plaintext_bytes": header.plaintext_bytes,
+            }
+        except (KeyvaultError, OSError) as error:
+            row["problem"] = str(error)
+        found.append(row)
+    sys.stdout.write(json.dumps(found, indent=2) + "\n")
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m keyvault", description=__doc__)
+    commands = parser.add_subparsers(dest="command", required=True)
+    serve = commands.add_parser("serve", help="run the vault; outside a TEE with --image it enters the simulated one")
+    serve.add_argument("--listen", default="127.0.0.1:6666", metavar="HOST:PORT")
+    serve.add_argument("--store", type=Path, required=True, help="folder of the sealed store")
+    serve.add_argument("--token-file", type=Path, required=True, help="token the agent must show")
+    serve.add_argument("--auth-file", type=Path, required=True, help="network signature over the vault's enclave id")
+    serve.add_argument("--tighten", type=Path, help="JSON settings that make the measured policy stricter")
+    serve.add_argument("--cpu", type=Path, help="folder of the simulated CPU")
+    serve.add_argument("--image", type=Path, help="vault image for the simulated TEE")
+    serve.add_argument("--sigstruct", type=Path, help="SIGSTRUCT of the image")
+    serve.set_defaults(run=_command_serve)
+    build = commands.add_parser("build", help="build the measured artefact and print its enclave id")
+    build.add_argument("--policy", type=Path, required=True)
+    build.add_argument("--key", type=Path, required=True, help="RSA-3072 key (e = 3) in PEM")
+    build.add_argument("--out", type=Path, required=True)
+    build.add_argument("--isvsvn", type=int, default=0)
+    build.set_defaults(run=_command_build)
+    verify = commands.add_parser("verify", help="verify a built vault")
+    verify.add_argument("--image", type=Path, required=True)
+    verify.add_argument("--sigstruct", type=Path, required=True)
+    verify.add_argument("--auth-file", type=Path)
+    verify.set_defaults(run=_command_verify)
+    inspect = commands.add_parser("inspect", help="print the headers of a sealed store")
+    inspect.add_argument("--store", type=Path, required=True)
+    inspect.set_defaults(run=_command_inspect)
+    return parser
+
+
+def main() -> int:
+    """Run a command; returns its exit code. Errors go to standard error under their code."""
+    arguments = sys.argv[1:]
+    args = _parser().parse_args(arguments)
+    logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(asctime)s %(levelname)s %(name)s %(message)s")
+    try:
+        return int(args.run(args, arguments))
+    except (KeyvaultError, AttestationError) as error:
+        sys.stderr.write(f"{error}\n")
+        return 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

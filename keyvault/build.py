@@ -1,0 +1,65 @@
+"""Building the vault as a measured artefact: attestation, keyvault, the pure modules of chain_watcher, and the policy."""
+
+from __future__ import annotations
+
+import datetime
+import importlib.util
+from pathlib import Path
+from typing import Final
+
+from cryptography.hazmat.primitives.asymmetric.rsa import RSAPrivateKey
+from cryptography.hazmat.primitives.serialization import load_pem_private_key
+
+import chain_watcher
+from attestation.artefact import build_image, build_sigstruct, verify_artefact
+from keyvault.errors import KeyvaultError
+from keyvault.policy_file import FILE_NAME, parse_policy
+
+IMAGE_NAME: Final = "vault.pyz"
+SIGSTRUCT_NAME: Final = "vault.sig"
+#: Fixed, so that the same sources and policy give the same SIGSTRUCT on every day.
+_DATE: Final = datetime.date(2026, 1, 1)
+
+
+def _folder(package: str) -> Path:
+    spec = importlib.util.find_spec(package)
+    if spec is None or spec.origin is None:
+        raise KeyvaultError(
+            code="VAULT_START_REFUSED", what="the vault cannot be built", why=f"package {package} is not installed"
+        )
+    return Path(spec.origin).parent
+
+
+def vault_sources(policy: bytes) -> dict[str, Path | bytes]:
+    """Return what goes into the vault's image, by archive name. Raises VAULT_POLICY_INVALID."""
+    parse_policy(policy)
+    sources: dict[str, Path | bytes] = {
+        "attestation": _folder("attestation"),
+        "keyvault": _folder("keyvault"),
+        f"keyvault/{FILE_NAME}": policy,
+    }
+    folder = _folder("chain_watcher")
+    for module in ("__init__", *chain_watcher.PURE_MODULES):
+        path = folder / f"{module}.py"
+        if path.is_file():
+            sources[f"chain_watcher/{module}.py"] = path
+    return sources
+
+
+def load_signing_key(pem: Path) -> RSAPrivateKey:
+    """Load the RSA-3072 (e = 3) key that signs the SIGSTRUCT."""
+    key = load_pem_private_key(pem.read_bytes(), password=None)
+    if not isinstance(key, RSAPrivateKey):
+        raise KeyvaultError(
+            code="VAULT_START_REFUSED", what="the vault cannot be built", why=f"{pem} holds no RSA private key"
+        )
+    return key
+
+
+def build_vault(policy: bytes, key: RSAPrivateKey, out: Path, *, isvsvn: int = 0) -> str:
+    """Write ``vault.pyz`` and ``vault.sig`` into ``out`` and return the vault's enclave id."""
+    out.mkdir(parents=True, exist_ok=True)
+    image, sigstruct = out / IMAGE_NAME, out / SIGSTRUCT_NAME
+    build_image(image, vault_sources(policy), "keyvault.__main__:main")
+    sigstruct.write_bytes(build_sigstruct(image, key, isvsvn=isvsvn, date=_DATE))
+    return verify_artefact(image, sigstruct)

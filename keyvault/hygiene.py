@@ -1,0 +1,49 @@
+"""Keeping key material out of core dumps, other processes and swap. Linux only; docs/secrets.md says what remains."""
+
+from __future__ import annotations
+
+import ctypes
+import resource
+from typing import Final
+
+from keyvault.keyset import KeySet
+
+_PR_GET_DUMPABLE: Final = 3
+_PR_SET_DUMPABLE: Final = 4
+_PR_SET_NO_NEW_PRIVS: Final = 38
+_MCL_CURRENT_AND_FUTURE: Final = 1 | 2
+_libc: Final = ctypes.CDLL(None, use_errno=True)
+
+
+def harden_process() -> dict[str, object]:
+    """Forbid core dumps, attaching by the same user and gaining privileges, and lock all memory where that is allowed.
+
+    Returns what was reached: ``core_dumps`` and ``dumpable`` (both False where it worked) and ``memory_locked``
+    ("all", or "key sets" where only single buffers can be locked).
+    """
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    _libc.prctl(_PR_SET_DUMPABLE, 0, 0, 0, 0)
+    _libc.prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
+    return {
+        "core_dumps": resource.getrlimit(resource.RLIMIT_CORE)[0] != 0,
+        "dumpable": _libc.prctl(_PR_GET_DUMPABLE, 0, 0, 0, 0) != 0,
+        "memory_locked": "all" if _lock_all() else "key sets",
+    }
+
+
+def _lock_all() -> bool:
+    """Lock every page, present and future; only tried without a limit, since a limit would make later allocations fail."""
+    if resource.getrlimit(resource.RLIMIT_MEMLOCK)[0] != resource.RLIM_INFINITY:
+        return False
+    return bool(_libc.mlockall(_MCL_CURRENT_AND_FUTURE) == 0)
+
+
+def lock_key_set(key_set: KeySet) -> bool:
+    """Keep the pages of a key set out of swap; returns False where the limit does not allow it.
+
+    Pages are unlocked when the buffer's memory is given back, or with the process: unlocking a page that another buffer
+    shares would expose that one.
+    """
+    buffer = key_set.buffer
+    address = ctypes.addressof((ctypes.c_char * len(buffer)).from_buffer(buffer))
+    return bool(_libc.mlock(ctypes.c_void_p(address), ctypes.c_size_t(len(buffer))) == 0)

@@ -1,0 +1,209 @@
+"""What a DCNode needs for handover v2: ask for its keys when it starts, and hand them to the upgrader when asked.
+
+The example in docs/protocol.md and ``devnet/reference_node`` use nothing else. Sealing the keys is the node's own work;
+``keyvault.store.SealedStore`` is there for it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+import aiohttp
+
+from attestation.network import NetworkKeys
+from attestation.policy import Policy, Role, accept
+from attestation.sgx import Report
+from keyvault.crypto import RealCrypto
+from keyvault.errors import KeyvaultError
+from keyvault.handover import Holder, Limits, Requester
+from keyvault.keyset import KeySet
+from keyvault.ports import Party, Tee, VerifyPeer
+from keyvault.web import exchange
+
+_RETRY_LOST_ANSWER: Final = 3
+_POLL_S_FIRST: Final = 0.1
+_POLL_S_MAX: Final = 2.0
+
+
+@dataclass(frozen=True)
+class NodePolicy:
+    """Whom a node accepts as its upgrader. It belongs into the node's measured image.
+
+    ``genesis_hash`` 32 bytes. ``upgrader_ids``: enclave ids of the vaults that may take and give keys; None accepts
+    whatever the network signed, which another signed program could use: name them where that is possible.
+    """
+
+    network: NetworkKeys
+    genesis_hash: bytes
+    upgrader_ids: frozenset[str] | None = None
+    isvsvn_floor: int = 0
+
+
+def peer_verifier(tee: Tee, policy: Policy, role: Role, expected: frozenset[str] | None) -> VerifyPeer:
+    """Return the judgement over a peer: report MAC, attributes and identity, network signature, expected id."""
+
+    def verify(report: Report, signatures: Sequence[bytes]) -> str:
+        tee.verify(report)
+        return accept(policy, report, signatures, role=role, expected=expected).enclave_id
+
+    return verify
+
+
+def node_party(tee: Tee, policy: NodePolicy, network_signatures: Sequence[bytes]) -> Party:
+    """Return a node's side of a handover with its upgrader."""
+    acceptance = Policy(network=policy.network, isvsvn_floor=policy.isvsvn_floor)
+    verify = peer_verifier(tee, acceptance, Role.UPGRADER, policy.upgrader_ids)
+    return Party(policy.genesis_hash, tuple(network_signatures), tee, RealCrypto(), verify)
+
+
+async def fetch_key_set(session: aiohttp.ClientSession, base_url: str, requester: Requester) -> KeySet:
+    """Run one try: hello, request, delivery, receipt. Returns the key set, which the caller seals, confirms and wipes."""
+    challenge = await exchange(session, "POST", f"{base_url}/v2/hello", requester.hello())
+    delivery = await exchange(session, "POST", f"{base_url}/v2/request", requester.on_challenge(challenge))
+    key_set = requester.on_delivery(delivery)
+    try:
+        answer = await _insist(session, f"{base_url}/v2/received", requester.received)
+        requester.acknowledged(answer, "received")
+    except BaseException:
+        key_set.wipe()
+        raise
+    return key_set
+
+
+async def confirm_durable(session: aiohttp.ClientSession, base_url: str, requester: Requester, *, canary: bool) -> None:
+    """Tell the holder that the key set is sealed, was read back and unsealed."""
+    answer = await _insist(session, f"{base_url}/v2/durable", lambda: requester.durable(canary=canary))
+    requester.acknowledged(answer, "durable")
+
+
+async def _insist(session: aiohttp.ClientSession, url: str, message: Callable[[], bytes]) -> bytes:
+    """Send a message that may be repeated again after a lost answer."""
+    for attempt in range(_RETRY_LOST_ANSWER - 1):
+        try:
+            return await exchange(session, "POST", url, message())
+        except KeyvaultError as error:
+            if error.code != "HANDOVER_PEER_UNREACHABLE":
+                raise
+            await asyncio.sleep(_POLL_S_FIRST * 2**attempt)
+    return await exchange(session, "POST", url, message())
+
+
+async def request_key_set(
+    session: aiohttp.ClientSession,
+    upgrader_url: str,
+    party: Party,
+    seal: Callable[[KeySet], Awaitable[bool]],
+    *,
+    wanted: str = "",
+    deadline_s: float = 600.0,
+) -> KeySet:
+    """Ask the upgrader for this node's keys until it gives them, seal them, and confirm.
+
+    ``seal`` writes the keys sealed to disk, reads them back, unseals them, opens the canary of older data if there is
+    any, and returns whether there was one; an exception of it ends the whole call unconfirmed. ``wanted`` is the key
+    set id of the node's marker, or "". Transient refusals (no permit yet, upgrader not up) are retried until
+    ``deadline_s`` has passed; everything else is raised. The caller wipes the returned key set.
+    """
+    give_up_at = time.monotonic() + deadline_s
+    pause_s = _POLL_S_FIRST
+    sealed: KeySet | None = None
+    while True:
+        requester = Requester(party, wanted)
+        try:
+            key_set = await fetch_key_set(session, upgrader_url, requester)
+            try:
+                canary = await seal(key_set)
+            except BaseException:
+                key_set.wipe()
+                raise
+            if sealed is not None:
+                sealed.wipe()
+            sealed = key_set
+            await confirm_durable(session, upgrader_url, requester, canary=canary)
+            return sealed
+        except KeyvaultError as error:
+            if sealed is not None and error.code == "PERMIT_ALREADY_DURABLE":
+                return sealed  # the confirmation arrived, only its answer was lost
+            if error.kind != "transient" or time.monotonic() + pause_s > give_up_at:
+                if sealed is not None:
+                    sealed.wipe()
+                raise
+        await asyncio.sleep(pause_s)
+        pause_s = min(pause_s * 1.5, _POLL_S_MAX)
+
+
+async def request_keys(
+    session: aiohttp.ClientSession,
+    upgrader_url: str,
+    driver: Tee,
+    policy: NodePolicy,
+    network_signature: bytes | Sequence[bytes],
+    seal: Callable[[bytes], Awaitable[object]],
+    *,
+    wanted: str = "",
+    deadline_s: float = 600.0,
+) -> bytes:
+    """``request_key_set`` for nodes that handle their keys as bytes. ``seal`` returns True if a canary was opened."""
+    signatures = (network_signature,) if isinstance(network_signature, bytes) else tuple(network_signature)
+
+    async def seal_bytes(key_set: KeySet) -> bool:
+        return await seal(bytes(key_set.view())) is True
+
+    party = node_party(driver, policy, signatures)
+    with await request_key_set(
+        session, upgrader_url, party, seal_bytes, wanted=wanted, deadline_s=deadline_s
+    ) as key_set:
+        return bytes(key_set.view())
+
+
+class NodeHandover:
+    """The node's holder side: hands its keys to an accepted upgrader. Give it to ``keyvault.web.add_handover_routes``.
+
+    ``keys`` returns the node's current keys as a new key set (wiped here after use), or None while it has none.
+    """
+
+    def __init__(
+        self,
+        driver: Tee,
+        policy: NodePolicy,
+        network_signature: bytes | Sequence[bytes],
+        keys: Callable[[], KeySet | None],
+        limits: Limits | None = None,
+    ) -> None:
+        signatures = (network_signature,) if isinstance(network_signature, bytes) else tuple(network_signature)
+        self._holder = Holder(node_party(driver, policy, signatures), limits)
+        self._keys = keys
+        self.collected_by: str | None = None
+
+    async def on_hello(self, body: bytes) -> bytes:
+        """Answer a hello with the challenge."""
+        return self._holder.on_hello(body, time.monotonic())
+
+    async def on_request(self, body: bytes) -> bytes:
+        """Answer an accepted upgrader's request with the keys."""
+        request = self._holder.on_request(body, time.monotonic())
+        key_set = self._keys()
+        if key_set is None:
+            raise KeyvaultError(
+                code="HANDOVER_NOTHING_HELD",
+                what="the request was refused",
+                why="this node has no application keys yet",
+                action="Ask again once it serves.",
+                kind="transient",
+            )
+        with key_set:
+            return self._holder.deliver(request, key_set, time.monotonic())
+
+    async def on_received(self, body: bytes) -> bytes:
+        """Acknowledge the receipt."""
+        return self._holder.on_received(body, time.monotonic()).answer
+
+    async def on_durable(self, body: bytes) -> bytes:
+        """Acknowledge that the upgrader sealed the keys, and remember who did (``collected_by``)."""
+        confirmation = self._holder.on_durable(body, time.monotonic())
+        self.collected_by = confirmation.requester_id
+        return confirmation.answer

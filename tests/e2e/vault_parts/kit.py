@@ -1,0 +1,187 @@
+"""Building and running real vault and node processes under the simulated CPU."""
+
+import datetime
+import json
+import os
+import select
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import attestation
+import keyvault
+from attestation.artefact import build_image, build_sigstruct, verify_artefact
+from attestation.network import encode_multibase
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from cryptography.hazmat.primitives.asymmetric.rsa import RSAPrivateKey, generate_private_key
+from keyvault.build import build_vault
+
+GENESIS = "11" * 32
+TOKEN = "a-token-for-the-trial"
+DATE = datetime.date(2026, 1, 1)
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+@dataclass(frozen=True)
+class Artefact:
+    image: Path
+    sigstruct: Path
+    enclave_id: str
+
+
+@dataclass
+class Process:
+    """A child whose output lines are JSON (standard output) and log lines (a file)."""
+
+    popen: subprocess.Popen[bytes]
+    log: Path
+    buffer: bytes = b""
+
+    def event(self, timeout_s: float = 20.0) -> dict[str, Any]:
+        deadline = time.monotonic() + timeout_s
+        assert self.popen.stdout is not None
+        while b"\n" not in self.buffer:
+            left = deadline - time.monotonic()
+            ready, _, _ = select.select([self.popen.stdout], [], [], max(left, 0))
+            chunk = os.read(self.popen.stdout.fileno(), 65536) if ready else b""
+            if not chunk:
+                raise AssertionError(f"no more output; log:\n{self.log.read_text()}")
+            self.buffer += chunk
+        line, _, self.buffer = self.buffer.partition(b"\n")
+        return json.loads(line)
+
+    def stop(self, number: int = signal.SIGTERM) -> int:
+        if self.popen.poll() is None:
+            self.popen.send_signal(number)
+        try:
+            code = self.popen.wait(10)
+        except subprocess.TimeoutExpired:
+            self.popen.kill()
+            code = self.popen.wait(10)
+        if self.popen.stdout is not None:
+            self.popen.stdout.close()
+        return code
+
+    def enclave_pid(self) -> int:
+        """Pid of the enclave under its software CPU."""
+        children = Path(f"/proc/{self.popen.pid}/task/{self.popen.pid}/children").read_text().split()
+        return int(children[0])
+
+
+@dataclass
+class Bench:
+    """One host: a simulated CPU, a network key, artefacts, and what runs."""
+
+    folder: Path
+    rsa: RSAPrivateKey = field(default_factory=lambda: generate_private_key(3, 3072))
+    network: Ed25519PrivateKey = field(default_factory=Ed25519PrivateKey.generate)
+    running: list[Process] = field(default_factory=list)
+    count: int = 0
+
+    @property
+    def network_key(self) -> str:
+        return encode_multibase(self.network.public_key().public_bytes_raw())
+
+    def sign(self, enclave_id: str) -> bytes:
+        return self.network.sign(enclave_id.encode("ascii"))
+
+    def policy(self, **fields: Any) -> bytes:
+        return json.dumps(
+            {
+                "network_keys": [self.network_key],
+                "genesis_hash": "0x" + GENESIS,
+                "evidence_mode": "single",
+                "unsafe_unproven_evidence": True,
+                "unsafe_simulated_tee": True,
+                "require_listed_vault": False,
+                **fields,
+            }
+        ).encode()
+
+    def vault(self, name: str = "vault", **fields: Any) -> Artefact:
+        out = self.folder / name
+        enclave_id = build_vault(self.policy(**fields), self.rsa, out)
+        return Artefact(out / "vault.pyz", out / "vault.sig", enclave_id)
+
+    def node(self, version: str, *, debug: bool = False) -> Artefact:
+        out = self.folder / f"node-{version}"
+        out.mkdir(exist_ok=True)
+        source = (Path(__file__).parent / "tiny_node.py").read_text().replace('"unset"', repr(version))
+        image, sigstruct = out / "enclave.pyz", out / "enclave.sig"
+        sources: Mapping[str, Path | bytes] = {
+            "attestation": Path(attestation.__file__).parent,
+            "keyvault": Path(keyvault.__file__).parent,
+            "tiny_node.py": source.encode(),
+        }
+        build_image(image, sources, "tiny_node:main")
+        sigstruct.write_bytes(build_sigstruct(image, self.rsa, debug=debug, date=DATE))
+        return Artefact(image, sigstruct, verify_artefact(image, sigstruct))
+
+    def _start(self, command: list[str]) -> Process:
+        self.count += 1
+        log = self.folder / f"process-{self.count}.log"
+        with log.open("wb") as sink:
+            popen = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=sink, stdin=subprocess.DEVNULL)
+        process = Process(popen, log)
+        self.running.append(process)
+        return process
+
+    def start_vault(
+        self, artefact: Artefact, port: int, *, store: str = "store", cpu: str = "cpu", more: tuple[str, ...] = ()
+    ) -> Process:
+        token, auth = self.folder / "token", self.folder / f"{artefact.enclave_id}.auth"
+        token.write_text(TOKEN + "\n")
+        auth.write_text(encode_multibase(self.sign(artefact.enclave_id)))
+        command = [sys.executable, "-m", "keyvault", "serve", "--listen", f"127.0.0.1:{port}"]
+        command += ["--store", str(self.folder / store), "--token-file", str(token), "--auth-file", str(auth)]
+        command += ["--cpu", str(self.folder / cpu), "--image", str(artefact.image)]
+        return self._start([*command, "--sigstruct", str(artefact.sigstruct), *more])
+
+    def start_node(
+        self,
+        artefact: Artefact,
+        upgrader_port: int,
+        mode: str,
+        *,
+        folder: str = "sealed",
+        upgraders: str = "",
+        signature: bytes | None = None,
+        cpu: str = "cpu",
+    ) -> Process:
+        signed = signature if signature is not None else self.sign(artefact.enclave_id)
+        command = [sys.executable, "-m", "attestation.simulated", "run", "--cpu", str(self.folder / cpu)]
+        command += ["--image", str(artefact.image), "--sigstruct", str(artefact.sigstruct), "--"]
+        command += [str(self.folder / folder), "0", f"http://127.0.0.1:{upgrader_port}"]
+        command += [self.network.public_key().public_bytes_raw().hex(), GENESIS, signed.hex(), upgraders, mode]
+        return self._start(command)
+
+    def evidence(self, target: Artefact | None, entries: list[tuple[int, str]], block: int = 100) -> dict[str, Any]:
+        return {
+            "mode": "single",
+            "genesis_hash": "0x" + GENESIS,
+            "block_number": block,
+            "block_hash": "0x" + f"{block:064x}",
+            "timestamp_ms": int(time.time() * 1000),
+            "program": None
+            if target is None
+            else {"enclave_id": target.enclave_id, "version": "x", "origin_url": "", "mirror_url": ""},
+            "enclave_ids": [
+                {"height": height, "enclave_id": name, "signature": encode_multibase(self.sign(name))}
+                for height, name in entries
+            ],
+        }
+
+    def stop(self) -> None:
+        for process in self.running:
+            process.stop()

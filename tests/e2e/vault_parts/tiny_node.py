@@ -1,0 +1,65 @@
+"""A node reduced to its handover, for trials of the vault: goes into an enclave image together with attestation and keyvault.
+
+Arguments: folder, port, upgrader URL, network key (hex), genesis (hex), network signature (hex), upgrader ids, "make" or "ask".
+Prints one JSON line when it has keys. "make": a first node that makes keys; "ask": asks the upgrader for them.
+"""
+
+import asyncio
+import hashlib
+import json
+import os
+import sys
+from pathlib import Path
+
+import aiohttp
+from attestation.driver import open_driver
+from attestation.network import NetworkKeys
+from keyvault.keyset import KeySet
+from keyvault.node import NodeHandover, NodePolicy, request_keys
+from keyvault.sealed import KIND_KEY_SET
+from keyvault.store import FolderDisk, SealedStore
+from keyvault.web import GuardedServer, add_handover_routes, new_app
+
+VERSION = "unset"  # each image says another version, so that each has another enclave id
+
+
+def say(**facts: object) -> None:
+    print(json.dumps(facts), flush=True)  # noqa: T201 - the trial reads it
+
+
+async def run() -> int:
+    folder, port, upgrader, key, genesis, signature, ids, mode = sys.argv[1:9]
+    tee = open_driver()
+    upgraders = frozenset(ids.split(",")) if ids else None
+    policy = NodePolicy(NetworkKeys.parse([key]), bytes.fromhex(genesis), upgraders)
+    store = SealedStore(FolderDisk(Path(folder)), tee, os.urandom, allow_simulated=True)
+    held: list[KeySet] = []
+
+    async def seal(data: bytes) -> bool:
+        key_set = KeySet(data)
+        store.put(KIND_KEY_SET, key_set.key_set_id, bytes(32), key_set.view())
+        return True
+
+    app = new_app()
+    signed = bytes.fromhex(signature)
+    add_handover_routes(app, NodeHandover(tee, policy, signed, lambda: KeySet(held[0].view()) if held else None))
+    server = GuardedServer(app)
+    bound = await server.start("127.0.0.1", int(port))
+    say(event="listening", port=bound, version=VERSION)
+    if mode == "make":
+        held.append(KeySet(os.urandom(64)))
+    else:
+        async with aiohttp.ClientSession() as session:
+            try:
+                data = await request_keys(session, upgrader, tee, policy, signed, seal, deadline_s=20)
+            except Exception as error:
+                say(event="refused", code=getattr(error, "code", type(error).__name__))
+                return 3
+            held.append(KeySet(data))
+    say(event="keys", key_set_id=held[0].key_set_id, digest=hashlib.sha256(held[0].view()).hexdigest())
+    await asyncio.Event().wait()
+    return 0
+
+
+def main() -> int:
+    return asyncio.run(run())
