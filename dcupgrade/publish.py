@@ -226,7 +226,8 @@ class PublisherChain:
         listed = self._substrate.query(self.pallet, "EnclaveIds", block_hash=head)
         program = self._substrate.query(self.pallet, "DcProgram", block_hash=head)
         entries = tuple(
-            Entry(int(height), _text(enclave_id), _text(signature)) for height, enclave_id, signature in _plain(listed)
+            Entry(int(height), _text(enclave_id), _text(signature))
+            for height, enclave_id, signature in _plain(listed) or ()
         )
         fields = _plain(program)
         decoded = {name: _text(value) for name, value in fields.items()} if isinstance(fields, dict) else None
@@ -368,7 +369,7 @@ def _hex(text: str) -> str:
 
 
 def _text(value: Any) -> Any:
-    if isinstance(value, bytes):
+    if isinstance(value, bytes | bytearray):
         return value.decode("utf-8", "backslashreplace")
     if isinstance(value, list | tuple):
         return [_text(item) for item in value]
