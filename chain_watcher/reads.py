@@ -17,6 +17,7 @@ from chain_watcher.header import Header
 from chain_watcher.layout import Layout, RawProgram, storage_key
 from chain_watcher.metadata import ChainLayout, LayoutCache, read_metadata
 from chain_watcher.release import ChainEntry, read_entries
+from chain_watcher.rpc import RpcError
 from chain_watcher.scale import Reader
 from chain_watcher.trie import read_proof
 
@@ -114,7 +115,12 @@ class StateReader:
     async def _values(self, endpoint: Endpoint, header: Header, layout: Layout) -> dict[bytes, bytes | None]:
         keys = [*layout.keys.values(), LAST_UPGRADE_KEY]
         if not self._unproven(endpoint, header):
-            return await self._proven(endpoint, header, keys)
+            try:
+                return await self._proven(endpoint, header, keys)
+            except RpcError as problem:
+                if not self.unproven_allowed or problem.rpc_code is None:
+                    raise
+                endpoint.methods -= {READ_PROOF}  # named in rpc_methods and refused all the same (Chopsticks)
         if not self.unproven_allowed:
             raise ChainWatcherError(
                 code="ENDPOINT_NO_PROOFS",
