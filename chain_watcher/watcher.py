@@ -20,7 +20,7 @@ from chain_watcher.finality import Decider, FinalBlock, Headers, ProvenDecider, 
 from chain_watcher.grandpa import Checkpoint
 from chain_watcher.header import Header
 from chain_watcher.reads import BlockState, StateReader, forged, hash_text, state_facts
-from chain_watcher.release import BlockRef, SignatureVerifier, VerifiedRelease, verify_release
+from chain_watcher.release import BlockRef, SignatureVerifier, VerifiedRelease, encode_signature, verify_release
 
 __all__ = ["ChainView", "Watcher", "WatcherConfig"]
 
@@ -428,7 +428,11 @@ class Watcher:
                 "mirror_url": program.mirror_url,
             },
             "enclave_ids": [
-                {"height": one.height, "enclave_id": one.enclave_id, "signature": "0x" + one.signature.hex()}
+                {
+                    "height": one.height,
+                    "enclave_id": one.enclave_id,
+                    "signature": encode_signature(one.signature).decode("ascii"),
+                }
                 for one in state.entries
                 if one.signature
             ],
