@@ -50,6 +50,8 @@ CODES: dict[str, str] = {
     "NODE_UNHEALTHY": "the node's own health report says that it failed",
     "NODE_NOT_READY": "the node's health report says that it does not serve",
     "NODE_ANOTHER_VERSION": "another version than the one started answers on the node's port",
+    "NODE_STILL_RUNS": "files of a version that still runs were to be removed",
+    "ANOTHER_NODE_RUNS": "another version still runs on the same data",
     "COMMIT_NOT_ACKNOWLEDGED": "the new version has not yet taken the word to commit",
     "RUNNING_REVOKED": "the network has withdrawn its signature from the running version; it goes on serving",
     "FIRST_INSTALL_REFUSED": "nothing runs here, and a first install is not allowed or not safe",
