@@ -20,7 +20,7 @@ CODES: dict[str, str] = {
     "RELEASE_SIGSTRUCT_UNREADABLE": "a SIGSTRUCT file from which the enclave id was to be taken cannot be used",
     "RELEASE_SIGNATURE_BAD": "a network signature does not verify over the enclave id with the given network keys",
     "RELEASE_ALREADY_PUBLISHED": "the chain already names this very release as the one to run",
-    "RELEASE_NOT_NEWER": "the enclave id was added to the chain no later than the one it is to replace",
+    "PUBLISH_NOT_NEWER": "the enclave id was added to the chain no later than the one it is to replace",
     "RELEASE_NOT_LISTED": "the enclave id is not in the chain's list, so there is nothing to revoke",
     "RELEASE_FIELD_BAD": "a field of a release is empty, too long or holds characters that no client would accept",
     "PUBLISH_CHAIN_UNREACHABLE": "the chain's RPC endpoint cannot be reached or broke off",

@@ -321,7 +321,7 @@ def load_account(suri: str | None, key_file: Path | None) -> Any:
 
 
 def require_publishable(state: PalletState, release: Release) -> None:
-    """Raise RELEASE_ALREADY_PUBLISHED or RELEASE_NOT_NEWER for what clients would take for the same or for older."""
+    """Raise RELEASE_ALREADY_PUBLISHED or PUBLISH_NOT_NEWER for what clients would take for the same or for older."""
     current = state.program
     height = state.height_of(release.enclave_id)
     if current is not None and current.get("enclave_id") == release.enclave_id:
@@ -335,7 +335,7 @@ def require_publishable(state: PalletState, release: Release) -> None:
         running = state.height_of(str(current.get("enclave_id")))
         if running is not None and height <= running:
             raise DcupgradeError(
-                code="RELEASE_NOT_NEWER",
+                code="PUBLISH_NOT_NEWER",
                 what=f"{release.enclave_id} cannot replace {current['enclave_id']}",
                 why=f"it was added at block {height} and the current one at block {running}",
                 action="To recall a release, build its predecessor anew: a rebuilt version has a newer id.",

@@ -120,7 +120,7 @@ def test_the_lowest_height_of_an_id_counts() -> None:
     publish.require_publishable(state(publish.Entry(5, old, "b"), program=running), candidate)
     for height in (3, 5):  # equal heights are not newer
         entries = (publish.Entry(5, old, "b"), publish.Entry(height, new, "b"), publish.Entry(9, new, "bb"))
-        with pytest.raises(DcupgradeError, match="RELEASE_NOT_NEWER"):
+        with pytest.raises(DcupgradeError, match="PUBLISH_NOT_NEWER"):
             publish.require_publishable(state(*entries, program=running), candidate)
     publish.require_publishable(
         state(publish.Entry(5, old, "b"), publish.Entry(6, new, "b"), program=running), candidate
