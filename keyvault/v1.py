@@ -202,7 +202,7 @@ class V1Holder:
         box_secret: bytes,
         nonce: bytes,
     ) -> bytes:
-        """Answer to ``/secret``: what ``secret(enclave id)`` gives, encrypted to the caller if ``accept`` lets it pass (JSON).
+        """Answer to ``/secret`` (JSON): ``secret(enclave id)``, encrypted to the caller if ``accept`` lets it pass.
 
         ``ephemeral_seed`` (ed25519, 32 bytes), ``box_secret`` (X25519, 32) and ``nonce`` (24) are fresh randomness.
         The MAC is verified first; only success consumes a challenge.
