@@ -9,14 +9,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from attestation.errors import AttestationError
-from attestation.measure import measure_image
+from attestation.measure import BATCH, measure_image
 from attestation.sigstruct import SIGSTRUCT_SIZE, SigStruct, sign_sigstruct
 
 if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric.rsa import RSAPrivateKey
 
 IMAGE_BYTES_MAX = 1 << 30
-READ_BYTES = 1 << 20
 # The oldest time that a zip archive can hold: images are the same bytes whenever they are built.
 _ZIP_TIME = (1980, 1, 1, 0, 0, 0)
 _MAIN = "import sys\n\nfrom {module} import {function}\n\nsys.exit({function}())\n"
@@ -32,12 +31,32 @@ def _unreadable(path: Path, error: OSError) -> AttestationError:
     )
 
 
-def read_chunks(fd: int, size: int) -> Iterator[bytes]:
-    """Read `size` bytes from the start of an open file, and one more to see that it ends there."""
+def read_chunks(fd: int, size: int, buffer: bytearray) -> Iterator[memoryview]:
+    """Read `size` bytes from the start of an open file, and one more to see that it ends there.
+
+    Each piece lies in `buffer` until the next one is asked for.
+    """
+    window = memoryview(buffer)
     offset = 0
-    while chunk := os.pread(fd, min(READ_BYTES, size + 1 - offset), offset):
-        offset += len(chunk)
-        yield chunk
+    while count := os.preadv(fd, [window[: size + 1 - offset]], offset):
+        offset += count
+        yield window[:count]
+
+
+def measure_fd(fd: int) -> bytes:
+    """Measure the image in an open file, from its start: its MRENCLAVE (32 bytes).
+
+    Raises ARTEFACT_TOO_LARGE, MEASURE_LAYOUT_INVALID (also if the size changes meanwhile), OSError.
+    """
+    size = os.fstat(fd).st_size
+    if size > IMAGE_BYTES_MAX:
+        raise AttestationError(
+            code="ARTEFACT_TOO_LARGE",
+            what="an image cannot be used",
+            why=f"it has {size} bytes, over the limit of {IMAGE_BYTES_MAX}",
+        )
+    buffer = bytearray(BATCH)
+    return measure_image(read_chunks(fd, size, buffer), size, buffer)
 
 
 def measure_file(image: Path) -> bytes:
@@ -45,14 +64,7 @@ def measure_file(image: Path) -> bytes:
     try:
         fd = os.open(image, os.O_RDONLY | os.O_CLOEXEC)
         try:
-            size = os.fstat(fd).st_size
-            if size > IMAGE_BYTES_MAX:
-                raise AttestationError(
-                    code="ARTEFACT_TOO_LARGE",
-                    what=f"{image} cannot be used",
-                    why=f"it has {size} bytes, over the limit of {IMAGE_BYTES_MAX}",
-                )
-            return measure_image(read_chunks(fd, size), size)
+            return measure_fd(fd)
         finally:
             os.close(fd)
     except OSError as error:

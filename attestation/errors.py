@@ -15,7 +15,6 @@ CODES: dict[str, str] = {
     "MEASURE_LAYOUT_INVALID": "pages, sizes or an SGXS stream do not form an enclave",
     "ARTEFACT_UNREADABLE": "an image or SIGSTRUCT file cannot be read",
     "ARTEFACT_TOO_LARGE": "an image or SIGSTRUCT file is larger than the limit",
-    "ARTEFACT_CHANGED": "an image changed while it was read",
     "ENCLAVE_ID_INVALID": "an enclave id is not 64 lower-case hex digits",
     "MULTIBASE_INVALID": "text is not canonical multibase base32 (prefix b, lower case, no padding)",
     "NETWORK_KEYS_INVALID": "the network keys or their threshold make no sense",

@@ -1,13 +1,19 @@
 """MRENCLAVE: the SHA-256 over what ECREATE, EADD and EEXTEND log. Pure.
 
 Log (SDM 3D): "ECREATE\\0" SSAFRAMESIZE:u32 SIZE:u64 44 zeros; per page "EADD\\0\\0\\0\\0" offset:u64 SECINFO:48;
-per 256 bytes "EEXTEND\\0" offset:u64 48 zeros, then the bytes. An SGXS stream is the same bytes, with records
-"UNMEASRD" for what is loaded and not hashed.
+per 256 bytes "EEXTEND\\0" offset:u64 48 zeros, then the bytes. An SGXS stream (fortanix/rust-sgx, sgxs crate) is the
+same bytes, with records "UNMEASRD" for what is loaded and not hashed.
+
+The log is 81 lines of 64 bytes per page. Making it piece by piece would cost more than hashing it, so whole batches
+of pages are joined by one call, and the offsets are then written as columns of 16-bit numbers.
 """
 
 import hashlib
 import struct
+import sys
+from array import array
 from collections.abc import Iterable
+from typing import Literal
 
 from attestation.errors import AttestationError
 
@@ -16,52 +22,143 @@ CHUNK = 256
 SIZE_MAX = 1 << 36
 READ, WRITE, EXECUTE = 0x1, 0x2, 0x4
 TCS, REG = 0x100, 0x200
+BATCH_PAGES = 64
+BATCH = BATCH_PAGES * PAGE
+_CARRY = 1 << 24  # a batch's offsets differ below this bit only
+_LINE = 64
+_PAGE_LOG = _LINE + PAGE // CHUNK * (_LINE + CHUNK)
 _ECREATE = struct.Struct("<8sIQ44s")
 _EADD = struct.Struct("<8sQQ40s")
 _EEXTEND = struct.Struct("<8sQ48s")
+_Columns = list[tuple[slice, memoryview]]  # where in the log, and the numbers that go there
 
 
 def _invalid(why: str) -> AttestationError:
     return AttestationError(code="MEASURE_LAYOUT_INVALID", what="an enclave cannot be measured", why=why)
 
 
-class Measurement:
-    """MRENCLAVE in the making: one enclave of `size` bytes (a power of two), pages added in the caller's order."""
+def _column(kind: Literal["H", "Q"], numbers: Iterable[int]) -> memoryview:
+    """Lay numbers of 16 or 64 bits out as little-endian, whatever the machine."""
+    column = array(kind, numbers)
+    if sys.byteorder == "big":
+        column.byteswap()
+    return memoryview(column)
 
-    def __init__(self, size: int, ssaframesize: int = 1) -> None:
-        if not 2 * PAGE <= size <= SIZE_MAX or size & (size - 1):
-            raise _invalid(f"SIZE {size} is no power of two from {2 * PAGE} to {SIZE_MAX}")
-        if not 0 < ssaframesize <= size // PAGE:
-            raise _invalid(f"SSAFRAMESIZE {ssaframesize} does not fit into the enclave")
-        self._size = size
+
+class _BatchLog:
+    """Makes the log of `BATCH_PAGES` pages at a time, whose offsets are equal from bit 24 on."""
+
+    def __init__(self, buffer: bytearray) -> None:
+        self._buffer = buffer
+        self._window = memoryview(buffer)
+        chunks = [self._window[start : start + CHUNK] for start in range(0, BATCH, CHUNK)]
+        # Joined by one 64-byte line, two empty pieces in front of each page's chunks leave room for its EADD.
+        self._pieces: list[bytes | memoryview] = [b""]
+        for start in range(0, len(chunks), PAGE // CHUNK):
+            self._pieces += [b"", *chunks[start : start + PAGE // CHUNK]]
+        self._fixed: dict[int, _Columns] = {}
+        self._moving: dict[int, _Columns] = {}
+
+    def make(self, offset: int, flags: int, data: memoryview) -> bytearray:
+        """Give the log of adding and measuring `BATCH` bytes at `offset` with SECINFO.FLAGS `flags`."""
+        if data.obj is not self._buffer:
+            self._window[:] = data
+        # Bits 24 and up of all offsets in the batch are equal and travel in the line, bits 0 to 7 are zero.
+        line = bytearray(_EEXTEND.pack(b"EEXTEND", offset >> 24 << 24, b""))
+        log = line.join(self._pieces)
+        view = memoryview(log)
+        quads = view.cast("Q")
+        for column, numbers in self._fixed_columns(flags):
+            quads[column] = numbers
+        # Bits 8 to 23 lie at an odd place, so these words are those of a view shifted by one byte.
+        shifted = view[1:-1].cast("H")
+        for column, numbers in self._offset_columns((offset >> 8) & 0xFFFF):
+            shifted[column] = numbers
+        return log
+
+    def _fixed_columns(self, flags: int) -> _Columns:
+        """Give the EADDs' tag and SECINFO.FLAGS, ordered by place."""
+        if flags not in self._fixed:
+            tag = int.from_bytes(b"EADD\0\0\0\0", "little")
+            self._fixed[flags] = [
+                (slice(quad, None, _PAGE_LOG // 8), _column("Q", [number] * BATCH_PAGES))
+                for quad, number in ((0, tag), (2, flags))
+            ]
+        return self._fixed[flags]
+
+    def _offset_columns(self, first: int) -> _Columns:
+        """Give bits 8 to 23 of the offsets: of the EADDs, then of each page's EEXTENDs."""
+        if first not in self._moving:
+            numbers = _column("H", range(first, first + BATCH // CHUNK))
+            per_page, stride = PAGE // CHUNK, _PAGE_LOG // 2
+            columns = [(slice(4, None, stride), numbers[0::per_page])]
+            for chunk in range(per_page):
+                start = (_LINE + chunk * (_LINE + CHUNK)) // 2 + 4
+                columns.append((slice(start, None, stride), numbers[chunk::per_page]))
+            self._moving[first] = columns
+        return self._moving[first]
+
+
+def need_enclave_size(size: int, ssaframesize: int) -> None:
+    """Raise MEASURE_LAYOUT_INVALID unless ECREATE takes SIZE (bytes) and SSAFRAMESIZE (pages)."""
+    if not 2 * PAGE <= size <= SIZE_MAX or size & (size - 1):
+        raise _invalid(f"SIZE {size} is no power of two from {2 * PAGE} to {SIZE_MAX}")
+    if not 0 < ssaframesize <= size // PAGE:
+        raise _invalid(f"SSAFRAMESIZE {ssaframesize} does not fit into the enclave")
+
+
+class Measurement:
+    """MRENCLAVE in the making: one enclave of `size` bytes (a power of two), pages added in the caller's order.
+
+    Pages handed over in `buffer` (`BATCH` bytes, which the caller may fill again and again) are not copied.
+    """
+
+    def __init__(self, size: int, ssaframesize: int = 1, buffer: bytearray | None = None) -> None:
+        need_enclave_size(size, ssaframesize)
+        if buffer is not None and len(buffer) != BATCH:
+            raise _invalid(f"the buffer has {len(buffer)} bytes instead of {BATCH}")
+        self._buffer = buffer
         self._hash = hashlib.sha256(_ECREATE.pack(b"ECREATE", ssaframesize, size, b""))
 
-    def add_pages(self, offset: int, flags: int, data: bytes) -> None:
-        """Add and measure whole pages of one kind from `offset` on; `flags` is SECINFO.FLAGS."""
+    def add_pages(self, offset: int, flags: int, data: bytes | bytearray | memoryview) -> None:
+        """Add and measure whole pages of one kind from `offset` on; `flags` is SECINFO.FLAGS (16 bits)."""
         if offset % PAGE or len(data) % PAGE or not 0 <= offset <= self._size - len(data):
             raise _invalid(f"{len(data)} bytes at {offset:#x} are not pages inside the enclave")
+        if flags >> 16:
+            raise _invalid(f"SECINFO.FLAGS {flags:#x} has reserved bits")
         view = memoryview(data)
-        for start in range(0, len(data), PAGE):
-            at = offset + start
-            parts: list[bytes | memoryview] = [_EADD.pack(b"EADD", at, flags, b"")]
-            for chunk in range(0, PAGE, CHUNK):
-                parts.append(_EEXTEND.pack(b"EEXTEND", at + chunk, b""))
-                parts.append(view[start + chunk : start + chunk + CHUNK])
-            self._hash.update(b"".join(parts))
+        start = 0
+        while start < len(view):
+            if len(view) - start >= BATCH and (offset + start) % _CARRY <= _CARRY - BATCH:
+                if self._batch_log is None:
+                    self._batch_log = _BatchLog(bytearray(BATCH) if self._buffer is None else self._buffer)
+                self._hash.update(self._batch_log.make(offset + start, flags, view[start : start + BATCH]))
+                start += BATCH
+            else:
+                self._hash.update(_page_log(offset + start, flags, view[start : start + PAGE]))
+                start += PAGE
 
     def digest(self) -> bytes:
         """Give MRENCLAVE (32 bytes) of what was added so far."""
         return self._hash.digest()
 
 
+def _page_log(offset: int, flags: int, page: memoryview) -> bytes:
+    parts: list[bytes | memoryview] = [_EADD.pack(b"EADD", offset, flags, b"")]
+    for chunk in range(0, PAGE, CHUNK):
+        parts.append(_EEXTEND.pack(b"EEXTEND", offset + chunk, b""))
+        parts.append(page[chunk : chunk + CHUNK])
+    return b"".join(parts)
+
+
 def image_enclave_size(size: int) -> int:
     """Give SIZE for an image of `size` bytes: TCS page and image pages, rounded up to a power of two."""
     pages = 1 + -(-size // PAGE)
-    return max(2 * PAGE, 1 << (pages * PAGE - 1).bit_length())
+    return 1 << (pages * PAGE - 1).bit_length()
 
 
-def measure_image(chunks: Iterable[bytes], size: int) -> bytes:
-    """Measure an image file of `size` bytes given in pieces: its MRENCLAVE (32 bytes).
+def measure_image(chunks: Iterable[bytes | memoryview], size: int, buffer: bytearray | None = None) -> bytes:
+    """Measure an image file of `size` bytes given in pieces: its MRENCLAVE (32 bytes); `buffer` as in `Measurement`.
 
     Layout: ECREATE with SSAFRAMESIZE 1; at 0 one TCS page, whose OENTRY (offset 32) holds `size`, so that two
     images that differ in trailing zeros differ here too; from 4096 on the file as REG pages R|X, zero-padded.
@@ -69,21 +166,85 @@ def measure_image(chunks: Iterable[bytes], size: int) -> bytes:
     """
     if size <= 0:
         raise _invalid("the image is empty")
-    measurement = Measurement(image_enclave_size(size))
+    measurement = Measurement(image_enclave_size(size), buffer=buffer)
     measurement.add_pages(0, TCS, bytes(32) + struct.pack("<Q", size) + bytes(PAGE - 40))
-    pending = bytearray()
+    flags = REG | READ | EXECUTE
+    pending = bytearray()  # the beginning of a page
     offset, seen = PAGE, 0
     for chunk in chunks:
-        pending += chunk
         seen += len(chunk)
         if seen > size:
             break
-        whole = len(pending) - len(pending) % PAGE
-        measurement.add_pages(offset, REG | READ | EXECUTE, bytes(pending[:whole]))
+        view = memoryview(chunk)
+        if pending:
+            missing = PAGE - len(pending)
+            pending += view[:missing]
+            view = view[missing:]
+            if len(pending) == PAGE:
+                measurement.add_pages(offset, flags, pending)
+                offset += PAGE
+                pending = bytearray()
+        whole = len(view) - len(view) % PAGE
+        measurement.add_pages(offset, flags, view[:whole])
         offset += whole
-        del pending[:whole]
+        pending += view[whole:]
     if seen != size:
         raise _invalid(f"the image has {'more' if seen > size else 'fewer'} bytes than the {size} announced")
     if pending:
-        measurement.add_pages(offset, REG | READ | EXECUTE, bytes(pending.ljust(PAGE, b"\0")))
+        measurement.add_pages(offset, flags, pending.ljust(PAGE, b"\0"))
     return measurement.digest()
+
+
+class _SgxsReader:
+    """Cuts a stream in pieces into the records that the parser asks for."""
+
+    def __init__(self, chunks: Iterable[bytes]) -> None:
+        self._chunks = iter(chunks)
+        self._held = b""
+        self._at = 0
+
+    def take(self, count: int, end_allowed: bool = False) -> bytes:
+        while len(self._held) - self._at < count:
+            more = next(self._chunks, None)
+            if more is None:
+                if end_allowed and self._at == len(self._held):
+                    return b""
+                raise _invalid("the SGXS stream ends inside a record")
+            self._held = self._held[self._at :] + more
+            self._at = 0
+        self._at += count
+        return self._held[self._at - count : self._at]
+
+
+def measure_sgxs(chunks: Iterable[bytes]) -> bytes:
+    """Measure an SGXS stream given in pieces: its MRENCLAVE (32 bytes).
+
+    Strict: one ECREATE first, reserved bytes zero, pages aligned, inside the enclave and added once, chunks only
+    of pages that were added. Raises MEASURE_LAYOUT_INVALID.
+    """
+    reader = _SgxsReader(chunks)
+    head = reader.take(_LINE)
+    tag, ssaframesize, size, reserved = _ECREATE.unpack(head)
+    if tag != b"ECREATE\0" or any(reserved):
+        raise _invalid("the SGXS stream does not begin with a sound ECREATE")
+    need_enclave_size(size, ssaframesize)
+    digest = hashlib.sha256(head)
+    pages: set[int] = set()
+    while line := reader.take(_LINE, end_allowed=True):
+        tag, offset = line[:8], int.from_bytes(line[8:16], "little")
+        if tag == b"EADD\0\0\0\0":
+            if offset % PAGE or offset >= size or offset in pages:
+                raise _invalid(f"a page at {offset:#x} is misplaced or there twice")
+            if any(line[18:]):
+                raise _invalid(f"SECINFO of the page at {offset:#x} has reserved bits")
+            pages.add(offset)
+            digest.update(line)
+        elif tag in (b"EEXTEND\0", b"UNMEASRD"):
+            if offset % CHUNK or offset - offset % PAGE not in pages or any(line[16:]):
+                raise _invalid(f"a chunk at {offset:#x} belongs to no page that was added")
+            data = reader.take(CHUNK)
+            if tag == b"EEXTEND\0":
+                digest.update(line + data)
+        else:
+            raise _invalid(f"the SGXS stream has an unknown record {tag!r}")
+    return digest.digest()

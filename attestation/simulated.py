@@ -22,7 +22,7 @@ from pathlib import Path
 from types import FrameType
 from typing import NoReturn
 
-from attestation.artefact import IMAGE_BYTES_MAX, read_chunks, read_sigstruct
+from attestation.artefact import IMAGE_BYTES_MAX, measure_fd, read_chunks, read_sigstruct
 from attestation.cpu import CPUSVN_DEFAULT, CPUSVN_LEVELS, KeyRefusedError, RootKeys, Secs, SoftwareCpu, einit
 from attestation.driver import (
     MESSAGE_BYTES_MAX,
@@ -34,11 +34,11 @@ from attestation.driver import (
     STATUS_OK,
 )
 from attestation.errors import AttestationError
-from attestation.measure import measure_image
 from attestation.sgx import DEBUG, REPORTDATA_SIZE, TARGETINFO_SIZE, Attributes, KeyRequest, TargetInfo
 
 EXIT_REFUSED = 125  # the CPU did not start the enclave; every other code is the enclave's own
 EXIT_EXEC_FAILED = 126
+READ_BYTES = 1 << 20
 ROOT_FILE = "root-keys"
 _ROOT_MAGIC = "dcupgrade simulated cpu v1"
 _ROOT_FIELDS = {"seal": 16, "report": 16, "owner_epoch": 16, "report_key_id": 32}
@@ -154,15 +154,13 @@ def private_copy(image: Path) -> tuple[int, bytes]:
                     what=f"{image} cannot be loaded",
                     why=f"it is no regular file of at most {IMAGE_BYTES_MAX} bytes",
                 )
-            for chunk in read_chunks(source, size):
-                view = memoryview(chunk)
+            for view in read_chunks(source, size, bytearray(READ_BYTES)):
                 while view:
                     view = view[os.write(copy, view) :]
         finally:
             os.close(source)
         fcntl.fcntl(copy, fcntl.F_ADD_SEALS, _SEALS)
-        size = os.fstat(copy).st_size
-        return copy, measure_image(read_chunks(copy, size), size)
+        return copy, measure_fd(copy)
     except BaseException:
         os.close(copy)
         raise
