@@ -29,7 +29,6 @@ IMPURE = {
         "sqlite3",
         "ssl",
         "subprocess",
-        "sys",
         "tempfile",
     ),
     *("threading", "time", "urllib", "uuid"),
