@@ -117,6 +117,8 @@ class Measurement:
         need_enclave_size(size, ssaframesize)
         if buffer is not None and len(buffer) != BATCH:
             raise _invalid(f"the buffer has {len(buffer)} bytes instead of {BATCH}")
+        self._size = size
+        self._batch_log: _BatchLog | None = None
         self._buffer = buffer
         self._hash = hashlib.sha256(_ECREATE.pack(b"ECREATE", ssaframesize, size, b""))
 
