@@ -1,4 +1,4 @@
-"""The key vault: handover protocols, the sealed store, the decision who may have keys, and the vault's server and client.
+"""The key vault: handover protocols, the sealed store, the decision who may have keys, the vault's server and client.
 
 Pure modules hold messages, transcripts and decisions; the others are shells around them (see PURE_MODULES).
 """
@@ -8,8 +8,10 @@ PURE_MODULES: tuple[str, ...] = (
     "keyset",
     "ports",
     "messages",
+    "transcript",
     "handover",
     "evidence",
+    "proven",
     "facts",
     "core",
     "sealed",

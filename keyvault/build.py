@@ -1,4 +1,4 @@
-"""Building the vault as a measured artefact: attestation, keyvault, the pure modules of chain_watcher, and the policy."""
+"""Building the vault as a measured artefact: attestation, keyvault, pure modules of chain_watcher, and the policy."""
 
 from __future__ import annotations
 

@@ -10,7 +10,7 @@ from typing import Any, Final
 import aiohttp
 
 from keyvault.errors import KeyvaultError
-from keyvault.web import exchange
+from keyvault.exchange import exchange
 
 _ANSWER_BYTES_MAX: Final = 1024 * 1024
 #: Collecting waits for the node and the disk; everything else is answered at once.

@@ -1,7 +1,7 @@
 """Who may have which keys: the vault's decisions, pure. Facts and verified evidence in, new facts or a refusal out.
 
-Every function takes the facts and returns new ones; the caller seals them to disk before it acts on them. Time comes in as
-``now`` (unix seconds, by the host's clock: there is no trusted time, see docs/threat-model.md).
+Every function takes the facts and returns new ones; the caller seals them to disk before it acts on them. Time comes
+in as ``now`` (unix seconds, by the host's clock: there is no trusted time, see docs/threat-model.md).
 """
 
 from __future__ import annotations
@@ -126,7 +126,7 @@ def _lowest(known: Mapping[str, int], listed: Mapping[str, int]) -> Mapping[str,
 
 
 def check_collect(facts: Facts, rules: Rules) -> None:
-    """Raise unless the vault may take keys: its own id must be listed where the policy asks for it, and room be left."""
+    """Raise unless the vault may take keys: its own id must be listed where the policy asks for it, and room left."""
     what = "collecting keys was refused"
     if rules.require_listed_vault and not facts.vault_listed:
         if facts.floor_hash == "":
@@ -270,8 +270,8 @@ def _check_target(
 def decide_release(facts: Facts, rules: Rules, requester_id: str, wanted: str, now: int) -> Release:
     """Decide which key set a verified requester gets; ``wanted`` names one or is "".
 
-    The exact source of a set may have it back at any time, without permit or chain. Otherwise a live permit must name the
-    requester; each hand-out is counted. Raises ``NO_PERMIT_YET`` (transient) and ``PERMIT_*``.
+    The exact source of a set may have it back at any time, without permit or chain. Otherwise a live permit must name
+    the requester; each hand-out is counted. Raises ``NO_PERMIT_YET`` (transient) and ``PERMIT_*``.
     """
     permit = _permit_for(facts, requester_id, wanted)
     refusal = _permit_refusal(permit, rules, now) if permit is not None else None

@@ -116,7 +116,7 @@ CODES: Final[dict[str, str]] = {
     "VAULT_ANSWER_MALFORMED": "the vault answered something that is not part of its API",
     "VAULT_START_REFUSED": "the vault cannot start as it was called",
     # sealed store
-    "STORE_SEAL_KEY_UNSAFE": "the seal key is all zero or comes from a simulated TEE and the policy does not allow that",
+    "STORE_SEAL_KEY_UNSAFE": "the seal key is all zero, or of a simulated TEE, which the policy does not allow",
     "STORE_FORMAT_INVALID": "a sealed file is damaged or not one of ours",
     "STORE_OTHER_ENCLAVE": "a sealed file was sealed by another enclave",
     "STORE_UNSEAL_FAILED": "a sealed file does not open with this enclave's seal key",

@@ -1,8 +1,8 @@
 """What the vault knows of the chain at one finalized block, and the decoding of unproven evidence.
 
-``ChainState`` is the one value the release decision reads. In the mode "proven" it is built from a verified justification and
-storage proof (``keyvault.proven``); in the other modes it is only the agent's claim, which a vault accepts only when its measured
-policy says so.
+``ChainState`` is the one value the release decision reads. In the mode "proven" it is built from a verified
+justification and storage proof; in the other modes it is only the agent's claim, which a vault accepts only when its
+measured policy says so.
 """
 
 from __future__ import annotations
@@ -110,6 +110,7 @@ def _entry(value: object) -> Entry:
 def decode_unproven(value: object) -> ChainState:
     """Decode evidence of the modes "single" and "quorum": the agent's claim, checked for its form only.
 
+    Entries whose id is no enclave id are left out: one bad entry on the chain does not hide the good ones.
     Raises ``VAULT_EVIDENCE_MALFORMED``.
     """
     fields = exact_fields(value, _FIELDS, "the evidence")
@@ -130,5 +131,5 @@ def decode_unproven(value: object) -> ChainState:
         block_hash=block_hash(fields["block_hash"], "block_hash"),
         timestamp_ms=whole_number(fields["timestamp_ms"], _UNIX_MS_MAX, "timestamp_ms"),
         program_id=program_id,
-        entries=tuple(_entry(entry) for entry in entries),
+        entries=tuple(entry for entry in map(_entry, entries) if is_hex_id(entry.enclave_id)),
     )

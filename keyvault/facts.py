@@ -1,4 +1,4 @@
-"""What the vault must remember across restarts besides the keys: heights, permits, deliveries. Immutable values and their JSON.
+"""What the vault remembers across restarts besides the keys: heights, permits, deliveries. Immutable values, and JSON.
 
 It is one sealed file (kind FACTS of ``keyvault.sealed``), which wiping keys does not touch.
 """
@@ -59,8 +59,8 @@ class Collected:
 class Facts:
     """Everything the release decision remembers.
 
-    ``floor_number`` and ``floor_hash``: highest finalized block seen; ``vault_listed``: whether the vault's own id was in
-    the list there; ``authorities``: GRANDPA set known after it (proven mode) or None; ``add_heights``: lowest height
+    ``floor_number`` and ``floor_hash``: highest finalized block seen; ``vault_listed``: whether the vault's own id was
+    in the list there; ``authorities``: GRANDPA set known after it (proven mode) or None; ``add_heights``: lowest height
     ever seen of each enclave id; ``collected`` and ``permits`` by key set id (at most one permit for a key set).
     """
 

@@ -1,6 +1,7 @@
 """Handover protocol v2, without I/O: the requester and the holder of a key set as state objects.
 
-Bytes of messages go in, bytes of messages come out. docs/protocol.md says what each message holds and why each check is made.
+Bytes of messages go in, bytes of messages come out. docs/protocol.md says what each message holds and why each check
+is made.
 
     requester                       holder
       hello        ------------>      on_hello         opens a session with a nonce
@@ -15,24 +16,32 @@ T0..T3 are states of one running hash; every REPORTDATA is SHA-512 over a domain
 
 from __future__ import annotations
 
-import hashlib
 import hmac
-from dataclasses import dataclass, replace
-from typing import Any, Final
+from dataclasses import dataclass
+from typing import Any
 
 from attestation.errors import AttestationError
 from attestation.sgx import Report, TargetInfo
 from keyvault import messages
-from keyvault.errors import KeyvaultError, Kind
+from keyvault.errors import KeyvaultError
 from keyvault.keyset import KeySet, wipe
 from keyvault.ports import Party
-
-_TRANSCRIPT_TAG: Final = b"dcupgrade handover v2 transcript\0"
-CHALLENGE_TAG: Final = b"dcupgrade handover v2 challenge by holder\0"
-REQUEST_TAG: Final = b"dcupgrade handover v2 request by requester\0"
-DELIVERY_TAG: Final = b"dcupgrade handover v2 delivery by holder\0"
-RECEIVED_TAG: Final = b"dcupgrade handover v2 received by requester\0"
-DURABLE_TAG: Final = b"dcupgrade handover v2 durable by requester\0"
+from keyvault.transcript import (
+    CHALLENGE_TAG,
+    DELIVERY_TAG,
+    DURABLE_TAG,
+    RECEIVED_TAG,
+    REQUEST_TAG,
+    Transcript,
+    add_ciphertext,
+    add_durable,
+    add_request,
+    check_report_data,
+    check_same_enclave,
+    decode_report,
+    opening,
+    protocol_error,
+)
 
 
 @dataclass(frozen=True)
@@ -47,91 +56,9 @@ class Limits:
     deliveries_max: int = 64
 
 
-class Transcript:
-    """The running hash: SHA-256 over the last state and each labelled, length-prefixed item."""
-
-    __slots__ = ("state",)
-
-    def __init__(self, state: bytes | None = None) -> None:
-        self.state = hashlib.sha256(_TRANSCRIPT_TAG).digest() if state is None else state
-
-    def add(self, label: str, value: bytes) -> None:
-        """Append one item; the order and the labels are part of the protocol."""
-        name = label.encode("ascii")
-        self.state = hashlib.sha256(
-            self.state + len(name).to_bytes(1, "big") + name + len(value).to_bytes(4, "big") + value
-        ).digest()
-
-    def report_data(self, tag: bytes) -> bytes:
-        """Return the 64 bytes of REPORTDATA for a role at this point of the conversation."""
-        return hashlib.sha512(tag + self.state).digest()
-
-
-def _error(code: str, what: str, why: str, action: str = "", kind: Kind = "rejected") -> KeyvaultError:
-    return KeyvaultError(code=code, what=what, why=why, action=action, kind=kind)
-
-
-def _decode_report(data: bytes, what: str) -> Report:
-    try:
-        return Report.decode(data)
-    except AttestationError as error:
-        raise _error("HANDOVER_MESSAGE_MALFORMED", f"the {what} was refused", error.why) from None
-
-
-def _check_report_data(report: Report, expected: bytes, what: str) -> None:
-    if not hmac.compare_digest(report.report_data, expected):
-        raise _error(
-            "HANDOVER_REPORTDATA_MISMATCH",
-            f"the {what} was refused",
-            "its report belongs to another conversation, role or message",
-        )
-
-
-def _identity(report: Report) -> bytes:
-    """Everything in a report but what differs from one report of an enclave to the next."""
-    return replace(report, report_data=bytes(64), key_id=bytes(32), mac=bytes(16)).encode()
-
-
-def _check_same_enclave(report: Report, first: Report, what: str) -> None:
-    if _identity(report) != _identity(first):
-        raise _error(
-            "HANDOVER_PEER_CHANGED",
-            f"the {what} was refused",
-            "its report is not from the enclave that began the session",
-        )
-
-
-def _opening(
-    offered: tuple[int, ...],
-    genesis: bytes,
-    requester_nonce: bytes,
-    requester: TargetInfo,
-    session: bytes,
-    holder_nonce: bytes,
-    holder_id: bytes,
-) -> Transcript:
-    """T0: what both sides know after hello and challenge."""
-    transcript = Transcript()
-    transcript.add("versions", bytes(offered))
-    transcript.add("version", bytes([messages.VERSION]))
-    transcript.add("genesis", genesis)
-    transcript.add("requester nonce", requester_nonce)
-    transcript.add("requester target info", requester.encode())
-    transcript.add("session", session)
-    transcript.add("holder nonce", holder_nonce)
-    transcript.add("requester id", requester.mrenclave)
-    transcript.add("holder id", holder_id)
-    return transcript
-
-
-def _add_request(transcript: Transcript, public_key: bytes, wanted: str) -> None:
-    transcript.add("kem public key", public_key)
-    transcript.add("wanted key set", wanted.encode("ascii"))
-
-
-def _add_durable(transcript: Transcript, key_set_id: str, canary: bool) -> None:
-    transcript.add("durable key set", key_set_id.encode("ascii"))
-    transcript.add("canary opened", b"\1" if canary else b"\0")
+def _out_of_order(what: str, why: str) -> KeyvaultError:
+    """A step that its caller took too early: a fault of this program, not of the peer."""
+    return protocol_error("HANDOVER_OUT_OF_ORDER", what, why, kind="invariant")
 
 
 class Requester:
@@ -145,8 +72,8 @@ class Requester:
         self._party = party
         self._wanted = wanted
         self._step = "hello"
-        self._nonce = b""
-        self._target: TargetInfo | None = None
+        self._nonce = party.crypto.random(messages.NONCE_BYTES)
+        self._target = party.tee.target_info()
         self._private_key: Any = None
         self._transcript = Transcript()
         self._session = b""
@@ -155,29 +82,24 @@ class Requester:
         self._key_set_id = ""
 
     @property
-    def holder_id(self) -> str:
-        """The holder's enclave id, verified, once ``on_challenge`` has returned."""
-        return self._holder.enclave_id if self._holder is not None else ""
+    def holder(self) -> Report:
+        """The holder's verified report, once ``on_challenge`` has returned."""
+        if self._holder is None:
+            raise _out_of_order("the step was refused", "no challenge was verified yet")
+        return self._holder
 
     def _enter(self, step: str, following: str) -> None:
         if self._step != step:
-            raise _error(
-                "HANDOVER_OUT_OF_ORDER",
-                f"the step {step} was refused",
-                f"this try expects {self._step}",
-                kind="invariant",
-            )
+            raise _out_of_order(f"the step {step} was refused", f"this try expects {self._step}")
         self._step = following
 
     def _check_session(self, session: bytes, what: str) -> None:
         if not hmac.compare_digest(session, self._session):
-            raise _error("HANDOVER_SESSION_UNKNOWN", f"the {what} was refused", "it names another session")
+            raise protocol_error("HANDOVER_SESSION_UNKNOWN", f"the {what} was refused", "it names another session")
 
     def hello(self) -> bytes:
         """Return the first message."""
         self._enter("hello", "challenge")
-        self._nonce = self._party.crypto.random(messages.NONCE_BYTES)
-        self._target = self._party.tee.target_info()
         return messages.HELLO.encode(
             versions=(messages.VERSION,),
             genesis=self._party.genesis_hash,
@@ -193,30 +115,27 @@ class Requester:
         self._enter("challenge", "failed")
         fields = messages.CHALLENGE.decode(body)
         if fields["version"] != messages.VERSION:
-            raise _error(
+            raise protocol_error(
                 "HANDOVER_VERSION_UNSUPPORTED",
                 "the challenge was refused",
                 f"the holder chose version {fields['version']}",
             )
-        holder = _decode_report(fields["report"], "challenge")
-        target = self._target
-        if target is None:  # hello() always sets it; said for the type checker without an assert
-            raise _error("HANDOVER_OUT_OF_ORDER", "the challenge was refused", "there was no hello", kind="invariant")
+        holder = decode_report(fields["report"], "challenge")
         self._party.verify_peer(holder, fields["network_signatures"])
         self._session = fields["session"]
-        self._transcript = _opening(
+        self._transcript = opening(
             (messages.VERSION,),
             self._party.genesis_hash,
             self._nonce,
-            target,
+            self._target,
             self._session,
             fields["nonce"],
             holder.mrenclave,
         )
-        _check_report_data(holder, self._transcript.report_data(CHALLENGE_TAG), "challenge")
+        check_report_data(holder, self._transcript.report_data(CHALLENGE_TAG), "challenge")
         self._holder = holder
         self._private_key, public_key = self._party.crypto.kem_generate()
-        _add_request(self._transcript, public_key, self._wanted)
+        add_request(self._transcript, public_key, self._wanted)
         report = self._party.tee.report(holder.target_info(), self._transcript.report_data(REQUEST_TAG))
         self._step = "delivery"
         return messages.REQUEST.encode(
@@ -232,16 +151,12 @@ class Requester:
         self._enter("delivery", "failed")
         fields = messages.DELIVERY.decode(body)
         self._check_session(fields["session"], "delivery")
-        report = _decode_report(fields["report"], "delivery")
+        report = decode_report(fields["report"], "delivery")
         self._party.tee.verify(report)
-        if self._holder is None:
-            raise _error(
-                "HANDOVER_OUT_OF_ORDER", "the delivery was refused", "there was no challenge", kind="invariant"
-            )
-        _check_same_enclave(report, self._holder, "delivery")
+        check_same_enclave(report, self.holder, "delivery")
         info = self._transcript.state
-        self._transcript.add("ciphertext", fields["ciphertext"])
-        _check_report_data(report, self._transcript.report_data(DELIVERY_TAG), "delivery")
+        add_ciphertext(self._transcript, fields["ciphertext"])
+        check_report_data(report, self._transcript.report_data(DELIVERY_TAG), "delivery")
         plaintext = self._party.crypto.kem_open(self._private_key, info, fields["ciphertext"])
         self._private_key = None
         try:
@@ -252,7 +167,7 @@ class Requester:
         self._key_set_id = key_set.key_set_id
         if self._wanted not in ("", self._key_set_id):
             key_set.wipe()
-            raise _error(
+            raise protocol_error(
                 "HANDOVER_KEY_SET_MISMATCH",
                 "the delivered key set was refused",
                 f"expected {self._wanted}, found {self._key_set_id}",
@@ -262,7 +177,7 @@ class Requester:
         return key_set
 
     def received(self) -> bytes:
-        """Return the receipt: a MAC under the key that came inside the delivery. May be sent again after a lost answer."""
+        """Return the receipt: a MAC under the key that came inside the delivery. It may be sent again."""
         if self._step != "durable":
             self._enter("received", "durable")
         mac = self._party.crypto.mac(self._receipt_key, RECEIVED_TAG + self._transcript.state)
@@ -277,10 +192,8 @@ class Requester:
         if self._step != "done":
             self._enter("durable", "done")
             wipe(self._receipt_key)
-            _add_durable(self._transcript, self._key_set_id, canary)
-        if self._holder is None:
-            raise _error("HANDOVER_OUT_OF_ORDER", "durable was refused", "there was no challenge", kind="invariant")
-        report = self._party.tee.report(self._holder.target_info(), self._transcript.report_data(DURABLE_TAG))
+            add_durable(self._transcript, self._key_set_id, canary)
+        report = self._party.tee.report(self.holder.target_info(), self._transcript.report_data(DURABLE_TAG))
         return messages.DURABLE.encode(
             session=self._session, key_set_id=self._key_set_id, canary=canary, report=report.encode()
         )
@@ -290,7 +203,7 @@ class Requester:
         fields = messages.ACKNOWLEDGED.decode(body)
         self._check_session(fields["session"], "acknowledgement")
         if fields["state"] != state:
-            raise _error(
+            raise protocol_error(
                 "HANDOVER_MESSAGE_MALFORMED",
                 "the acknowledgement was refused",
                 f"expected {state}, found {fields['state']}",
@@ -341,7 +254,7 @@ class Confirmation:
 
 
 class Holder:
-    """The holder's side: open sessions and deliveries under way. ``now`` is any clock in seconds that never goes back."""
+    """The holder's side: open sessions and deliveries under way. ``now``: any clock in seconds that never goes back."""
 
     def __init__(self, party: Party, limits: Limits | None = None) -> None:
         self._party = party
@@ -364,13 +277,13 @@ class Holder:
         """Open a session and return the challenge, which only the named requester can verify."""
         fields = messages.HELLO.decode(body)
         if messages.VERSION not in fields["versions"]:
-            raise _error(
+            raise protocol_error(
                 "HANDOVER_VERSION_UNSUPPORTED",
                 "the hello was refused",
                 f"it offers {list(fields['versions'])}, this side speaks {messages.VERSION}",
             )
         if fields["genesis"] != self._party.genesis_hash:
-            raise _error(
+            raise protocol_error(
                 "HANDOVER_GENESIS_MISMATCH",
                 "the hello was refused",
                 f"expected genesis {self._party.genesis_hash.hex()}, found {fields['genesis'].hex()}",
@@ -378,12 +291,12 @@ class Holder:
         try:
             requester = TargetInfo.decode(fields["target_info"])
         except AttestationError as error:
-            raise _error("HANDOVER_MESSAGE_MALFORMED", "the hello was refused", error.why) from None
+            raise protocol_error("HANDOVER_MESSAGE_MALFORMED", "the hello was refused", error.why) from None
         self._make_room(requester.enclave_id, now)
         session = self._party.crypto.random(messages.SESSION_BYTES)
         nonce = self._party.crypto.random(messages.NONCE_BYTES)
         own = self._party.tee.target_info()
-        transcript = _opening(
+        transcript = opening(
             fields["versions"], self._party.genesis_hash, fields["nonce"], requester, session, nonce, own.mrenclave
         )
         report = self._party.tee.report(requester, transcript.report_data(CHALLENGE_TAG))
@@ -401,7 +314,7 @@ class Holder:
         self._sweep(now)
         of_this = sum(entry.requester_id == requester_id for entry in self._sessions.values())
         if len(self._sessions) >= self._limits.sessions_max or of_this >= self._limits.sessions_per_enclave_max:
-            raise _error(
+            raise protocol_error(
                 "HANDOVER_SESSIONS_FULL",
                 "the hello was refused",
                 f"{len(self._sessions)} sessions are open, {of_this} of them for this enclave id",
@@ -410,11 +323,11 @@ class Holder:
             )
 
     def on_request(self, body: bytes, now: float) -> VerifiedRequest:
-        """Consume the session, then verify the requester: its report, its signatures, and that it began this session."""
+        """Consume the session, then verify the requester: report, signatures, and that it began this session."""
         session_id, unchecked = messages.REQUEST.session(body)
         session = self._sessions.pop(session_id, None)
         if session is None or session.expires_at <= now:
-            raise _error(
+            raise protocol_error(
                 "HANDOVER_SESSION_UNKNOWN",
                 "the request was refused",
                 "its session does not exist, was used before, or has run out",
@@ -422,17 +335,17 @@ class Holder:
                 kind="transient",
             )
         fields = messages.REQUEST.check(unchecked)
-        report = _decode_report(fields["report"], "request")
+        report = decode_report(fields["report"], "request")
         requester_id = self._party.verify_peer(report, fields["network_signatures"])
         if requester_id != session.requester_id:
-            raise _error(
+            raise protocol_error(
                 "HANDOVER_PEER_CHANGED",
                 "the request was refused",
                 f"expected enclave {session.requester_id}, found {requester_id}",
             )
         transcript = Transcript(session.transcript)
-        _add_request(transcript, fields["kem_public_key"], fields["key_set_id"])
-        _check_report_data(report, transcript.report_data(REQUEST_TAG), "request")
+        add_request(transcript, fields["kem_public_key"], fields["key_set_id"])
+        check_report_data(report, transcript.report_data(REQUEST_TAG), "request")
         return VerifiedRequest(
             fields["session"], requester_id, fields["key_set_id"], fields["kem_public_key"], transcript.state, report
         )
@@ -443,7 +356,7 @@ class Holder:
         Whether the requester may have it is decided by the caller, before this.
         """
         if request.wanted not in ("", key_set.key_set_id):
-            raise _error(
+            raise protocol_error(
                 "HANDOVER_KEY_SET_MISMATCH",
                 "the request was refused",
                 f"it wants key set {request.wanted}, held for it is {key_set.key_set_id}",
@@ -455,7 +368,7 @@ class Holder:
         finally:
             wipe(plaintext)
         transcript = Transcript(request.transcript)
-        transcript.add("ciphertext", ciphertext)
+        add_ciphertext(transcript, ciphertext)
         report = self._party.tee.report(request.report.target_info(), transcript.report_data(DELIVERY_TAG))
         self._sweep(now)
         while len(self._deliveries) >= self._limits.deliveries_max:
@@ -468,7 +381,7 @@ class Holder:
     def _delivery(self, session: bytes, now: float, what: str) -> _Delivery:
         entry = self._deliveries.get(session)
         if entry is None or entry.expires_at <= now:
-            raise _error(
+            raise protocol_error(
                 "HANDOVER_SESSION_UNKNOWN",
                 f"the {what} was refused",
                 "its session has no delivery under way",
@@ -484,7 +397,9 @@ class Holder:
         if not entry.durable:  # afterwards the receipt key is wiped, and a stronger word was given
             mac = self._party.crypto.mac(entry.receipt_key, RECEIVED_TAG + entry.transcript)
             if not hmac.compare_digest(mac, fields["mac"]):
-                raise _error("HANDOVER_RECEIPT_BAD", "the receipt was refused", "its MAC does not fit the delivery")
+                raise protocol_error(
+                    "HANDOVER_RECEIPT_BAD", "the receipt was refused", "its MAC does not fit the delivery"
+                )
             entry.received = True
         answer = messages.ACKNOWLEDGED.encode(session=fields["session"], state="received")
         return Confirmation(entry.requester.enclave_id, entry.key_set_id, False, answer)
@@ -494,19 +409,19 @@ class Holder:
         fields = messages.DURABLE.decode(body)
         entry = self._delivery(fields["session"], now, "word that the keys are durable")
         if not entry.received:
-            raise _error("HANDOVER_OUT_OF_ORDER", "durable was refused", "the receipt did not come before it")
-        report = _decode_report(fields["report"], "durable")
+            raise protocol_error("HANDOVER_OUT_OF_ORDER", "durable was refused", "the receipt did not come before it")
+        report = decode_report(fields["report"], "durable")
         self._party.tee.verify(report)
-        _check_same_enclave(report, entry.requester, "durable")
+        check_same_enclave(report, entry.requester, "durable")
         if fields["key_set_id"] != entry.key_set_id:
-            raise _error(
+            raise protocol_error(
                 "HANDOVER_KEY_SET_MISMATCH",
                 "durable was refused",
                 f"expected key set {entry.key_set_id}, found {fields['key_set_id']}",
             )
         transcript = Transcript(entry.transcript)
-        _add_durable(transcript, entry.key_set_id, fields["canary"])
-        _check_report_data(report, transcript.report_data(DURABLE_TAG), "durable")
+        add_durable(transcript, entry.key_set_id, fields["canary"])
+        check_report_data(report, transcript.report_data(DURABLE_TAG), "durable")
         entry.durable = True
         wipe(entry.receipt_key)
         answer = messages.ACKNOWLEDGED.encode(session=fields["session"], state="durable")

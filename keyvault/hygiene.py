@@ -32,7 +32,7 @@ def harden_process() -> dict[str, object]:
 
 
 def _lock_all() -> bool:
-    """Lock every page, present and future; only tried without a limit, since a limit would make later allocations fail."""
+    """Lock every page, present and future; only without a limit, which would make later allocations fail."""
     if resource.getrlimit(resource.RLIMIT_MEMLOCK)[0] != resource.RLIM_INFINITY:
         return False
     return bool(_libc.mlockall(_MCL_CURRENT_AND_FUTURE) == 0)

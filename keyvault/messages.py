@@ -1,7 +1,7 @@
 """Strict JSON messages of handover v2: what is not exactly as docs/protocol.md says is refused.
 
-Each message is one JSON object in UTF-8. Binary values are standard base64 with padding in its canonical form. Refused are
-duplicate keys, unknown and missing fields, wrong types, sizes outside their limits, NaN, and anything after the object.
+Each message is one JSON object in UTF-8. Binary values are standard base64 with padding in its canonical form. Refused
+are duplicate keys, unknown and missing fields, wrong types, sizes outside their limits, NaN, trailing bytes.
 """
 
 from __future__ import annotations

@@ -15,16 +15,14 @@ from typing import Final
 import aiohttp
 
 from attestation.network import NetworkKeys
-from attestation.policy import Policy, Role, accept
-from attestation.sgx import Report
+from attestation.policy import Policy, Role
 from keyvault.crypto import RealCrypto
 from keyvault.errors import KeyvaultError
+from keyvault.exchange import confirm_durable, fetch_key_set
 from keyvault.handover import Holder, Limits, Requester
 from keyvault.keyset import KeySet
-from keyvault.ports import Party, Tee, VerifyPeer
-from keyvault.web import exchange
+from keyvault.ports import Party, Tee, peer_verifier
 
-_RETRY_LOST_ANSWER: Final = 3
 _POLL_S_FIRST: Final = 0.1
 _POLL_S_MAX: Final = 2.0
 
@@ -43,53 +41,11 @@ class NodePolicy:
     isvsvn_floor: int = 0
 
 
-def peer_verifier(tee: Tee, policy: Policy, role: Role, expected: frozenset[str] | None) -> VerifyPeer:
-    """Return the judgement over a peer: report MAC, attributes and identity, network signature, expected id."""
-
-    def verify(report: Report, signatures: Sequence[bytes]) -> str:
-        tee.verify(report)
-        return accept(policy, report, signatures, role=role, expected=expected).enclave_id
-
-    return verify
-
-
 def node_party(tee: Tee, policy: NodePolicy, network_signatures: Sequence[bytes]) -> Party:
     """Return a node's side of a handover with its upgrader."""
     acceptance = Policy(network=policy.network, isvsvn_floor=policy.isvsvn_floor)
     verify = peer_verifier(tee, acceptance, Role.UPGRADER, policy.upgrader_ids)
     return Party(policy.genesis_hash, tuple(network_signatures), tee, RealCrypto(), verify)
-
-
-async def fetch_key_set(session: aiohttp.ClientSession, base_url: str, requester: Requester) -> KeySet:
-    """Run one try: hello, request, delivery, receipt. Returns the key set, which the caller seals, confirms and wipes."""
-    challenge = await exchange(session, "POST", f"{base_url}/v2/hello", requester.hello())
-    delivery = await exchange(session, "POST", f"{base_url}/v2/request", requester.on_challenge(challenge))
-    key_set = requester.on_delivery(delivery)
-    try:
-        answer = await _insist(session, f"{base_url}/v2/received", requester.received)
-        requester.acknowledged(answer, "received")
-    except BaseException:
-        key_set.wipe()
-        raise
-    return key_set
-
-
-async def confirm_durable(session: aiohttp.ClientSession, base_url: str, requester: Requester, *, canary: bool) -> None:
-    """Tell the holder that the key set is sealed, was read back and unsealed."""
-    answer = await _insist(session, f"{base_url}/v2/durable", lambda: requester.durable(canary=canary))
-    requester.acknowledged(answer, "durable")
-
-
-async def _insist(session: aiohttp.ClientSession, url: str, message: Callable[[], bytes]) -> bytes:
-    """Send a message that may be repeated again after a lost answer."""
-    for attempt in range(_RETRY_LOST_ANSWER - 1):
-        try:
-            return await exchange(session, "POST", url, message())
-        except KeyvaultError as error:
-            if error.code != "HANDOVER_PEER_UNREACHABLE":
-                raise
-            await asyncio.sleep(_POLL_S_FIRST * 2**attempt)
-    return await exchange(session, "POST", url, message())
 
 
 async def request_key_set(

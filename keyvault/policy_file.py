@@ -14,6 +14,7 @@ from attestation.network import NetworkKeys
 from keyvault.core import Rules
 from keyvault.errors import KeyvaultError
 from keyvault.messages import is_hex_id, strict_json
+from keyvault.proven import trust_root
 
 FILE_NAME: Final = "vault_policy.json"
 POLICY_BYTES_MAX: Final = 256 * 1024
@@ -50,7 +51,7 @@ class VaultPolicy:
     def rules(self, vault_id: str) -> Rules:
         """Return the part of the policy that ``keyvault.core`` decides by."""
         modes = MODES[: MODES.index(self.evidence_mode) + 1] if self.unsafe_unproven_evidence else ("proven",)
-        floor = self.checkpoint.get("block_number", 0) if self.checkpoint is not None else 0
+        floor = self.checkpoint["block_number"] if self.checkpoint is not None else 0
         return Rules(
             genesis_hash=self.genesis_hash,
             vault_id=vault_id,
@@ -60,7 +61,7 @@ class VaultPolicy:
             permit_ttl_s=self.permit_ttl_s,
             retention_s=self.retention_s,
             instances_max=self.instances_max,
-            floor_number=floor if isinstance(floor, int) else 0,
+            floor_number=floor,
             transitions=self.transitions,
         )
 
@@ -199,8 +200,14 @@ def _contradictions(decoded: Mapping[str, Any]) -> list[str]:
     mode = decoded.get("evidence_mode", "proven")
     if mode != "proven" and not decoded.get("unsafe_unproven_evidence", False):
         found.append(f"evidence_mode {mode} needs unsafe_unproven_evidence = true: it is only the agent's claim")
-    if mode == "proven" and decoded.get("checkpoint") is None and "evidence_mode" in decoded:
+    checkpoint = decoded.get("checkpoint")
+    if mode == "proven" and checkpoint is None and "evidence_mode" in decoded:
         found.append("evidence_mode proven needs a checkpoint")
+    if checkpoint is not None and "genesis_hash" in decoded:
+        try:
+            trust_root(decoded["genesis_hash"], checkpoint, ())
+        except KeyvaultError as error:
+            found.append(f"checkpoint: {error.why}")
     return found
 
 

@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+from attestation.policy import Policy, Role, accept
 from attestation.sgx import KeyRequest, Report, TargetInfo
 
 
@@ -71,3 +72,13 @@ class Party:
     tee: Tee
     crypto: Crypto
     verify_peer: VerifyPeer
+
+
+def peer_verifier(tee: Tee, policy: Policy, role: Role, expected: frozenset[str] | None) -> VerifyPeer:
+    """Return the judgement over a peer: report MAC, attributes and identity, network signature, expected id."""
+
+    def verify(report: Report, signatures: Sequence[bytes]) -> str:
+        tee.verify(report)
+        return accept(policy, report, signatures, role=role, expected=expected).enclave_id
+
+    return verify

@@ -15,7 +15,7 @@ Layout, little-endian, header of 652 bytes, all of it authenticated as associate
     644:8   zero
     652     ciphertext, then the 16-byte tag, and nothing after it
 
-Key = HKDF-SHA256(seal key, salt = KEYID, info = tag, MRENCLAVE, kind). KEYID is random per write, so no key is used twice.
+Key = HKDF-SHA256(seal key, salt = KEYID, info = tag, MRENCLAVE, kind). KEYID is random per write: no key is used twice.
 """
 
 from __future__ import annotations
@@ -140,7 +140,7 @@ def seal(header: Header, seal_key: bytes, plaintext: bytes | bytearray | memoryv
 
 
 def open_sealed(data: bytes, seal_key: bytes) -> tuple[Header, bytearray]:
-    """Return header and plaintext (a buffer that can be wiped); raises ``STORE_FORMAT_INVALID``, ``STORE_UNSEAL_FAILED``."""
+    """Return header and plaintext (a wipeable buffer); raises ``STORE_FORMAT_INVALID``, ``STORE_UNSEAL_FAILED``."""
     header = decode_header(data)
     try:
         plaintext = _cipher(seal_key, header).decrypt(header.nonce, data[HEADER_BYTES:], data[:HEADER_BYTES])

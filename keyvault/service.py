@@ -22,14 +22,15 @@ from attestation.policy import Policy, Role
 from keyvault import core
 from keyvault.errors import KeyvaultError
 from keyvault.evidence import UNPROVEN_MODES, ChainState, decode_unproven, malformed
+from keyvault.exchange import confirm_durable, fetch_key_set
 from keyvault.facts import Collected, Facts, Permit, decode_facts
 from keyvault.handover import Holder, Limits, Requester
 from keyvault.hygiene import lock_key_set
 from keyvault.keyset import KeySet, wipe
 from keyvault.messages import is_hex_id
-from keyvault.node import confirm_durable, fetch_key_set, peer_verifier
 from keyvault.policy_file import VaultPolicy
-from keyvault.ports import Crypto, Party, Tee
+from keyvault.ports import Crypto, Party, Tee, peer_verifier
+from keyvault.proven import trust_root, verify_proven
 from keyvault.sealed import KIND_FACTS, KIND_KEY_SET
 from keyvault.store import Entry, SealedStore
 
@@ -206,7 +207,7 @@ class Vault:
         requester = Requester(replace(self._party, verify_peer=verify))
         async with aiohttp.ClientSession() as session:
             with await fetch_key_set(session, base_url, requester) as key_set:
-                answer = self._keep(key_set, source_id)
+                answer = self.keep(key_set, source_id)
             try:
                 await confirm_durable(session, base_url, requester, canary=False)
             except KeyvaultError as error:
@@ -229,7 +230,7 @@ class Vault:
             why="this build does not speak v1",
         )
 
-    def _keep(self, key_set: KeySet, source_id: str) -> dict[str, Any]:
+    def keep(self, key_set: KeySet, source_id: str) -> dict[str, Any]:
         """Seal a collected key set beside all others; ``put`` returns only after it was read back and unsealed."""
         lock_key_set(key_set)
         epoch = self._store.put(KIND_KEY_SET, key_set.key_set_id, bytes.fromhex(source_id), key_set.view())
@@ -246,7 +247,10 @@ class Vault:
         mode = evidence.get("mode") if isinstance(evidence, dict) else None
         if mode in UNPROVEN_MODES:
             return decode_unproven(evidence)
-        raise malformed("its mode is unknown")
+        pinned = self._facts.authorities or self.policy.checkpoint
+        if mode != "proven" or pinned is None:
+            raise malformed("its mode is unknown, or the measured policy pins no checkpoint")
+        return verify_proven(evidence, trust_root(self.policy.genesis_hash, pinned, self.policy.layouts))
 
     def permit(self, source_id: str, target_id: str, key_set_id: str, evidence: object) -> dict[str, Any]:
         """Verify the evidence and issue (or renew, or repeat) the release permit; sealed before it is told."""
@@ -335,21 +339,25 @@ class Vault:
     async def on_request(self, body: bytes) -> bytes:
         """Verify the requester, decide, count and seal the hand-out, then deliver."""
         request = self._holder.on_request(body, self._clocks.monotonic_s())
+        with self.hand_out(request.requester_id, request.wanted) as key_set:
+            return self._holder.deliver(request, key_set, self._clocks.monotonic_s())
+
+    def hand_out(self, requester_id: str, wanted: str = "") -> KeySet:
+        """Decide on a verified requester, seal the count of hand-outs, and return the key set; the caller wipes it.
+
+        Both handover protocols come through here; raises what ``core.decide_release`` raises.
+        """
         try:
-            release = core.decide_release(self._facts, self._rules, request.requester_id, request.wanted, self._now())
-            with self._open_key_set(release.key_set_id) as key_set:
-                if release.facts is not self._facts:
-                    self._save(release.facts)
-                answer = self._holder.deliver(request, key_set, self._clocks.monotonic_s())
+            release = core.decide_release(self._facts, self._rules, requester_id, wanted, self._now())
+            key_set = self._open_key_set(release.key_set_id)
+            if release.facts is not self._facts:
+                self._save(release.facts)
         except KeyvaultError as error:
-            if error.kind != "transient":
-                self._note(request.requester_id, error.code)
-            else:
-                self._note(request.requester_id, "challenged")
+            self._note(requester_id, "challenged" if error.kind == "transient" else error.code)
             raise
-        self._attempts.pop(request.requester_id, None)
-        log.info("delivered key set %s to its %s %s", release.key_set_id, release.role, request.requester_id)
-        return answer
+        self._attempts.pop(requester_id, None)
+        log.info("key set %s goes to its %s %s", release.key_set_id, release.role, requester_id)
+        return key_set
 
     def _note(self, enclave_id: str, attempt: str) -> None:
         if len(self._attempts) >= _ATTEMPTS_MAX and enclave_id not in self._attempts:

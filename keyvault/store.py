@@ -1,7 +1,8 @@
 """The sealed store on disk: one name, two generations, and nothing that cannot be read is ever deleted.
 
-A write goes aside, is synced, renamed over the *older* generation, the folder is synced, and the file is read back and unsealed
-before ``put`` returns. So a crash at any instant leaves the newer generation as it was. The vault and nodes both use it.
+A write goes aside, is synced, renamed over the *older* generation, the folder is synced, and the file is read back and
+unsealed before ``put`` returns. So a crash at any instant leaves the newer generation as it was. The vault and nodes
+both use it.
 """
 
 from __future__ import annotations
@@ -142,7 +143,7 @@ class Opened:
 
 
 class SealedStore:
-    """Sealed files of one enclave. ``random`` gives n unpredictable bytes; ``allow_simulated`` comes from a measured policy.
+    """Sealed files of one enclave. ``random`` gives n unpredictable bytes; ``allow_simulated`` is a measured setting.
 
     Not for use from several threads or processes at once; the folder's lock guards the latter.
     """
@@ -346,7 +347,7 @@ class SealedStore:
         self._newest.pop(base, None)
 
     def _base_name(self, kind: int, name: str) -> str:
-        """Name files after their sealer, so that versions of an enclave can share a folder and none is in another's way."""
+        """Name files after their sealer: versions of an enclave can share a folder, none is in another's way."""
         if kind == KIND_FACTS and name == "":
             return f"{self._own.enclave_id}.facts"
         if kind == KIND_KEY_SET and is_hex_id(name):

@@ -1,21 +1,20 @@
-"""HTTP pieces that the vault, nodes and clients share: bounded bodies, errors as JSON, the four handover routes, and posts.
+"""HTTP serving that the vault and nodes share: bounded bodies in time, errors as JSON, the handover routes.
 
-Refusals travel as ``{"code", "what", "why", "action", "kind"}`` with status 409 (rejected), 503 (transient) or 500 (invariant).
+Refusals travel as ``{"code", "what", "why", "action", "kind"}`` with status 409 (rejected), 503 (transient) or 500
+(invariant).
 """
 
 from __future__ import annotations
 
 import asyncio
-import json
 import logging
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable
 from typing import Final, Protocol
 
-import aiohttp
 from aiohttp import web
 
 from attestation.errors import AttestationError
-from keyvault.errors import KeyvaultError, error_from_json
+from keyvault.errors import KeyvaultError
 from keyvault.messages import MESSAGE_BYTES_MAX
 
 log = logging.getLogger("keyvault")
@@ -88,7 +87,7 @@ def _too_large(limit: int) -> KeyvaultError:
 async def _errors(
     request: web.Request, handler: Callable[[web.Request], Awaitable[web.StreamResponse]]
 ) -> web.StreamResponse:
-    """Answer every error as JSON; log refusals once with code and reason, and unexpected errors without their values."""
+    """Answer every error as JSON; log refusals once with code and reason, unexpected errors without their values."""
     guard = request.app[_GUARDS].get(request.protocol)
     if guard is not None:
         guard.request_began()
@@ -117,7 +116,7 @@ async def _errors(
 
 
 class _Guard(asyncio.Protocol):
-    """Stands before aiohttp's protocol of one connection: a deadline for each request's header, and a place in the count.
+    """Stands before aiohttp's protocol of one connection: a deadline for each header, and a place in the count.
 
     aiohttp has no deadline for headers of its own (slow-loris).
     """
@@ -185,7 +184,7 @@ _GUARDS: Final = web.AppKey("guards", dict[object, _Guard])
 
 
 class GuardedServer:
-    """A listening HTTP server for an application made by ``new_app``: bounded connections, headers and bodies in time."""
+    """A listening server for an application made by ``new_app``: bounded connections, headers and bodies in time."""
 
     def __init__(self, app: web.Application) -> None:
         self._guards = app[_GUARDS]
@@ -246,71 +245,3 @@ def add_handover_routes(app: web.Application, port: HandoverPort) -> None:
     app.router.add_post("/v2/request", route(port.on_request))
     app.router.add_post("/v2/received", route(port.on_received))
     app.router.add_post("/v2/durable", route(port.on_durable))
-
-
-async def exchange(
-    session: aiohttp.ClientSession,
-    method: str,
-    url: str,
-    body: bytes | None = None,
-    headers: Mapping[str, str] | None = None,
-    *,
-    timeout_s: float = 30.0,
-    limit: int = MESSAGE_BYTES_MAX,
-    who: str = "HANDOVER",
-) -> bytes:
-    """Send one request and return the body of its 200 answer, of at most ``limit`` bytes.
-
-    The peer's own refusal is raised as it came. Raises ``HANDOVER_PEER_UNREACHABLE`` or ``HANDOVER_ANSWER_MALFORMED``
-    (with ``who="VAULT"``: ``VAULT_UNREACHABLE``, ``VAULT_ANSWER_MALFORMED``).
-    """
-    unreachable = "VAULT_UNREACHABLE" if who == "VAULT" else "HANDOVER_PEER_UNREACHABLE"
-    strange = "VAULT_ANSWER_MALFORMED" if who == "VAULT" else "HANDOVER_ANSWER_MALFORMED"
-    try:
-        async with session.request(
-            method,
-            url,
-            data=body,
-            headers={"Content-Type": "application/json", **(headers or {})},
-            allow_redirects=False,
-            timeout=aiohttp.ClientTimeout(total=timeout_s),
-        ) as answer:
-            content = await _bounded(answer, limit)
-            status = answer.status
-    except (aiohttp.ClientError, TimeoutError, OSError) as error:
-        raise KeyvaultError(
-            code=unreachable,
-            what=f"{method} {url} failed",
-            why=type(error).__name__,
-            action="See whether the process runs and listens there.",
-            kind="transient",
-        ) from error
-    if status == 200 and content is not None:
-        return content
-    refusal = _told(content)
-    if refusal is not None:
-        raise refusal
-    raise KeyvaultError(
-        code=strange,
-        what=f"{method} {url} failed",
-        why=f"status {status} with an answer that is not of the protocol, or too long",
-        action="See what listens there.",
-        kind="transient" if status >= 500 else "rejected",
-    )
-
-
-async def _bounded(answer: aiohttp.ClientResponse, limit: int) -> bytes | None:
-    content = bytearray()
-    async for chunk in answer.content.iter_any():
-        content += chunk
-        if len(content) > limit:
-            return None
-    return bytes(content)
-
-
-def _told(content: bytes | None) -> KeyvaultError | None:
-    try:
-        value = json.loads(content or b"")
-    except (ValueError, RecursionError):
-        return None
-    return error_from_json(value) if isinstance(value, dict) else None

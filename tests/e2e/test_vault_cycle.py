@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
 from keyvault.client import VaultClient
 from keyvault.errors import KeyvaultError
-
 from tests.e2e.vault_parts.kit import TOKEN, Bench, free_port
 
 pytestmark = pytest.mark.e2e

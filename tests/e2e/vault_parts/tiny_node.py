@@ -1,7 +1,7 @@
-"""A node reduced to its handover, for trials of the vault: goes into an enclave image together with attestation and keyvault.
+"""A node reduced to its handover, for trials of the vault; in an enclave image together with attestation and keyvault.
 
-Arguments: folder, port, upgrader URL, network key (hex), genesis (hex), network signature (hex), upgrader ids, "make" or "ask".
-Prints one JSON line when it has keys. "make": a first node that makes keys; "ask": asks the upgrader for them.
+Arguments: folder, port, upgrader URL, network key (hex), genesis (hex), network signature (hex), upgrader ids, and
+"make" (a first node) or "ask" (asks the upgrader for its keys). Prints one JSON line when it has keys.
 """
 
 import asyncio
@@ -12,6 +12,7 @@ import sys
 from pathlib import Path
 
 import aiohttp
+
 from attestation.driver import open_driver
 from attestation.network import NetworkKeys
 from keyvault.keyset import KeySet

@@ -1,0 +1,118 @@
+"""The asking side over HTTP: one bounded request, and the requester's steps of handover v2."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Callable, Mapping
+from typing import Final
+
+import aiohttp
+
+from keyvault.errors import KeyvaultError, error_from_json
+from keyvault.handover import Requester
+from keyvault.keyset import KeySet
+from keyvault.messages import MESSAGE_BYTES_MAX
+
+_LOST_ANSWER_TRIES: Final = 3
+_LOST_ANSWER_PAUSE_S: Final = 0.1
+
+
+async def exchange(
+    session: aiohttp.ClientSession,
+    method: str,
+    url: str,
+    body: bytes | None = None,
+    headers: Mapping[str, str] | None = None,
+    *,
+    timeout_s: float = 30.0,
+    limit: int = MESSAGE_BYTES_MAX,
+    who: str = "HANDOVER",
+) -> bytes:
+    """Send one request and return the body of its 200 answer, of at most ``limit`` bytes.
+
+    The peer's own refusal is raised as it came. Raises ``HANDOVER_PEER_UNREACHABLE`` or ``HANDOVER_ANSWER_MALFORMED``
+    (with ``who="VAULT"``: ``VAULT_UNREACHABLE``, ``VAULT_ANSWER_MALFORMED``).
+    """
+    unreachable = "VAULT_UNREACHABLE" if who == "VAULT" else "HANDOVER_PEER_UNREACHABLE"
+    strange = "VAULT_ANSWER_MALFORMED" if who == "VAULT" else "HANDOVER_ANSWER_MALFORMED"
+    try:
+        async with session.request(
+            method,
+            url,
+            data=body,
+            headers={"Content-Type": "application/json", **(headers or {})},
+            allow_redirects=False,
+            timeout=aiohttp.ClientTimeout(total=timeout_s),
+        ) as answer:
+            content = await _bounded(answer, limit)
+            status = answer.status
+    except (aiohttp.ClientError, TimeoutError, OSError) as error:
+        raise KeyvaultError(
+            code=unreachable,
+            what=f"{method} {url} failed",
+            why=type(error).__name__,
+            action="See whether the process runs and listens there.",
+            kind="transient",
+        ) from error
+    if status == 200 and content is not None:
+        return content
+    refusal = _told(content)
+    if refusal is not None:
+        raise refusal
+    raise KeyvaultError(
+        code=strange,
+        what=f"{method} {url} failed",
+        why=f"status {status} with an answer that is not of the protocol, or too long",
+        action="See what listens there.",
+        kind="transient" if status >= 500 else "rejected",
+    )
+
+
+async def _bounded(answer: aiohttp.ClientResponse, limit: int) -> bytes | None:
+    content = bytearray()
+    async for chunk in answer.content.iter_any():
+        content += chunk
+        if len(content) > limit:
+            return None
+    return bytes(content)
+
+
+def _told(content: bytes | None) -> KeyvaultError | None:
+    try:
+        value = json.loads(content or b"")
+    except (ValueError, RecursionError):
+        return None
+    return error_from_json(value) if isinstance(value, dict) else None
+
+
+async def fetch_key_set(session: aiohttp.ClientSession, base_url: str, requester: Requester) -> KeySet:
+    """Run one try: hello, request, delivery, receipt. The caller seals, confirms and wipes the returned key set."""
+    challenge = await exchange(session, "POST", f"{base_url}/v2/hello", requester.hello())
+    delivery = await exchange(session, "POST", f"{base_url}/v2/request", requester.on_challenge(challenge))
+    key_set = requester.on_delivery(delivery)
+    try:
+        answer = await _insist(session, f"{base_url}/v2/received", requester.received)
+        requester.acknowledged(answer, "received")
+    except BaseException:
+        key_set.wipe()
+        raise
+    return key_set
+
+
+async def confirm_durable(session: aiohttp.ClientSession, base_url: str, requester: Requester, *, canary: bool) -> None:
+    """Tell the holder that the key set is sealed, was read back and unsealed."""
+    answer = await _insist(session, f"{base_url}/v2/durable", lambda: requester.durable(canary=canary))
+    requester.acknowledged(answer, "durable")
+
+
+async def _insist(session: aiohttp.ClientSession, url: str, message: Callable[[], bytes]) -> bytes:
+    """Send a message that may be repeated again after a lost answer."""
+    for attempt in range(_LOST_ANSWER_TRIES - 1):
+        try:
+            return await exchange(session, "POST", url, message())
+        except KeyvaultError as error:
+            if error.code != "HANDOVER_PEER_UNREACHABLE":
+                raise
+            await asyncio.sleep(_LOST_ANSWER_PAUSE_S * 2**attempt)
+    return await exchange(session, "POST", url, message())
