@@ -274,6 +274,18 @@ class World:
         except (aiohttp.ClientError, TimeoutError, ValueError):
             return None
 
+    async def events(self) -> AsyncIterator[dict[str, Any]]:
+        """The agent's events as it sends them: changes of state and progress."""
+        url = f"http://127.0.0.1:{self.ports['agent']}/api/v1/events"
+        async with self.session.get(url, timeout=aiohttp.ClientTimeout(total=None)) as answer:
+            name = ""
+            async for line in answer.content:
+                text = line.decode().rstrip("\n")
+                if text.startswith("event: "):
+                    name = text.removeprefix("event: ")
+                elif text.startswith("data: ") and name == "fact":
+                    yield json.loads(text.removeprefix("data: "))
+
     def history(self, after: int = 0) -> list[dict[str, Any]]:
         """Transitions in the journal after a sequence number, read without touching it."""
         path = self.state_dir / "journal.sqlite3"
