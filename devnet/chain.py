@@ -98,7 +98,8 @@ class ChainProcess:
             raise DevnetError("the dev chain is not running")
         return self._process
 
-    def _spawn(self, argv: list[str], env: dict[str, str] | None = None, pass_fds: tuple[int, ...] = ()) -> None:
+    def spawn(self, argv: list[str], env: dict[str, str] | None = None, pass_fds: tuple[int, ...] = ()) -> None:
+        """Starts the chain's process; what it says goes to the log. For those who start a chain in another way."""
         with open(self.log_path, "ab") as log:
             self._process = subprocess.Popen(
                 argv,
@@ -237,7 +238,7 @@ class DevChain(ChainProcess):
         script = DEVNET / "chopsticks" / "devchain.mjs"
         env = {**os.environ, "LOG_LEVEL": os.environ.get("LOG_LEVEL", "warn")}
         try:
-            self._spawn([str(node), str(script), str(modules), json.dumps(options)], env, (writing,))
+            self.spawn([str(node), str(script), str(modules), json.dumps(options)], env, (writing,))
         finally:
             os.close(writing)
         with open(reading, "rb") as report:

@@ -1,0 +1,112 @@
+"""The Substrate node of `devnet/node`: its build, cached outside the checkout, and its processes."""
+
+import os
+import re
+import shutil
+import sys
+import time
+from pathlib import Path
+
+from devnet.chain import START_TIMEOUT_S, WASM, ChainProcess, DevChain
+from devnet.tools import DEVNET, DevnetError, cache_dir, digest_of, install_once, run_tool
+
+BINARY = "devnet-node"
+DEBIAN_PACKAGES = "rustc-web cargo-web gcc libc6-dev protobuf-compiler libprotobuf-dev"
+_SERVING = re.compile(rb"Running JSON-RPC server: addr=127\.0\.0\.1:(\d+)")
+
+
+def node_sources() -> list[Path]:
+    """Every file the node's binary is made from, in a fixed order."""
+    folder = DEVNET / "node"
+    return [
+        folder / "Cargo.toml",
+        folder / "Cargo.lock",
+        *sorted((folder / "src").glob("*.rs")),
+        *sorted(WASM.glob("*.wasm")),
+    ]
+
+
+def ensure_node_binary() -> Path:
+    """The node's binary. Built on first use: about 17 minutes on two cores; a second call finds it at once.
+
+    Raises DevnetError where the toolchain is missing (with the packages to install) or the build fails.
+    """
+    return install_once(f"node-{digest_of(node_sources())}", _build) / BINARY
+
+
+def is_built() -> bool:
+    """Whether the binary of these sources is in the cache."""
+    return (cache_dir() / f"node-{digest_of(node_sources())}" / BINARY).exists()
+
+
+def _tool(name: str) -> str:
+    # Debian's own toolchain first: it is what this is known to build with, and it needs apt alone.
+    path = f"/usr/bin/{name}" if os.access(f"/usr/bin/{name}", os.X_OK) else shutil.which(name)
+    if path is None:
+        raise DevnetError(f"building the node needs {name}: apt-get install {DEBIAN_PACKAGES}")
+    return path
+
+
+def _build(part: Path) -> None:
+    tools = {name: _tool(name) for name in ("cargo", "rustc", "protoc", "cc")}
+    # Kept, so that a change in these few files does not build 700 crates again.
+    target = cache_dir() / "node-target"
+    env = {
+        **os.environ,
+        "RUSTC": tools["rustc"],
+        "PROTOC": tools["protoc"],
+        "CARGO_TARGET_DIR": str(target),
+        "SKIP_WASM_BUILD": "1",
+    }
+    print("building the devnet's node; the first time takes about 17 minutes on two cores", file=sys.stderr)  # noqa: T201
+    argv = ["nice", "-n", "10", tools["cargo"], "build", "--release", "--locked", "--quiet"]
+    run_tool([*argv, "--manifest-path", str(DEVNET / "node" / "Cargo.toml")], what="building the node", env=env)
+    shutil.copy2(target / "release" / BINARY, part)
+
+
+def spawn_node(chain: ChainProcess, arguments: list[str], *, port: int = 0) -> None:
+    """Starts the node for a chain object, with its data in the chain's folder, and waits until it serves RPC."""
+    argv = [
+        str(ensure_node_binary()),
+        "--exit-with-stdin",
+        "--base-path",
+        str(chain.folder / "node"),
+        "--rpc-port",
+        str(port),
+        "--rpc-methods",
+        "unsafe",
+        "--rpc-max-connections",
+        "1000",
+        "--state-pruning",
+        "archive",
+        "--blocks-pruning",
+        "archive",
+        "--no-telemetry",
+        "--no-prometheus",
+        "--no-mdns",
+        "--no-hardware-benchmarks",
+        *arguments,
+    ]
+    start = chain.log_path.stat().st_size if chain.log_path.exists() else 0
+    chain.spawn(argv)
+    deadline = time.monotonic() + START_TIMEOUT_S
+    while True:
+        with open(chain.log_path, "rb") as log:
+            log.seek(start)
+            found = _SERVING.search(log.read())
+        if found:
+            break
+        if not chain.is_running() or time.monotonic() > deadline:
+            raise DevnetError(f"the node did not serve; {chain.log_tail()}")
+        time.sleep(0.02)
+    chain.port = int(found.group(1))
+    if port not in (0, chain.port):
+        raise DevnetError(f"port {port} is in use")
+    chain.genesis_hash = chain.rpc("chain_getBlockHash", 0)
+
+
+def start_dev_node(chain: DevChain, port: int) -> None:
+    """One authority, //Alice, alone."""
+    spec = "dev-moved" if chain.runtime == "moved" else "dev"
+    listen = ["--listen-addr", "/ip4/127.0.0.1/tcp/0"]
+    spawn_node(chain, ["--dev", "--chain", f"{spec}:{chain.block_time_ms}", *listen], port=port)
