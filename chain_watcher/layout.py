@@ -203,23 +203,25 @@ def type_from_registry(types: Mapping[int, Mapping[str, Any]], type_id: int) -> 
     ``def`` holds one of composite, variant, sequence, array, tuple, primitive, compact. Newtypes are flattened,
     ``Option`` is the only enum. Raises LAYOUT_INVALID.
     """
-    return _registry_type(types, type_id, 0)
+    return _registry_type(types, type_id, 0, [_TYPE_NODES_MAX])
 
 
 def _invalid(why: str) -> ChainWatcherError:
     return refuse("LAYOUT_INVALID", "storage layout", why)
 
 
-def _registry_type(types: Mapping[int, Mapping[str, Any]], type_id: int, depth: int) -> TypeTree:
-    if depth > _DEPTH_MAX:
-        raise _invalid("types are nested too deeply")
+def _registry_type(types: Mapping[int, Mapping[str, Any]], type_id: int, depth: int, left: list[int]) -> TypeTree:
+    """``left`` holds the number of types still allowed: types that share parts could unfold without end."""
+    left[0] -= 1
+    if depth > _DEPTH_MAX or left[0] < 0:
+        raise _invalid("a type of the metadata is nested too deeply or too large")
     try:
         described = types[type_id]
         ((kind, body),) = described["def"].items()
         path = list(described.get("path") or ())
 
         def inner(number: Any) -> TypeTree:
-            return _registry_type(types, int(number), depth + 1)
+            return _registry_type(types, int(number), depth + 1, left)
 
         if kind == "primitive":
             name = str(body).lower()
