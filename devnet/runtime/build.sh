@@ -63,4 +63,6 @@ rm -f "$out/SHA256SUMS.part"
 build dcnode_runtime
 build dcnode_runtime_moved --features moved
 mv "$out/SHA256SUMS.part" "$out/SHA256SUMS"
+# From what it was built: a test compares this without a toolchain.
+(cd "$here" && LC_ALL=C sha256sum Cargo.lock Cargo.toml src/*.rs) >"$out/SOURCES"
 cat "$out/SHA256SUMS"
