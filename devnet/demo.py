@@ -100,8 +100,8 @@ def demo(handover: str, objects: int, seed: int, folder: Path | None) -> None:
     console.print(
         Panel(
             "A signed release upgrades a running storage node, and the new version reads the old one's data.\n"
-            "[bold yellow]The TEE is SIMULATED here: it protects nothing from this machine.[/] Everything else is real: "
-            "chain, signatures, downloads, attestation messages, sealing, separate processes.",
+            "[bold yellow]The TEE is SIMULATED here: it protects nothing from this machine.[/] Everything else is real:"
+            " chain, signatures, downloads, attestation messages, sealing, separate processes.",
             title="DCUpgrade",
         )
     )
@@ -147,12 +147,8 @@ class _Demo:
         with self._step("releases 1.0.0 and 1.1.0 built, signed by vendor and network"):
             facts.old = await asyncio.to_thread(world.builder.good, "1.0.0")
             facts.new = await asyncio.to_thread(world.builder.good, "1.1.0")
-        with self._step("1.0.0 published"):
-            await world.publish(facts.old)
-        with self._step("`dcupgrade watch --first-install` launched it; it made its keys"):
-            await world.start_agent(first_install=True)
-            await world.wait_committed(facts.old.enclave_id)
-            await world.wait_serving(facts.old.enclave_id)
+        with self._step("1.0.0 published; `dcupgrade watch --first-install` launched it, it made its keys"):
+            await world.install(facts.old)
         await self._store(world)
         await self._upgrade(world)
         await self._read_back(world)

@@ -38,7 +38,7 @@ def find_key_set(pid: int, key_set_id: str) -> KeySet | None:
         at = piece.find(KEY_SET_MAGIC)
         while at >= 0:
             try:
-                found = KeySet.decode(piece[at : at + KEY_SET_LENGTH])
+                found = KeySet(piece[at : at + KEY_SET_LENGTH])
             except NodeError:
                 break  # cut off at the end of the piece; the next one overlaps
             if found.id == key_set_id:

@@ -24,6 +24,7 @@ from typing import Any, Self
 import aiohttp
 
 from devnet.artefact_server import ArtefactServer
+from devnet.extrinsics import Root
 from devnet.release_builder import ROOT, BuiltRelease, ReleaseBuilder, ReleaseKeys, build_vault
 from devnet.tcp_proxy import TcpProxy
 
@@ -113,10 +114,15 @@ class World:
         overrides: Mapping[str, Mapping[str, Any]] | None = None,
         vault_policy: Mapping[str, Any] | None = None,
         through_proxy: bool = False,
+        keys: ReleaseKeys | None = None,
     ) -> AsyncIterator[Self]:
-        """Build a world around a running chain, list the vault there, and take everything down at the end."""
+        """Build a world around a running chain, list the vault there, and take everything down at the end.
+
+        ``keys`` are drawn anew where none are given.
+        """
         os.makedirs(folder / "archives", exist_ok=True)
-        keys = await asyncio.to_thread(ReleaseKeys.draw, folder / "keys")
+        if keys is None:
+            keys = await asyncio.to_thread(ReleaseKeys.draw, folder / "keys")
         async with aiohttp.ClientSession() as session:
             genesis = await genesis_hash(session, chain_url)
             server = ArtefactServer(folder / "archives")
@@ -225,6 +231,27 @@ class World:
             *("--version", release.version, "--signature", release.signature, "--mirror-url", mirror_url),
             *("--origin-url", self.server.url(release.archive.name), release.enclave_id),
         )
+
+    async def publish_unverified(self, release: BuiltRelease, signature: str | None = None, **program: str) -> None:
+        """Put whatever is given on the chain, past the publisher's own verification; ``program`` overrides fields."""
+        root = Root(self.chain_url)
+        if signature is not None:
+            await root.later(root.set_enclave_id, release.enclave_id, signature)
+        fields = {
+            "origin_url": self.server.url(release.archive.name),
+            "mirror_url": "",
+            "enclave_id": release.enclave_id,
+            "version": release.version,
+            **program,
+        }
+        await root.later(root.set_dc_program, *fields.values())
+
+    async def install(self, release: BuiltRelease) -> None:
+        """Publish a first release and let the agent install it; returns when it serves and is committed."""
+        await self.publish(release)
+        await self.start_agent(first_install=True)
+        await self.wait_committed(release.enclave_id)
+        await self.wait_serving(release.enclave_id)
 
     async def dcupgrade(self, *arguments: str) -> str:
         """Run the command line to its end; raises WorldError with what it said when it fails."""

@@ -156,7 +156,7 @@ class Node:
             return None
         if len(mine) > 1:
             raise NodeError("NODE_KEY_SET_MISMATCH", "there are several sealed key sets and no marker to choose by")
-        return KeySet.decode(bytes(self._sealed.get(KIND_KEY_SET, mine.pop()).payload))
+        return KeySet(bytes(self._sealed.get(KIND_KEY_SET, mine.pop()).payload))
 
     def make_keys(self) -> KeySet:
         """First install: draw keys. Raises NODE_FIRST_INSTALL_REFUSED beside any data or mark of a key set."""
@@ -170,7 +170,7 @@ class Node:
 
     def seal(self, keys: KeySet) -> None:
         """Seal to this enclave; returns after the copy was read back from disk and unsealed."""
-        self._sealed.put(KIND_KEY_SET, keys.id, bytes.fromhex(self.state.enclave_id), keys.encode())
+        self._sealed.put(KIND_KEY_SET, keys.id, bytes.fromhex(self.state.enclave_id), keys.encoded)
 
     def open_data(self, keys: KeySet) -> None:
         """Serve with these keys. Raises NODE_CANARY_UNREADABLE, and then the data were not touched."""
@@ -195,13 +195,13 @@ class Node:
         """The holder's side: hands the keys to an upgrader that the network signed."""
 
         def held() -> HandoverKeySet | None:
-            return None if self._keys is None else HandoverKeySet(self._keys.encode())
+            return None if self._keys is None else HandoverKeySet(self._keys.encoded)
 
         return NodeHandover(self._driver, self._policy.of_handover(), self._signatures, held)
 
     async def _receive(self, data: bytes) -> bool:
         """Seal, read back, unseal, open the canary: what ``durable`` says was done."""
-        keys = KeySet.decode(data)
+        keys = KeySet(data)
         self.seal(keys)
         self.open_data(keys)
         return True
@@ -220,7 +220,7 @@ class Node:
                 wanted=self.marked() or "",
                 deadline_s=ASK_FOR_KEYS_S,
             )
-        return KeySet.decode(data)
+        return KeySet(data)
 
     async def bring_up(self) -> None:
         """From an empty process to serving; what stands in the way is told by the node's health."""

@@ -50,29 +50,31 @@ class NodeError(Exception):
 class KeySet:
     """Application keys: ``magic (8) | data key (32) | name key (32)``; made once, by the first version ever started."""
 
-    data_key: bytes = field(repr=False)
-    name_key: bytes = field(repr=False)
+    encoded: bytes = field(repr=False)
+
+    def __post_init__(self) -> None:
+        if len(self.encoded) != KEY_SET_LENGTH or not self.encoded.startswith(KEY_SET_MAGIC):
+            raise NodeError("NODE_KEY_SET_MALFORMED", "what was received or unsealed is not a key set of this node")
 
     @classmethod
     def draw(cls) -> KeySet:
         """New random keys."""
-        return cls(secrets.token_bytes(32), secrets.token_bytes(32))
+        return cls(KEY_SET_MAGIC + secrets.token_bytes(64))
 
-    @classmethod
-    def decode(cls, data: bytes) -> KeySet:
-        """Decode a key set; NODE_KEY_SET_MALFORMED if it is not one."""
-        if len(data) != KEY_SET_LENGTH or not data.startswith(KEY_SET_MAGIC):
-            raise NodeError("NODE_KEY_SET_MALFORMED", "what was received or unsealed is not a key set of this node")
-        return cls(data[8:40], data[40:72])
+    @property
+    def data_key(self) -> bytes:
+        """What the contents are encrypted under."""
+        return self.encoded[8:40]
 
-    def encode(self) -> bytes:
-        """The bytes that are sealed and handed over."""
-        return KEY_SET_MAGIC + self.data_key + self.name_key
+    @property
+    def name_key(self) -> bytes:
+        """What the names of the files are made with."""
+        return self.encoded[40:72]
 
     @property
     def id(self) -> str:
         """Public name of the key set: hex SHA-256 over a domain tag and its bytes."""
-        return hashlib.sha256(KEY_SET_ID_TAG + self.encode()).hexdigest()
+        return hashlib.sha256(KEY_SET_ID_TAG + self.encoded).hexdigest()
 
 
 class ObjectStore:

@@ -39,9 +39,9 @@ async def test_an_object_of_any_size_comes_back(tmp_path: Path, size: int) -> No
 async def test_a_later_version_with_the_same_keys_reads_it(tmp_path: Path) -> None:
     keys = KeySet.draw()
     await ObjectStore(tmp_path, keys).put("a", parts(b"old"))
-    again = KeySet.decode(keys.encode())
+    again = KeySet(keys.encoded)
     assert again.id == keys.id
-    assert len(keys.encode()) == KEY_SET_LENGTH
+    assert len(keys.encoded) == KEY_SET_LENGTH
     assert read(ObjectStore(tmp_path, again), "a") == b"old"
 
 
@@ -135,11 +135,11 @@ async def test_delete_and_delete_again(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "data", [b"", b"x" * KEY_SET_LENGTH, KeySet.draw().encode()[:-1], KeySet.draw().encode() + b"x"]
+    "data", [b"", b"x" * KEY_SET_LENGTH, KeySet.draw().encoded[:-1], KeySet.draw().encoded + b"x"]
 )
 def test_what_is_no_key_set_is_refused(data: bytes) -> None:
     with pytest.raises(NodeError, match="NODE_KEY_SET_MALFORMED"):
-        KeySet.decode(data)
+        KeySet(data)
 
 
 def test_a_key_set_does_not_show_itself() -> None:

@@ -14,7 +14,7 @@ from devnet.reference_node.objects import KeySet
 def test_every_form_is_recognised_at_every_alignment(before: int) -> None:
     keys = KeySet.draw()
     wanted = scan.needles(keys)
-    text = os.urandom(before) + keys.encode() + os.urandom(7)
+    text = os.urandom(before) + keys.encoded + os.urandom(7)
     for haystack in (text, text.hex().encode(), text.hex().upper().encode()):
         found = scan.search([haystack], wanted)
         assert {name.split(",")[0] for name in found} == {"data key", "name key"}
@@ -26,7 +26,7 @@ def test_every_form_is_recognised_at_every_alignment(before: int) -> None:
 
 def test_own_memory_and_files(tmp_path: Path) -> None:
     keys = KeySet.draw()
-    held = keys.encode()
+    held = keys.encoded
     try:
         found = scan.find_key_set(os.getpid(), keys.id)
     except PermissionError:

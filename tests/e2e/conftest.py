@@ -1,0 +1,36 @@
+"""What the whole-upgrade trials share: one chain and one set of keys per run, a world of its own for each trial."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+
+import pytest
+
+from devnet.chain import DevChain
+from devnet.release_builder import ReleaseKeys
+from devnet.world import World
+
+
+@pytest.fixture(scope="session")
+def shared_chain() -> Iterator[DevChain]:
+    """A chain for trials that follow one another: each world has network keys or releases of its own on it."""
+    chain = DevChain(block_time_ms=500)
+    chain.start_now()
+    try:
+        yield chain
+    finally:
+        chain.stop_now()
+
+
+@pytest.fixture
+def release_keys(tmp_path: Path) -> ReleaseKeys:
+    """Network and vendor keys of one trial."""
+    return ReleaseKeys.draw(tmp_path / "keys")
+
+
+@pytest.fixture
+async def world(shared_chain: DevChain, release_keys: ReleaseKeys, tmp_path: Path) -> AsyncIterator[World]:
+    """A world on the shared chain, its vault listed, nothing installed."""
+    async with World.open(tmp_path / "world", shared_chain.ws_url, keys=release_keys) as made:
+        yield made
