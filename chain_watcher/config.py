@@ -30,7 +30,12 @@ class WatchLimits:
 
 @dataclass(frozen=True, slots=True)
 class WatcherConfig:
-    """What to watch and what to believe. ``since`` is the last finalized block that the caller journalled."""
+    """What to watch and what to believe.
+
+    ``since`` is the last finalized block that the caller journalled. ``layout_hashes`` are the storage layouts that
+    are accepted; when empty, mode ``proven`` accepts the public pallet's two, and the other modes what most
+    endpoints' metadata say.
+    """
 
     endpoints: tuple[str, ...]
     finality: Finality

@@ -49,6 +49,7 @@ class PoolLimits:
     backoff_max_s: float = 20.0
     refused_retry_s: float = 600.0
     liar_retry_s: float = 3600.0
+    unproven_claim_s: float = 30.0
     block_silence_s: float = 45.0
     lag_grace_s: float = 2.0
     events_max: int = 1024
@@ -67,7 +68,9 @@ class Endpoint:
     claimed_number: int = -1
     believed_number: int = -1
     progress_at: float = 0.0
+    behind: int = 0
     behind_since: float | None = None
+    unproven_since: float | None = None
     failures: int = 0
     connections: int = 0
     heads: int = 0
@@ -110,6 +113,7 @@ class Endpoint:
             "encrypted": self.url.startswith("wss://"),
             "claimed_number": self.claimed_number,
             "believed_number": self.believed_number,
+            "behind": self.behind,
             "age_s": round(now - self.progress_at, 3) if self.heads else None,
             "latency_ms": round(self.latency_s * 1000, 3),
             "failures": self.failures,
@@ -132,7 +136,13 @@ class Event:
     value: Any = None
 
 
-def choose(endpoints: Iterable[Endpoint], current: Endpoint | None, now: float, grace_s: float) -> Endpoint | None:
+def choose(
+    endpoints: Iterable[Endpoint],
+    current: Endpoint | None,
+    now: float,
+    grace_s: float,
+    height: Callable[[Endpoint], int],
+) -> Endpoint | None:
     """The endpoint to lean on: the present one while it keeps up, else the highest, then the quickest."""
     usable = [endpoint for endpoint in endpoints if endpoint.usable]
     if not usable:
@@ -141,7 +151,7 @@ def choose(endpoints: Iterable[Endpoint], current: Endpoint | None, now: float, 
         behind = current.behind_since
         if behind is None or now - behind <= grace_s:
             return current
-    return max(usable, key=lambda endpoint: (endpoint.claimed_number, -endpoint.latency_s))
+    return max(usable, key=lambda endpoint: (height(endpoint), -endpoint.latency_s))
 
 
 def backoff_s(failures: int, limits: PoolLimits, random: float) -> float:
@@ -175,9 +185,11 @@ class EndpointPool:
         random: Callable[[], float],
         ca_file: str | None = None,
         want_justifications: bool = False,
+        claims_need_proof: bool = False,
     ) -> None:
         self.endpoints = [Endpoint(url) for url in dict.fromkeys(urls)]
         self.genesis_hash = genesis_hash
+        self.confirmed_number: int | None = -1 if claims_need_proof else None
         self.primary: Endpoint | None = None
         self.failovers = 0
         self.events_dropped = 0
@@ -209,12 +221,25 @@ class EndpointPool:
 
     def choose(self) -> Endpoint | None:
         """Choose the primary anew; counts a failover when it changes hands."""
-        chosen = choose(self.endpoints, self.primary, self._clock.monotonic(), self._limits.lag_grace_s)
+        now = self._clock.monotonic()
+        chosen = choose(self.endpoints, self.primary, now, self._limits.lag_grace_s, self.height)
         if chosen is not self.primary:
             if chosen is not None and self.primary is not None:
                 self.failovers += 1
             self.primary = chosen or self.primary
         return chosen
+
+    def height(self, endpoint: Endpoint) -> int:
+        """How high an endpoint is: what it claims, but no higher than what was confirmed where claims need proof."""
+        if self.confirmed_number is None:
+            return endpoint.claimed_number
+        return min(endpoint.claimed_number, self.confirmed_number)
+
+    def confirm(self, number: int) -> None:
+        """The watcher holds block ``number`` for final: who has not got there is behind."""
+        if self.confirmed_number is not None:
+            self.confirmed_number = max(self.confirmed_number, number)
+            self._compare()
 
     def usable(self) -> list[Endpoint]:
         """All usable endpoints, the primary first, then by latency."""
@@ -325,6 +350,20 @@ class EndpointPool:
         best = await hints.subscribe("chain_subscribeNewHeads", [], "chain_unsubscribeNewHeads")
         return [*sources, ("finalized", finalized), ("best", best)]
 
+    def accuse_unproven(self) -> None:
+        """Name endpoints that claim more than they prove, for longer than a justification takes to arrive."""
+        now = self._clock.monotonic()
+        for endpoint in self.endpoints:
+            if self.confirmed_number is None or not endpoint.usable or not endpoint.offers(JUSTIFICATIONS):
+                continue
+            if endpoint.claimed_number <= self.confirmed_number:
+                endpoint.unproven_since = None
+            elif endpoint.unproven_since is None:
+                endpoint.unproven_since = now
+            elif now - endpoint.unproven_since > self._limits.unproven_claim_s:
+                why = f"claims block {endpoint.claimed_number}, proven is block {self.confirmed_number}"
+                self.accuse(endpoint, ChainWatcherError(code="ENDPOINT_UNPROVEN_HEIGHT", what=endpoint.url, why=why))
+
     async def watch_storage(self, endpoint: Endpoint, keys: list[str]) -> None:
         """Ask for storage changes of ``keys`` as a hint; runs until the connection ends."""
         if endpoint.hints is None:
@@ -350,12 +389,17 @@ class EndpointPool:
             endpoint.claimed_number = number
             endpoint.progress_at = now
             endpoint.failures = 0
-        top = max(other.claimed_number for other in self.endpoints if other.usable or other is endpoint)
-        for other in self.endpoints:
-            if other.claimed_number >= top:
-                other.behind_since = None
-            elif other.behind_since is None:
-                other.behind_since = now
+        self._compare()
+
+    def _compare(self) -> None:
+        usable = [endpoint for endpoint in self.endpoints if endpoint.usable]
+        top = max((self.height(endpoint) for endpoint in usable), default=-1)
+        for endpoint in usable:
+            endpoint.behind = top - self.height(endpoint)
+            if endpoint.behind == 0:
+                endpoint.behind_since = None
+            elif endpoint.behind_since is None:
+                endpoint.behind_since = self._clock.monotonic()
 
     async def _watchdog(self, endpoint: Endpoint, questions: RpcClient) -> None:
         """No block for long: a quiet chain, or a dead subscription on a live socket? Ask, and reconnect if dead."""

@@ -99,6 +99,8 @@ _SHELL_CODES: Final[dict[str, str]] = {
     "ENDPOINT_METADATA_FORGED": "the endpoint's metadata differs from the pinned layout or from the other endpoints",
     "ENDPOINT_NO_PROOFS": "the endpoint offers no storage proofs and unproven reads are not allowed",
     "ENDPOINT_NO_JUSTIFICATIONS": "the endpoint offers no way to get GRANDPA justifications",
+    "QUORUM_VALUES_DIFFER": "endpoints give different unproven values for one final block, and no quorum agrees",
+    "LAYOUT_NOT_PINNED": "the storage layout in an endpoint's metadata is not one of the pinned ones",
     "CHAIN_WITHOUT_PALLET": "the chain's metadata has no pallet DcNode with its storage items",
     "METADATA_UNREADABLE": "the chain's metadata could not be parsed",
     "METADATA_PROCESS_FAILED": "the metadata process did not give an answer",

@@ -13,6 +13,7 @@ from typing import Final, Protocol
 from chain_watcher.config import Counters
 from chain_watcher.endpoints import JUSTIFICATIONS, PROVE_FINALITY, Endpoint, EndpointPool, Event
 from chain_watcher.errors import ChainWatcherError
+from chain_watcher.evidence import SetChange
 from chain_watcher.grandpa import Checkpoint, Justification, verify_finality
 from chain_watcher.header import Header
 from chain_watcher.reads import StateReader, forged, hash_text
@@ -151,12 +152,10 @@ class QuorumDecider:
 
 
 @dataclass(frozen=True, slots=True)
-class SetChange:
-    """Proof that authority set ``set_id`` handed over: the headers up to its last block, and its justification."""
+class HandOver:
+    """A proven set change and the checkpoint after it."""
 
-    set_id: int
-    headers: tuple[Header, ...]
-    justification: bytes
+    change: SetChange
     after: Checkpoint
 
 
@@ -172,7 +171,7 @@ class ProvenDecider:
         counters: Counters,
     ) -> None:
         self.checkpoint = checkpoint
-        self.changes: OrderedDict[int, SetChange] = OrderedDict()
+        self.hand_overs: OrderedDict[int, HandOver] = OrderedDict()
         self._reader = reader
         self._headers = headers
         self._gap_max = gap_max
@@ -256,25 +255,25 @@ class ProvenDecider:
             return
         self._pending = []
         self.checkpoint = after
-        self.changes[before.set_id] = SetChange(before.set_id, tuple(_from_change(part)), proof, after)
-        while len(self.changes) > CHANGES_KEPT:
-            self.changes.popitem(last=False)
+        self.hand_overs[before.set_id] = HandOver(SetChange(tuple(_from_change(part)), proof), after)
+        while len(self.hand_overs) > CHANGES_KEPT:
+            self.hand_overs.popitem(last=False)
         self._counters.set_changes += 1
 
     async def _hop(self, endpoint: Endpoint, target: Header) -> None:
         """Cross many blocks by the last block of each authority set, as ``grandpa_proveFinality`` gives them."""
         while self.checkpoint.number < target.number:
-            change = await self.hand_over(endpoint, self.checkpoint)
-            if change is None:
+            found = await self.hand_over(endpoint, self.checkpoint)
+            if found is None:
                 return
-            self._apply(endpoint, list(change.headers), change.justification)
+            self._apply(endpoint, list(found.change.headers), found.change.justification)
 
-    async def hand_over(self, endpoint: Endpoint, checkpoint: Checkpoint) -> SetChange | None:
+    async def hand_over(self, endpoint: Endpoint, checkpoint: Checkpoint) -> HandOver | None:
         """The proof that ``checkpoint``'s set handed over; None while it is the running set. Verified.
 
         ENDPOINT_NO_JUSTIFICATIONS where the endpoint cannot prove finality, ENDPOINT_JUSTIFICATION_FORGED.
         """
-        known = self.changes.get(checkpoint.set_id)
+        known = self.hand_overs.get(checkpoint.set_id)
         if known is not None:
             return known
         if not endpoint.offers(PROVE_FINALITY):
@@ -294,7 +293,7 @@ class ProvenDecider:
             after = verify_finality(checkpoint, part, data)
         except ChainWatcherError as problem:
             raise forged("ENDPOINT_JUSTIFICATION_FORGED", endpoint, f"block {last.number}: {problem}") from problem
-        return None if after.set_id == checkpoint.set_id else SetChange(checkpoint.set_id, tuple(part), data, after)
+        return None if after.set_id == checkpoint.set_id else HandOver(SetChange(tuple(part), data), after)
 
 
 def decode_finality_proof(endpoint: Endpoint, answer: object) -> tuple[bytes, bytes]:

@@ -62,6 +62,14 @@ def forged(code: str, endpoint: Endpoint, why: str) -> ChainWatcherError:
     )
 
 
+def proof_nodes(endpoint: Endpoint, answer: Any) -> list[bytes]:
+    """The trie nodes of a ``state_getReadProof`` answer. ENDPOINT_PROOF_FORGED for another shape."""
+    try:
+        return [bytes.fromhex(node[2:]) for node in answer["proof"]]
+    except (TypeError, KeyError, ValueError) as problem:
+        raise forged("ENDPOINT_PROOF_FORGED", endpoint, "its proof is not a list of hex texts") from problem
+
+
 class StateReader:
     """Reads headers and states through any endpoint; keeps the layouts of the runtimes it met."""
 
@@ -132,10 +140,7 @@ class StateReader:
 
     async def _proven(self, endpoint: Endpoint, header: Header, keys: list[bytes]) -> dict[bytes, bytes | None]:
         answer = await endpoint.ask(READ_PROOF, ["0x" + key.hex() for key in keys], hash_text(header))
-        try:
-            nodes = [bytes.fromhex(node[2:]) for node in answer["proof"]]
-        except (TypeError, KeyError, ValueError) as problem:
-            raise forged("ENDPOINT_PROOF_FORGED", endpoint, "its proof is not a list of hex texts") from problem
+        nodes = proof_nodes(endpoint, answer)
         try:
             return dict(read_proof(header.state_root, nodes, keys))
         except ChainWatcherError as problem:
@@ -166,8 +171,8 @@ class StateReader:
     async def _layout(self, endpoint: Endpoint, header: Header, version: int) -> ChainLayout:
         """The layout of runtime ``version``, which executed ``header``: from the cache, else from the metadata.
 
-        A pinned layout hash decides; without pins the other endpoints' metadata has to be the same, byte by byte,
-        where they answer.
+        A pinned layout hash decides (LAYOUT_NOT_PINNED); without pins the other endpoints' metadata has to be the
+        same, byte by byte, where they answer.
         """
         known = self._layouts.get(self._genesis, version)
         if known is not None:
@@ -178,8 +183,12 @@ class StateReader:
         self.layouts_read += 1
         if self._layout_hashes:
             if found.layout.hash not in self._layout_hashes:
-                why = f"runtime {version}: layout {found.layout.hash} is not one of the pinned ones"
-                raise forged("ENDPOINT_METADATA_FORGED", endpoint, why)
+                raise ChainWatcherError(
+                    code="LAYOUT_NOT_PINNED",
+                    what=f"{endpoint.url}, runtime {version}",
+                    why=f"layout {found.layout.hash} is none of the {len(self._layout_hashes)} pinned ones",
+                    action="Where the chain's runtime was upgraded, review its layout and pin it",
+                )
         else:
             await self._confirm(endpoint, at, text, version)
         self._layouts.put(self._genesis, version, found)

@@ -16,11 +16,13 @@ from typing import Any, Final
 from chain_watcher.config import ChainView, Counters, SystemClock, WatcherConfig
 from chain_watcher.endpoints import Clock, Endpoint, EndpointPool, Event
 from chain_watcher.errors import ChainWatcherError
+from chain_watcher.evidence import STANDARD_LAYOUTS, claimed_evidence
 from chain_watcher.finality import Decider, FinalBlock, Headers, ProvenDecider, QuorumDecider, SingleDecider, ancestry
 from chain_watcher.grandpa import Checkpoint
 from chain_watcher.header import Header
+from chain_watcher.prover import ProofBase, not_ready, prove
 from chain_watcher.reads import BlockState, StateReader, forged, hash_text, state_facts
-from chain_watcher.release import BlockRef, SignatureVerifier, VerifiedRelease, encode_signature, verify_release
+from chain_watcher.release import BlockRef, SignatureVerifier, VerifiedRelease, verify_release
 
 __all__ = ["ChainView", "Watcher", "WatcherConfig"]
 
@@ -37,7 +39,11 @@ LYING: Final = frozenset(
     }
 )
 #: Codes that no other endpoint can help with: the chain itself is not what this program can read.
-CHAIN_WIDE: Final = frozenset({"CHAIN_WITHOUT_PALLET", "LAYOUT_INVALID", "METADATA_UNREADABLE", "ENDPOINT_NO_PROOFS"})
+CHAIN_WIDE: Final = frozenset(
+    {"CHAIN_WITHOUT_PALLET", "LAYOUT_INVALID", "LAYOUT_NOT_PINNED", "METADATA_UNREADABLE", "ENDPOINT_NO_PROOFS"}
+)
+#: What metadata can be at fault for: it is forged where another endpoint's metadata is good.
+BY_METADATA: Final = CHAIN_WIDE - {"ENDPOINT_NO_PROOFS"}
 
 Progress = Callable[[Mapping[str, Any]], None]
 Prefetch = Callable[[VerifiedRelease], None]
@@ -79,19 +85,22 @@ class Watcher:
             random=uniform or random.SystemRandom().random,
             ca_file=config.ca_file,
             want_justifications=config.finality == "proven",
+            claims_need_proof=config.finality != "single",
         )
         self._reader = StateReader(
             unproven_allowed=config.unsafe_unproven_reads,
-            layout_hashes=config.layout_hashes,
+            layout_hashes=config.layout_hashes or (tuple(STANDARD_LAYOUTS) if config.finality == "proven" else ()),
             others=lambda endpoint: [one for one in self.pool.usable() if one is not endpoint],
         )
         self._headers = Headers(config.limits.known_headers_max)
         self._states: dict[bytes, BlockState] = {}
         self._decider = self._make_decider()
         self._last: Header | None = None
+        self._last_at = 0.0
+        self._refused: dict[str, int] = {}
         self._view: ChainView | None = None
         self._state: BlockState | None = None
-        self._justification: bytes | None = None
+        self._proof_base: ProofBase | None = None
         self._owed: FinalBlock | None = None
         self._owed_at = 0.0
         self._say_again = False
@@ -138,6 +147,8 @@ class Watcher:
             event = await self.pool.event(self.config.limits.tick_s)
             before = self.pool.primary
             primary = self.pool.choose()
+            if isinstance(self._decider, ProvenDecider) and self._owed is None:
+                self.pool.accuse_unproven()
             if primary is None:
                 self.problem = ChainWatcherError(
                     code="ENDPOINT_NONE_USABLE",
@@ -215,6 +226,7 @@ class Watcher:
     async def _finalized(self, found: FinalBlock) -> None:
         header, last = found.header, self._last
         self._headers.add(header)
+        self.pool.confirm(header.number)
         if last is not None and header.number <= last.number:
             if header.number == last.number and header.hash != last.hash:
                 why = f"block {header.number} is final as {hash_text(last)}, it says {hash_text(header)}"
@@ -264,6 +276,8 @@ class Watcher:
     async def _read_anywhere(self, found: FinalBlock) -> BlockState | None:
         """Read at a final block: first where it was announced, then wherever else; None when nobody can now."""
         tried = [found.endpoint, *(one for one in self.pool.usable() if one is not found.endpoint)]
+        suspects: list[tuple[Endpoint, ChainWatcherError]] = []
+        agreed: list[BlockState] = []
         for endpoint in tried:
             if not endpoint.usable:
                 continue
@@ -272,11 +286,22 @@ class Watcher:
             except ChainWatcherError as problem:
                 self.counters.read_failures += 1
                 self._blame(endpoint, problem)
-                if problem.code in CHAIN_WIDE:
-                    return None
+                if problem.code in BY_METADATA:
+                    suspects.append((endpoint, problem))
                 continue
+            agreed.append(state)
+            needed = self.config.quorum if self.config.finality == "quorum" and not state.proven else 1
+            if sum(1 for one in agreed if one.values == state.values) < needed:
+                continue
+            for suspect, offence in suspects:
+                self.pool.accuse(suspect, forged("ENDPOINT_METADATA_FORGED", suspect, str(offence)))
             self._watch_storage(endpoint)
             return state
+        if agreed:
+            why = f"block {found.header.number}: {len(agreed)} endpoints answered, {self.config.quorum} must agree"
+            self.problem = ChainWatcherError(
+                code="QUORUM_VALUES_DIFFER", what="unproven values", why=why, kind="transient"
+            )
         return None
 
     def _count_progress(self, found: FinalBlock, line: list[Header]) -> None:
@@ -284,9 +309,10 @@ class Watcher:
         if self._last is None or header.number > self._last.number:
             self.counters.finalized_blocks += 1
             self.counters.runtime_upgrades += sum(1 for one in line if one.runtime_updated)
-        self._last = header
-        if found.justification is not None:
-            self._justification = found.justification
+        self._last, self._last_at = header, self._clock.monotonic()
+        if found.justification is not None and self._state is not None and self.pool.genesis_hash:
+            genesis = bytes.fromhex(self.pool.genesis_hash[2:])
+            self._proof_base = ProofBase(genesis, header, found.justification, self._state.layout)
         final = {one.hash for one in line}
         for block_hash in [key for key, state in self._states.items() if state.header.number <= header.number]:
             state = self._states.pop(block_hash)
@@ -319,6 +345,8 @@ class Watcher:
             endpoint=found.endpoint.url,
             unproven_reads=not state.proven,
         )
+        if refusal is not None:
+            self._refused[refusal.code] = self._refused.get(refusal.code, 0) + 1
         self.counters.views += 1
         self._views.append(self._view)
         self._view_wake.set()
@@ -361,6 +389,8 @@ class Watcher:
         state = await self._reader.read(endpoint, header, self.pool.genesis_hash or "")
         if self._last is None or header.number <= self._last.number:
             return
+        if self.config.finality == "quorum" and not state.proven:
+            return  # one endpoint's unproven word is not enough, early or late
         while len(self._states) >= self.config.limits.known_states_max:
             self._states.pop(next(iter(self._states)))
         self._states[header.hash] = state
@@ -376,6 +406,7 @@ class Watcher:
     def health(self) -> dict[str, Any]:
         """JSON-able facts: mode, heights, endpoints and what they were caught at, counters, unsafe switches."""
         now = self._clock.monotonic()
+        primary = self.pool.primary
         unsafe = ["finality_single"] if self.config.finality == "single" else []
         if self.config.unsafe_unproven_reads:
             unsafe.append("unsafe_unproven_reads")
@@ -385,10 +416,12 @@ class Watcher:
             "genesis_hash": self.pool.genesis_hash,
             "finalized": state_facts(self._state) if self._state else None,
             "last_number": self._last.number if self._last else None,
-            "primary": self.pool.primary.url if self.pool.primary else None,
+            "finalized_age_s": round(now - self._last_at, 3) if self._last else None,
+            "endpoint": primary.url if primary else None,
+            "refused": dict(self._refused),
             "endpoints": [endpoint.facts(now) for endpoint in self.pool.endpoints],
             "lying": [one.url for one in self.pool.endpoints if one.accusations],
-            "layout_pinned": bool(self.config.layout_hashes),
+            "layout_pinned": bool(self.config.layout_hashes) or self.config.finality == "proven",
             "problem": {"code": self.problem.code, "text": str(self.problem)} if self.problem else None,
             "failovers": self.pool.failovers,
             "events_dropped": self.pool.events_dropped,
@@ -398,42 +431,31 @@ class Watcher:
     async def evidence(self, target_id: str, source_id: str, vault_state: Mapping[str, Any]) -> dict[str, Any]:
         """What ``POST /vault/permit`` wants: the last finalized state, with proofs in mode ``proven``.
 
-        ``target_id`` must be the program at that state (RELEASE_* otherwise); ``vault_state`` is ``/vault/status``.
+        ``target_id`` must be the program at that state unless it is empty (evidence that only shows what is listed);
+        ``vault_state`` is ``/vault/status``: its chain part says which authority set the vault knows already.
+        Raises WATCHER_NO_VIEW, EVIDENCE_NOT_READY, RELEASE_*, ENDPOINT_*, RPC_*.
         """
-        state = self._state
+        state, base = self._state, self._proof_base
         if state is None:
-            raise ChainWatcherError(
-                code="WATCHER_NO_VIEW", what="evidence", why="no finalized state was read yet", kind="transient"
-            )
+            why = "no finalized state was read yet"
+            raise ChainWatcherError(code="WATCHER_NO_VIEW", what="evidence", why=why, kind="transient")
         program, refusal = self._judge(state)
-        if program is None:
+        if program is None and target_id:
             raise refusal or ChainWatcherError(code="WATCHER_NO_VIEW", what="evidence", why="no program")
-        if program.enclave_id != target_id:
+        if program is not None and target_id and program.enclave_id != target_id:
             why = f"the program at block {state.header.number} is {program.enclave_id}, not {target_id}"
             raise ChainWatcherError(code="EVIDENCE_NOT_READY", what="evidence", why=why)
-        return self._claim(state, program)
-
-    def _claim(self, state: BlockState, program: VerifiedRelease) -> dict[str, Any]:
-        """Unproven evidence: the agent's word (chain modes ``single`` and ``quorum``)."""
-        return {
-            "mode": self.config.finality,
-            "genesis_hash": self.pool.genesis_hash,
-            "block_number": state.header.number,
-            "block_hash": hash_text(state.header),
-            "timestamp_ms": state.timestamp_ms,
-            "program": {
-                "enclave_id": program.enclave_id,
-                "version": program.version,
-                "origin_url": program.origin_url,
-                "mirror_url": program.mirror_url,
-            },
-            "enclave_ids": [
-                {
-                    "height": one.height,
-                    "enclave_id": one.enclave_id,
-                    "signature": encode_signature(one.signature).decode("ascii"),
-                }
-                for one in state.entries
-                if one.signature
-            ],
-        }
+        if isinstance(self._decider, ProvenDecider):
+            if base is None:
+                raise not_ready("no justified block was read yet")
+            return await prove(
+                self.pool, self._decider, base, vault_state, Checkpoint.from_json(self.config.checkpoint)
+            )
+        return claimed_evidence(
+            mode=self.config.finality,
+            genesis_hash=bytes.fromhex((self.pool.genesis_hash or "")[2:]),
+            block=BlockRef(state.header.number, hash_text(state.header)),
+            timestamp_ms=state.timestamp_ms,
+            release=program,
+            entries=state.entries,
+        )

@@ -1,0 +1,268 @@
+"""Proven finality: authority sets followed, evidence that verifies, and liars who are never believed but named."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import AsyncIterator
+from typing import Any
+
+import pytest
+from nacl.signing import SigningKey
+
+from chain_watcher.errors import ChainWatcherError
+from chain_watcher.evidence import TrustRoot, verify_evidence
+from chain_watcher.grandpa import Checkpoint
+from chain_watcher.layout import standard_layout
+
+from .fake_chain import FakeChain, FakeNode, hash256, until
+from .metadata_maker import make_metadata
+from .watching import ID_1, ID_2, ID_3, Watching, publish, watching
+
+PINNED = standard_layout(fields=4).hash
+
+
+def voters(name: str) -> list[SigningKey]:
+    return [SigningKey(hash256(f"{name} {number}".encode())) for number in range(4)]
+
+
+class ProvenChain(FakeChain):
+    """A chain that votes, with the checkpoint at its genesis."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        genesis = self.main[0]
+        genesis.state[b"genesis"] = b"x"
+        self.start = Checkpoint(0, 0, tuple(self.authorities()))
+
+    def settings(self) -> dict[str, Any]:
+        return {"finality": "proven", "checkpoint": self.start.to_json(), "genesis_hash": self.genesis_hash}
+
+
+@pytest.fixture
+def chain() -> ProvenChain:
+    return ProvenChain()
+
+
+@pytest.fixture
+async def node(chain: ProvenChain) -> AsyncIterator[FakeNode]:
+    async with FakeNode(chain, grandpa=True) as running:
+        yield running
+
+
+@contextlib.asynccontextmanager
+async def proven(chain: ProvenChain, *nodes: FakeNode, **settings: Any) -> AsyncIterator[Watching]:
+    async with watching(*nodes, **{**chain.settings(), **settings}) as watch:
+        yield watch
+
+
+async def test_justified_blocks_give_views(chain: ProvenChain, node: FakeNode) -> None:
+    await chain.advance(publish(chain, ID_1, 1))
+    async with proven(chain, node) as watch:
+        first = await watch.view()
+        assert first.program is not None
+        assert first.finality == "proven"
+        await chain.advance(publish(chain, ID_2, 2, "1.1.0"))
+        second = await watch.view()
+        assert second.program is not None
+        assert second.program.enclave_id == ID_2
+        assert watch.watcher.health()["unsafe"] == []
+
+
+async def test_nothing_is_asked_at_finality_in_proven_mode_either(chain: ProvenChain, node: FakeNode) -> None:
+    await chain.advance()
+    async with proven(chain, node) as watch:
+        await watch.view()
+        chain.grow(publish(chain, ID_1, 2))
+        await chain.announce_best()
+        await until(lambda: watch.speculations)
+        asked = len(node.asked)
+        await chain.finalize()
+        assert (await watch.view()).program is not None
+        assert len(node.asked) == asked
+
+
+async def test_authority_sets_are_followed_live(chain: ProvenChain, node: FakeNode) -> None:
+    seen: list[dict[str, Any]] = []
+    await chain.advance()
+    async with proven(chain, node, on_progress=seen.append) as watch:
+        await watch.view()
+        for number in range(3):
+            chain.hand_over(voters(f"set {number}"))
+            await chain.announce_best()
+            await chain.finalize()
+            await chain.advance()
+            await until(lambda: watch.watcher.health()["last_number"] == chain.finalized)
+        await chain.advance(publish(chain, ID_1, chain.best.number + 1))
+        assert (await watch.view()).program is not None
+        assert watch.watcher.counters.set_changes == 3
+        assert seen[-1]["chain_state"]["checkpoint"]["set_id"] == 3
+    async with proven(chain, node, chain_state=seen[-1]["chain_state"]) as again:
+        assert (await again.view()).program is not None
+        assert again.watcher.counters.set_changes == 0
+
+
+@pytest.mark.parametrize("gap_max", [512, 3])
+async def test_authority_sets_are_followed_while_away(chain: ProvenChain, node: FakeNode, gap_max: int) -> None:
+    from chain_watcher.config import WatchLimits
+
+    for number in range(3):
+        for _ in range(6):
+            chain.grow()
+        chain.hand_over(voters(f"away {number}"))
+    for _ in range(70):
+        chain.grow()
+    await chain.advance(publish(chain, ID_1, 50))
+    chain.justifications[chain.best.number] = chain.justify(chain.best)
+    async with proven(chain, node, limits=WatchLimits(gap_blocks_max=gap_max)) as watch:
+        view = await watch.view()
+        assert view.block_number == chain.best.number
+        assert watch.watcher.counters.set_changes == 3
+
+
+async def test_without_the_grandpa_methods_stored_justifications_serve(chain: ProvenChain) -> None:
+    await chain.advance(publish(chain, ID_1, 1))
+    async with FakeNode(chain, grandpa=False) as node, proven(chain, node) as watch:
+        await until(lambda: node.count("chain_getBlock"))
+        assert watch.waiting == 0
+        block = chain.grow()
+        chain.justifications[block.number] = chain.justify(block)
+        await chain.finalize()
+        assert (await watch.view()).block_number == block.number
+
+
+async def test_evidence_verifies_from_the_vaults_own_checkpoint(chain: ProvenChain, node: FakeNode) -> None:
+    genesis = bytes.fromhex(chain.genesis_hash[2:])
+    key = standard_layout(fields=4).proof_keys[-1]
+    await chain.advance({key: genesis})
+    async with proven(chain, node) as watch:
+        await watch.view()
+        middle = None
+        for number in range(2):
+            chain.hand_over(voters(f"set {number}"))
+            await chain.announce_best()
+            await chain.finalize()
+            await until(lambda: watch.watcher.health()["last_number"] == chain.finalized)
+            middle = middle or Checkpoint(chain.best.number, 1, tuple(chain.authorities()))
+        await chain.advance(publish(chain, ID_1, 4))
+        await watch.view()
+        await until(lambda: watch.watcher.health()["last_number"] == chain.finalized)
+        watch.watcher._decider.hand_overs.clear()  # type: ignore[attr-defined] # as after a restart
+        state = {"chain": {"authorities": None, "checkpoint": chain.start.to_json()}}
+        evidence = await watch.watcher.evidence(ID_1, ID_2, state)
+        found = verify_evidence(evidence, TrustRoot(genesis, chain.start))
+        assert found.program is not None
+        assert found.program.enclave_id == ID_1.encode()
+        assert len(evidence["set_changes"]) == 2
+        assert middle is not None
+        state = {"chain": {"authorities": middle.to_json()}}
+        evidence = await watch.watcher.evidence(ID_1, ID_2, state)
+        assert len(evidence["set_changes"]) == 1
+        assert verify_evidence(evidence, TrustRoot(genesis, middle)).number == chain.finalized
+        future = Checkpoint(99, 7, middle.authorities).to_json()
+        with pytest.raises(ChainWatcherError, match="EVIDENCE_NOT_READY"):
+            await watch.watcher.evidence(ID_1, ID_2, {"chain": {"authorities": future}})
+
+
+# --- liars: the first of two endpoints lies, the second is honest
+
+
+async def believed(chain: ProvenChain, liar: FakeNode, honest: FakeNode, code: str, **settings: Any) -> None:
+    """Only the truth comes out, and the liar is named."""
+    async with proven(chain, liar, honest, speculate=False, layout_hashes=(PINNED,), **settings) as watch:
+        await until(lambda: len(watch.watcher.pool.usable()) == 2)
+        await chain.advance(publish(chain, ID_1, 1))
+        await until(lambda: watch.watcher.health()["last_number"] == chain.finalized)
+        await chain.advance(publish(chain, ID_2, 2))
+        await until(lambda: watch.watcher.health()["last_number"] == chain.finalized)
+        while watch.waiting:
+            view = await watch.view()
+            assert view.program is None or view.program.enclave_id in (ID_1, ID_2)
+        assert view.program is not None
+        assert view.program.enclave_id == ID_2
+        await until(lambda: watch.watcher.health()["lying"])
+        health = watch.watcher.health()
+        assert health["lying"] == [liar.url]
+        assert health["endpoints"][0]["accusations"][0] in code.split()
+
+
+@pytest.fixture
+async def honest(chain: ProvenChain) -> AsyncIterator[FakeNode]:
+    async with FakeNode(chain, grandpa=True) as running:
+        yield running
+
+
+async def test_a_forged_value(chain: ProvenChain, node: FakeNode, honest: FakeNode) -> None:
+    forged = ProvenChain()
+    forged.grow(publish(forged, ID_3, 1))
+    node.overrides["state_getReadProof"] = lambda keys, at: {
+        "at": at,
+        "proof": ["0x" + one.hex() for one in forged.best.trie.proof(bytes.fromhex(key[2:]) for key in keys)],
+    }
+    await believed(chain, node, honest, "ENDPOINT_PROOF_FORGED")
+
+
+async def test_a_forged_header(chain: ProvenChain, node: FakeNode, honest: FakeNode) -> None:
+    forged = ProvenChain()
+    forged.grow(publish(forged, ID_3, 1))
+    node.overrides["chain_getHeader"] = lambda at=None: forged.best.json
+    node.muted.add("chain_subscribeFinalizedHeads")  # so that headers have to be asked for
+    honest.muted.add("chain_subscribeFinalizedHeads")
+    await believed(chain, node, honest, "ENDPOINT_HEADER_FORGED")
+
+
+async def test_a_justification_by_too_few(chain: ProvenChain, node: FakeNode, honest: FakeNode) -> None:
+    fork = chain.main[0]
+    for _ in range(3):
+        fork = chain.child(fork, publish(chain, ID_3, 1), salt=5)
+
+    async def announce(_block: object) -> None:
+        proof = chain.justify(fork, voters=chain.voters[:2])
+        await node.notify("grandpa_subscribeJustifications", "0x" + proof.hex())
+
+    node.announce_finalized = announce  # type: ignore[method-assign]
+    await believed(chain, node, honest, "ENDPOINT_JUSTIFICATION_FORGED ENDPOINT_FORKED_FINALITY")
+
+
+async def test_a_justification_by_another_set(chain: ProvenChain, node: FakeNode, honest: FakeNode) -> None:
+    async def announce(block: Any) -> None:
+        proof = chain.justify(block, voters=voters("others"))
+        await node.notify("grandpa_subscribeJustifications", "0x" + proof.hex())
+
+    node.announce_finalized = announce  # type: ignore[method-assign]
+    await believed(chain, node, honest, "ENDPOINT_JUSTIFICATION_FORGED")
+
+
+async def test_forged_metadata(chain: ProvenChain, node: FakeNode, honest: FakeNode) -> None:
+    fields = ("mirror_url", "origin_url", "enclave_id", "version")
+    node.overrides["state_getMetadata"] = lambda at=None: "0x" + make_metadata(fields=fields).hex()
+    await believed(chain, node, honest, "ENDPOINT_METADATA_FORGED")
+
+
+async def test_old_state_and_withheld_changes_cost_nothing(
+    chain: ProvenChain, node: FakeNode, honest: FakeNode
+) -> None:
+    await chain.advance(publish(chain, ID_1, 1))
+    async with proven(chain, node, honest) as watch:
+        await watch.view()
+        node.muted |= {"grandpa_subscribeJustifications", "chain_subscribeFinalizedHeads", "chain_subscribeNewHeads"}
+        await chain.advance(publish(chain, ID_2, 2))
+        view = await watch.view()
+        assert view.program is not None
+        assert (view.program.enclave_id, view.endpoint) == (ID_2, honest.url)
+        assert watch.watcher.health()["endpoints"][0]["behind"] == 1
+
+
+async def test_a_future_height_is_never_believed(chain: ProvenChain, node: FakeNode, honest: FakeNode) -> None:
+    await chain.advance(publish(chain, ID_1, 1))
+    async with proven(chain, node, honest) as watch:
+        await watch.view()
+        future = ProvenChain()
+        for _ in range(40):
+            future.grow(publish(future, ID_3, 1))
+        await node.notify("chain_subscribeFinalizedHeads", future.best.json)
+        await chain.advance()
+        await until(lambda: watch.watcher.health()["last_number"] == 2)
+        assert watch.waiting == 0
+        watch.watcher.pool.endpoints[0].unproven_since = -1000.0
+        await until(lambda: watch.watcher.health()["lying"])
+        assert watch.watcher.health()["endpoints"][0]["accusations"] == ["ENDPOINT_UNPROVEN_HEIGHT"]
