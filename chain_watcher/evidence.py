@@ -46,7 +46,6 @@ STANDARD_LAYOUTS: Final = frozenset(standard_layout(fields=count).hash for count
 
 _MEMBERS: Final = frozenset({"mode", "genesis_hash", "set_changes", "header", "justification", "proof", "layout"})
 _CHANGE_MEMBERS: Final = frozenset({"headers", "justification"})
-_HEX_DIGITS: Final = frozenset("0123456789abcdef")
 
 
 @dataclass(frozen=True, slots=True)
@@ -244,9 +243,10 @@ class _Decoder:
         self._left -= len(value) // 2
         if self._left < 0:
             raise refuse("EVIDENCE_TOO_LARGE", "evidence", f"over {EVIDENCE_BYTES_MAX} bytes")
-        if not value.startswith("0x") or len(value) % 2 or not _HEX_DIGITS.issuperset(value[2:]):
+        data = _from_hex(value.removeprefix("0x")) if value.startswith("0x") else None
+        if data is None:
             raise _invalid(f"{what} is not 0x and lower-case hex")
-        return bytes.fromhex(value[2:])
+        return data
 
     def header(self, value: object, what: str) -> Header:
         return Header.decode(self.blob(value, what))
@@ -260,10 +260,19 @@ class _Decoder:
 
 def genesis_from_text(text: str) -> bytes:
     """Return a genesis hash given as 64 hex characters with or without 0x (EVIDENCE_INVALID otherwise)."""
-    digits = text.removeprefix("0x")
-    if len(digits) != 2 * HASH_BYTES or not _HEX_DIGITS.issuperset(digits):
+    genesis = _from_hex(text.removeprefix("0x"))
+    if genesis is None or len(genesis) != HASH_BYTES:
         raise _invalid("a genesis hash is 32 bytes of lower-case hex")
-    return bytes.fromhex(digits)
+    return genesis
+
+
+def _from_hex(digits: str) -> bytes | None:
+    """Decode lower-case hex and nothing else (``fromhex`` would skip spaces and take capitals); None otherwise."""
+    try:
+        data = bytes.fromhex(digits)
+    except ValueError:
+        return None
+    return data if data.hex() == digits else None
 
 
 def _to_hex(data: bytes) -> str:

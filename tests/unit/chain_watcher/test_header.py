@@ -109,12 +109,13 @@ def test_json_numbers(number, expected):
         {"digest": []},
         as_json(digest={}),
         as_json(digest={"logs": "0x"}),
-        as_json(digest={"logs": ["0x08"] * 65}),
+        as_json(digest={"logs": ["0x08"] * 1025}),
         as_json(digest={"logs": [8]}),
         as_json(digest={"logs": ["08"]}),
         as_json(digest={"logs": ["0x8"]}),
         as_json(digest={"logs": ["0x0g"]}),
         as_json(digest={"logs": ["0x0 8 "]}),
+        as_json(digest={"logs": ["0x0600 00"]}),
         as_json(parentHash=None),
         as_json(parentHash="0x" + "11" * 31),
         as_json(stateRoot="0x" + "11" * 33),
@@ -153,7 +154,7 @@ def test_scale_form_is_strict():
     assert code_of(lambda: Header.decode(encoded + b"\0")) == "SCALE_TRAILING_BYTES"
     assert code_of(lambda: Header.decode(encoded[:-1])) == "SCALE_TRUNCATED"
     assert code_of(lambda: Header.decode(bytes((1 << 20) + 1))) == "SCALE_TOO_LARGE"
-    assert code_of(lambda: Header.decode(encoded[:-1] + b"\x01\x02")) == "SCALE_TOO_LARGE"  # 128 digest items
+    assert code_of(lambda: Header.decode(encoded[:-1] + b"\x05\x10")) == "SCALE_TOO_LARGE"  # 1025 digest items
     padded = encoded[:32] + b"\x15\x00" + encoded[33:]
     assert code_of(lambda: Header.decode(padded)) == "SCALE_COMPACT_NOT_CANONICAL"
     over = encoded[:32] + bytes.fromhex("070000000001") + encoded[33:]

@@ -84,8 +84,11 @@ def test_polkadot_genesis_one_flipped_bit_never_yields_a_value(polkadot):
 
 
 def test_roots_known_from_substrate():
-    """Roots of sp-trie and smoldot tests (trie specification): the empty trie, and one and two keys."""
+    """Roots that sp-trie and smoldot test themselves with: the empty trie, one key, two keys."""
     assert EMPTY_ROOT == makers.EMPTY_ROOT == Trie({}).root
+    one = Trie({b"abcd": b"hello world"})
+    assert one.root.hex() == "7ab18659d3b2789ef2400d107104c7d4fb93d06d9ab6a8b641a5de7c3fecc851"
+    assert read(one.root, one.items, b"abcd") == b"hello world"
     state = {b"\xaa": b"\xbb"}
     assert Trie(state).root == hash256(bytes([0x42, 0xAA, 4, 0xBB]))
     state = {bytes([0x48, 0x19]): b"\xfe", bytes([0x13, 0x14]): b"\xff"}
