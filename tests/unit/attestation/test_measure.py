@@ -1,0 +1,163 @@
+import hashlib
+import random
+import struct
+from pathlib import Path
+
+import pytest
+
+from attestation.errors import AttestationError
+from attestation.measure import (
+    BATCH,
+    EXECUTE,
+    PAGE,
+    READ,
+    REG,
+    SIZE_MAX,
+    TCS,
+    WRITE,
+    Measurement,
+    image_enclave_size,
+    measure_image,
+    measure_sgxs,
+)
+from tests.unit.attestation.test_sigstruct import ENARX, FORTANIX
+
+
+def plain_mrenclave(size: int, pages: list[tuple[int, int, bytes]]) -> bytes:
+    """MRENCLAVE by the book, record by record."""
+    log = struct.pack("<8sIQ44x", b"ECREATE", 1, size)
+    for offset, flags, page in pages:
+        log += struct.pack("<8sQQ40x", b"EADD", offset, flags)
+        for at in range(0, PAGE, 256):
+            log += struct.pack("<8sQ48x", b"EEXTEND", offset + at) + page[at : at + 256]
+    return hashlib.sha256(log).digest()
+
+
+def plain_image(image: bytes, size: int) -> bytes:
+    padded = image + bytes(-len(image) % PAGE)
+    tcs = bytes(32) + struct.pack("<Q", len(image)) + bytes(PAGE - 40)
+    pages = [(0, TCS, tcs)]
+    pages += [(PAGE + at, REG | READ | EXECUTE, padded[at : at + PAGE]) for at in range(0, len(padded), PAGE)]
+    return plain_mrenclave(size, pages)
+
+
+def refused(call) -> str:
+    with pytest.raises(AttestationError) as caught:
+        call()
+    assert caught.value.code == "MEASURE_LAYOUT_INVALID"
+    return caught.value.why
+
+
+def test_enarxs_image_measures_as_enarx_says(vectors: Path) -> None:
+    image = (vectors / "enarx" / "encl.bin").read_bytes()
+    measurement = Measurement(32768)
+    measurement.add_pages(0, TCS, image[:PAGE])
+    measurement.add_pages(PAGE, REG | READ | WRITE | EXECUTE, image[PAGE:])
+    assert measurement.digest().hex() == ENARX
+
+
+@pytest.mark.parametrize("piece", [1 << 20, 1000, 64, 1])
+def test_fortanixs_stream_measures_as_fortanix_says(piece: int, vectors: Path) -> None:
+    stream = (vectors / "fortanix" / "sgx_detect.test_enclave.sgxs").read_bytes()
+    assert measure_sgxs(stream[at : at + piece] for at in range(0, len(stream), piece)).hex() == FORTANIX
+
+
+@pytest.mark.parametrize("length", [1, PAGE - 1, PAGE, PAGE + 1, BATCH, BATCH + 5, 3 * BATCH - PAGE, 5 * BATCH + 77])
+def test_batches_give_the_measurement_of_the_book(length: int) -> None:
+    image = random.Random(length).randbytes(length)
+    expected = plain_image(image, image_enclave_size(length))
+    assert measure_image([image], length) == expected
+    assert measure_image((image[at : at + 5000] for at in range(0, length, 5000)), length) == expected
+    assert measure_image([b"", image, b""], length) == expected
+
+
+def test_offsets_carry_into_bit_24_and_beyond_bit_32() -> None:
+    data = random.Random(1).randbytes(2 * BATCH)
+    for start in ((1 << 24) - BATCH - PAGE, (1 << 24) - BATCH, (1 << 24) - PAGE, (1 << 32) - PAGE, 1 << 33):
+        measurement = Measurement(SIZE_MAX)
+        measurement.add_pages(start, REG | READ, data)
+        pages = [(start + at, REG | READ, data[at : at + PAGE]) for at in range(0, len(data), PAGE)]
+        assert measurement.digest() == plain_mrenclave(SIZE_MAX, pages)
+
+
+def test_a_callers_buffer_is_measured_in_place_and_may_be_filled_again() -> None:
+    image = random.Random(2).randbytes(3 * BATCH)
+    buffer = bytearray(BATCH)
+
+    def pieces():
+        for at in range(0, len(image), BATCH):
+            buffer[:] = image[at : at + BATCH]
+            yield memoryview(buffer)
+
+    assert measure_image(pieces(), len(image), buffer) == measure_image([image], len(image))
+    assert "buffer" in refused(lambda: measure_image([image], len(image), bytearray(BATCH - 1)))
+
+
+def test_trailing_zeros_are_measured_too() -> None:
+    assert measure_image([b"abc"], 3) != measure_image([b"abc\0"], 4)
+
+
+@pytest.mark.parametrize(("length", "size"), [(1, 8192), (PAGE, 8192), (PAGE + 1, 16384), (7 * PAGE, 32768)])
+def test_the_enclave_is_a_power_of_two(length: int, size: int) -> None:
+    assert image_enclave_size(length) == size
+
+
+def test_an_image_has_the_announced_size() -> None:
+    assert "more" in refused(lambda: measure_image([b"abc", b"d"], 3))
+    assert "fewer" in refused(lambda: measure_image([b"ab"], 3))
+    refused(lambda: measure_image([], 0))
+
+
+@pytest.mark.parametrize("size", [0, PAGE, 3 * PAGE, SIZE_MAX * 2, -8192])
+def test_an_enclave_size_must_be_possible(size: int) -> None:
+    refused(lambda: Measurement(size))
+
+
+def test_pages_must_fit_and_be_whole() -> None:
+    measurement = Measurement(8192)
+    for offset, data in ((1, bytes(PAGE)), (0, bytes(PAGE - 1)), (PAGE, bytes(2 * PAGE)), (-PAGE, bytes(PAGE))):
+        refused(lambda offset=offset, data=data: measurement.add_pages(offset, REG, data))
+    refused(lambda: measurement.add_pages(0, 1 << 16, bytes(PAGE)))
+    refused(lambda: Measurement(8192, 0))
+    refused(lambda: Measurement(8192, 3))
+
+
+def record(tag: bytes, *numbers: int, tail: bytes = b"") -> bytes:
+    return (tag + b"".join(number.to_bytes(8, "little") for number in numbers)).ljust(64, b"\0") + tail
+
+
+HEAD = struct.pack("<8sIQ44x", b"ECREATE", 1, 8192)
+EADD, EEXTEND, UNMEASURED = b"EADD\0\0\0\0", b"EEXTEND\0", b"UNMEASRD"
+
+
+def test_unmeasured_chunks_are_loaded_and_not_hashed() -> None:
+    page = HEAD + record(EADD, 0, REG | READ) + record(EEXTEND, 0, tail=b"\1" * 256)
+    assert measure_sgxs([page, record(UNMEASURED, 256, tail=b"\2" * 256)]) == measure_sgxs([page])
+    assert measure_sgxs([page]) == hashlib.sha256(page).digest()
+
+
+@pytest.mark.parametrize(
+    "stream",
+    [
+        b"",
+        HEAD[:-1],
+        record(b"ECREATE\1", 1),
+        HEAD[:-1] + b"\1",
+        struct.pack("<8sIQ44x", b"ECREATE", 1, 8191),
+        HEAD + record(EADD, 1, REG),
+        HEAD + record(EADD, 8192, REG),
+        HEAD + record(EADD, 0, REG) * 2,
+        HEAD + record(EADD, 0, 1 << 16),
+        HEAD + record(EADD, 0, REG, 1),
+        HEAD + record(EEXTEND, 0, tail=bytes(256)),
+        HEAD + record(EADD, 0, REG) + record(EEXTEND, 4096, tail=bytes(256)),
+        HEAD + record(EADD, 0, REG) + record(EEXTEND, 1, tail=bytes(256)),
+        HEAD + record(EADD, 0, REG) + record(EEXTEND, 0, 1, tail=bytes(256)),
+        HEAD + record(EADD, 0, REG) + record(EEXTEND, 0, tail=bytes(255)),
+        HEAD + record(b"EREMOVE\0", 0),
+        HEAD + HEAD,
+        HEAD + b"\0",
+    ],
+)
+def test_a_stream_that_is_no_enclave_is_refused(stream: bytes) -> None:
+    refused(lambda: measure_sgxs([stream]))
