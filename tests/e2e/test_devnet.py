@@ -6,14 +6,16 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import AsyncIterator
+from collections.abc import Iterator
 from pathlib import Path
 
+import aiohttp
 import pytest
 from substrateinterface import SubstrateInterface
 
 from devnet.chain import WASM_FILES, DevChain, RpcError, rpc_call
 from devnet.extrinsics import Root
+from devnet.lying_proxy import ForgedHeader, ForgedValue, LyingProxy
 from devnet.tools import DevnetError
 
 pytestmark = pytest.mark.e2e
@@ -22,10 +24,11 @@ ROOT = Path(__file__).resolve().parent.parent.parent
 ENCLAVE_ID = "ab" * 32
 
 
-@pytest.fixture
-async def chain() -> AsyncIterator[DevChain]:
-    async with DevChain(block_time_ms=500) as chain:
-        yield chain
+@pytest.fixture(scope="module")
+def chain() -> Iterator[DevChain]:
+    chain = DevChain(block_time_ms=500).start_now()
+    yield chain
+    chain.stop_now()
 
 
 def stored(chain: DevChain, item: str) -> object:
@@ -56,7 +59,12 @@ async def test_only_root_may_call(chain: DevChain) -> None:
         await bob.later(bob.set_enclave_id, ENCLAVE_ID, "bsignature")
 
 
-async def test_a_live_runtime_upgrade_moves_the_pallet_and_migrates_the_program(chain: DevChain) -> None:
+async def test_a_live_runtime_upgrade_moves_the_pallet_and_migrates_the_program() -> None:
+    async with DevChain(block_time_ms=500) as chain:
+        await upgrade_runtime(chain)
+
+
+async def upgrade_runtime(chain: DevChain) -> None:
     root = Root(chain.ws_url)
     await root.later(root.set_dc_program, "o", "m", ENCLAVE_ID, "1.0.0")
     await root.later(root.set_code, WASM_FILES["moved"])
@@ -116,3 +124,32 @@ def test_up_ends_with_its_chain(number: signal.Signals, tmp_path: Path) -> None:
         pytest.fail("the chain outlived the command that started it")
     if number != signal.SIGKILL:
         assert list(tmp_path.iterdir()) == []
+
+
+async def test_a_proxy_lies_about_the_chain_and_can_be_cut(chain: DevChain) -> None:
+    key = "0x3a636f6465"
+    async with LyingProxy(chain.ws_url) as proxy, aiohttp.ClientSession() as session:
+        async with session.ws_connect(proxy.ws_url) as socket:
+
+            async def ask(method: str, *params: object) -> object:
+                await socket.send_json({"jsonrpc": "2.0", "id": 1, "method": method, "params": params})
+                return (await socket.receive_json(timeout=20))["result"]
+
+            genesis = await ask("chain_getBlockHash", 0)
+            assert genesis == chain.genesis_hash
+            proxy.tell(ForgedValue(key, "0x0666"), ForgedHeader({"stateRoot": "0x66"}))
+            assert await ask("state_getStorage", key) == "0x0666"
+            header = await ask("chain_getHeader")
+            assert isinstance(header, dict)
+            assert header["stateRoot"] == "0x66"
+            proxy.truth()
+            code = await ask("state_getStorage", key)
+            assert code == "0x" + WASM_FILES["base"].read_bytes().hex()
+            await proxy.cut()
+            assert (await socket.receive(timeout=20)).type in (aiohttp.WSMsgType.CLOSE, aiohttp.WSMsgType.CLOSED)
+        with pytest.raises(aiohttp.WSServerHandshakeError):
+            await session.ws_connect(proxy.ws_url)
+        proxy.join()
+        async with session.ws_connect(proxy.ws_url) as socket:
+            await socket.send_json({"jsonrpc": "2.0", "id": 1, "method": "system_chain", "params": []})
+            assert (await socket.receive_json(timeout=20))["result"] == "DCNode devnet"
