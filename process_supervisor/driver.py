@@ -1,5 +1,6 @@
 """The one protocol behind which nodes run, as processes or as containers, and the records that find them again."""
 
+import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -16,8 +17,11 @@ class LaunchSpec:
     """What to start. `name` is unique per node among those of one driver ([a-z0-9._-]) and finds it after a crash.
 
     `argv` is the whole command, `env` the whole environment (nothing is inherited), `cwd` its working folder,
-    `log_path` the file that gets its output. `image`, `mounts` (host path to container path, read-only unless named in
-    `writable`) and `ports` (TCP, published on 127.0.0.1) matter to the container driver only.
+    `log_path` the file that gets its output.
+
+    The rest matters to the container driver only: `image` by id (`sha256:<hex>`) or reference, `user` as `uid[:gid]`
+    (the image's own if empty), `mounts` from a host path or a volume's name to the container's path, read-only unless
+    the source is in `writable`. With an empty `argv` the image's own command runs. The engine keeps the log there.
     """
 
     name: str
@@ -28,7 +32,14 @@ class LaunchSpec:
     image: str | None = None
     mounts: Mapping[str, str] = field(default_factory=dict)
     writable: frozenset[str] = frozenset()
-    ports: tuple[int, ...] = ()
+    user: str = ""
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 (hex) over everything that makes a running node this one and not another."""
+        mounts = [sorted(self.mounts.items()), sorted(self.writable)]
+        parts = [self.argv, sorted(self.env.items()), str(self.cwd), self.image, self.user, mounts]
+        return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,8 +8,6 @@ anything; one that dies after it finds the record.
 
 import asyncio
 import contextlib
-import hashlib
-import json
 import os
 import shutil
 import signal
@@ -77,10 +75,6 @@ def tail_log(path: Path, lines: int) -> list[str]:
     except FileNotFoundError:
         return []
     return text.splitlines()[-lines:] if lines > 0 else []
-
-
-def _digest(spec: LaunchSpec) -> str:
-    return hashlib.sha256(json.dumps([spec.argv, sorted(spec.env.items()), str(spec.cwd)]).encode()).hexdigest()
 
 
 def _reap(pidfd: int) -> tuple[int | None, int | None]:
@@ -162,7 +156,7 @@ class ProcessDriver:
         if before is not None:
             handle = await self.adopt(before)
             if handle is not None and handle.exit_status() is None:
-                if before.command_digest == _digest(spec):
+                if before.command_digest == spec.digest:
                     return before
                 raise ProcessSupervisorError(
                     code="NODE_ALREADY_RUNNING",
@@ -228,7 +222,7 @@ class ProcessDriver:
             kind="process",
             name=spec.name,
             started_unix_s=self._wall_clock(),
-            command_digest=_digest(spec),
+            command_digest=spec.digest,
             pid=pid,
             start_time_ticks=facts.start_time_ticks,
             boot_id=boot_id(),

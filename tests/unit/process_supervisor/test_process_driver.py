@@ -151,8 +151,8 @@ async def test_another_agent_finds_and_stops_the_node(driver: ProcessDriver, spe
     assert adopted is not None
     assert adopted is not handle
     waiting = asyncio.create_task(adopted.wait())
-    assert await driver.stop(handle, 20) == ExitStatus(code=3)
-    assert await waiting == ExitStatus()
+    # Both are of one process here, and only one of them can learn how its child ended.
+    assert {await driver.stop(handle, 20), await waiting} == {ExitStatus(code=3), ExitStatus()}
     assert await other.adopt(record) is None
     await other.close()
 

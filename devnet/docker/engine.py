@@ -1,0 +1,261 @@
+"""A Docker engine for one trial: `with PrivateEngine() as engine: ... engine.url ...`, stopped again at the end.
+
+It has its own data root, exec root, socket and pid file, and leaves the machine's network alone: no bridge, no
+iptables; containers and builds use the host's network. Needs root, and Debian's `docker.io` and `debootstrap`.
+"""
+
+import contextlib
+import fcntl
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from devnet.tools import DevnetError, cache_dir, digest_of, install_once, run_tool
+
+SUITE = "bookworm"
+BASE_PACKAGES = ("ca-certificates", "python3", "python3-venv")
+BASE_IMAGE = f"dcupgrade-base:{SUITE}"
+CA_BUNDLE = Path("/etc/ssl/certs/ca-certificates.crt")
+START_TIMEOUT_S = 60.0
+STOP_TIMEOUT_S = 30.0
+
+
+def missing_tools() -> list[str]:
+    """What this machine lacks for a private engine, in words; [] if nothing."""
+    lacks = [] if os.geteuid() == 0 else ["root (dockerd makes namespaces and mounts)"]
+    packages = {"dockerd": "docker.io", "debootstrap": "debootstrap"}
+    return lacks + [f"{tool} (apt-get install {package})" for tool, package in packages.items() if _tool(tool) is None]
+
+
+def _tool(name: str) -> str | None:
+    return shutil.which(name, path=f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin")
+
+
+def base_archive() -> Path:
+    """A tar of a minimal Debian with Python, made by debootstrap on first use (about a minute) and then cached.
+
+    It trusts the certificate authorities that this machine trusts, so that builds reach the package registries.
+    """
+
+    def build(part: Path) -> None:
+        rootfs = part / "rootfs"
+        include = f"--include={','.join(BASE_PACKAGES)}"
+        argv = [_tool("debootstrap") or "debootstrap", "--variant=minbase", include, SUITE, str(rootfs)]
+        run_tool(argv, what="making the base image with debootstrap")
+        for path in ("var/cache/apt/archives", "var/lib/apt/lists", "usr/share/doc", "usr/share/man"):
+            shutil.rmtree(rootfs / path, ignore_errors=True)
+            (rootfs / path).mkdir(parents=True)
+        if CA_BUNDLE.is_file():
+            shutil.copy(CA_BUNDLE, rootfs / CA_BUNDLE.relative_to("/"))
+        argv = ["tar", "--numeric-owner", "-C", str(rootfs), "-cf", str(part / "base.tar"), "."]
+        run_tool(argv, what="packing the base image")
+        shutil.rmtree(rootfs)
+
+    bundle = [CA_BUNDLE] if CA_BUNDLE.is_file() else []
+    return install_once(f"base-{SUITE}-{digest_of(bundle, ','.join(BASE_PACKAGES))}", build) / "base.tar"
+
+
+class PrivateEngine:
+    """A dockerd of our own. `keep_data`: images and build layers stay in the cache for the next run (one at a time)."""
+
+    def __init__(self, *, keep_data: bool = False) -> None:
+        self._keep_data = keep_data
+        self._folder: Path | None = None
+        self._lock: int | None = None
+        self._process: subprocess.Popen[bytes] | None = None
+
+    @property
+    def folder(self) -> Path:
+        """Socket, pid file and log; removed at the end. Raises DevnetError before the start."""
+        if self._folder is None:
+            raise DevnetError("the Docker engine is not running")
+        return self._folder
+
+    @property
+    def socket(self) -> Path:
+        """The API's socket; only root reaches it."""
+        return self.folder / "docker.sock"
+
+    @property
+    def url(self) -> str:
+        """The API's address, as aiodocker and DOCKER_HOST take it."""
+        return f"unix://{self.socket}"
+
+    @property
+    def pid(self) -> int:
+        """The daemon's process. Raises DevnetError when it is not running."""
+        if self._process is None:
+            raise DevnetError("the Docker engine is not running")
+        return self._process.pid
+
+    def __enter__(self) -> Self:
+        lacks = missing_tools()
+        if lacks:
+            raise DevnetError(f"containers need {'; '.join(lacks)}")
+        try:
+            self._take_data_root()
+            self.start()
+        except BaseException:
+            self.close()
+            raise
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _take_data_root(self) -> None:
+        # A socket's path has 107 characters at most, so it does not go into the test's own deep folder.
+        self._folder = Path(tempfile.mkdtemp(prefix="dcu-docker-"))
+        if self._keep_data:
+            self._lock = os.open(cache_dir() / "docker.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            fcntl.flock(self._lock, fcntl.LOCK_EX)
+
+    @property
+    def _data_root(self) -> Path:
+        return cache_dir() / "docker" if self._keep_data else self.folder / "data"
+
+    def start(self) -> None:
+        """Start the daemon and wait until it answers; also after `stop`, with the same data."""
+        argv = [
+            *(_tool("dockerd") or "dockerd", "--data-root", str(self._data_root)),
+            *("--exec-root", str(self.folder / "exec"), "--pidfile", str(self.folder / "docker.pid")),
+            *("--host", self.url, "--bridge", "none", "--iptables=false", "--ip6tables=false", "--ip-forward=false"),
+            *("--config-file", str(self._empty_config()), "--log-level", "warn"),
+        ]
+        for name in ("containerd.pid", "containerd.sock", "containerd.sock.ttrpc", "containerd-debug.sock"):
+            (self.folder / "exec" / "containerd" / name).unlink(missing_ok=True)
+        with open(self.folder / "dockerd.log", "ab") as log:
+            self._process = subprocess.Popen(
+                argv, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True, cwd=self.folder
+            )
+        deadline = time.monotonic() + START_TIMEOUT_S
+        while not self._answers():
+            if self._process.poll() is not None or time.monotonic() > deadline:
+                raise DevnetError(f"dockerd did not start; its log ends with:\n{self.log_tail()}")
+            time.sleep(0.05)
+
+    def _empty_config(self) -> Path:
+        # The machine's own /etc/docker/daemon.json is for its own daemon.
+        path = self.folder / "daemon.json"
+        path.write_text("{}")
+        return path
+
+    def _answers(self) -> bool:
+        import socket
+
+        with socket.socket(socket.AF_UNIX) as client:
+            client.settimeout(5)
+            try:
+                client.connect(str(self.socket))
+                client.sendall(b"GET /_ping HTTP/1.0\r\n\r\n")
+                return b" 200 " in client.recv(100)
+            except OSError:
+                return False
+
+    def log_tail(self) -> str:
+        """The last lines of the daemon's log."""
+        path = self.folder / "dockerd.log"
+        return "\n".join(path.read_text(errors="replace").splitlines()[-15:]) if path.exists() else ""
+
+    def docker(self, *arguments: str, what: str = "") -> str:
+        """Run the docker client on this engine; returns its output. Raises DevnetError."""
+        argv = [_tool("docker") or "docker", *arguments]
+        return run_tool(argv, what=what or f"docker {arguments[0]}", env=self.environment())
+
+    def environment(self) -> dict[str, str]:
+        """This process's environment with DOCKER_HOST set to this engine, contexts and BuildKit left out."""
+        env = {name: value for name, value in os.environ.items() if name not in ("DOCKER_CONTEXT", "DOCKER_TLS_VERIFY")}
+        return env | {"DOCKER_HOST": self.url, "DOCKER_BUILDKIT": "0", "COMPOSE_DOCKER_CLI_BUILD": "0"}
+
+    def import_base(self) -> str:
+        """Make sure that the base image is there; returns its name."""
+        if not self.docker("images", "--quiet", BASE_IMAGE).strip():
+            self.docker("import", str(base_archive()), BASE_IMAGE, what="importing the base image")
+        return BASE_IMAGE
+
+    def remove_containers(self) -> None:
+        """Remove every container of this engine, running or not."""
+        found = self.docker("ps", "--all", "--quiet").split()
+        if found:
+            self.docker("rm", "--force", "--volumes", *found)
+
+    def stop(self, number: int = signal.SIGTERM) -> None:
+        """Stop the daemon; its containers stop too (it has no live restore). Safe to call twice."""
+        process, self._process = self._process, None
+        if process is None:
+            return
+        process.send_signal(number)
+        try:
+            process.wait(STOP_TIMEOUT_S)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+
+    def close(self) -> None:
+        """Stop everything and remove what is not kept."""
+        try:
+            if self._process is not None and self._process.poll() is None:
+                with contextlib.suppress(DevnetError):
+                    self.remove_containers()
+            self.stop()
+        finally:
+            if self._folder is not None:
+                self._end_leftovers()
+                for mount in sorted(_mounts_below(self._folder), reverse=True):
+                    subprocess.run([_tool("umount") or "umount", "--lazy", mount], check=False, capture_output=True)
+                shutil.rmtree(self._folder, ignore_errors=True)
+                self._folder = None
+            if self._lock is not None:
+                os.close(self._lock)
+                self._lock = None
+
+    def _end_leftovers(self) -> None:
+        """A daemon that was killed leaves its containerd and its containers' shims: end those that name this folder."""
+        for _ in range(100):
+            left = list(_processes_naming(str(self.folder)))
+            if not left:
+                return
+            for pid in left:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+            time.sleep(0.05)
+        raise DevnetError(f"processes of the Docker engine do not end: {left}")
+
+
+def _processes_naming(text: str) -> Iterator[int]:
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit() and int(entry.name) != os.getpid():
+            with contextlib.suppress(OSError):
+                if text.encode() in (entry / "cmdline").read_bytes() and not _is_ancestor(int(entry.name)):
+                    yield int(entry.name)
+
+
+def _is_ancestor(pid: int) -> bool:
+    current = os.getpid()
+    while current > 1:
+        current = int(Path(f"/proc/{current}/stat").read_text().rpartition(")")[2].split()[1])
+        if current == pid:
+            return True
+    return False
+
+
+def _mounts_below(folder: Path) -> Iterator[str]:
+    for line in Path("/proc/self/mounts").read_text().splitlines():
+        mount = line.split()[1]
+        if mount.startswith(f"{folder}/"):
+            yield mount
+
+
+if __name__ == "__main__":
+    with PrivateEngine() as trial:
+        sys.stdout.write(f"{trial.import_base()} on {trial.url}\n{trial.docker('images')}")

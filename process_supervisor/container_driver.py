@@ -1,0 +1,450 @@
+"""Runs nodes as containers over the Docker Engine API (https://docs.docker.com/reference/api/engine/), by aiodocker.
+
+A node's containers carry the label `dcupgrade.node=<name>` and a name made from the spec, so that creating one twice
+finds the first. Stopped containers stay until `remove`: a revert starts the former one again. A container that somebody
+else made and that carries the label (or the name) is adopted, stopped and started again like ours.
+"""
+
+import asyncio
+import contextlib
+import signal
+from collections.abc import AsyncIterator, Iterator, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+import aiodocker
+import aiohttp
+
+from process_supervisor.driver import ExitStatus, LaunchSpec, NodeHandle, NodeRecord
+from process_supervisor.errors import ProcessSupervisorError
+from process_supervisor.limits import MIB
+from process_supervisor.process_driver import KILL_S_MAX, LogPolicy
+
+LABEL_NODE = "dcupgrade.node"
+LABEL_COMMAND = "dcupgrade.command"
+NAME_PREFIX = "dcupgrade-"
+CONNECT_S_MAX = 10.0
+REQUEST_S_MAX = 60.0
+RETRY_S = 0.5
+TMP_BYTES = 64 * MIB
+PIDS_MAX = 1024
+
+
+def open_engine(url: str) -> aiodocker.Docker:
+    """A client of the engine at `unix:///path` or `tcp://host:port`; the caller closes it."""
+    timeout = aiohttp.ClientTimeout(total=REQUEST_S_MAX, sock_connect=CONNECT_S_MAX)
+    return aiodocker.Docker(url=url, timeout=timeout)
+
+
+@contextlib.contextmanager
+def engine_errors(what: str) -> Iterator[None]:
+    """Turn the client's errors into CONTAINER_ENGINE_*; a 404 passes as CONTAINER_ENGINE_ERROR with its text."""
+    try:
+        yield
+    except aiodocker.DockerError as error:
+        # aiodocker uses 900 where there was no answer at all.
+        if error.status == 900:
+            raise _unreachable(what, error.message) from error
+        raise ProcessSupervisorError(
+            code="CONTAINER_ENGINE_ERROR",
+            what=what,
+            why=f"the engine answered {error.status}: {error.message}",
+            action="Look at the engine's log",
+        ) from error
+    except (aiohttp.ClientError, TimeoutError, OSError) as error:
+        raise _unreachable(what, str(error) or type(error).__name__) from error
+
+
+def _unreachable(what: str, why: str) -> ProcessSupervisorError:
+    return ProcessSupervisorError(
+        code="CONTAINER_ENGINE_UNREACHABLE",
+        what=what,
+        why=why,
+        action="Start the container engine, or correct its address in the settings",
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class ContainerFacts:
+    """Of the engine's answer about one container."""
+
+    container_id: str
+    image_id: str
+    name: str
+    labels: Mapping[str, str]
+    running: bool
+    exit_code: int
+    started_at: str
+    error: str
+
+
+def _facts(shown: Mapping[str, Any]) -> ContainerFacts:
+    state, config = shown["State"], shown["Config"]
+    running = bool(state["Running"]) or bool(state.get("Restarting"))
+    return ContainerFacts(
+        container_id=str(shown["Id"]),
+        image_id=str(shown["Image"]),
+        name=str(shown["Name"]).lstrip("/"),
+        labels=dict(config.get("Labels") or {}),
+        running=running,
+        exit_code=int(state.get("ExitCode") or 0),
+        started_at=str(state.get("StartedAt") or ""),
+        error=str(state.get("Error") or ""),
+    )
+
+
+def _status(facts: ContainerFacts, *, killed: bool) -> ExitStatus:
+    """The engine reports an end by signal n as exit code 128 + n, as shells do."""
+    number = facts.exit_code - 128
+    if number in {int(item) for item in signal.Signals}:
+        return ExitStatus(signal=number, killed=killed)
+    return ExitStatus(code=facts.exit_code, killed=killed)
+
+
+class ContainerHandle:
+    """A watched container: a task waits at the engine for its end, through restarts of the engine."""
+
+    def __init__(self, record: NodeRecord, driver: "ContainerDriver") -> None:
+        self._record = record
+        self._driver = driver
+        self._status: ExitStatus | None = None
+        self.kill_sent = False
+        self._task = asyncio.create_task(self._watch())
+
+    @property
+    def record(self) -> NodeRecord:
+        """By what it is found again."""
+        return self._record
+
+    def exit_status(self) -> ExitStatus | None:
+        """How the container ended; None while it runs."""
+        return self._status
+
+    async def wait(self) -> ExitStatus:
+        """Wait for the end of the container."""
+        await asyncio.shield(self._task)
+        if self._status is None:
+            raise RuntimeError("the container ended without a status")
+        return self._status
+
+    async def close(self) -> None:
+        """Stop watching; the container goes on."""
+        self._task.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await self._task
+
+    async def _watch(self) -> None:
+        while True:
+            try:
+                facts = await self._driver.inspect(self._record.container_id)
+                if facts is None:
+                    self._status = ExitStatus(killed=self.kill_sent)
+                    return
+                if not facts.running:
+                    self._status = _status(facts, killed=self.kill_sent)
+                    return
+                await self._driver.wait_stopped(self._record.container_id)
+            except ProcessSupervisorError:
+                # The engine is away: that says nothing of the container. Ask again when it is back.
+                await asyncio.sleep(RETRY_S)
+
+
+class ContainerDriver:
+    """The `container` driver. `network` is the engine's network mode: nodes need the host's loopback."""
+
+    def __init__(
+        self,
+        docker: aiodocker.Docker,
+        *,
+        network: str = "host",
+        log_policy: LogPolicy | None = None,
+    ) -> None:
+        self._docker = docker
+        self._network = network
+        self._log_policy = log_policy or LogPolicy()
+        self._handles: dict[str, ContainerHandle] = {}
+
+    # --- the engine --------------------------------------------------------------------------------------------------
+
+    async def inspect(self, container: str) -> ContainerFacts | None:
+        """What the engine says of a container (id or name); None if there is none."""
+        with engine_errors(f"container {container[:40]}"):
+            try:
+                found = await self._docker.containers.get(container)
+            except aiodocker.DockerError as error:
+                if error.status == 404:
+                    return None
+                raise
+            return _facts(await found.show())
+
+    async def wait_stopped(self, container_id: str) -> None:
+        """Wait at the engine until a container does not run. Raises CONTAINER_ENGINE_*."""
+        with engine_errors(f"container {container_id[:12]}"):
+            timeout = aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_S_MAX)
+            await self._docker.containers.container(container_id).wait(condition="not-running", timeout=timeout)
+
+    async def other_containers(self) -> list[dict[str, Any]]:
+        """Every running container, as `probe.other_manager_containers` takes them."""
+        with engine_errors("list of containers"):
+            answer = await self._docker._query_json("containers/json")
+            return list(answer)
+
+    async def _of_node(self, name: str) -> list[ContainerFacts]:
+        """A node's containers, the running one first, then the one that was started last."""
+        with engine_errors(f"containers of node {name!r}"):
+            listed = await self._docker.containers.list(
+                all=True, filters=f'{{"label": ["{LABEL_NODE}={_label(name)}"]}}'
+            )
+        found = [await self.inspect(item.id) for item in listed]
+        facts = [item for item in found if item is not None]
+        return sorted(facts, key=lambda item: (item.running, item.started_at), reverse=True)
+
+    # --- nodes -------------------------------------------------------------------------------------------------------
+
+    async def start(self, spec: LaunchSpec) -> NodeRecord:
+        """Start a node's container, making it first if need be; or find the same one running.
+
+        A stopped container of the same spec, or one that somebody else made for this node, is started again.
+        Raises NODE_ALREADY_RUNNING, NODE_START_FAILED, CONTAINER_IMAGE_MISSING, CONTAINER_ENGINE_*.
+        """
+        containers = await self._of_node(spec.name)
+        if containers and containers[0].running:
+            if _is_of(containers[0], spec):
+                return self._record_of(spec.name, containers[0])
+            raise _already_running(spec.name, containers[0])
+        same = next((item for item in containers if _is_of(item, spec)), None)
+        container_id = same.container_id if same is not None else await self._create(spec)
+        await self._start_container(spec.name, container_id)
+        facts = await self.inspect(container_id)
+        if facts is None:
+            raise _start_failed(spec.name, "its container disappeared")
+        return self._record_of(spec.name, facts)
+
+    async def _create(self, spec: LaunchSpec) -> str:
+        name = f"{NAME_PREFIX}{_label(spec.name)}-{spec.digest[:12]}"
+        try:
+            created = await self._docker.containers.create(self._config(spec), name=name)
+            return str(created.id)
+        except aiodocker.DockerError as error:
+            if error.status == 404:
+                raise ProcessSupervisorError(
+                    code="CONTAINER_IMAGE_MISSING",
+                    what=f"start of node {spec.name!r}",
+                    why=error.message,
+                    action="Stage the release again",
+                ) from error
+            existing = await self.inspect(name) if error.status == 409 else None
+            if existing is None:
+                with engine_errors(f"container of node {spec.name!r}"):
+                    raise
+            return existing.container_id
+        except (aiohttp.ClientError, TimeoutError, OSError) as error:
+            raise _unreachable(f"container of node {spec.name!r}", str(error)) from error
+
+    def _config(self, spec: LaunchSpec) -> dict[str, Any]:
+        if not spec.image:
+            raise _start_failed(spec.name, "no container image is set")
+        mounts = [
+            {
+                "Type": "bind" if source.startswith("/") else "volume",
+                "Source": source,
+                "Target": target,
+                "ReadOnly": source not in spec.writable,
+            }
+            for source, target in spec.mounts.items()
+        ]
+        logs = {"max-size": str(self._log_policy.size_bytes_max), "max-file": str(1 + self._log_policy.kept)}
+        config: dict[str, Any] = {
+            "Image": spec.image,
+            "Env": [f"{key}={value}" for key, value in spec.env.items()],
+            "WorkingDir": str(spec.cwd),
+            "Labels": {LABEL_NODE: _label(spec.name), LABEL_COMMAND: spec.digest},
+            "HostConfig": {
+                "NetworkMode": self._network,
+                # The agent decides on restarts; an engine that did so too would run two nodes on the same data.
+                "RestartPolicy": {"Name": "no"},
+                "Mounts": mounts,
+                "ReadonlyRootfs": True,
+                "Tmpfs": {"/tmp": f"rw,nosuid,nodev,size={TMP_BYTES}"},  # noqa: S108  (inside the container)
+                "CapDrop": ["ALL"],
+                "SecurityOpt": ["no-new-privileges"],
+                "PidsLimit": PIDS_MAX,
+                "Ulimits": [{"Name": "core", "Soft": 0, "Hard": 0}],
+                "LogConfig": {"Type": "json-file", "Config": logs},
+            },
+        }
+        if spec.user:
+            config["User"] = spec.user
+        if spec.argv:
+            config |= {"Entrypoint": [spec.argv[0]], "Cmd": list(spec.argv[1:])}
+        return config
+
+    async def _start_container(self, name: str, container_id: str) -> None:
+        try:
+            await self._docker.containers.container(container_id).start()
+        except aiodocker.DockerError as error:
+            # 4xx and 5xx alike: the program is not there, a mount's source is missing, the runtime refuses.
+            if error.status == 900:
+                raise _unreachable(f"start of node {name!r}", error.message) from error
+            raise _start_failed(name, error.message) from error
+        except (aiohttp.ClientError, TimeoutError, OSError) as error:
+            raise _unreachable(f"start of node {name!r}", str(error)) from error
+
+    def _record_of(self, name: str, facts: ContainerFacts) -> NodeRecord:
+        return NodeRecord(
+            kind="container",
+            name=name,
+            started_unix_s=_unix_s(facts.started_at),
+            command_digest=facts.labels.get(LABEL_COMMAND, ""),
+            container_id=facts.container_id,
+            image_id=facts.image_id,
+            log_path=f"docker logs {facts.name}",
+        )
+
+    async def find(self, name: str) -> NodeRecord | None:
+        """The record of the node's running container, else of the one that was started last."""
+        containers = await self._of_node(name)
+        return self._record_of(name, containers[0]) if containers else None
+
+    async def adopt(self, record: NodeRecord) -> ContainerHandle | None:
+        """Watch a container again, by its id; None if it does not run, or runs another image."""
+        if record.kind != "container":
+            return None
+        facts = await self.inspect(record.container_id)
+        if facts is None or not facts.running or facts.image_id != record.image_id:
+            return None
+        known = self._handles.get(record.container_id)
+        if known is None or known.exit_status() is not None:
+            known = self._handles[record.container_id] = ContainerHandle(record, self)
+        return known
+
+    async def stop(self, handle: NodeHandle, grace_s: float) -> ExitStatus:
+        """Set the restart policy to `no`, TERM, `grace_s` seconds, KILL; returns when the container does not run.
+
+        Raises NODE_STOP_FAILED, CONTAINER_ENGINE_*.
+        """
+        if not isinstance(handle, ContainerHandle):
+            raise TypeError("not a handle of this driver")
+        container_id = handle.record.container_id
+        if await self.inspect(container_id) is None:
+            return await handle.wait()
+        with engine_errors(f"restart policy of container {container_id[:12]}"):
+            policy = {"RestartPolicy": {"Name": "no"}}
+            await self._docker._query_json(f"containers/{container_id}/update", "POST", data=policy)
+        await self._kill(container_id, "SIGTERM")
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(grace_s):
+                return await handle.wait()
+        handle.kill_sent = True
+        await self._kill(container_id, "SIGKILL")
+        try:
+            async with asyncio.timeout(KILL_S_MAX):
+                return await handle.wait()
+        except TimeoutError as error:
+            raise ProcessSupervisorError(
+                code="NODE_STOP_FAILED",
+                what=f"stop of node {handle.record.name!r}",
+                why=f"container {container_id[:12]} does not end",
+                action="It may hang in the kernel: look at the disk and at the engine's log",
+                kind="invariant",
+            ) from error
+
+    async def _kill(self, container_id: str, number: str) -> None:
+        with engine_errors(f"{number} to container {container_id[:12]}"):
+            try:
+                await self._docker.containers.container(container_id).kill(signal=number)
+            except aiodocker.DockerError as error:
+                # Not running any more (409), or removed (404): just what was wanted.
+                if error.status not in (404, 409):
+                    raise
+
+    async def remove(self, name: str) -> None:
+        """Remove a node's stopped containers, with their logs. Raises NODE_ALREADY_RUNNING if one runs."""
+        containers = await self._of_node(name)
+        if containers and containers[0].running:
+            raise _already_running(name, containers[0])
+        for item in containers:
+            with engine_errors(f"removal of container {item.name}"), _gone_is_fine():
+                await self._docker.containers.container(item.container_id).delete(v=True)
+
+    async def logs(self, name: str, lines: int) -> list[str]:
+        """The last lines of a node's output."""
+        containers = await self._of_node(name)
+        if not containers or lines <= 0:
+            return []
+        with engine_errors(f"log of node {name!r}"):
+            container = self._docker.containers.container(containers[0].container_id)
+            parts = await container.log(stdout=True, stderr=True, follow=False, tail=lines)
+        return "".join(parts).splitlines()[-lines:]
+
+    async def tend(self) -> None:
+        """Forget handles of containers that ended; the engine rotates the logs."""
+        for container_id, handle in list(self._handles.items()):
+            if handle.exit_status() is not None:
+                del self._handles[container_id]
+
+    async def close(self) -> None:
+        """Let go of every container; all go on running. The engine's client stays open."""
+        for handle in self._handles.values():
+            await handle.close()
+        self._handles.clear()
+
+
+@contextlib.contextmanager
+def _gone_is_fine() -> Iterator[None]:
+    try:
+        yield
+    except aiodocker.DockerError as error:
+        if error.status != 404:
+            raise
+
+
+def _unix_s(text: str) -> float:
+    """Unix seconds of the engine's RFC 3339 time (nanoseconds cut off); 0 for a container that was never started."""
+    try:
+        moment = datetime.fromisoformat(text[:19] + "+00:00")
+    except ValueError:
+        return 0.0
+    return max(0.0, moment.timestamp())
+
+
+def _is_of(facts: ContainerFacts, spec: LaunchSpec) -> bool:
+    # One without our command label was made by somebody else for this node: it is what it is.
+    return facts.labels.get(LABEL_COMMAND, spec.digest) == spec.digest
+
+
+def _label(name: str) -> str:
+    if not name or name.startswith((".", "-")) or not all(c.isascii() and (c.isalnum() or c in "._-") for c in name):
+        raise ValueError(f"{name!r} cannot name a node")
+    return name
+
+
+def _already_running(name: str, facts: ContainerFacts) -> ProcessSupervisorError:
+    return ProcessSupervisorError(
+        code="NODE_ALREADY_RUNNING",
+        what=f"node {name!r}",
+        why=f"container {facts.name} runs",
+        action="Stop it first",
+        kind="invariant",
+    )
+
+
+def _start_failed(name: str, why: str) -> ProcessSupervisorError:
+    return ProcessSupervisorError(
+        code="NODE_START_FAILED",
+        what=f"start of node {name!r}",
+        why=why,
+        action="Look at the node's image, command and mounts in the settings",
+    )
+
+
+@asynccontextmanager
+async def engine(url: str) -> AsyncIterator[aiodocker.Docker]:
+    """`open_engine` as a context manager."""
+    docker = open_engine(url)
+    try:
+        yield docker
+    finally:
+        await docker.close()

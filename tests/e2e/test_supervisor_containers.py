@@ -1,0 +1,240 @@
+"""The container driver against a real Docker engine of our own."""
+
+import asyncio
+import dataclasses
+import signal
+from collections.abc import AsyncIterator, Callable, Iterator
+from pathlib import Path
+
+import aiodocker
+import pytest
+
+from devnet.docker.engine import BASE_IMAGE, PrivateEngine, missing_tools
+from process_supervisor.container_driver import LABEL_NODE, ContainerDriver, engine
+from process_supervisor.driver import ExitStatus, LaunchSpec, NodeRecord
+from process_supervisor.errors import ProcessSupervisorError
+from process_supervisor.probe import data_lock_holder, other_manager_containers
+from process_supervisor.process_driver import LogPolicy
+
+pytestmark = [pytest.mark.e2e, pytest.mark.slow, pytest.mark.xdist_group("docker")]
+GENTLE = "import signal,sys,time; signal.signal(15, lambda *_: sys.exit(3)); print('up', flush=True); time.sleep(600)"
+STUBBORN = "import signal,time; signal.signal(15, signal.SIG_IGN); print('up', flush=True); time.sleep(600)"
+Make = Callable[..., LaunchSpec]
+
+
+@pytest.fixture(scope="module")
+def private_engine() -> Iterator[PrivateEngine]:
+    lacks = missing_tools()
+    if lacks:
+        pytest.skip(f"no Docker engine of our own: it needs {'; '.join(lacks)}")
+    with PrivateEngine(keep_data=True) as started:
+        started.import_base()
+        yield started
+
+
+@pytest.fixture
+async def docker(private_engine: PrivateEngine) -> AsyncIterator[aiodocker.Docker]:
+    async with engine(private_engine.url) as client:
+        yield client
+    private_engine.remove_containers()
+
+
+@pytest.fixture
+async def driver(docker: aiodocker.Docker) -> AsyncIterator[ContainerDriver]:
+    made = ContainerDriver(docker, log_policy=LogPolicy(size_bytes_max=20_000, kept=1))
+    yield made
+    await made.close()
+
+
+@pytest.fixture
+def spec(tmp_path: Path) -> Make:
+    data = tmp_path / "data"
+    data.mkdir(mode=0o777)
+    data.chmod(0o777)
+
+    def make(code: str, name: str = "node", **change: object) -> LaunchSpec:
+        made = LaunchSpec(
+            name=name,
+            argv=("python3", "-I", "-c", code),
+            env={"MARK": "x"},
+            cwd=Path("/"),
+            log_path=tmp_path / "unused",
+            image=BASE_IMAGE,
+            mounts={str(data): "/data"},
+            writable=frozenset({str(data)}),
+            user="65534:65534",
+        )
+        return dataclasses.replace(made, **change)  # type: ignore[arg-type]
+
+    return make
+
+
+async def up(driver: ContainerDriver, name: str = "node") -> None:
+    async with asyncio.timeout(30):
+        while "up" not in await driver.logs(name, 5):  # noqa: ASYNC110  (the engine tells no such event)
+            await asyncio.sleep(0.05)
+
+
+async def started(driver: ContainerDriver, made: LaunchSpec) -> NodeRecord:
+    record = await driver.start(made)
+    await up(driver, made.name)
+    return record
+
+
+async def test_a_node_starts_is_found_again_and_stops(driver: ContainerDriver, spec: Make) -> None:
+    record = await started(driver, spec(GENTLE))
+    assert await driver.start(spec(GENTLE)) == record
+    assert await driver.find("node") == record
+    assert NodeRecord.from_json(record.to_json()) == record
+    handle = await driver.adopt(record)
+    assert handle is not None
+    assert handle.exit_status() is None
+    assert await driver.stop(handle, 30) == ExitStatus(code=3)
+    assert await driver.adopt(record) is None
+    assert await driver.stop(handle, 30) == ExitStatus(code=3)
+    assert await driver.find("node") is not None
+    await driver.tend()
+    for _ in range(2):
+        await driver.remove("node")
+        assert await driver.find("node") is None
+    assert await driver.stop(handle, 30) == ExitStatus(code=3)
+
+
+async def test_a_stubborn_node_is_killed_after_the_grace(driver: ContainerDriver, spec: Make) -> None:
+    handle = await driver.adopt(await started(driver, spec(STUBBORN)))
+    assert handle is not None
+    assert await driver.stop(handle, 0.2) == ExitStatus(signal=signal.SIGKILL, killed=True)
+
+
+async def test_another_agent_adopts_by_container_id(
+    driver: ContainerDriver, docker: aiodocker.Docker, spec: Make
+) -> None:
+    record = await started(driver, spec(GENTLE))
+    await driver.close()
+    other = ContainerDriver(docker)
+    assert await other.adopt(dataclasses.replace(record, image_id="sha256:00")) is None
+    assert await other.adopt(dataclasses.replace(record, container_id="0" * 64)) is None
+    assert await other.adopt(dataclasses.replace(record, kind="process")) is None
+    handle = await other.adopt(NodeRecord.from_json(record.to_json()))
+    assert handle is not None
+    waiting = asyncio.create_task(handle.wait())
+    assert await other.stop(handle, 30) == ExitStatus(code=3)
+    assert await waiting == ExitStatus(code=3)
+    await other.close()
+
+
+async def test_the_previous_container_waits_and_serves_again(driver: ContainerDriver, spec: Make) -> None:
+    old, new = spec(GENTLE, "node-old"), spec("raise SystemExit(7)", "node-new")
+    record = await started(driver, old)
+    handle = await driver.adopt(record)
+    assert handle is not None
+    await driver.stop(handle, 30)
+    broken = await driver.adopt(await driver.start(new))
+    assert broken is None or await broken.wait() == ExitStatus(code=7)
+    again = await driver.start(old)
+    assert again.container_id == record.container_id
+    assert await driver.adopt(again) is not None
+    with pytest.raises(ProcessSupervisorError) as caught:
+        await driver.remove("node-old")
+    assert caught.value.code == "NODE_ALREADY_RUNNING"
+    await driver.remove("node-new")
+
+
+async def test_another_command_under_a_running_name_is_refused(driver: ContainerDriver, spec: Make) -> None:
+    await started(driver, spec(GENTLE))
+    with pytest.raises(ProcessSupervisorError) as caught:
+        await driver.start(spec(STUBBORN))
+    assert (caught.value.code, caught.value.kind) == ("NODE_ALREADY_RUNNING", "invariant")
+
+
+async def test_a_container_created_right_before_a_crash_is_used(driver: ContainerDriver, spec: Make) -> None:
+    made = spec(GENTLE)
+    created = await driver._create(made)
+    assert await driver._create(made) == created
+    assert (await driver.start(made)).container_id == created
+
+
+async def test_the_engines_restart_policy_is_off_before_the_stop(
+    driver: ContainerDriver, docker: aiodocker.Docker, private_engine: PrivateEngine
+) -> None:
+    private_engine.docker(
+        *("run", "--detach", "--restart", "always", "--network", "host", "--name", "dcnode"),
+        *("--label", f"{LABEL_NODE}=node-field", BASE_IMAGE, "python3", "-c", STUBBORN),
+    )
+    record = await driver.find("node-field")
+    assert record is not None
+    handle = await driver.adopt(record)
+    assert handle is not None
+    await driver.stop(handle, 0)
+    shown = await docker.containers.container(record.container_id).show()
+    assert shown["HostConfig"]["RestartPolicy"]["Name"] == "no"
+    assert not shown["State"]["Running"]
+    # Made by somebody else, it is started again as it is.
+    made = LaunchSpec(name="node-field", argv=("x",), env={}, cwd=Path("/"), log_path=Path("/x"), image=BASE_IMAGE)
+    assert (await driver.start(made)).container_id == record.container_id
+
+
+async def test_nodes_are_confined(driver: ContainerDriver, docker: aiodocker.Docker, spec: Make) -> None:
+    code = """
+import os, resource
+def attempt(call):
+    try: call(); return 'done'
+    except OSError as error: return type(error).__name__
+print('root', attempt(lambda: open('/etc/x', 'w')))
+print('data', attempt(lambda: open('/data/x', 'w')))
+print('tmp', attempt(lambda: open('/tmp/x', 'w')))
+print('uid', os.getuid(), 'core', resource.getrlimit(resource.RLIMIT_CORE)[1], os.environ.get('MARK'))
+print('caps', open('/proc/self/status').read().split('CapEff:')[1].split()[0])
+print('up')
+"""
+    await started(driver, spec(code))
+    lines = await driver.logs("node", 10)
+    assert lines[:4] == ["root OSError", "data done", "tmp done", "uid 65534 core 0 x"]
+    assert int(lines[4].split()[1], 16) == 0
+    shown = await docker.containers.container((await driver._of_node("node"))[0].container_id).show()
+    assert shown["HostConfig"]["LogConfig"]["Config"] == {"max-size": "20000", "max-file": "2"}
+
+
+async def test_a_containers_data_lock_is_seen_from_outside(driver: ContainerDriver, spec: Make, tmp_path: Path) -> None:
+    code = "import fcntl,time; f=open('/data/.lock','w'); fcntl.flock(f,2); print('up',flush=True); time.sleep(600)"
+    record = await started(driver, spec(code))
+    assert data_lock_holder(tmp_path / "data") is not None
+    handle = await driver.adopt(record)
+    assert handle is not None
+    await driver.stop(handle, 0)
+    assert data_lock_holder(tmp_path / "data") is None
+
+
+async def test_starts_that_fail(driver: ContainerDriver, spec: Make) -> None:
+    cases = {
+        "NODE_START_FAILED": [
+            spec(GENTLE, "a", image=None),
+            spec(GENTLE, "b", argv=("/nowhere/node",)),
+        ],
+        "CONTAINER_IMAGE_MISSING": [spec(GENTLE, "c", image="sha256:" + "0" * 64)],
+        "CONTAINER_ENGINE_ERROR": [spec(GENTLE, "d", mounts={"/nowhere/data": "/data"})],
+    }
+    for code, specs in cases.items():
+        for made in specs:
+            with pytest.raises(ProcessSupervisorError) as caught:
+                await driver.start(made)
+            assert caught.value.code == code
+    with pytest.raises(ValueError, match="cannot name"):
+        await driver.find("../x")
+    assert await driver.logs("none", 5) == []
+
+
+async def test_other_managers_are_seen(driver: ContainerDriver, private_engine: PrivateEngine, spec: Make) -> None:
+    await started(driver, spec(GENTLE))
+    assert other_manager_containers(await driver.other_containers()) == []
+    private_engine.docker("run", "--detach", "--network", "host", "--name", "dcmanager", BASE_IMAGE, "sleep", "600")
+    assert other_manager_containers(await driver.other_containers()) == [f"container dcmanager of {BASE_IMAGE}"]
+
+
+async def test_an_engine_that_is_not_there(tmp_path: Path, spec: Make) -> None:
+    async with engine(f"unix://{tmp_path}/none.sock") as client:
+        away = ContainerDriver(client)
+        for call in (away.find("node"), away.start(spec(GENTLE)), away.other_containers(), away._create(spec(GENTLE))):
+            with pytest.raises(ProcessSupervisorError) as caught:
+                await call
+            assert (caught.value.code, caught.value.kind) == ("CONTAINER_ENGINE_UNREACHABLE", "transient")
