@@ -121,6 +121,7 @@ CODES: Final[dict[str, str]] = {
     "STORE_OTHER_ENCLAVE": "a sealed file was sealed by another enclave",
     "STORE_UNSEAL_FAILED": "a sealed file does not open with this enclave's seal key",
     "STORE_MISSING": "the store holds nothing under this name",
+    "STORE_READ_FAILED": "a sealed file could not be read from disk",
     "STORE_WRITE_FAILED": "a sealed file could not be written to disk",
     "STORE_READ_BACK_FAILED": "what was read back from disk is not what was sealed",
     "STORE_NAME_INVALID": "a name is not usable for a sealed file",

@@ -28,12 +28,15 @@ async def exchange(
     timeout_s: float = 30.0,
     limit: int = MESSAGE_BYTES_MAX,
     who: str = "HANDOVER",
+    shown_url: str | None = None,
 ) -> bytes:
     """Send one request and return the body of its 200 answer, of at most ``limit`` bytes.
 
     The peer's own refusal is raised as it came. Raises ``HANDOVER_PEER_UNREACHABLE`` or ``HANDOVER_ANSWER_MALFORMED``
-    (with ``who="VAULT"``: ``VAULT_UNREACHABLE``, ``VAULT_ANSWER_MALFORMED``).
+    (with ``who="VAULT"``: ``VAULT_UNREACHABLE``, ``VAULT_ANSWER_MALFORMED``). ``shown_url`` stands in errors where the
+    URL itself carries values.
     """
+    shown = shown_url if shown_url is not None else url
     unreachable = "VAULT_UNREACHABLE" if who == "VAULT" else "HANDOVER_PEER_UNREACHABLE"
     strange = "VAULT_ANSWER_MALFORMED" if who == "VAULT" else "HANDOVER_ANSWER_MALFORMED"
     try:
@@ -50,7 +53,7 @@ async def exchange(
     except (aiohttp.ClientError, TimeoutError, OSError) as error:
         raise KeyvaultError(
             code=unreachable,
-            what=f"{method} {url} failed",
+            what=f"{method} {shown} failed",
             why=type(error).__name__,
             action="See whether the process runs and listens there.",
             kind="transient",
@@ -62,7 +65,7 @@ async def exchange(
         raise refusal
     raise KeyvaultError(
         code=strange,
-        what=f"{method} {url} failed",
+        what=f"{method} {shown} failed",
         why=f"status {status} with an answer that is not of the protocol, or too long",
         action="See what listens there.",
         kind="transient" if status >= 500 else "rejected",

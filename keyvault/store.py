@@ -172,9 +172,8 @@ class SealedStore:
         return found
 
     def _header(self, file: str) -> Header | None:
-        data = self._disk.read(file)
         try:
-            return sealed.decode_header(data) if data is not None else None
+            return sealed.decode_header(self._read(file) or b"")
         except KeyvaultError:
             return None
 
@@ -192,8 +191,20 @@ class SealedStore:
         sealed.check_seal_key(key, self._tee.kind, self._allow_simulated)
         return key
 
+    def _read(self, file: str) -> bytes | None:
+        try:
+            return self._disk.read(file)
+        except OSError as error:
+            raise KeyvaultError(
+                code="STORE_READ_FAILED",
+                what=f"{file} could not be read",
+                why=os.strerror(error.errno) if error.errno else type(error).__name__,
+                action="Look at the disk and at what else writes into the store's folder; nothing was changed.",
+                kind="invariant",
+            ) from error
+
     def _open(self, file: str) -> Opened:
-        data = self._disk.read(file)
+        data = self._read(file)
         if data is None:
             raise KeyvaultError(code="STORE_MISSING", what=f"{file} cannot be read", why="it is not there")
         header = sealed.decode_header(data)
@@ -317,7 +328,7 @@ class SealedStore:
             opened = self._open(file)
             same = opened.header.epoch == epoch and hmac.compare_digest(opened.payload, payload)
             wipe(opened.payload)
-        except (KeyvaultError, OSError):
+        except KeyvaultError:
             same = False
         if not same:
             raise KeyvaultError(
@@ -333,7 +344,7 @@ class SealedStore:
         base = self._base_name(kind, name)
         for letter in _GENERATIONS:
             file = f"{base}.{letter}.sealed"
-            data = self._disk.read(file)
+            data = self._read(file)
             if data is None:
                 continue
             try:
