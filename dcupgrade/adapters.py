@@ -223,7 +223,8 @@ class Nodes:
             found += await self._first_install_findings()
         elif await self.is_alive(source_id):
             health = await self.health(source_id)
-            if health.status != "serving":
+            # one that waits for keys goes on: collecting then finds out whether there are any
+            if health.status not in ("serving", "waiting_for_keys"):
                 found.append(Finding("NODE_NOT_READY", f"the running version is {health.status}"))
         return found
 

@@ -257,11 +257,8 @@ class Performer:
                 evidence = await self._evidence(target, effect.enclave_id)
                 return await self.vault.collect(effect.enclave_id, evidence)
             except Exception:
-                if await self.nodes.is_alive(effect.enclave_id):
-                    raise
-                # the node is down: a copy from an earlier try does, if it is of the very key set the node has now
-                key_set_id = await self.nodes.key_set_id()
-                if not key_set_id or not await self.vault.holds_keys_of(effect.enclave_id, key_set_id):
+                key_set_id = await self._earlier_copy(effect.enclave_id)
+                if not key_set_id:
                     raise
                 self.note("sealed_copy_used", {"key_set_id": key_set_id})
                 return key_set_id
@@ -271,6 +268,24 @@ class Performer:
         except Exception as error:
             return self._failed(EventKind.COLLECT_FAILED, error, effect.enclave_id)
         return Event(EventKind.COLLECTED, effect.enclave_id, key_set_id=key_set_id)
+
+    async def _earlier_copy(self, source_id: str) -> str:
+        """The key set sealed in an earlier try, where the node is down and it is the very set that the node has now.
+
+        Raises NO_KEYS_ANYWHERE where the node runs but cannot unseal its keys, and the vault has none either.
+        """
+        if await self.nodes.is_alive(source_id):
+            health = await self.nodes.health(source_id)
+            if health.status == "waiting_for_keys" and not await self.vault.holds_keys_of(source_id, ""):
+                raise DcupgradeError(
+                    code="NO_KEYS_ANYWHERE",
+                    what=f"keys of {source_id}",
+                    why="the running version cannot unseal them and the vault has no copy",
+                    kind="invariant",
+                )
+            return ""
+        key_set_id = await self.nodes.key_set_id()
+        return key_set_id if key_set_id and await self.vault.holds_keys_of(source_id, key_set_id) else ""
 
     async def _permit(self, effect: Effect, state: State, _emit: Emit) -> Event:
         source = state.running.enclave_id if state.running else ""

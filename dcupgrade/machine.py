@@ -45,8 +45,7 @@ KEEPS_NODE = (*BEFORE_STOP, N.COMMITTED, N.REVERTED)
 def _rows() -> Iterable[Row]:
     yield from _rows_everywhere()
     # idle
-    yield Row(N.IDLE, E.BEGIN, N.STAGING, t.is_offered, t.begin)
-    yield Row(N.IDLE, E.BEGIN, N.IDLE)
+    yield Row(N.IDLE, E.BEGIN, N.STAGING, None, t.begin)
     yield Row(N.IDLE, E.BACKOFF_OVER, N.IDLE, None, t.backoff_over)
     yield Row(N.IDLE, E.RETIRED, N.IDLE, None, t.retired)
     yield Row(N.IDLE, E.REVERT, N.REVERTING, t.has_previous, t.turn_back_by_hand)
@@ -57,10 +56,10 @@ def _rows() -> Iterable[Row]:
     yield Row(N.STAGED, E.GATES_OPEN, N.LAUNCHING, t.first_install)
     yield Row(N.STAGED, E.GATES_OPEN, N.COLLECTING)
     yield Row(N.COLLECTING, E.COLLECTED, N.SEALED, None, t.note_keys)
-    yield Row(N.COLLECTING, E.COLLECT_FAILED, N.HALTED, t.vault_replaced, t.halt("VAULT_REPLACED", N.IDLE))
+    yield Row(N.COLLECTING, E.COLLECT_FAILED, N.HALTED, t.needs_a_person, t.halt("VAULT_REPLACED", N.IDLE))
     yield Row(N.COLLECTING, E.COLLECT_FAILED, N.ABANDONED, None, t.abandon)
     yield Row(N.SEALED, E.PERMITTED, N.STOPPING, None, t.note_permit)
-    yield Row(N.SEALED, E.PERMIT_FAILED, N.HALTED, t.vault_replaced, t.halt("VAULT_REPLACED", N.IDLE))
+    yield Row(N.SEALED, E.PERMIT_FAILED, N.HALTED, t.needs_a_person, t.halt("VAULT_REPLACED", N.IDLE))
     yield Row(N.SEALED, E.PERMIT_FAILED, N.ABANDONED, None, t.abandon)
     for name in (N.STAGING, N.STAGED, N.COLLECTING, N.SEALED):
         yield Row(name, E.REVERT, N.ABANDONED, None, t.abandon)
@@ -101,9 +100,9 @@ def _rows_of_reverting() -> Iterable[Row]:
     yield Row(N.REVERTED, E.REVERT, N.REVERTED)
     yield Row(N.HALTED, E.RESUME, N.IDLE, t.install_revoked, t.keep_failed_install)
     yield Row(N.HALTED, E.RESUME, N.LAUNCHING, t.back_to(N.LAUNCHING), t.resume_install)
-    yield Row(N.HALTED, E.RESUME, N.REVERTING, t.back_to(N.REVERTING), t.resume_source)
+    yield Row(N.HALTED, E.RESUME, N.REVERTING, t.back_to(N.REVERTING), t.resume_revert)
     yield Row(N.HALTED, E.RESUME, N.IDLE, None, t.resume_idle)
-    yield Row(N.HALTED, E.REVERT, N.REVERTING, t.can_turn_back, t.resume_source)
+    yield Row(N.HALTED, E.REVERT, N.REVERTING, t.can_turn_back, t.resume_revert)
     yield Row(N.HALTED, E.REVERT, N.HALTED)
     yield Row(N.HALTED, E.NODE_SERVING, N.IDLE, t.waits_for_serving, t.resume_idle)
 
@@ -113,12 +112,14 @@ def _rows_everywhere() -> Iterable[Row]:
         yield Row(name, E.CHAIN, N.ABANDONED, t.target_gone, t.abandon)
     for name in (N.LAUNCHING, N.DELIVERING, N.PROBATION):
         yield Row(name, E.CHAIN, N.REVERTING, t.target_revoked, t.turn_back)
+    yield Row(N.REVERTING, E.CHAIN, N.HALTED, t.source_revoked, t.halt("PREVIOUS_REVOKED", N.REVERTING))
     for name in (N.COLLECTING, N.SEALED):
         yield Row(name, E.HOLD, N.STAGED, None, t.remember_word)
     for name in Name:
         yield Row(name, E.CHAIN, name, None, t.remember_chain)
         for word in (E.HOLD, E.UNHOLD, E.APPROVE, E.OVERRIDE):
-            yield Row(name, word, name, None, t.remember_word)
+            if word is not E.HOLD or name not in (N.COLLECTING, N.SEALED):
+                yield Row(name, word, name, None, t.remember_word)
         if name is not N.HALTED:
             yield Row(name, E.RESUME, name, None, t.lift_quarantine)
     for kind in (E.NODE_EXITED, E.NODE_START_FAILED):

@@ -87,11 +87,6 @@ def must_turn_back(state: State, event: Event, budgets: Budgets) -> bool:
     return state.revert_requested or target_revoked(state, event, budgets)
 
 
-def is_offered(state: State, _event: Event, _: Budgets) -> bool:
-    """The chain names a newer release that may be tried now."""
-    return offered(state) is not None
-
-
 def first_install(state: State, _event: Event, _: Budgets) -> bool:
     """There is no running version whose keys the target would need."""
     return state.first_install
@@ -102,14 +97,15 @@ def no_source(state: State, _event: Event, _: Budgets) -> bool:
     return state.running is None
 
 
-def source_revoked(state: State, _event: Event, _: Budgets) -> bool:
+def source_revoked(state: State, event: Event, _: Budgets) -> bool:
     """The version to go back to is revoked, and no operator has accepted that."""
-    return state.revoked(state.running) and not state.revoked_accepted
+    seen = replace(state, chain=event.chain) if event.chain is not None else state
+    return seen.revoked(state.running) and not state.revoked_accepted
 
 
-def vault_replaced(_state: State, event: Event, _: Budgets) -> bool:
-    """The vault's store belongs to another vault build."""
-    return event.code == "VAULT_REPLACED"
+def needs_a_person(_state: State, event: Event, _: Budgets) -> bool:
+    """The failure is a condition with a name: trying again would not help."""
+    return event.code in HALTED_CODES
 
 
 def source_is_hopeless(state: State, _event: Event, budgets: Budgets) -> bool:
@@ -135,7 +131,7 @@ def has_previous(state: State, event: Event, _: Budgets) -> bool:
 
 def waits_for_serving(state: State, _event: Event, _: Budgets) -> bool:
     """The one condition that ends by itself: the running version was down and serves again."""
-    return state.halted == "SOURCE_WONT_START" and state.resume_to == N.IDLE
+    return state.halted in ("SOURCE_WONT_START", "NO_KEYS_ANYWHERE") and state.resume_to == N.IDLE
 
 
 def halted_otherwise(state: State, event: Event, budgets: Budgets) -> bool:
@@ -355,17 +351,20 @@ def retired(state: State, _event: Event, _: Budgets) -> State:
 def halt(code: str, resume_to: Name) -> Action:
     """An action that stops in the event's own condition, else in `code`, to go on at `resume_to`."""
 
-    def action(state: State, event: Event, _: Budgets) -> State:
+    def action(state: State, event: Event, budgets: Budgets) -> State:
         found = event.code if event.code in HALTED_CODES else code
+        if event.kind is E.CHAIN:
+            state = remember_chain(state, event, budgets)
         return replace(state, halted=found, resume_to=resume_to.value, detail=event.detail or event.code)
 
     action.__name__ = f"halt_{code.lower()}"
     return action
 
 
-def resume_source(state: State, _event: Event, _: Budgets) -> State:
-    """The operator's word: the data goes on with a revoked version, since no other one can run."""
-    return replace(state, halted="", resume_to="", revoked_accepted=True)
+def resume_revert(state: State, event: Event, _: Budgets) -> State:
+    """Go on reverting. Only `resume` accepts a revoked version, and only where that was the condition."""
+    accepted = state.revoked_accepted or (event.kind is E.RESUME and state.halted == "PREVIOUS_REVOKED")
+    return replace(state, halted="", resume_to="", revoked_accepted=accepted)
 
 
 def resume_install(state: State, _event: Event, _: Budgets) -> State:
