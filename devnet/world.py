@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import io
 import json
 import os
 import signal
@@ -61,7 +62,7 @@ class NodeClient:
 
     async def put(self, name: str, data: bytes) -> None:
         """Store an object; raises aiohttp.ClientError."""
-        async with self.session.put(f"{self.url}/objects/{name}", data=data) as answer:
+        async with self.session.put(f"{self.url}/objects/{name}", data=io.BytesIO(data)) as answer:
             answer.raise_for_status()
 
     async def get(self, name: str) -> bytes:
