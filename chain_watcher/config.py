@@ -6,7 +6,7 @@ import asyncio
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Final, Literal
 
 from chain_watcher.endpoints import PoolLimits
 from chain_watcher.errors import ChainWatcherError
@@ -14,6 +14,26 @@ from chain_watcher.release import BlockRef, VerifiedRelease
 from chain_watcher.rpc import RpcLimits
 
 Finality = Literal["proven", "quorum", "single"]
+
+
+#: Codes that mean: this endpoint said what cannot be true.
+LYING: Final = frozenset(
+    {
+        "ENDPOINT_FORKED_FINALITY",
+        "ENDPOINT_HEADER_FORGED",
+        "ENDPOINT_PROOF_FORGED",
+        "ENDPOINT_JUSTIFICATION_FORGED",
+        "ENDPOINT_UNPROVEN_HEIGHT",
+        "ENDPOINT_DISAGREES",
+        "ENDPOINT_METADATA_FORGED",
+    }
+)
+#: Codes that no other endpoint can help with: the chain itself is not what this program can read.
+CHAIN_WIDE: Final = frozenset(
+    {"CHAIN_WITHOUT_PALLET", "LAYOUT_INVALID", "LAYOUT_NOT_PINNED", "METADATA_UNREADABLE", "ENDPOINT_NO_PROOFS"}
+)
+#: What metadata can be at fault for: it is forged where another endpoint's metadata is good.
+BY_METADATA: Final = CHAIN_WIDE - {"ENDPOINT_NO_PROOFS"}
 
 
 @dataclass(frozen=True, slots=True)

@@ -88,6 +88,7 @@ _SHELL_CODES: Final[dict[str, str]] = {
     "RPC_REFUSED": "the endpoint answered a question with an error",
     "ENDPOINT_WRONG_GENESIS": "the endpoint serves another chain",
     "ENDPOINT_GARBAGE": "the endpoint gave an answer of the wrong shape",
+    "ENDPOINT_BEHIND": "the endpoint has not got to a block yet that was final before",
     "ENDPOINT_SILENT": "the endpoint stopped telling of finalized blocks although there are some",
     "ENDPOINT_NONE_USABLE": "no endpoint is connected and trusted at the moment",
     "ENDPOINT_FORKED_FINALITY": "the endpoint calls a block final that does not descend from the last finalized block",

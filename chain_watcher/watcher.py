@@ -11,39 +11,22 @@ import random
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Mapping
 from types import MappingProxyType
-from typing import Any, Final
+from typing import Any
 
-from chain_watcher.config import ChainView, Counters, SystemClock, WatcherConfig
+from chain_watcher.config import BY_METADATA, CHAIN_WIDE, LYING, ChainView, Counters, SystemClock, WatcherConfig
 from chain_watcher.endpoints import Clock, Endpoint, EndpointPool, Event
 from chain_watcher.errors import ChainWatcherError
 from chain_watcher.evidence import STANDARD_LAYOUTS, claimed_evidence
 from chain_watcher.finality import Decider, FinalBlock, Headers, ProvenDecider, QuorumDecider, SingleDecider, ancestry
 from chain_watcher.grandpa import Checkpoint
 from chain_watcher.header import Header
+from chain_watcher.history import look_back
+from chain_watcher.metadata import LayoutCache
 from chain_watcher.prover import ProofBase, not_ready, prove
 from chain_watcher.reads import BlockState, StateReader, forged, hash_text, state_facts
 from chain_watcher.release import BlockRef, SignatureVerifier, VerifiedRelease, verify_release
 
 __all__ = ["ChainView", "Watcher", "WatcherConfig"]
-
-#: Codes that mean: this endpoint said what cannot be true.
-LYING: Final = frozenset(
-    {
-        "ENDPOINT_FORKED_FINALITY",
-        "ENDPOINT_HEADER_FORGED",
-        "ENDPOINT_PROOF_FORGED",
-        "ENDPOINT_JUSTIFICATION_FORGED",
-        "ENDPOINT_UNPROVEN_HEIGHT",
-        "ENDPOINT_DISAGREES",
-        "ENDPOINT_METADATA_FORGED",
-    }
-)
-#: Codes that no other endpoint can help with: the chain itself is not what this program can read.
-CHAIN_WIDE: Final = frozenset(
-    {"CHAIN_WITHOUT_PALLET", "LAYOUT_INVALID", "LAYOUT_NOT_PINNED", "METADATA_UNREADABLE", "ENDPOINT_NO_PROOFS"}
-)
-#: What metadata can be at fault for: it is forged where another endpoint's metadata is good.
-BY_METADATA: Final = CHAIN_WIDE - {"ENDPOINT_NO_PROOFS"}
 
 Progress = Callable[[Mapping[str, Any]], None]
 Prefetch = Callable[[VerifiedRelease], None]
@@ -72,6 +55,8 @@ class Watcher:
         self.config = config
         self.counters = Counters()
         self.problem: ChainWatcherError | None = None
+        self.history: list[dict[str, Any]] = []
+        self.history_problem: ChainWatcherError | None = None
         self._verify = verify
         self._on_progress = on_progress
         self._on_speculation = on_speculation
@@ -87,11 +72,8 @@ class Watcher:
             want_justifications=config.finality == "proven",
             claims_need_proof=config.finality != "single",
         )
-        self._reader = StateReader(
-            unproven_allowed=config.unsafe_unproven_reads,
-            layout_hashes=config.layout_hashes or (tuple(STANDARD_LAYOUTS) if config.finality == "proven" else ()),
-            others=lambda endpoint: [one for one in self.pool.usable() if one is not endpoint],
-        )
+        self._layouts = LayoutCache()
+        self._reader = self._new_reader()
         self._headers = Headers(config.limits.known_headers_max)
         self._states: dict[bytes, BlockState] = {}
         self._decider = self._make_decider()
@@ -105,9 +87,19 @@ class Watcher:
         self._owed_at = 0.0
         self._say_again = False
         self._hints: asyncio.Queue[tuple[Endpoint, Any]] = asyncio.Queue(maxsize=config.limits.known_states_max)
+        self._looking: asyncio.Task[None] | None = None
         self._hint_tasks: dict[str, asyncio.Task[None]] = {}
         self._views: deque[ChainView] = deque(maxlen=config.limits.views_waiting_max)
         self._view_wake = asyncio.Event()
+
+    def _new_reader(self) -> StateReader:
+        pins = self.config.layout_hashes or (tuple(STANDARD_LAYOUTS) if self.config.finality == "proven" else ())
+        return StateReader(
+            unproven_allowed=self.config.unsafe_unproven_reads,
+            layout_hashes=pins,
+            others=lambda endpoint: [one for one in self.pool.usable() if one is not endpoint],
+            layouts=self._layouts,
+        )
 
     def _make_decider(self) -> Decider:
         if self.config.finality == "single":
@@ -130,9 +122,10 @@ class Watcher:
                 if self.config.speculate:
                     group.create_task(self._speculate(), name="speculation")
         finally:
-            for task in self._hint_tasks.values():
+            tasks = [*self._hint_tasks.values(), *([self._looking] if self._looking else [])]
+            for task in tasks:
                 task.cancel()
-            await asyncio.gather(*self._hint_tasks.values(), return_exceptions=True)
+            await asyncio.gather(*tasks, return_exceptions=True)
 
     async def views(self) -> AsyncIterator[ChainView]:
         """States at finalized blocks: the first one read, each change, and again after a reconnect."""
@@ -218,16 +211,17 @@ class Watcher:
         self.problem = problem
         if problem.code in LYING:
             self.pool.accuse(endpoint, problem)
-        elif problem.code not in CHAIN_WIDE and not problem.code.startswith("RPC_REFUSED"):
+        elif problem.code not in CHAIN_WIDE | {"RPC_REFUSED", "ENDPOINT_BEHIND"}:
             self.pool.distrust(endpoint, problem)
 
     # --- finality
 
     async def _finalized(self, found: FinalBlock) -> None:
+        await self._anchor(found)
         header, last = found.header, self._last
         self._headers.add(header)
         self.pool.confirm(header.number)
-        if last is not None and header.number <= last.number:
+        if last is not None and header.number <= last.number and (self._state or header.hash != last.hash):
             if header.number == last.number and header.hash != last.hash:
                 why = f"block {header.number} is final as {hash_text(last)}, it says {hash_text(header)}"
                 raise forged("ENDPOINT_FORKED_FINALITY", found.endpoint, why)
@@ -237,6 +231,37 @@ class Watcher:
                 self._accept(found, self._state)
             return
         await self._pay(found)
+
+    async def _anchor(self, found: FinalBlock) -> None:
+        """Begin where the journal ended: nothing below that block, and nothing that does not descend from it."""
+        since = self.config.since
+        if since is None or self._last is not None:
+            return
+        if found.header.number < since.number:
+            self.counters.went_back += 1
+            why = f"it is at block {found.header.number}, block {since.number} was final before"
+            raise ChainWatcherError(code="ENDPOINT_BEHIND", what=found.endpoint.url, why=why, kind="transient")
+        answer = await found.endpoint.ask("chain_getHeader", since.hash)
+        if answer is None:
+            why = f"it does not know block {since.number} ({since.hash}), which was final before"
+            raise forged("ENDPOINT_FORKED_FINALITY", found.endpoint, why)
+        header = Header.from_json(answer)
+        if hash_text(header) != since.hash or header.number != since.number:
+            raise forged("ENDPOINT_HEADER_FORGED", found.endpoint, f"asked for {since.hash}, got {hash_text(header)}")
+        self._headers.add(header)
+        self._last = header
+
+    async def _look_back(self, found: FinalBlock, now: BlockState) -> None:
+        """Tell what changed since the journalled block; informational, and never in the way of anything."""
+        since = self.config.since
+        if since is None or now.header.number <= since.number:
+            return
+        try:
+            self.history = await look_back(
+                found.endpoint, self._new_reader(), self.pool.genesis_hash or "", since.number, now
+            )
+        except ChainWatcherError as problem:
+            self.history_problem = problem
 
     async def _pay(self, found: FinalBlock) -> None:
         """Give the view that a final block deserves; kept and tried again where it cannot be read now."""
@@ -251,14 +276,17 @@ class Watcher:
             if state is None:
                 return
             self.counters.read_at_finality += 1
+            first = self._state is None
             self._accept(found, state)
+            if first and self.config.since is not None:
+                self._looking = asyncio.create_task(self._look_back(found, state), name="history")
         self._owed = None
         self._count_progress(found, line)
 
     async def _line_to_last(self, found: FinalBlock) -> list[Header]:
         """The final blocks since the last one, linked by hash. ENDPOINT_FORKED_FINALITY where they do not link."""
         last, header = self._last, found.header
-        if last is None:
+        if last is None or header.number <= last.number:
             return [header]
         gap = min(header.number - last.number, self.config.limits.gap_blocks_max + 1)
         line = await ancestry(
@@ -266,6 +294,9 @@ class Watcher:
         )
         if line is None:
             self.counters.gaps_skipped += 1
+            if await found.endpoint.ask("chain_getBlockHash", last.number) != hash_text(last):
+                why = f"it has another block {last.number} than the final one ({hash_text(last)})"
+                raise forged("ENDPOINT_FORKED_FINALITY", found.endpoint, why)
             return [header]
         if line[0].parent_hash != last.hash:
             why = f"block {header.number} does not descend from final block {last.number} ({hash_text(last)})"
@@ -423,6 +454,7 @@ class Watcher:
             "lying": [one.url for one in self.pool.endpoints if one.accusations],
             "layout_pinned": bool(self.config.layout_hashes) or self.config.finality == "proven",
             "problem": {"code": self.problem.code, "text": str(self.problem)} if self.problem else None,
+            "history": self.history,
             "failovers": self.pool.failovers,
             "events_dropped": self.pool.events_dropped,
             "counters": self.counters.facts(),

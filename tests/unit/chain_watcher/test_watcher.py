@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator
 import pytest
 
 from chain_watcher.errors import ChainWatcherError
+from chain_watcher.release import BlockRef
 
 from .fake_chain import FakeChain, FakeNode, until
 from .metadata_maker import PROGRAM_FIELDS, make_metadata
@@ -225,3 +226,50 @@ async def test_settings_that_contradict_each_other() -> None:
         with pytest.raises(ChainWatcherError, match="WATCHER_CONFIG_INVALID"):
             async with watching("ws://127.0.0.1:1", **settings):
                 pass
+
+
+# --- history
+
+
+async def test_what_happened_while_it_was_away(chain: FakeChain, node: FakeNode) -> None:
+    since = await chain.advance(publish(chain, ID_1, 1))
+    for step in range(40):
+        change = None
+        if step == 10:
+            change = chain.change(None, [entry(1, ID_1), entry(12, ID_2)])
+        if step == 25:
+            change = chain.change(program(ID_2), [entry(12, ID_2)])
+        chain.grow(change)
+    await chain.finalize()
+    async with watching(node, since=BlockRef(1, "0x" + since.hash.hex())) as watch:
+        assert (await watch.view()).block_number == 41
+        assert watch.watcher.counters.gap_blocks == 39
+        await until(lambda: watch.watcher.history)
+        first, second = watch.watcher.health()["history"]
+        assert (first["block_number"], first["added"], first["removed"]) == (12, [ID_2], [])
+        assert (second["block_number"], second["removed"], second["program"]) == (27, [ID_1], ID_2)
+
+
+async def test_the_journalled_block_is_a_floor(chain: FakeChain, node: FakeNode) -> None:
+    for _ in range(3):
+        last = await chain.advance()
+    await chain.finalize(1)
+    async with watching(node, since=BlockRef(3, "0x" + last.hash.hex())) as watch:
+        await until(lambda: watch.watcher.counters.went_back)
+        assert watch.waiting == 0
+        await chain.finalize(3)
+        assert (await watch.view()).block_number == 3
+
+
+async def test_another_history_than_the_journalled_one_is_a_lie(chain: FakeChain, node: FakeNode) -> None:
+    fork = chain.child(chain.main[0], salt=7)
+    del chain.blocks[fork.hash]
+    await chain.advance()
+    await chain.advance()
+    async with watching(node, since=BlockRef(1, "0x" + fork.hash.hex())) as watch:
+        await until(lambda: watch.watcher.health()["lying"])
+        assert watch.watcher.health()["endpoints"][0]["accusations"] == ["ENDPOINT_FORKED_FINALITY"]
+    known = chain.child(chain.main[0], salt=7)
+    async with watching(node, since=BlockRef(1, "0x" + known.hash.hex())) as watch:
+        await until(lambda: watch.watcher.health()["lying"])
+        assert watch.waiting == 0
