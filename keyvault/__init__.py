@@ -17,3 +17,6 @@ PURE_MODULES: tuple[str, ...] = (
     "sealed",
     "policy_file",
 )
+
+VERSION = "0.1.0"
+"""Version of the vault, as it tells it over handover v1; the same as the project's."""

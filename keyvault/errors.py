@@ -68,7 +68,6 @@ CODES: Final[dict[str, str]] = {
     "HANDOVER_RECEIPT_BAD": "the receipt's MAC is wrong: the peer did not decrypt the delivery",
     "HANDOVER_KEY_SET_MISMATCH": "the key set is not the one this step is about",
     "HANDOVER_DOWNGRADE_REFUSED": "the older handover protocol is not allowed for this node",
-    "HANDOVER_V1_UNAVAILABLE": "this build does not speak handover v1",
     "HANDOVER_PEER_UNREACHABLE": "the other side of the handover cannot be reached or broke off",
     "HANDOVER_ANSWER_MALFORMED": "the other side answered something that is not part of the protocol",
     "HANDOVER_GAVE_UP": "the key set could not be had within the allowed number of tries",

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import hmac
 import json
+import os
+import signal
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, Final
 
 from aiohttp import web
 
+from keyvault import VERSION
 from keyvault.errors import KeyvaultError
 from keyvault.messages import strict_json
 from keyvault.service import Vault, check_ids
+from keyvault.v1_http import add_upgrader_routes, add_v1_routes
 from keyvault.web import add_handover_routes, new_app, read_body
 
 _SMALL_BYTES_MAX: Final = 64 * 1024
@@ -123,4 +127,19 @@ def vault_app(vault: Vault, token: str, facts: dict[str, object] | None = None) 
     app.router.add_post("/vault/retain", api.guarded(api.retain))
     app.router.add_post("/vault/committed", api.guarded(api.committed))
     add_handover_routes(app, vault)
+    if vault.policy.allow_v1:
+        _add_v1(app, vault, token)
     return app
+
+
+def _add_v1(app: web.Application, vault: Vault, token: str) -> None:
+    """What nodes and managers in the field expect of an upgrader, where the measured policy allows v1 at all."""
+    add_v1_routes(app, vault)
+    add_upgrader_routes(
+        app,
+        version=f"{vault.enclave_id}@{VERSION}",
+        secret_flag=lambda: any(not entry["wiped"] for entry in vault.status()["key_sets"]),
+        upgrade_flag=lambda: any(permit["state"] != "issued" for permit in vault.status()["permits"]),
+        leave=lambda: os.kill(os.getpid(), signal.SIGTERM),
+        token=token,
+    )

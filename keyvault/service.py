@@ -33,6 +33,8 @@ from keyvault.ports import Crypto, Party, Tee, peer_verifier
 from keyvault.proven import trust_root, verify_proven
 from keyvault.sealed import KIND_FACTS, KIND_KEY_SET
 from keyvault.store import Entry, SealedStore
+from keyvault.v1 import V1Holder
+from keyvault.v1_http import fetch_key_set_v1
 
 log = logging.getLogger("keyvault")
 _NO_SOURCE: Final = bytes(32)
@@ -95,6 +97,7 @@ class Vault:
         anyone = peer_verifier(tee, self._acceptance, Role.UPGRADER, None)
         self._party = Party(bytes.fromhex(policy.genesis_hash), signatures, tee, crypto, anyone)
         self._holder = Holder(self._party, limits)
+        self.v1_holder = V1Holder(self._party)
         self._facts = Facts()
         #: enclave id -> how its newest try stands, for the agent: "challenged", "received" or a refusal's code
         self._attempts: dict[str, str] = {}
@@ -217,18 +220,31 @@ class Vault:
 
     async def _collect_v1(self, base_url: str, source_id: str) -> dict[str, Any]:
         """The older protocol: only by the agent's explicit word, and only where the measured policy allows it."""
-        if not self.policy.v1_allowed(source_id):
+        self._check_v1(source_id)
+        verify = peer_verifier(self._tee, self._acceptance, Role.SOURCE, frozenset({source_id}))
+        async with aiohttp.ClientSession() as session:
+            with await fetch_key_set_v1(session, base_url, replace(self._party, verify_peer=verify)) as key_set:
+                return self.keep(key_set, source_id)
+
+    def _check_v1(self, enclave_id: str) -> None:
+        if not self.policy.v1_allowed(enclave_id):
             raise KeyvaultError(
                 code="HANDOVER_DOWNGRADE_REFUSED",
-                what=f"collecting from {source_id} over v1 was refused",
+                what=f"handover v1 with {enclave_id} was refused",
                 why="the measured policy does not allow v1 for this node",
                 action="Use v2, or run a vault build whose policy names this node in allow_v1.",
             )
-        raise KeyvaultError(
-            code="HANDOVER_V1_UNAVAILABLE",
-            what=f"collecting from {base_url} over v1 was refused",
-            why="this build does not speak v1",
-        )
+
+    # handover v1, as holder (V1Port of keyvault.v1_http)
+
+    def v1_hand_out(self, requester_id: str) -> KeySet:
+        """The key set for a requester that was verified over v1, where the measured policy allows v1 for it."""
+        self._check_v1(requester_id)
+        return self.hand_out(requester_id)
+
+    def now_s(self) -> float:
+        """Monotonic seconds."""
+        return self._clocks.monotonic_s()
 
     def keep(self, key_set: KeySet, source_id: str) -> dict[str, Any]:
         """Seal a collected key set beside all others; ``put`` returns only after it was read back and unsealed."""

@@ -3,7 +3,7 @@
 Layouts and order of messages follow the public Go programs (``dcnetio/dcupgrade`` 0.1.8, ``dcnetio/dcmanager``).
 Both roles are here: the requester R asks for a secret, the holder H has it. What the field's programs leave
 out and this side does: a challenge is used once and expires, reports of debug or uninitialised enclaves are refused
-(by the caller's ``accept``), and the holder of step 6 must be the enclave that gave the challenge in step 1.
+(by the acceptance policy), and the holder of step 6 must be the enclave that gave the challenge in step 1.
 """
 
 import base64
@@ -20,10 +20,11 @@ import nacl.public
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 
-from attestation.driver import TeeDriver
 from attestation.network import decode_multibase, encode_multibase
 from attestation.sgx import Report
 from keyvault.errors import KeyvaultError
+from keyvault.keyset import KeySet
+from keyvault.ports import Party
 
 OE_HEADER = struct.pack("<IIQ", 1, 1, 432)
 """Open Enclave's report header: version 1, type 1 (SGX local), size of the REPORT."""
@@ -34,9 +35,6 @@ ANSWER_MAX_BYTES = 2 * SECRET_MAX_BYTES
 LIVE_PER_ENCLAVE_MAX, LIVE_MAX = 4, 256
 CHALLENGE_TTL_S = 60.0
 ANSWER_FIELDS = ("EnclaveSignature", "EncryptSecret", "Pubkey", "LocalReport")
-
-Accept = Callable[[Report, bytes], None]
-"""Decides on a peer whose MAC was verified: (report, network signature); raises to refuse."""
 
 
 def encode_report(report: Report) -> bytes:
@@ -82,72 +80,54 @@ def box_open(seed: bytes, ciphertext: bytes) -> bytes:
     try:
         return nacl.public.Box(secret, peer).decrypt(ciphertext[NONCE_LENGTH + 32 :], ciphertext[:NONCE_LENGTH])
     except (nacl.exceptions.CryptoError, nacl.exceptions.RuntimeError) as error:
-        raise KeyvaultError(
-            code="V1_DECRYPT_FAILED",
-            what="v1 handover",
-            why="the answer's ciphertext does not open with the key of this session",
-            kind="rejected",
-        ) from error
+        raise _rejected("V1_DECRYPT_FAILED", "the ciphertext does not open with the key of this session") from error
 
 
 class V1Requester:
     """Role R for one handover: two queries out, two answers in, the secret at the end.
 
-    ``accept`` decides on the holder (expected enclave id, attributes, network signature); in step 2 it is given no
-    signature (empty bytes), since v1 sends none there.
+    ``party.verify_peer`` decides on the holder when its network signature comes, in step 6, before anything is
+    decrypted; step 2 carries none, and gives the holder nothing that is not public.
     """
 
-    def __init__(self, tee: TeeDriver, network_signature: bytes, accept: Accept, ephemeral_seed: bytes) -> None:
-        self._tee = tee
-        self._network_signature = network_signature
-        self._accept = accept
-        self._seed = bytearray(ephemeral_seed)
+    def __init__(self, party: Party) -> None:
+        self._party = party
+        self._seed = bytearray(party.crypto.random(32))
         self._holder: str | None = None
 
     def random_query(self) -> dict[str, str]:
         """Query of ``GET /teerandom``: an untargeted report, which only says whom to target."""
-        return {"verifyreport": encode_multibase(encode_report(self._tee.self_report()))}
+        return {"verifyreport": encode_multibase(encode_report(self._party.tee.self_report()))}
 
     def secret_query(self, challenge: bytes) -> dict[str, str]:
         """Query of ``GET /secret``, made from the holder's report (448 bytes) whose REPORTDATA is the challenge."""
         if not challenge:
             raise _refused("/teerandom")
         report = decode_report(challenge)
-        self._tee.verify(report)
-        self._accept(report, b"")
+        self._party.tee.verify(report)
         self._holder = report.enclave_id
         key = Ed25519PrivateKey.from_private_bytes(bytes(self._seed))
-        answer = self._tee.report(report.target_info(), key.sign(report.report_data))
+        answer = self._party.tee.report(report.target_info(), key.sign(report.report_data))
         return {
             "pubkey": encode_multibase(key.public_key().public_bytes_raw()),
-            "authSignature": encode_multibase(self._network_signature),
+            "authSignature": encode_multibase(self._party.network_signatures[0]),
             "teereport": encode_multibase(encode_report(answer)),
         }
 
-    def open(self, body: bytes) -> bytes:
+    def open(self, body: bytes) -> KeySet:
         """The secret out of the answer to ``/secret``; verifies the holder before it decrypts. Ends the session."""
         if not body:
             raise _refused("/secret")
         fields = decode_answer(body)
         report = decode_report(fields["LocalReport"])
-        self._tee.verify(report)
-        if self._holder is None or report.enclave_id != self._holder:
-            raise KeyvaultError(
-                code="V1_HOLDER_CHANGED",
-                what="v1 handover",
-                why=f"the answer comes from enclave {report.enclave_id}, the challenge came from {self._holder}",
-                kind="rejected",
+        if self._party.verify_peer(report, (fields["EnclaveSignature"],)) != self._holder:
+            raise _rejected(
+                "V1_HOLDER_CHANGED", f"it comes from {report.enclave_id}, the challenge from {self._holder}"
             )
-        self._accept(report, fields["EnclaveSignature"])
         if not _signed_by(fields["Pubkey"], report.report_data, fields["EncryptSecret"]):
-            raise KeyvaultError(
-                code="V1_SIGNATURE_BAD",
-                what="v1 handover",
-                why="REPORTDATA is not the signature of the answer's key over the ciphertext",
-                kind="rejected",
-            )
+            raise _rejected("V1_SIGNATURE_BAD", "REPORTDATA is not its key's signature over the ciphertext")
         try:
-            return box_open(bytes(self._seed), fields["EncryptSecret"])
+            return KeySet(box_open(bytes(self._seed), fields["EncryptSecret"]))
         finally:
             self._seed[:] = bytes(len(self._seed))
 
@@ -163,18 +143,14 @@ class V1Holder:
     """Role H: challenges for callers, the secret for the one that proves itself.
 
     Live challenges are bounded (4 for a claimed MRENCLAVE, 256 in all); a full table refuses newcomers, since evicting
-    would let a stranger end the session of the real requester.
+    would let a stranger end the session of the real requester. ``now_s`` is a monotonic clock in seconds.
     """
 
-    tee: TeeDriver
-    network_signature: bytes
+    party: Party
     _live: dict[str, list[_Live]] = field(default_factory=dict)
 
-    def challenge(self, query: Mapping[str, str], *, random: bytes, now_s: float) -> bytes:
-        """Answer to ``/teerandom``: a report (448 bytes) targeted at the caller; raises KeyvaultError V1_BUSY.
-
-        ``random`` is 16 fresh bytes, ``now_s`` a monotonic clock in seconds.
-        """
+    def challenge(self, query: Mapping[str, str], *, now_s: float) -> bytes:
+        """Answer to ``/teerandom``: a report (448 bytes) targeted at the caller; raises KeyvaultError V1_BUSY."""
         caller = decode_report(_query_bytes(query, "verifyreport", REPORT_LENGTH))
         self._expire(now_s)
         theirs = self._live.get(caller.enclave_id, [])
@@ -186,51 +162,36 @@ class V1Holder:
                 action=f"They end after {CHALLENGE_TTL_S:.0f} s; ask again then.",
                 kind="transient",
             )
-        digest = hashlib.sha512(challenge_bytes(random)).digest()
-        answer = encode_report(self.tee.report(caller.target_info(), digest))
+        digest = hashlib.sha512(challenge_bytes(self.party.crypto.random(16))).digest()
+        answer = encode_report(self.party.tee.report(caller.target_info(), digest))
         self._live.setdefault(caller.enclave_id, []).append(_Live(digest, now_s + CHALLENGE_TTL_S))
         return answer
 
-    def answer(
-        self,
-        query: Mapping[str, str],
-        *,
-        now_s: float,
-        accept: Accept,
-        secret: Callable[[str], bytes],
-        ephemeral_seed: bytes,
-        box_secret: bytes,
-        nonce: bytes,
-    ) -> bytes:
-        """Answer to ``/secret`` (JSON): ``secret(enclave id)``, encrypted to the caller if ``accept`` lets it pass.
+    def answer(self, query: Mapping[str, str], secret: Callable[[str], KeySet], *, now_s: float) -> bytes:
+        """Answer to ``/secret`` (JSON): the key set that ``secret(enclave id)`` releases, encrypted to the caller.
 
-        ``ephemeral_seed`` (ed25519, 32 bytes), ``box_secret`` (X25519, 32) and ``nonce`` (24) are fresh randomness.
-        The MAC is verified first; only success consumes a challenge.
+        The report's MAC is verified before anything else; only success consumes a challenge. ``secret`` decides whether
+        this enclave may have a key set at all, and raises if not.
         """
         key = _query_bytes(query, "pubkey", 32)
         signature = _query_bytes(query, "authSignature", 64)
         report = decode_report(_query_bytes(query, "teereport", REPORT_LENGTH))
-        self.tee.verify(report)
-        accept(report, signature)
+        enclave_id = self.party.verify_peer(report, (signature,))
         self._expire(now_s)
-        live = self._live.get(report.enclave_id, [])
+        live = self._live.get(enclave_id, [])
         match = next((one for one in live if _signed_by(key, report.report_data, one.digest)), None)
         if match is None:
-            raise KeyvaultError(
-                code="V1_CHALLENGE_UNKNOWN",
-                what=f"v1 request of enclave {report.enclave_id}",
-                why="it answers no live challenge: expired, used already, or made for another",
-                action="Ask /teerandom again.",
-                kind="rejected",
-            )
-        sealed = box_seal(key, secret(report.enclave_id), nonce=nonce, ephemeral=box_secret)
+            raise _rejected("V1_CHALLENGE_UNKNOWN", "it answers no live challenge: expired, used, or another's")
+        random = self.party.crypto.random
+        with secret(enclave_id) as key_set:
+            sealed = box_seal(key, bytes(key_set.view()), nonce=random(NONCE_LENGTH), ephemeral=random(32))
         live.remove(match)
-        own = Ed25519PrivateKey.from_private_bytes(ephemeral_seed)
+        own = Ed25519PrivateKey.from_private_bytes(random(32))
         parts = {
-            "EnclaveSignature": self.network_signature,
+            "EnclaveSignature": self.party.network_signatures[0],
             "EncryptSecret": sealed,
             "Pubkey": own.public_key().public_bytes_raw(),
-            "LocalReport": encode_report(self.tee.report(report.target_info(), own.sign(sealed))),
+            "LocalReport": encode_report(self.party.tee.report(report.target_info(), own.sign(sealed))),
         }
         return json.dumps({name: base64.b64encode(parts[name]).decode() for name in ANSWER_FIELDS}).encode()
 
@@ -291,16 +252,15 @@ def _x25519_public(ed25519_public: bytes) -> nacl.public.PublicKey:
     try:
         return nacl.public.PublicKey(nacl.bindings.crypto_sign_ed25519_pk_to_curve25519(ed25519_public))
     except (nacl.exceptions.CryptoError, nacl.exceptions.RuntimeError, ValueError) as error:
-        raise KeyvaultError(
-            code="V1_KEY_INVALID",
-            what="v1 handover",
-            why="the requester's key is no point of ed25519, or one of low order",
-            kind="rejected",
-        ) from error
+        raise _rejected("V1_KEY_INVALID", "the requester's key is no point of ed25519, or one of low order") from error
 
 
 def _invalid(part: str, why: str) -> KeyvaultError:
     return KeyvaultError(code="V1_MESSAGE_INVALID", what=f"v1 message, {part}", why=why, kind="rejected")
+
+
+def _rejected(code: str, why: str) -> KeyvaultError:
+    return KeyvaultError(code=code, what="a v1 message was refused", why=why, kind="rejected")
 
 
 def _refused(path: str) -> KeyvaultError:
