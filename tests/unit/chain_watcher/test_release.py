@@ -311,6 +311,8 @@ def test_nobody_else_builds_a_release():
     [(-1, BLOCK.hash), (2**32, BLOCK.hash), (1, "12" * 32), (1, "0x12"), (1, BLOCK.hash.replace("12", "AB"))],
 )
 def test_block_references_are_strict(number, block_hash):
+    assert BlockRef(0, BLOCK.hash).number == 0
+    assert BlockRef(2**32 - 1, BLOCK.hash).hash == BLOCK.hash
     with pytest.raises(ValueError, match="block reference"):
         BlockRef(number, block_hash)
 

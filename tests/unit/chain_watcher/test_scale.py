@@ -2,8 +2,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from chain_watcher.errors import ChainWatcherError
-from chain_watcher.scale import Reader, encode_blob, encode_compact, refuse
+from chain_watcher.scale import Reader, encode_blob, encode_compact
 
 from .makers import attempt, code_of
 
@@ -110,20 +109,3 @@ def test_leftovers_are_refused():
     reader = Reader(b"\0\0")
     reader.u8()
     assert code_of(reader.finish) == "SCALE_TRAILING_BYTES"
-
-
-def test_the_error_says_what_why_and_what_to_do():
-    error = refuse("SCALE_TRUNCATED", "header", "too short")
-    assert str(error) == "SCALE_TRUNCATED: header: too short"
-    assert error.kind == "rejected"
-    error = ChainWatcherError(code="A", what="b", why="c", action="Do d.", kind="transient")
-    assert str(error) == "A: b: c. Do d."
-
-
-def test_the_error_survives_pickling():
-    import pickle
-
-    error = ChainWatcherError(code="A", what="b", why="c", action="Do d.", kind="transient")
-    copy = pickle.loads(pickle.dumps(error))  # noqa: S301
-    assert str(copy) == str(error)
-    assert copy.kind == "transient"
