@@ -182,7 +182,7 @@ def load_enclave(image: Path, sigstruct: Path, debug: bool) -> tuple[int, Secs]:
 def answer(cpu: SoftwareCpu, secs: Secs, message: bytes) -> bytes:
     """Answer one datagram of an enclave: EREPORT or EGETKEY for `secs`, whatever the program says of itself."""
     try:
-        operation, operands = message[0], message[1:]
+        operation, operands = int.from_bytes(message[:1], "little"), message[1:]
         if operation == OP_TARGET_INFO and not operands:
             return bytes([STATUS_OK]) + secs.target_info().encode()
         if operation == OP_REPORT and len(operands) == TARGETINFO_SIZE + REPORTDATA_SIZE:
