@@ -165,6 +165,20 @@ def _members(blocks: _Blocks, limits: ArchiveLimits) -> Iterator[tuple[str, byte
         override = {}
 
 
+def read_member(archive: Path, wanted: str, limits: ArchiveLimits, bytes_max: int) -> bytes | None:
+    """Content of the first plain file named `wanted`, of `bytes_max` at most; None without one. Blocking, ARCHIVE_*."""
+    with archive.open("rb") as raw:
+        blocks = _Blocks(_open_stream(raw))
+        for name, kind, size in _members(blocks, limits):
+            if name.removeprefix("./") == wanted and kind in (tarfile.REGTYPE, tarfile.AREGTYPE):
+                if size > bytes_max:
+                    raise _refuse("ARCHIVE_TOO_LARGE", f"archive member {wanted!r}", f"it has {size} bytes")
+                return blocks.read(size)
+            for _ in blocks.chunks(size):
+                pass
+    return None
+
+
 def unpack(archive: Path, folder: Path, limits: ArchiveLimits, members: frozenset[str] | None) -> list[UnpackedFile]:
     """Unpack `archive` into the empty `folder`; files get mode 0644 and are synced. Blocking.
 

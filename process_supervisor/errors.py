@@ -36,6 +36,7 @@ CODES: dict[str, str] = {
     "CONTAINER_ENGINE_UNREACHABLE": "the container engine does not answer",
     "CONTAINER_IMAGE_CHANGED": "the container image is not the one that was resolved first",
     "CONTAINER_IMAGE_MISSING": "the container image is neither here nor to be had from its source",
+    "CONTAINER_IMAGE_UNMEASURED": "the container image carries no release files that could be measured",
     "DATA_LOCK_HELD": "another process works on the node's data",
     "DOWNLOAD_DEADLINE": "the download took longer than the limits allow",
     "DOWNLOAD_DIGEST_MISMATCH": "what was received is not what the digest or CID names",

@@ -22,7 +22,7 @@ from process_supervisor.driver import ExitStatus, LaunchSpec, NodeHandle, NodeRe
 from process_supervisor.errors import ProcessSupervisorError
 from process_supervisor.limits import MIB
 from process_supervisor.procfs import ProcessFacts, boot_id, process_facts, session_members
-from process_supervisor.stage import sync_folder
+from process_supervisor.slots import sync_folder
 
 KILL_S_MAX = 10.0
 POLL_S = 0.02

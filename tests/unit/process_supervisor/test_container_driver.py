@@ -23,7 +23,7 @@ def facts(*, running: bool, code: int = 0) -> ContainerFacts:
 class ScriptedDriver(ContainerDriver):
     """Answers `inspect` from a script; an error in it is raised."""
 
-    def __init__(self, script: list[ContainerFacts | None | str]) -> None:
+    def __init__(self, script: list[ContainerFacts | str | None]) -> None:
         self._script = script
         self._handles = {}
 

@@ -17,8 +17,9 @@ from process_supervisor import stage as stage_module
 from process_supervisor.errors import ProcessSupervisorError
 from process_supervisor.fetch import Progress, fetch
 from process_supervisor.limits import DownloadLimits
+from process_supervisor.slots import open_slot, remove_slot
 from process_supervisor.sources import UrlSource
-from process_supervisor.stage import StageRequest, open_slot, remove_slot, stage
+from process_supervisor.stage import StageRequest, stage
 
 from .conftest import ENCLAVE, FaultyServer, member, release_tar, sha256, tar_bytes
 
@@ -414,7 +415,7 @@ class Crash(BaseException):
     """The end of the process, as far as the code under test can tell."""
 
 
-STEPS = ["unpack", "_write_file", "sync_folder", "rename", "discard_part"]
+STEPS = ["unpack", "write_file", "sync_folder", "rename", "discard_part"]
 
 
 @pytest.mark.parametrize("after", [False, True])

@@ -1,0 +1,215 @@
+"""Images of releases at a Docker engine: pulled by digest or loaded from an archive, their release files taken out.
+
+A release image carries enclave.pyz, enclave.sig and release.json in the folder RELEASE_FOLDER; they are taken out of
+the very image that will run, and measured like those of an archive.
+"""
+
+import asyncio
+import json
+import re
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import aiodocker
+import aiohttp
+
+from process_supervisor.archive import read_member
+from process_supervisor.container_driver import CONNECT_S_MAX, engine_errors
+from process_supervisor.errors import ProcessSupervisorError
+from process_supervisor.fetch import Progress, ProgressFn
+from process_supervisor.limits import MIB, ArchiveLimits, DownloadLimits
+from process_supervisor.sources import ImageReference
+from process_supervisor.stage import ReleaseImage
+
+RELEASE_FOLDER = "/release"
+MANIFEST_BYTES_MAX = 1 * MIB
+# Layers of an image archive are members too; its layout is checked by the engine, its size by the download's limit.
+IMAGE_ARCHIVE = ArchiveLimits(members_max=4096, member_bytes_max=2**50, total_bytes_max=2**50)
+_IMAGE_ID = re.compile(r"sha256:[0-9a-f]{64}\Z")
+
+
+def image_tags(archive: Path) -> list[str] | None:
+    """Tags of the one image in an archive of `docker save`; None if the file is not such an archive. Blocking.
+
+    Raises ARCHIVE_*; more than one image is refused.
+    """
+    data = read_member(archive, "manifest.json", IMAGE_ARCHIVE, MANIFEST_BYTES_MAX)
+    if data is None:
+        return None
+    try:
+        manifest = json.loads(data)
+        if len(manifest) != 1:
+            raise ValueError(f"it holds {len(manifest)} images")
+        tags = manifest[0].get("RepoTags") or []
+        return [str(tag) for tag in tags]
+    except (ValueError, TypeError, AttributeError, KeyError) as error:
+        raise ProcessSupervisorError(
+            code="ARCHIVE_CORRUPT",
+            what="image archive",
+            why=f"its manifest.json is not that of one image ({error})",
+            action="This artefact is not used; tell its publisher",
+            kind="rejected",
+        ) from error
+
+
+class ImageStore:
+    """What staging needs of a Docker engine."""
+
+    def __init__(self, docker: aiodocker.Docker) -> None:
+        self._docker = docker
+
+    async def inspect(self, name: str) -> dict[str, Any] | None:
+        """The engine's facts about an image by id or reference; None if it has none."""
+        with engine_errors(f"image {name[:100]}"):
+            try:
+                return await self._docker.images.inspect(name)
+            except aiodocker.DockerError as error:
+                if error.status == 404:
+                    return None
+                raise
+
+    async def has(self, image_id: str) -> bool:
+        """Whether the engine has this very image."""
+        found = await self.inspect(image_id)
+        return found is not None and found["Id"] == image_id
+
+    async def pull(self, reference: ImageReference, pinned: str | None, progress: ProgressFn) -> ReleaseImage:
+        """Bring an image here. `pinned` is the digest that the same reference was resolved to before, if it was.
+
+        A tag is resolved once: what a registry answers to it later is not asked for again. An image that is here and
+        that no registry has (loaded by hand) serves too. Raises CONTAINER_IMAGE_MISSING, CONTAINER_IMAGE_CHANGED.
+        """
+        digest = reference.digest or pinned
+        wanted = f"{reference.name}@{digest}" if digest else f"{reference.name}:{reference.tag or 'latest'}"
+        found = await self.inspect(wanted) if digest else None
+        if found is None:
+            why = await self._pull(wanted, progress)
+            found = await self.inspect(wanted)
+            if found is None:
+                raise ProcessSupervisorError(
+                    code="CONTAINER_IMAGE_MISSING",
+                    what=f"image {wanted}",
+                    why=why or "the engine pulled it and does not have it",
+                    action="Look at the registry and at the engine's access to it",
+                )
+        here = [item.rpartition("@")[2] for item in found.get("RepoDigests") or []]
+        if digest and digest not in here:
+            raise ProcessSupervisorError(
+                code="CONTAINER_IMAGE_CHANGED",
+                what=f"image {wanted}",
+                why=f"the engine has it under {here}",
+                action="Remove that image from the engine; the release is pulled again",
+            )
+        pin = digest or next(iter(here), None)
+        return ReleaseImage(_checked_id(found["Id"]), f"{reference.name}@{pin}" if pin else wanted)
+
+    async def _pull(self, wanted: str, progress: ProgressFn) -> str:
+        """Pull; returns why it did not succeed, or an empty text."""
+        layers: dict[str, tuple[int, int]] = {}
+        try:
+            with engine_errors(f"pull of {wanted}"):
+                async for item in self._docker.images.pull(wanted, stream=True):
+                    detail = item.get("progressDetail") or {}
+                    if item.get("status") == "Downloading" and "total" in detail:
+                        layers[str(item.get("id"))] = (int(detail.get("current", 0)), int(detail["total"]))
+                        done, total = (sum(column) for column in zip(*layers.values(), strict=True))
+                        progress(Progress("download", wanted, done, total))
+        except ProcessSupervisorError as error:
+            if error.code == "CONTAINER_ENGINE_UNREACHABLE":
+                raise
+            return error.why
+        return ""
+
+    async def load(self, archive: Path) -> ReleaseImage | None:
+        """Load the one image of an archive; None if the file is no such archive.
+
+        Tags that other images had here before keep pointing to those. Raises ARCHIVE_*, CONTAINER_*.
+        """
+        tags = await asyncio.to_thread(image_tags, archive)
+        if tags is None:
+            return None
+        before = {tag: found["Id"] for tag in tags if (found := await self.inspect(tag)) is not None}
+        lines: list[str] = []
+        with engine_errors(f"load of {archive.name}"):
+            file = await asyncio.to_thread(archive.open, "rb")
+            with file:
+                async for item in self._docker.images.import_image(_chunks(file), stream=True):
+                    lines += str(item.get("stream", "")).splitlines()
+        # "Loaded image: <tag>" for each tag, or "Loaded image ID: sha256:<hex>" for an image without one.
+        names = [line.partition(": ")[2].strip() for line in lines if line.startswith("Loaded image")]
+        facts = [await self.inspect(name) for name in names]
+        ids = {item["Id"] for item in facts if item is not None}
+        if len(ids) != 1:
+            raise ProcessSupervisorError(
+                code="CONTAINER_IMAGE_MISSING",
+                what=f"load of {archive.name}",
+                why=f"the engine answered {lines[-3:]}",
+                action="Publish an archive that `docker save` made of one image",
+                kind="rejected",
+            )
+        image_id = _checked_id(ids.pop())
+        for tag, former in before.items():
+            if former != image_id:
+                await self._tag(former, tag)
+        return ReleaseImage(image_id, names[0])
+
+    async def _tag(self, image_id: str, reference: str) -> None:
+        repository, _, tag = reference.rpartition(":")
+        with engine_errors(f"tag {reference}"):
+            await self._docker.images.tag(image_id, repository, tag=tag)
+
+    async def keep(self, image_id: str, enclave_id: str) -> None:
+        """Tag the image as ours, so that `docker image prune` leaves it."""
+        await self._tag(image_id, f"dcupgrade/release:{enclave_id}")
+
+    async def release_files(self, image_id: str, path: Path, limits: DownloadLimits) -> bool:
+        """Write the image's release folder to `path` as a tar; False if the image has none. Nothing of it is run."""
+        with engine_errors(f"release files of image {image_id[:19]}"):
+            # A container needs a command to be made; it is never started.
+            config: dict[str, Any] = {"Image": image_id, "Cmd": ["-"], "NetworkDisabled": True}
+            container = await self._docker.containers.create(config)
+            try:
+                return await self._copy_folder(container.id, path, limits)
+            finally:
+                await container.delete(force=True)
+
+    async def _copy_folder(self, container_id: str, path: Path, limits: DownloadLimits) -> bool:
+        size = 0
+        timeout = aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_S_MAX, sock_read=limits.idle_s_max)
+        params = {"path": f"{RELEASE_FOLDER}/."}
+        try:
+            async with self._docker._query(
+                f"containers/{container_id}/archive", params=params, timeout=timeout
+            ) as response:
+                file = await asyncio.to_thread(path.open, "wb")
+                with file:
+                    async for data in response.content.iter_chunked(limits.chunk_bytes):
+                        size += len(data)
+                        if size > limits.archive.total_bytes_max:
+                            raise ProcessSupervisorError(
+                                code="ARCHIVE_TOO_LARGE",
+                                what="release files of an image",
+                                why=f"they have more than {limits.archive.total_bytes_max} bytes",
+                                action="This artefact is not used; tell its publisher",
+                                kind="rejected",
+                            )
+                        await asyncio.to_thread(file.write, data)
+        except aiodocker.DockerError as error:
+            if error.status == 404:
+                return False
+            raise
+        return True
+
+
+async def _chunks(file: BinaryIO) -> AsyncIterator[bytes]:
+    while data := await asyncio.to_thread(file.read, MIB):
+        yield data
+
+
+def _checked_id(text: str) -> str:
+    if not _IMAGE_ID.match(text):
+        raise ProcessSupervisorError(
+            code="CONTAINER_ENGINE_ERROR", what="image id", why=f"the engine answered {text[:80]!r}", action=""
+        )
+    return text

@@ -1,0 +1,241 @@
+"""The slots folder: verified releases under their enclave ids, and what is not or no longer one, apart.
+
+All names below a dot are ours and unverified:
+
+    <enclave id>/               a verified release
+    .incoming/<id>.part[.json]  a download to be resumed
+    .incoming/<id>.new/         being unpacked and verified; removed at the next try
+    .incoming/<id>.pin          the digest that an image reference was resolved to
+    .incoming/<id>.lock         held while this release is staged
+    .aside/<id>.<n>/            a slot that failed verification, kept for a person to look at
+"""
+
+import asyncio
+import fcntl
+import inspect
+import json
+import os
+import shutil
+import stat
+from collections.abc import Awaitable, Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from process_supervisor.errors import ProcessSupervisorError
+from process_supervisor.sources import is_enclave_id
+
+RELEASE_FILES = frozenset({"release.json", "enclave.pyz", "enclave.sig"})
+STAGE_FILE = "stage.json"
+
+Verify = Callable[[Path], Awaitable[str] | str]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StageFacts:
+    """What `stage.json` says of a slot, for people and for the driver; what it holds is verified by measuring.
+
+    `digest` (SHA-256, hex) and `size` (bytes) are those of the archive that came from `source`. `image_id` is set where
+    the release is a container image. `measured` is False for an image without release files: its identity is proven
+    only at attestation.
+    """
+
+    digest: str
+    size: int
+    source: str
+    image_id: str = ""
+    measured: bool = True
+
+    def to_json(self) -> bytes:
+        """The file's content."""
+        return json.dumps(asdict(self), sort_keys=True).encode()
+
+    @classmethod
+    def from_json(cls, text: bytes) -> "StageFacts":
+        """Decode the file; raises ValueError."""
+        values = json.loads(text)
+        kinds = {"digest": str, "size": int, "source": str, "image_id": str, "measured": bool}
+        if not isinstance(values, dict) or set(values) != set(kinds):
+            raise ValueError("stage.json is malformed")
+        if any(type(values[name]) is not kind for name, kind in kinds.items()):
+            raise ValueError("stage.json is malformed")
+        return cls(**values)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StagedRelease:
+    """A release in its slot, verified just now."""
+
+    path: Path
+    enclave_id: str
+    facts: StageFacts
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of the archive, hex."""
+        return self.facts.digest
+
+    @property
+    def size(self) -> int:
+        """Bytes of the archive."""
+        return self.facts.size
+
+    @property
+    def source(self) -> str:
+        """Where it came from."""
+        return self.facts.source
+
+
+def prepare(slots: Path) -> None:
+    """Make the folders. Blocking."""
+    for folder in (slots, slots / ".incoming", slots / ".aside"):
+        folder.mkdir(parents=True, exist_ok=True)
+
+
+@contextmanager
+def staging_lock(slots: Path, enclave_id: str) -> Iterator[None]:
+    """Held while a release is staged; raises STAGING_BUSY if another process holds it."""
+    fd = os.open(slots / ".incoming" / f"{enclave_id}.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise ProcessSupervisorError(
+                code="STAGING_BUSY",
+                what=f"staging {enclave_id}",
+                why="another process is at it",
+                action="Run one agent per state folder",
+            ) from error
+        yield
+    finally:
+        os.close(fd)
+
+
+def write_file(path: Path, data: bytes) -> None:
+    """Write aside, sync, rename: the file has its old content or the new one, whatever happens."""
+    aside = path.with_name(f".{path.name}.new")
+    aside.unlink(missing_ok=True)
+    fd = os.open(aside, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o644)
+    with os.fdopen(fd, "wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+    os.rename(aside, path)
+
+
+def sync_folder(folder: Path) -> None:
+    """Make renames inside `folder` survive a power cut."""
+    fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+async def verify_folder(folder: Path, enclave_id: str, verify: Verify) -> None:
+    """Raise STAGING_ENCLAVE_ID_MISMATCH, or what `verify` raises, unless the folder measures to that id."""
+    result = await asyncio.to_thread(verify, folder)
+    found = await result if inspect.isawaitable(result) else result
+    if found != enclave_id:
+        raise ProcessSupervisorError(
+            code="STAGING_ENCLAVE_ID_MISMATCH",
+            what=f"artefact for {enclave_id}",
+            why=f"it measures to {found}",
+            action="The source serves another build than the signed one; tell the publisher",
+            kind="rejected",
+        )
+
+
+async def open_slot(
+    slots: Path,
+    enclave_id: str,
+    verify: Verify,
+    extra_files: Mapping[str, bytes] | None = None,
+    members: frozenset[str] = RELEASE_FILES,
+    *,
+    allow_unmeasured: bool = False,
+) -> StagedRelease | None:
+    """The release in its slot, verified anew; None if there is none. A bad slot is set aside, and None returned.
+
+    Nothing that lies there is trusted: its files are looked at (plain files of known names only) and measured again.
+    """
+    path = slots / enclave_id
+    if not is_enclave_id(enclave_id):
+        return None
+    try:
+        facts = await asyncio.to_thread(_inspect, path, members, extra_files or {})
+        if facts is None:
+            return None
+        if facts.measured:
+            await verify_folder(path, enclave_id, verify)
+        elif not allow_unmeasured:
+            raise ValueError("its identity was never measured")
+    except OSError:
+        raise
+    except Exception:  # whatever makes it unverifiable: it is not used, and not deleted either
+        await asyncio.to_thread(set_aside, slots, enclave_id)
+        return None
+    for name, data in (extra_files or {}).items():
+        await asyncio.to_thread(_refresh, path / name, data)
+    return StagedRelease(path=path, enclave_id=enclave_id, facts=facts)
+
+
+def _refresh(path: Path, data: bytes) -> None:
+    if not path.exists() or path.read_bytes() != data:
+        write_file(path, data)
+        sync_folder(path.parent)
+
+
+def _inspect(path: Path, members: frozenset[str], extra_files: Mapping[str, bytes]) -> StageFacts | None:
+    """What was noted at staging, None without a slot; ValueError if it holds not exactly what it should."""
+    if not os.path.lexists(path):
+        return None
+    if not stat.S_ISDIR(path.lstat().st_mode):
+        raise ValueError("the slot is not a folder")
+    found: set[str] = set()
+    for item in path.rglob("*"):
+        mode = item.lstat().st_mode
+        if stat.S_ISDIR(mode):
+            continue
+        if not stat.S_ISREG(mode):
+            raise ValueError(f"{item.name} is not a plain file")
+        found.add(str(item.relative_to(path)))
+    try:
+        facts = StageFacts.from_json((path / STAGE_FILE).read_bytes())
+    except FileNotFoundError as error:
+        raise ValueError("the slot has no stage.json") from error
+    wanted = members if facts.measured else frozenset()
+    # A crash inside write_file leaves such a file; it is no part of the release.
+    asides = {f".{name}.new" for name in extra_files}
+    if not wanted <= found or found - wanted - set(extra_files) - asides - {STAGE_FILE}:
+        raise ValueError(f"the slot holds {sorted(found)}")
+    return facts
+
+
+def set_aside(slots: Path, enclave_id: str) -> Path:
+    """Move a slot that cannot be used to `.aside/<id>.<n>` and return that path. Blocking."""
+    folder = slots / ".aside"
+    folder.mkdir(parents=True, exist_ok=True)
+    number = 1
+    while os.path.lexists(folder / f"{enclave_id}.{number}"):
+        number += 1
+    target = folder / f"{enclave_id}.{number}"
+    os.rename(slots / enclave_id, target)
+    sync_folder(folder)
+    sync_folder(slots)
+    return target
+
+
+def remove_slot(slots: Path, enclave_id: str) -> None:
+    """Delete a slot for good; safe to do twice and after a crash in its middle. Blocking."""
+    if not is_enclave_id(enclave_id):
+        raise ValueError("not an enclave id")
+    doomed = slots / ".incoming" / f"{enclave_id}.removed"
+    if doomed.exists():
+        shutil.rmtree(doomed)
+    if os.path.lexists(slots / enclave_id):
+        doomed.parent.mkdir(parents=True, exist_ok=True)
+        # Renamed first: a half-deleted folder never carries a slot's name.
+        os.rename(slots / enclave_id, doomed)
+        sync_folder(slots)
+        shutil.rmtree(doomed)
