@@ -17,6 +17,10 @@ function element(tag, text, className) {
   return made;
 }
 
+function lines(texts) {
+  return texts.flatMap((text) => [document.createTextNode(text), element("br")]);
+}
+
 function shape(tag, attributes, parent) {
   const made = document.createElementNS(SVG, tag);
   for (const [name, value] of Object.entries(attributes)) made.setAttribute(name, value);
@@ -80,15 +84,16 @@ function showNow() {
   byId("node").textContent = `Node ${facts.node_id}`;
   byId("tee").hidden = facts.tee !== "simulated";
   byId("tee").textContent = "Simulated TEE: for development only, keys are not protected by hardware.";
-  const alarms = facts.alarms.map((alarm) => element("li", `${alarm.code}: ${alarm.detail}`));
-  byId("alarms").replaceChildren(...alarms);
+  byId("alarms").replaceChildren(...lines(facts.alarms.map((alarm) => `${alarm.code}: ${alarm.detail}`)));
+  byId("hold").hidden = !state.hold;
+  byId("hold").textContent = state.hold ? `Upgrades are held by ${state.hold.who || "an operator"}: ${state.hold.reason}` : "";
   for (const group of document.querySelectorAll("#machine g")) {
     group.classList.toggle("lit", group.dataset.state === state.name);
   }
 }
 
 function showWork() {
-  const { download, probation, gates } = facts.progress;
+  const { download, probation } = facts.progress;
   const bar = byId("work-bar");
   byId("work").hidden = !(download && facts.state.name === "staging") && !(probation && facts.state.name === "probation");
   if (facts.state.name === "staging" && download) {
@@ -102,7 +107,6 @@ function showWork() {
     bar.value = probation.passed_s;
     byId("work-text").textContent = `${duration(Math.max(0, probation.whole_s - probation.passed_s))} left`;
   }
-  void gates;
 }
 
 function showReleases() {
@@ -127,7 +131,7 @@ function showChain() {
 
 async function showSlow() {
   const [plan, history] = await Promise.all([get("/api/v1/plan"), get("/api/v1/history?limit=100")]);
-  byId("plan").replaceChildren(...plan.lines.map((line) => element("li", line)));
+  byId("plan").replaceChildren(...lines(plan.lines));
   let before = null;
   const rows = history.rows.map((fact) => {
     const row = element("tr");
