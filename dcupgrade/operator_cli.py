@@ -93,6 +93,8 @@ def _print_status(facts: Mapping[str, Any]) -> None:
     for name, value in (facts.get("chain") or {}).items():
         if isinstance(value, str | int | float | bool):
             rows.append((f"chain {name}", str(value)))
+        elif name in ("unsafe", "lying") and value:
+            rows.append((f"chain {name}", ", ".join(value)))
     if facts.get("tee"):
         rows.append(("TEE", str(facts["tee"])))
     width = max(len(name) for name, _ in rows)

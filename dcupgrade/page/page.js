@@ -122,7 +122,8 @@ function showChain() {
   const chain = facts.chain || {};
   const rows = [["finalized block", facts.block_number], ["endpoint", chain.endpoint || "none"], ["finality", chain.finality || "?"]];
   if (chain.finalized_age_s !== undefined && chain.finalized_age_s !== null) rows.push(["age", duration(chain.finalized_age_s)]);
-  if (chain.unproven) rows.push(["warning", "values are read without proofs (unsafe, development only)"]);
+  if (chain.unsafe && chain.unsafe.length) rows.push(["unsafe", `${chain.unsafe.join(", ")}: what this endpoint says is believed`]);
+  if (chain.problem) rows.push(["problem", chain.problem.text]);
   for (const endpoint of chain.endpoints || []) {
     rows.push([endpoint.url, `${endpoint.state}${endpoint.why ? `: ${endpoint.why}` : ""}`]);
   }
