@@ -92,10 +92,11 @@ class Endpoint:
 
     async def ask(self, method: str, *params: Any) -> Any:
         """One question on its questions socket; RpcError."""
-        if self.questions is None:
+        questions = self.questions
+        if questions is None:
             raise RpcError(code="RPC_CLOSED", what=self.url, why="not connected", action="The watcher reconnects")
-        answer = await self.questions.call(method, list(params))
-        self.latency_s = self.questions.latency_s
+        answer = await questions.call(method, list(params))
+        self.latency_s = questions.latency_s
         return answer
 
     def note_failure(self, problem: ChainWatcherError) -> None:

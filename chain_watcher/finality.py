@@ -6,6 +6,7 @@ endpoint. Proven finality follows the authority sets from the pinned checkpoint 
 
 from __future__ import annotations
 
+import re
 from collections import OrderedDict
 from dataclasses import dataclass
 from typing import Final, Protocol
@@ -23,6 +24,7 @@ FINALITY_PROOF_BYTES_MAX: Final = 8 * 1024 * 1024
 UNKNOWN_HEADERS_MAX: Final = 100_000
 #: A scheduled change is looked for so many blocks before the block where it takes effect (delays are 0 in practice).
 CHANGE_DELAY_MAX: Final = 64
+_BLOCK_HASH: Final = re.compile(r"0x[0-9a-f]{64}", re.ASCII)
 #: Set changes kept in memory for evidence; older ones are asked for again.
 CHANGES_KEPT: Final = 64
 
@@ -133,7 +135,7 @@ class QuorumDecider:
                 except ChainWatcherError as problem:
                     self._pool.distrust(other, problem)
                     continue
-                if isinstance(answer, str):
+                if isinstance(answer, str) and _BLOCK_HASH.fullmatch(answer):
                     votes[other.url] = answer
 
     def _count(self, number: int, votes: dict[str, str]) -> FinalBlock | None:

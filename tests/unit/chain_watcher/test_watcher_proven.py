@@ -266,3 +266,36 @@ async def test_a_future_height_is_never_believed(chain: ProvenChain, node: FakeN
         watch.watcher.pool.endpoints[0].unproven_since = -1000.0
         await until(lambda: watch.watcher.health()["lying"])
         assert watch.watcher.health()["endpoints"][0]["accusations"] == ["ENDPOINT_UNPROVEN_HEIGHT"]
+
+
+JUNK: list[Any] = [None, 7, -1, "", "0x", "0xzz", "0x00", [], [None], [[1, 2]], {}, {"a": 1}, {"digest": {}}, True, 1e9]
+METHODS = [
+    "chain_getBlock",
+    "chain_getBlockHash",
+    "chain_getHeader",
+    "grandpa_proveFinality",
+    "rpc_methods",
+    "state_getMetadata",
+    "state_getReadProof",
+    "state_getRuntimeVersion",
+]
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("finality", ["proven", "quorum"])
+async def test_junk_from_one_endpoint_stops_nothing(chain: ProvenChain, method: str, finality: str) -> None:
+    block = await chain.advance(publish(chain, ID_1, 1))
+    chain.justifications[block.number] = chain.justify(block)
+    turn = iter(JUNK * 100)
+    async with contextlib.AsyncExitStack() as stack:
+        nodes = [await stack.enter_async_context(FakeNode(chain, grandpa=True)) for _ in range(3)]
+        nodes[0].overrides[method] = lambda *_: next(turn)
+        async with proven(chain, *nodes, finality=finality) as watch:
+            await watch.view()
+            for number in range(5):
+                await nodes[0].notify("chain_subscribeFinalizedHeads", JUNK[number])
+                await nodes[0].notify("chain_subscribeNewHeads", JUNK[number + 5])
+                await nodes[0].notify("grandpa_subscribeJustifications", JUNK[number + 3])
+                await nodes[0].notify("state_subscribeStorage", JUNK[number + 7])
+                await chain.advance(publish(chain, ID_2, 2 + number, f"1.{number}.0"))
+            await until(lambda: watch.watcher.health()["last_number"] == chain.finalized)

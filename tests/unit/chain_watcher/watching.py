@@ -6,9 +6,11 @@ import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Callable
 from typing import Any
+from unittest import mock
 
 from chain_watcher.config import ChainView, WatcherConfig
 from chain_watcher.endpoints import PoolLimits
+from chain_watcher.metadata import ChainLayout, answer, from_json, read_metadata
 from chain_watcher.release import VerifiedRelease, encode_signature
 from chain_watcher.rpc import RpcLimits
 from chain_watcher.watcher import Watcher
@@ -38,6 +40,13 @@ def verify(enclave_id: str, signatures: tuple[bytes, ...]) -> None:
 
 def publish(chain: FakeChain, enclave_id: str, height: int, version: str = "1.0.0") -> dict[bytes, bytes]:
     return chain.change(program(enclave_id, version), [entry(height, enclave_id)])
+
+
+async def read_here(metadata: str) -> ChainLayout:
+    """What the child process would answer, without the child (test_metadata.py starts real ones)."""
+    if not isinstance(metadata, str):
+        return await read_metadata(metadata)
+    return from_json(answer(metadata))
 
 
 class Watching:
@@ -75,6 +84,8 @@ async def watching(
     watcher = Watcher(
         config, verify, on_progress=on_progress, on_speculation=seen.append, clock=clock, uniform=lambda: 0.5
     )
+    patch = mock.patch("chain_watcher.reads.read_metadata", read_here)
+    patch.start()
     run = asyncio.create_task(watcher.run())
     found = Watching(watcher)
     found.speculations = seen
@@ -83,6 +94,7 @@ async def watching(
     finally:
         run.cancel()
         results = await asyncio.gather(run, return_exceptions=True)
+        patch.stop()
         problem = results[0]
         if isinstance(problem, Exception):
             raise problem
