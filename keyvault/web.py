@@ -188,7 +188,9 @@ class GuardedServer:
 
     def __init__(self, app: web.Application) -> None:
         self._guards = app[_GUARDS]
-        self._runner = web.AppRunner(app, access_log=None, keepalive_timeout=30.0, handle_signals=False)
+        self._runner = web.AppRunner(
+            app, access_log=None, keepalive_timeout=30.0, lingering_time=1.0, handle_signals=False
+        )
         self._server: asyncio.Server | None = None
 
     async def start(self, host: str, port: int) -> int:
