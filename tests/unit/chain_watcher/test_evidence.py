@@ -93,6 +93,9 @@ def test_four_fields_and_absent_values():
 def test_other_chains_are_refused(case):
     other = replace(case.trust, genesis_hash=b"\x77" * 32)
     assert code_of(lambda: verify_evidence(case.json(), other)) == "EVIDENCE_WRONG_GENESIS"
+    # Naming another chain is refused, whatever the state proves.
+    value = {**case.json(), "genesis_hash": "0x" + "77" * 32}
+    assert code_of(lambda: verify(case, value)) == "EVIDENCE_WRONG_GENESIS"
     # It may name the right genesis: the state tells.
     value = {**case.json(), "genesis_hash": "0x" + "77" * 32}
     assert code_of(lambda: verify_evidence(value, other)) == "EVIDENCE_WRONG_GENESIS"
@@ -214,6 +217,8 @@ def test_limits(case, monkeypatch):
     monkeypatch.setattr(evidence, "EVIDENCE_BYTES_MAX", size - 1)
     assert code_of(lambda: verify(case)) == "EVIDENCE_TOO_LARGE"
     monkeypatch.setattr(evidence, "EVIDENCE_BYTES_MAX", size)
+    verify(case)
+    monkeypatch.setattr(evidence, "SET_CHANGES_MAX", 2)
     verify(case)
     monkeypatch.setattr(evidence, "SET_CHANGES_MAX", 1)
     assert code_of(lambda: verify(case)) == "EVIDENCE_TOO_LARGE"

@@ -288,6 +288,20 @@ def test_unusable_fields(change):
     assert code_of(lambda: release(replace(PROGRAM, **change))) == "RELEASE_FIELD_INVALID"
 
 
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"version": b"1" * 128},
+        {"version": b""},
+        {"origin_url": b"u" * 2048},
+        {"mirror_url": "https://b\u00fcro/".encode()},
+        {"mirr_cids": (b"c" * 256,) * 32},
+    ],
+)
+def test_fields_at_their_limits(change):
+    release(replace(PROGRAM, **change))
+
+
 @pytest.mark.parametrize("raw", [b"", ID[:-2].encode(), ID.upper().encode(), b"0x" + ID.encode()])
 def test_a_program_with_a_bad_id(raw):
     assert code_of(lambda: release(replace(PROGRAM, enclave_id=raw))) == "RELEASE_ID_INVALID"
