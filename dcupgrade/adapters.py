@@ -17,12 +17,15 @@ import aiohttp
 from attestation.artefact import verify_artefact
 from attestation.network import encode_multibase
 from chain_watcher.watcher import ChainView, Watcher
+from dcupgrade.containers import PYTHON_IN_IMAGE, in_container
 from dcupgrade.errors import DcupgradeError
 from dcupgrade.ports import Delivery, Finding, NodeExit, NodeHealth, Progress
 from dcupgrade.settings import Settings
 from dcupgrade.states import ChainFacts, Release
 from keyvault.client import VaultClient
 from process_supervisor import probe
+from process_supervisor.container_driver import ContainerDriver
+from process_supervisor.container_images import ImageStore
 from process_supervisor.driver import LaunchSpec, NodeDriver, NodeHandle, NodeRecord
 from process_supervisor.errors import ProcessSupervisorError
 from process_supervisor.fetch import Progress as DownloadProgress
@@ -141,10 +144,12 @@ class Nodes:
         *,
         first_install_allowed: bool,
         sealed_copies: Callable[[], Any],
+        images: ImageStore | None = None,
     ) -> None:
         self._settings, self._driver, self._session = settings, driver, session
         self._first_install_allowed = first_install_allowed
         self._sealed_copies = sealed_copies
+        self._images = images
         self._lock = asyncio.Lock()
         self.slots = settings.agent.state_dir / "slots"
         self.run_dir = settings.agent.state_dir / "run"
@@ -186,6 +191,7 @@ class Nodes:
                 ),
             ),
             tell,
+            images=self._images,
         )
 
     async def slot_is_good(self, enclave_id: str) -> bool:
@@ -203,6 +209,7 @@ class Nodes:
             raise DcupgradeError(
                 code="NODE_STILL_RUNS", what=f"slot of {enclave_id}", why="this version runs", kind="invariant"
             )
+        await self._driver.remove(_name(enclave_id))
         await asyncio.to_thread(_remove_tree, self.slots / enclave_id)
 
     # --- the host ----------------------------------------------------------------------------------------------------
@@ -214,6 +221,8 @@ class Nodes:
         if free < settings.upgrade.free_space_min_bytes:
             found.append(Finding("GATE_PREFLIGHT", f"only {free} bytes are free in {settings.agent.state_dir}"))
         others = probe.other_manager_processes()
+        if isinstance(self._driver, ContainerDriver):
+            others += probe.other_manager_containers(await self._driver.other_containers())
         if others:
             found.append(Finding("OTHER_MANAGER_RUNNING", ", ".join(others)))
         if not await self.slot_is_good(target.enclave_id):
@@ -318,7 +327,7 @@ class Nodes:
         # once a key set exists, the node must unseal it; it never makes another one
         fresh = first_install and not (settings.node.data_dir / KEY_SET_MARKER).exists()
         values = {
-            "python": sys.executable,
+            "python": sys.executable if settings.node.driver == "process" else PYTHON_IN_IMAGE,
             "cpu_dir": str(settings.cpu_dir.resolve()),
             "slot": str(slot.resolve()),
             "data_dir": str(settings.node.data_dir.resolve()),
@@ -329,13 +338,14 @@ class Nodes:
             "first_install_flag": "--first-install" if fresh else "",
         }
         argv = tuple(text for item in settings.node.command if (text := item.format_map(values)))
-        return LaunchSpec(
+        spec = LaunchSpec(
             name=_name(release.enclave_id),
             argv=argv,
             env={name: os.environ[name] for name in KEPT_ENVIRONMENT if name in os.environ},
-            cwd=settings.node.data_dir,
+            cwd=settings.node.data_dir.resolve(),
             log_path=settings.agent.state_dir / "logs" / f"{_name(release.enclave_id)}.log",
         )
+        return spec if settings.node.driver == "process" else in_container(settings, spec, slot)
 
     # --- the node's HTTP face ----------------------------------------------------------------------------------------
 

@@ -26,6 +26,7 @@ from attestation.network import NetworkKeys
 from chain_watcher.watcher import Watcher, WatcherConfig
 from dcupgrade import gates, logs
 from dcupgrade.adapters import KEPT_ENVIRONMENT, Chain, Nodes, SystemClock, Vault
+from dcupgrade.containers import open_node_driver
 from dcupgrade.effects import Limits, failure_of
 from dcupgrade.errors import DcupgradeError
 from dcupgrade.journal import Journal
@@ -36,7 +37,8 @@ from dcupgrade.settings import Settings
 from dcupgrade.transitions import Budgets
 from dcupgrade.web import Site, make_app
 from keyvault.client import VaultClient
-from process_supervisor.driver import LaunchSpec
+from process_supervisor.container_images import ImageStore
+from process_supervisor.driver import LaunchSpec, NodeDriver
 from process_supervisor.process_driver import ProcessDriver
 
 log = logging.getLogger("dcupgrade")
@@ -70,7 +72,8 @@ async def serve(settings: Settings, *, first_install: bool = False, wrap_journal
         session = await stack.enter_async_context(aiohttp.ClientSession())
         driver = ProcessDriver(settings.agent.state_dir / "run")
         stack.push_async_callback(driver.close)
-        parts = await _assemble(settings, first_install, journal, wrap_journal, session, driver, stack)
+        nodes_by = await stack.enter_async_context(open_node_driver(settings, driver))
+        parts = await _assemble(settings, first_install, journal, wrap_journal, session, nodes_by, stack)
         await stack.enter_async_context(_face(settings, journal, parts))
         tasks = [asyncio.create_task(coroutine, name=name) for name, coroutine in parts.tasks(settings, driver)]
         notifier = sdnotify.SystemdNotifier()
@@ -112,7 +115,7 @@ async def _assemble(
     journal: Journal,
     wrap_journal: WrapJournal | None,
     session: aiohttp.ClientSession,
-    driver: ProcessDriver,
+    nodes_by: tuple[NodeDriver, ImageStore | None],
     stack: AsyncExitStack,
 ) -> _Parts:
     client = VaultClient(settings.vault.url, _token(settings.token_file))
@@ -125,7 +128,14 @@ async def _assemble(
     async def sealed_copies() -> Any:
         return (await vault.status()).get("key_sets")
 
-    nodes = Nodes(settings, driver, session, first_install_allowed=first_install, sealed_copies=sealed_copies)
+    nodes = Nodes(
+        settings,
+        nodes_by[0],
+        session,
+        first_install_allowed=first_install,
+        sealed_copies=sealed_copies,
+        images=nodes_by[1],
+    )
     rules = gate_rules(settings)
     orchestrator = Orchestrator(
         journal=wrap_journal(journal) if wrap_journal else journal,
