@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
+from attestation import gramine
 from attestation.cpu import Secs, SoftwareCpu
 from attestation.driver import ReportVerifier, SimulatedDriver, open_driver
 from attestation.errors import AttestationError
@@ -172,3 +173,10 @@ def test_a_simulated_tee_without_its_socket_is_none(fd: str, monkeypatch: pytest
 def test_outside_of_a_tee_there_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("DC_TEE", raising=False)
     assert refused(open_driver).code == "TEE_MISSING"
+
+
+def test_dev_attestation_means_gramine(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("DC_TEE", raising=False)
+    monkeypatch.setattr(gramine, "_load_egetkey", lambda: object())
+    monkeypatch.setattr("attestation.driver.os.path.exists", lambda path: path == "/dev/attestation/report")
+    assert open_driver().kind == "gramine"
