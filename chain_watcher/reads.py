@@ -23,6 +23,7 @@ from chain_watcher.trie import read_proof
 
 #: ``Option<LastRuntimeUpgradeInfo>``: Compact<u32> spec version, then the spec's name (frame-system).
 LAST_UPGRADE_KEY: Final = storage_key("System", "LastRuntimeUpgrade")
+QUERY_STORAGE: Final = "state_queryStorageAt"
 ZERO_ROOT: Final = bytes(32)
 
 
@@ -136,7 +137,22 @@ class StateReader:
                 why="it offers no storage proofs, so its values are mere claims",
                 action="Use another endpoint, or set unsafe_unproven_reads for a development chain",
             )
-        return {key: await self._unproven_value(endpoint, header, key) for key in keys}
+        together = await self._unproven_together(endpoint, header, keys)
+        return together or {key: await self._unproven_value(endpoint, header, key) for key in keys}
+
+    async def _unproven_together(
+        self, endpoint: Endpoint, header: Header, keys: list[bytes]
+    ) -> dict[bytes, bytes | None] | None:
+        """All values in one question; None where the answer has another shape (Chopsticks at its genesis block)."""
+        if not endpoint.offers(QUERY_STORAGE):
+            return None
+        answer = await endpoint.ask(QUERY_STORAGE, ["0x" + key.hex() for key in keys], hash_text(header))
+        try:
+            (at,) = answer
+            found = {bytes.fromhex(key[2:]): value and bytes.fromhex(value[2:]) for key, value in at["changes"]}
+        except (TypeError, KeyError, ValueError):
+            return None
+        return found if at.get("block") == hash_text(header) and found.keys() == set(keys) else None
 
     async def _proven(self, endpoint: Endpoint, header: Header, keys: list[bytes]) -> dict[bytes, bytes | None]:
         answer = await endpoint.ask(READ_PROOF, ["0x" + key.hex() for key in keys], hash_text(header))

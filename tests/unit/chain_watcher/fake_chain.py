@@ -463,6 +463,12 @@ class FakeNode:
         value = self._block(at).state.get(bytes.fromhex(key[2:]))
         return None if value is None else "0x" + value.hex()
 
+    def state_queryStorageAt(self, keys: list[str], at: str | None = None) -> Any:  # noqa: N802
+        block = self._block(at)
+        if block.number == 0:
+            return {"another": "shape"}
+        return [{"block": "0x" + block.hash.hex(), "changes": [[key, self.state_getStorage(key, at)] for key in keys]}]
+
     def state_getReadProof(self, keys: list[str], at: str | None = None) -> dict[str, Any]:  # noqa: N802
         block = self._block(at)
         nodes = block.trie.proof(bytes.fromhex(key[2:]) for key in keys)

@@ -227,6 +227,7 @@ async def test_unproven_values_need_the_quorum_too() -> None:
             assert (await watch.view()).program is not None
         forged = FakeChain()
         value = publish(forged, ID_3, 1)
+        two.overrides["state_queryStorageAt"] = lambda keys, at: {}
         two.overrides["state_getStorage"] = lambda key, at: (
             "0x" + value[bytes.fromhex(key[2:])].hex()
             if bytes.fromhex(key[2:]) in value
