@@ -102,6 +102,9 @@ class _AgentApi:
         check_ids(key_set_id=value["key_set_id"])
         return web.json_response(self._vault.retain(value["key_set_id"], value["until_unix_s"]))
 
+    async def self_test(self, _: web.Request) -> web.Response:
+        return web.json_response(self._vault.self_test())
+
     async def committed(self, request: web.Request) -> web.Response:
         value = await _object(request, {"target_id": str, "key_set_id": str}, {}, _SMALL_BYTES_MAX)
         check_ids(target_id=value["target_id"], key_set_id=value["key_set_id"])
@@ -125,6 +128,7 @@ def vault_app(vault: Vault, token: str, facts: dict[str, object] | None = None) 
     app.router.add_post("/vault/permit", api.guarded(api.permit))
     app.router.add_get("/vault/delivery/{target_id}", api.guarded(api.delivery))
     app.router.add_post("/vault/retain", api.guarded(api.retain))
+    app.router.add_post("/vault/selftest", api.guarded(api.self_test))
     app.router.add_post("/vault/committed", api.guarded(api.committed))
     add_handover_routes(app, vault)
     if vault.policy.allow_v1:

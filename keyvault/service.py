@@ -335,6 +335,21 @@ class Vault:
             self._save(facts)
         return {"target_id": target_id, "key_set_id": key_set_id}
 
+    def self_test(self) -> dict[str, Any]:
+        """A trial local attestation to itself, and whether every sealed key set still opens (new kernel, microcode).
+
+        Nothing is changed, and no key leaves this method. Returns {"attestation", "opened", "failed": {id: code}}.
+        """
+        self._tee.verify(self._tee.report(self._tee.target_info(), bytes(64)))
+        failed = {}
+        kept = [entry.key_set_id for entry in self._facts.collected.values() if not entry.wiped]
+        for key_set_id in kept:
+            try:
+                self._open_key_set(key_set_id).wipe()
+            except KeyvaultError as error:
+                failed[key_set_id] = error.code
+        return {"attestation": True, "opened": len(kept) - len(failed), "failed": failed}
+
     def sweep(self) -> list[str]:
         """Wipe the sealed copies whose time is over; returns their key set ids. Call it now and then."""
         if self.condition is not None:
