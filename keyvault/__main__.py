@@ -19,8 +19,9 @@ from attestation.errors import AttestationError
 from keyvault.errors import KeyvaultError
 
 if TYPE_CHECKING:
+    from keyvault.conformance import Result
     from keyvault.policy_file import VaultPolicy
-    from keyvault.ports import Tee
+    from keyvault.ports import Party, Tee
     from keyvault.service import Vault
 
 _SIGNATURE_CHARS: Final = 104
@@ -85,6 +86,20 @@ def _enter_tee(args: argparse.Namespace, arguments: list[str]) -> None:
     os.execv(sys.executable, command)  # noqa: S606 - the same interpreter, no shell
 
 
+def _open_tee(args: argparse.Namespace, arguments: list[str]) -> Tee:
+    """Return the TEE this process runs in, or go into one."""
+    from attestation.driver import open_driver
+
+    if "DC_TEE" not in os.environ and args.image is not None:
+        _enter_tee(args, arguments)
+    try:
+        return open_driver()
+    except AttestationError as error:
+        if error.code == "TEE_MISSING":
+            _enter_tee(args, arguments)
+        raise
+
+
 def _open_vault(args: argparse.Namespace, tee: Tee) -> Vault:
     from keyvault.crypto import RealCrypto
     from keyvault.service import Vault
@@ -137,22 +152,56 @@ async def _serve(args: argparse.Namespace, vault: Vault, facts: dict[str, object
 
 
 def _command_serve(args: argparse.Namespace, arguments: list[str]) -> int:
-    from attestation.driver import open_driver
-
-    if "DC_TEE" not in os.environ and args.image is not None:
-        _enter_tee(args, arguments)
-    try:
-        tee = open_driver()
-    except AttestationError as error:
-        if error.code == "TEE_MISSING":
-            _enter_tee(args, arguments)
-        raise
+    tee = _open_tee(args, arguments)
     from keyvault.hygiene import harden_process
 
     facts: dict[str, object] = {"hygiene": harden_process()}
     vault = _open_vault(args, tee)
     asyncio.run(_serve(args, vault, facts))
     return 0
+
+
+def _command_conformance(args: argparse.Namespace, arguments: list[str]) -> int:
+    """Run the suite against a node; from inside a TEE if an image is given."""
+    party = None
+    if args.image is not None or "DC_TEE" in os.environ:
+        from attestation.policy import Policy, Role
+        from keyvault.crypto import RealCrypto
+        from keyvault.ports import Party, peer_verifier
+
+        tee = _open_tee(args, arguments)
+        policy = measured_policy(None)
+        verify = peer_verifier(tee, Policy(network=policy.network), Role.UPGRADER, None)
+        signatures = read_signatures(_read(args.auth_file, "network signature file")) if args.auth_file else ()
+        party = Party(bytes.fromhex(args.genesis), signatures, tee, RealCrypto(), verify)
+    results = asyncio.run(_conformance(args.url.rstrip("/"), bytes.fromhex(args.genesis), party))
+    from keyvault.conformance import as_json, as_text
+
+    sys.stdout.write(json.dumps(as_json(results), indent=2) + "\n" if args.json else as_text(results))
+    if any(result.found for result in results):
+        raise KeyvaultError(
+            code="CONFORMANCE_FAILED",
+            what=f"{args.url} does not conform",
+            why=f"{sum(bool(result.found) for result in results)} of {len(results)} checks failed",
+            action="docs/protocol.md says what each message must be.",
+        )
+    return 0
+
+
+async def _conformance(url: str, genesis: bytes, party: Party | None) -> list[Result]:
+    import aiohttp
+
+    from keyvault.conformance import Node, run_suite
+
+    async with aiohttp.ClientSession() as session:
+        return await run_suite(Node(session, url, genesis, party))
+
+
+def _genesis(text: str) -> str:
+    digits = text.removeprefix("0x")
+    if not re.fullmatch(r"[0-9a-f]{64}", digits):
+        raise argparse.ArgumentTypeError("it is not a 32-byte hash in lower-case hex")
+    return digits
 
 
 def _command_build(args: argparse.Namespace, _: list[str]) -> int:
@@ -218,9 +267,6 @@ def _parser() -> argparse.ArgumentParser:
     serve.add_argument("--token-file", type=Path, required=True, help="token the agent must show")
     serve.add_argument("--auth-file", type=Path, required=True, help="network signature over the vault's enclave id")
     serve.add_argument("--tighten", type=Path, help="JSON settings that make the measured policy stricter")
-    serve.add_argument("--cpu", type=Path, help="folder of the simulated CPU")
-    serve.add_argument("--image", type=Path, help="vault image for the simulated TEE")
-    serve.add_argument("--sigstruct", type=Path, help="SIGSTRUCT of the image")
     serve.set_defaults(run=_command_serve)
     build = commands.add_parser("build", help="build the measured artefact and print its enclave id")
     build.add_argument("--policy", type=Path, required=True)
@@ -236,6 +282,16 @@ def _parser() -> argparse.ArgumentParser:
     inspect = commands.add_parser("inspect", help="print the headers of a sealed store")
     inspect.add_argument("--store", type=Path, required=True)
     inspect.set_defaults(run=_command_inspect)
+    conformance = commands.add_parser("conformance", help="try a node's handover v2 over HTTP")
+    conformance.add_argument("url", help="like http://127.0.0.1:6667")
+    conformance.add_argument("--genesis", type=_genesis, required=True, help="genesis hash of the node's chain")
+    conformance.add_argument("--auth-file", type=Path, help="network signature over the image's enclave id")
+    conformance.add_argument("--json", action="store_true")
+    conformance.set_defaults(run=_command_conformance)
+    for command in (serve, conformance):
+        command.add_argument("--cpu", type=Path, help="folder of the simulated CPU")
+        command.add_argument("--image", type=Path, help="vault image for the simulated TEE")
+        command.add_argument("--sigstruct", type=Path, help="SIGSTRUCT of the image")
     return parser
 
 

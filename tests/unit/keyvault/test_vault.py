@@ -298,7 +298,7 @@ async def test_a_permit_from_proven_evidence_across_authority_sets() -> None:
     middle = len(forged["justification"]) // 2
     spoiled = "0" if forged["justification"][middle] != "0" else "1"
     forged["justification"] = forged["justification"][:middle] + spoiled + forged["justification"][middle + 1 :]
-    with pytest.raises(KeyvaultError, match="JUSTIFICATION_|SCALE_"):
+    with pytest.raises(KeyvaultError, match=r"JUSTIFICATION_|SCALE_"):
         again.permit(OLD, NEW, KEYS_ID, forged)
 
 

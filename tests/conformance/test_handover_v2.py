@@ -1,0 +1,151 @@
+"""The conformance suite passes for the node library, and finds each planted deviation."""
+
+import json
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from typing import Any
+
+import aiohttp
+import pytest
+
+from keyvault import handover, messages
+from keyvault.conformance import FLOOD, INSIDE, OUTSIDE, Node, as_json, as_text, run_suite
+from keyvault.errors import KeyvaultError
+from keyvault.handover import Holder
+from keyvault.keyset import KeySet
+from keyvault.node import NodeHandover, NodePolicy
+from keyvault.web import GuardedServer, add_handover_routes, new_app
+from tests.unit.keyvault.kit import GENESIS, KEYS, SECRET, CpuTee, Enclave, enclave_id, secs, sign
+
+
+@asynccontextmanager
+async def node(change: Callable[[Any], None] = lambda _: None) -> AsyncIterator[Node]:
+    port = NodeHandover(
+        CpuTee(secs("node")), NodePolicy(KEYS, GENESIS), sign(enclave_id("node")), lambda: KeySet(SECRET)
+    )
+    change(port)
+    app = new_app()
+    add_handover_routes(app, port)
+    server = GuardedServer(app)
+    bound = await server.start("127.0.0.1", 0)
+    async with aiohttp.ClientSession() as session:
+        yield Node(session, f"http://127.0.0.1:{bound}", GENESIS, Enclave("suite").party)
+    await server.stop()
+
+
+async def failed(change: Callable[[Any], None]) -> set[str]:
+    async with node(change) as made:
+        return {result.name for result in await run_suite(made) if result.found}
+
+
+async def test_the_node_library_conforms() -> None:
+    async with node() as made:
+        results = await run_suite(made)
+        assert as_json(results)["conforms"], as_text(results)
+        assert len(results) == len(OUTSIDE) + len(INSIDE) + len(FLOOD)
+        made.party = None
+    async with node() as made:
+        made.party = None
+        assert [r.name for r in await run_suite(made)] == [name for name, _, _ in (*OUTSIDE, *FLOOD)]
+
+
+async def test_a_node_that_is_not_there_fails_every_check_and_ends_the_suite() -> None:
+    async with aiohttp.ClientSession() as session:
+        results = await run_suite(Node(session, "http://127.0.0.1:1", GENESIS))
+        assert all("HANDOVER_PEER_UNREACHABLE" in result.found for result in results)
+        assert "FAILED" in as_text(results)
+        with pytest.raises(KeyvaultError):
+            await Node(session, "http://127.0.0.1:1", GENESIS).post("hello", b"")
+
+
+def no_limit(port: Any) -> None:
+    port._holder._make_room = lambda *_: None
+
+
+def keeps_sessions(port: Any) -> None:
+    class Kept(dict):  # type: ignore[type-arg]
+        def pop(self, key: Any, default: Any = None) -> Any:
+            return self.get(key, default)
+
+    port._holder._sessions = Kept()
+
+
+def loose_json(port: Any) -> None:
+    real = port.on_hello
+
+    async def on_hello(body: bytes) -> bytes:
+        try:
+            value = json.loads(body)
+        except ValueError:
+            value = {}
+        known = {k: v for k, v in value.items() if k in messages.HELLO.fields} if isinstance(value, dict) else {}
+        return await real(json.dumps(known).encode())  # type: ignore[no-any-return]
+
+    port.on_hello = on_hello
+
+
+def any_chain(port: Any) -> None:
+    real = port.on_hello
+
+    async def on_hello(body: bytes) -> bytes:
+        value = json.loads(body)
+        value["genesis"] = messages.encode_base64(GENESIS)
+        return await real(json.dumps(value).encode())  # type: ignore[no-any-return]
+
+    port.on_hello = on_hello
+
+
+def skips(name: str) -> Callable[[Any], None]:
+    """A holder that leaves one of its checks out."""
+
+    def change(port: Any) -> None:
+        party = port._holder._party
+        if name == "signature":
+            tee = party.tee
+
+            def verify(report: Any, _: Any) -> str:
+                tee.verify(report)
+                return str(report.enclave_id)
+
+            object.__setattr__(party, "verify_peer", verify)
+        elif name == "mac":
+            object.__setattr__(party, "verify_peer", lambda report, _: report.enclave_id)
+            party.tee.verify = lambda report: None
+        elif name == "receipt":
+            party.crypto.mac = lambda key, data: bytes(32)
+
+    return change
+
+
+@pytest.mark.parametrize(
+    ("change", "names"),
+    [
+        (no_limit, {"flood"}),
+        (keeps_sessions, {"forged-report", "consumed-first", "handover"}),
+        (loose_json, {"strict-json"}),
+        (any_chain, {"genesis"}),
+        (skips("signature"), {"unsigned"}),
+        (skips("mac"), {"forged-report", "mistargeted", "confirmations"}),
+        (skips("receipt"), {"handover", "confirmations"}),
+    ],
+    ids=["no-limit", "sessions-kept", "loose-json", "any-chain", "no-signature", "no-mac", "any-receipt"],
+)
+async def test_the_suite_finds_a_node_that_leaves_something_out(change: Any, names: set[str]) -> None:
+    assert names <= await failed(change)
+
+
+async def test_the_suite_finds_reports_that_bind_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(handover, "check_report_data", lambda *_: None)
+    assert {"bound", "confirmations"} <= await failed(lambda _: None)
+
+
+async def test_the_suite_finds_durable_before_received(monkeypatch: pytest.MonkeyPatch) -> None:
+    real = Holder._delivery
+
+    def delivery(self: Holder, session: bytes, now: float, what: str) -> Any:
+        entry = real(self, session, now, what)
+        entry.received = True
+        return entry
+
+    monkeypatch.setattr(Holder, "_delivery", delivery)
+    assert await failed(lambda _: None) == {"confirmations"}
