@@ -69,12 +69,13 @@ class BuiltRelease:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NodeTraits:
-    """What is measured into an image of the reference node beside its code; the last three make it a bad one."""
+    """What is measured into an image of the reference node beside its code; all but ``features`` make it a bad one."""
 
     features: tuple[str, ...] = ()
     does_not_start: bool = False
     crash_after_s: float | None = None
     format_tag: str = FORMAT_TAG
+    handover_fault: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,6 +139,7 @@ class ReleaseBuilder:
             "does_not_start": traits.does_not_start,
             "crash_after_s": traits.crash_after_s,
             "format_tag": traits.format_tag,
+            "handover_fault": traits.handover_fault,
         }
         work = self.folder / "build" / name
         work.mkdir(parents=True, exist_ok=True)

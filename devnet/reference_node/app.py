@@ -14,7 +14,12 @@ from aiohttp import web
 from devnet.reference_node.objects import NAME_BYTES_MAX, NodeError, ObjectStore
 
 NAME = re.compile(rf"[A-Za-z0-9][A-Za-z0-9._-]{{0,{NAME_BYTES_MAX - 1}}}\Z")
-STATUS_OF_CODE = {"NODE_OBJECT_MISSING": 404, "NODE_OBJECT_TOO_LARGE": 413, "NODE_NAME_BAD": 400}
+STATUS_OF_CODE = {
+    "NODE_OBJECT_MISSING": 404,
+    "NODE_OBJECT_TOO_LARGE": 413,
+    "NODE_NAME_BAD": 400,
+    "NODE_COMMIT_NOT_MINE": 409,
+}
 
 
 @dataclass(slots=True)
@@ -147,3 +152,17 @@ async def _errors(request: web.Request, handler: Callable[[web.Request], Awaitab
         return web.Response(
             text=json.dumps({"code": error.code, "why": error.why}), status=status, content_type="application/json"
         )
+
+
+def add_broken_handover_routes(app: web.Application, fault: str) -> None:
+    """A holder that does not do its part, measured into deliberately bad releases: "refuses", "hangs" or "garbage"."""
+
+    async def broken(_: web.Request) -> web.Response:
+        if fault == "hangs":
+            await asyncio.sleep(3600)
+        if fault == "refuses":
+            raise NodeError("NODE_HANDOVER_REFUSED", "this version never hands its keys over")
+        return web.Response(body=bytes(range(256)) * 16, content_type="application/json")
+
+    for step in ("hello", "request", "received", "durable"):
+        app.router.add_post(f"/v2/{step}", broken)

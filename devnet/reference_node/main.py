@@ -26,7 +26,7 @@ from aiohttp import web
 from attestation.driver import TeeDriver, open_driver
 from attestation.errors import AttestationError
 from attestation.network import NetworkKeys, decode_multibase
-from devnet.reference_node.app import NodeState, add_node_routes
+from devnet.reference_node.app import NodeState, add_broken_handover_routes, add_node_routes
 from devnet.reference_node.objects import KeySet, NodeError, ObjectStore, write_durably
 from keyvault.errors import KeyvaultError
 from keyvault.hygiene import harden_process
@@ -59,6 +59,7 @@ class Policy:
     does_not_start: bool
     crash_after_s: float | None
     format_tag: str
+    handover_fault: str | None
 
     @classmethod
     def load(cls) -> Policy:
@@ -250,7 +251,10 @@ async def run(policy: Policy, arguments: argparse.Namespace) -> None:
     node = Node(policy, arguments, open_driver())
     app = new_app()
     add_node_routes(app, node.state, node.commit)
-    add_handover_routes(app, node.handover())
+    if policy.handover_fault is None:
+        add_handover_routes(app, node.handover())
+    else:
+        add_broken_handover_routes(app, policy.handover_fault)
     runner = web.AppRunner(app, access_log=None, handle_signals=False, shutdown_timeout=SHUTDOWN_S)
     await runner.setup()
     ended = asyncio.Event()
