@@ -33,6 +33,14 @@ CODES: dict[str, str] = {
     "SETTINGS_UNREADABLE": "the settings file cannot be read or is not TOML",
     "SETTINGS_INVALID": "the settings file has mistakes; all of them are listed",
     "UNKNOWN_CODE": "no part of the program knows the code that was asked about",
+    # doctor.py: findings of `check`
+    "FOLDER_OPEN_TO_OTHERS": "a folder with keys, tokens or the journal can be read by other users",
+    "DISK_SPACE_LOW": "less space is free than the settings want to remain before an upgrade",
+    "FINALITY_LAGS": "the endpoint's finalized block is old or far behind its best block",
+    "CLOCK_SKEWED": "the host's clock is behind the chain's time",
+    "ENDPOINT_WITHOUT_PROOFS": "an endpoint lacks the methods that mode `proven` needs",
+    "TEE_SIMULATED": "the vault's TEE is simulated, so nothing protects the keys from this host",
+    "VAULT_MEASURED_UNSAFE": "the vault was measured with an unsafe switch on",
     # the agent (service.py, orchestrator.py, effects.py)
     "AGENT_ALREADY_RUNNING": "another agent works on this state folder",
     "AGENT_STATE_UNUSABLE": "the agent's state folder cannot be created or written",

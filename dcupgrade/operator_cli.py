@@ -214,6 +214,26 @@ def plan(config_path: Path, as_json: bool) -> None:
 
 
 @click.command()
+@json_option
+@click.pass_obj
+def check(config_path: Path, as_json: bool) -> None:
+    """Examine host, chain endpoints, vault and node. Changes nothing; exit code 1 where there is a fault."""
+    import asyncio
+
+    from dcupgrade import doctor
+
+    findings = asyncio.run(doctor.examine(settings.load(config_path)))
+    if as_json:
+        click.echo(json.dumps([finding.to_json() for finding in findings], indent=2))
+    else:
+        for finding in findings:
+            mark = {"good": "ok  ", "warning": "warn", "fault": "FAIL"}[finding.grade]
+            code = f"  [{finding.code}]" if finding.code else ""
+            click.echo(f"{mark}  {finding.check}: {finding.text}{code}")
+    sys.exit(any(finding.grade == "fault" for finding in findings))
+
+
+@click.command()
 @click.pass_obj
 def diagram(_: Path) -> None:
     """Print the upgrade machine as a Mermaid diagram, drawn from its table."""
