@@ -292,8 +292,8 @@ def test_votes_on_a_fork():
 def test_unused_headers_are_refused():
     target, second = makers.chain(5, 2)
     votes = [vote(0, target), vote(1, target), vote(2, target)]
-    for unused in (second, target, makers.header(9)):
-        data = justify(target, votes, [unused])
+    for unused in ([second], [target], [makers.header(9)], [target, second], [target, second, makers.header(9)]):
+        data = justify(target, votes, unused)
         assert code_of(lambda data=data: verify_justification(data, 0, FOUR)) == "JUSTIFICATION_INVALID"
 
 
