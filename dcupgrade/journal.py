@@ -35,6 +35,7 @@ _SCHEMA = (
     "CREATE TABLE intents (id INTEGER PRIMARY KEY, seq INTEGER NOT NULL, json TEXT NOT NULL)",
     "CREATE TABLE commands (id INTEGER PRIMARY KEY AUTOINCREMENT, at_unix_s REAL NOT NULL, kind TEXT NOT NULL,"
     " who TEXT NOT NULL, json TEXT NOT NULL, taken_seq INTEGER)",
+    "CREATE TABLE webhooks (url TEXT PRIMARY KEY, seq INTEGER NOT NULL) WITHOUT ROWID",
 )
 
 
@@ -133,6 +134,32 @@ class Journal:
             rows = self._db.execute(query, (limit,)).fetchall()
         return [dict(zip(_HISTORY_KEYS, row, strict=True)) for row in reversed(rows)]
 
+    def history_after(self, seq: int, limit: int) -> list[dict[str, Any]]:
+        """Changes of the state's name after a sequence number, oldest first."""
+        with self._reading():
+            rows = self._db.execute(_HISTORY_AFTER, (seq, limit)).fetchall()
+        return [dict(zip(_HISTORY_KEYS, row, strict=True)) for row in rows]
+
+    def webhook_seq(self, url: str) -> int:
+        """The last event that a receiver of webhooks has; one never seen before begins at the end."""
+        with self._reading():
+            row = self._db.execute("SELECT seq FROM webhooks WHERE url = ?", (url,)).fetchone()
+            if row is None:
+                (last,) = self._db.execute("SELECT COALESCE(MAX(seq), 0) FROM events").fetchone()
+                self.set_webhook_seq(url, last)
+                return int(last)
+        return int(row[0])
+
+    def set_webhook_seq(self, url: str, seq: int) -> None:
+        """Remember that a receiver has everything up to ``seq``; raises JOURNAL_WRITE_FAILED."""
+        try:
+            with self._db:
+                self._db.execute("INSERT OR REPLACE INTO webhooks VALUES (?, ?)", (url, seq))
+        except sqlite3.Error as error:
+            raise DcupgradeError(
+                code="JOURNAL_WRITE_FAILED", what=f"journal {self.path}", why=str(error), kind="transient"
+            ) from error
+
     def counts(self) -> dict[str, float]:
         """How often each change of state "from>to" is in the history, and "downtime_s" of the last upgrade."""
         with self._reading():
@@ -160,6 +187,10 @@ _HISTORY_KEYS = ("seq", "at_unix_s", "from", "to", "event", "reason", "detail", 
 _INSERT_EVENT = (
     "INSERT INTO events (at_unix_s, state_before, state_after, kind, reason, detail, running, target, json)"
     " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)"
+)
+_HISTORY_AFTER = (
+    "SELECT seq, at_unix_s, state_before, state_after, kind, reason, detail, running, target FROM events"
+    " WHERE seq > ? AND state_before != state_after ORDER BY seq LIMIT ?"
 )
 _HISTORY_ALL = (
     "SELECT seq, at_unix_s, state_before, state_after, kind, reason, detail, running, target FROM events"

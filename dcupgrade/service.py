@@ -36,6 +36,7 @@ from dcupgrade.ports import JournalPort
 from dcupgrade.settings import Settings
 from dcupgrade.transitions import Budgets
 from dcupgrade.web import Site, make_app
+from dcupgrade.webhooks import run_all, webhooks
 from keyvault.client import VaultClient
 from process_supervisor.container_images import ImageStore
 from process_supervisor.driver import LaunchSpec, NodeDriver
@@ -76,6 +77,9 @@ async def serve(settings: Settings, *, first_install: bool = False, wrap_journal
         parts = await _assemble(settings, first_install, journal, wrap_journal, session, nodes_by, stack)
         await stack.enter_async_context(_face(settings, journal, parts))
         tasks = [asyncio.create_task(coroutine, name=name) for name, coroutine in parts.tasks(settings, driver)]
+        if settings.webhooks:
+            hooks = webhooks(settings.webhooks, journal, session, SystemClock(), settings.node.id)
+            tasks.append(asyncio.create_task(run_all(hooks), name="webhooks"))
         notifier = sdnotify.SystemdNotifier()
         notifier.notify("READY=1")
         tasks.append(asyncio.create_task(_tell_systemd(notifier, parts.orchestrator), name="systemd"))
