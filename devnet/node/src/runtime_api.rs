@@ -21,6 +21,7 @@ pub type AccountId = AccountId32;
 pub type Nonce = u32;
 
 /// Stands for the runtime in the macro below.
+#[allow(dead_code)]
 pub struct Runtime;
 
 impl_runtime_apis! {
