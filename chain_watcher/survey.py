@@ -130,8 +130,10 @@ def _refusal(enclave_id: str, signatures: tuple[bytes, ...], verify: SignatureVe
     return None
 
 
-def release_facts(view: ChainView, state: BlockState, verify: SignatureVerifier) -> Mapping[str, Any]:
+def release_facts(view: ChainView, state: BlockState | None, verify: SignatureVerifier) -> Mapping[str, Any]:
     """What ``chain releases`` prints: where it was read, how it is believed, the releases, what was refused."""
+    if state is None:
+        raise ChainWatcherError(code="WATCHER_NO_VIEW", what="releases", why="no state was read", kind="transient")
     return {
         "block_number": view.block_number,
         "block_hash": view.block_hash,

@@ -87,6 +87,7 @@ class Watcher:
         self._owed_at = 0.0
         self._say_again = False
         self._hints: asyncio.Queue[tuple[Endpoint, Any]] = asyncio.Queue(maxsize=config.limits.known_states_max)
+        self._in_flight: dict[bytes, tuple[Endpoint, asyncio.Event]] = {}
         self._looking: asyncio.Task[None] | None = None
         self._hint_tasks: dict[str, asyncio.Task[None]] = {}
         self._views: deque[ChainView] = deque(maxlen=config.limits.views_waiting_max)
@@ -267,6 +268,9 @@ class Watcher:
         """Give the view that a final block deserves; kept and tried again where it cannot be read now."""
         self._owed, self._owed_at = found, self._clock.monotonic()
         line = await self._line_to_last(found)
+        endpoint, done = self._in_flight.get(found.header.hash, (None, None))
+        if done is not None and endpoint is found.endpoint:
+            await done.wait()  # the same question is on its way already
         ahead = next((one for one in reversed(line) if one.hash in self._states), None)
         if ahead is not None:
             self.counters.answered_ahead += ahead is found.header
@@ -417,7 +421,17 @@ class Watcher:
         if self._last is None or header.number <= self._last.number or header.hash in self._states:
             return
         self._headers.add(header)
-        state = await self._reader.read(endpoint, header, self.pool.genesis_hash or "")
+        done = asyncio.Event()
+        self._in_flight[header.hash] = (endpoint, done)
+        try:
+            state = await self._reader.read(endpoint, header, self.pool.genesis_hash or "")
+            self._keep_ahead(state)
+        finally:
+            del self._in_flight[header.hash]
+            done.set()
+
+    def _keep_ahead(self, state: BlockState) -> None:
+        header = state.header
         if self._last is None or header.number <= self._last.number:
             return
         if self.config.finality == "quorum" and not state.proven:
@@ -433,6 +447,11 @@ class Watcher:
             self._on_speculation(program)
 
     # --- facts
+
+    @property
+    def state(self) -> BlockState | None:
+        """The last finalized state that was read, or None."""
+        return self._state
 
     def health(self) -> dict[str, Any]:
         """JSON-able facts: mode, heights, endpoints and what they were caught at, counters, unsafe switches."""

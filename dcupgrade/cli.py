@@ -13,6 +13,7 @@ import click
 OPERATOR = "dcupgrade.operator_cli"
 LAZY: dict[str, tuple[str, str, str]] = {
     "approve": (OPERATOR, "approve", "Approve the release on the chain."),
+    "chain": ("dcupgrade.chain_cli", "chain", "Look at the chain: releases, and the checkpoint to pin."),
     "check": (OPERATOR, "check", "Examine host, chain, vault and node: the doctor."),
     "diagram": (OPERATOR, "diagram", "Print the upgrade machine as a Mermaid diagram."),
     "history": (OPERATOR, "history", "Show what happened: states, durations, reasons."),

@@ -33,6 +33,7 @@ CODES: dict[str, str] = {
     "SETTINGS_UNREADABLE": "the settings file cannot be read or is not TOML",
     "SETTINGS_INVALID": "the settings file has mistakes; all of them are listed",
     "UNKNOWN_CODE": "no part of the program knows the code that was asked about",
+    "CHECKPOINT_UNREADABLE": "the file with the pinned checkpoint cannot be read",
     "WEBHOOK_SECRET_UNREADABLE": "the secret of a webhook receiver cannot be read",
     # doctor.py: findings of `check`
     "FOLDER_OPEN_TO_OTHERS": "a folder with keys, tokens or the journal can be read by other users",

@@ -8,6 +8,7 @@ The command line and the status page queue operators' words in the same file, an
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import sqlite3
@@ -159,6 +160,18 @@ class Journal:
             raise DcupgradeError(
                 code="JOURNAL_WRITE_FAILED", what=f"journal {self.path}", why=str(error), kind="transient"
             ) from error
+
+    def chain_progress(self) -> dict[str, Any]:
+        """What the watcher had seen when the agent last ran: ``number``, ``hash``, ``chain_state``; may be empty."""
+        with self._reading():
+            row = self._db.execute("SELECT value FROM meta WHERE key = 'chain'").fetchone()
+        found = json.loads(row[0]) if row else {}
+        return found if isinstance(found, dict) else {}
+
+    def set_chain_progress(self, facts: Mapping[str, Any]) -> None:
+        """Remember the watcher's progress. Losing it costs a look further back, so a failing write is not an error."""
+        with contextlib.suppress(sqlite3.Error), self._db:
+            self._db.execute("INSERT OR REPLACE INTO meta VALUES ('chain', ?)", (_dump(facts),))
 
     def counts(self) -> dict[str, float]:
         """How often each change of state "from>to" is in the history, and "downtime_s" of the last upgrade."""

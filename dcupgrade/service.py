@@ -13,8 +13,8 @@ import os
 import secrets
 import signal
 import sys
-from collections.abc import AsyncIterator, Callable
-from contextlib import AsyncExitStack, asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,11 @@ import sdnotify
 from aiohttp import web as aiohttp_web
 
 from attestation.network import NetworkKeys
-from chain_watcher.watcher import Watcher, WatcherConfig
+from chain_watcher.config import WatcherConfig
+from chain_watcher.endpoints import PoolLimits
+from chain_watcher.release import BlockRef
+from chain_watcher.rpc import RpcLimits
+from chain_watcher.watcher import Watcher
 from dcupgrade import gates, logs
 from dcupgrade.adapters import KEPT_ENVIRONMENT, Chain, Nodes, SystemClock, Vault
 from dcupgrade.containers import open_node_driver
@@ -45,6 +49,8 @@ from process_supervisor.process_driver import ProcessDriver
 log = logging.getLogger("dcupgrade")
 
 VAULT_NAME = "vault"
+RPC_TIMEOUT_S = 4.0
+PROGRESS_EVERY_BLOCKS = 10
 VAULT_READY_S = 30.0
 VAULT_STOP_GRACE_S = 5.0
 WrapJournal = Callable[[Journal], JournalPort]
@@ -125,7 +131,11 @@ async def _assemble(
     client = VaultClient(settings.vault.url, _token(settings.token_file))
     stack.push_async_callback(client.close)
     keys = NetworkKeys.parse(settings.chain.network_keys, settings.chain.threshold)
-    watcher = Watcher(watcher_config(settings), keys.verify)
+    watcher = Watcher(
+        watcher_config(settings, journal.chain_progress()),
+        keys.verify,
+        on_progress=_remember_progress(settings, journal),
+    )
     chain = Chain(watcher)
     vault = Vault(client, node_url=f"http://127.0.0.1:{settings.node.port}", protocol=settings.node.protocol)
 
@@ -188,21 +198,54 @@ def gate_rules(settings: Settings) -> gates.GateRules:
     return gates.GateRules(settings.node.id, settings.upgrade.approval, windows, settings.upgrade.stagger_s)
 
 
-def watcher_config(settings: Settings) -> WatcherConfig:
-    """The watcher's configuration."""
+def watcher_config(settings: Settings, progress: Mapping[str, Any] | None = None) -> WatcherConfig:
+    """The watcher's configuration; `progress` is what it had seen when the agent last ran."""
     chain = settings.chain
-    checkpoint = None
+    checkpoint, since, chain_state = None, None, None
     if chain.checkpoint_file is not None:
-        checkpoint = json.loads(chain.checkpoint_file.read_text(encoding="utf-8"))
+        checkpoint = _read_checkpoint(chain.checkpoint_file)
+    if progress and progress.get("genesis") == chain.genesis_hash:
+        with suppress(KeyError, TypeError, ValueError):
+            since = BlockRef(int(progress["number"]), str(progress["hash"]))
+        chain_state = progress.get("chain_state")
     return WatcherConfig(
         endpoints=chain.endpoints,
         finality=chain.finality,
         genesis_hash=chain.genesis_hash,
         quorum=chain.quorum,
         checkpoint=checkpoint,
+        chain_state=chain_state,
         unsafe_unproven_reads=chain.unsafe_unproven_reads,
         ca_file=str(chain.ca_file) if chain.ca_file else None,
+        since=since,
+        pool=PoolLimits(block_silence_s=chain.block_watchdog_s),
+        rpc=RpcLimits(heartbeat_s=chain.heartbeat_s, request_timeout_s=RPC_TIMEOUT_S),
     )
+
+
+def _read_checkpoint(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise DcupgradeError(
+            code="CHECKPOINT_UNREADABLE",
+            what=f"chain.checkpoint_file {path}",
+            why=str(error),
+            action="Make one with `dcupgrade chain checkpoint`, compare it, and name it in the settings.",
+        ) from error
+
+
+def _remember_progress(settings: Settings, journal: Journal) -> Callable[[Mapping[str, Any]], None]:
+    """Store the watcher's progress, seldom while nothing but the height moves."""
+    last: dict[str, Any] = {}
+
+    def remember(facts: Mapping[str, Any]) -> None:
+        moved = facts["number"] - last.get("number", -PROGRESS_EVERY_BLOCKS)
+        if moved >= PROGRESS_EVERY_BLOCKS or facts.get("chain_state") != last.get("chain_state"):
+            last.update(facts)
+            journal.set_chain_progress({**facts, "genesis": settings.chain.genesis_hash})
+
+    return remember
 
 
 # --- folders, tokens, locks ------------------------------------------------------------------------------------------
