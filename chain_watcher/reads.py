@@ -7,6 +7,7 @@ parent (after ``set_code`` in N the layout is still the old one). frame-system w
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
@@ -23,6 +24,7 @@ from chain_watcher.trie import read_proof
 
 #: ``Option<LastRuntimeUpgradeInfo>``: Compact<u32> spec version, then the spec's name (frame-system).
 LAST_UPGRADE_KEY: Final = storage_key("System", "LastRuntimeUpgrade")
+REFUSED_MAX: Final = 64
 QUERY_STORAGE: Final = "state_queryStorageAt"
 ZERO_ROOT: Final = bytes(32)
 
@@ -89,6 +91,8 @@ class StateReader:
         self._layout_hashes = frozenset(layout_hashes)
         self._others = others
         self._layouts = layouts or LayoutCache()
+        #: Metadata is large: what an endpoint gave for a runtime and was refused is not asked for again.
+        self._refused: OrderedDict[tuple[str, int], ChainWatcherError] = OrderedDict()
         self._genesis = ""
 
     async def header(self, endpoint: Endpoint, block_hash: str) -> Header:
@@ -193,6 +197,21 @@ class StateReader:
         known = self._layouts.get(self._genesis, version)
         if known is not None:
             return known
+        refused = self._refused.get((endpoint.url, version))
+        if refused is not None:
+            raise refused
+        try:
+            found = await self._read_layout(endpoint, header, version)
+        except ChainWatcherError as problem:
+            if problem.kind == "rejected" and not isinstance(problem, RpcError):
+                self._refused[(endpoint.url, version)] = problem
+                while len(self._refused) > REFUSED_MAX:
+                    self._refused.popitem(last=False)
+            raise
+        self._layouts.put(self._genesis, version, found)
+        return found
+
+    async def _read_layout(self, endpoint: Endpoint, header: Header, version: int) -> ChainLayout:
         at = _parent_or_self(header)
         text = await endpoint.ask("state_getMetadata", at)
         found = await read_metadata(text)
@@ -207,7 +226,6 @@ class StateReader:
                 )
         else:
             await self._confirm(endpoint, at, text, version)
-        self._layouts.put(self._genesis, version, found)
         return found
 
     async def _confirm(self, endpoint: Endpoint, at: str, text: str, version: int) -> None:

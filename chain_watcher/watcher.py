@@ -13,6 +13,7 @@ from collections.abc import AsyncIterator, Callable, Mapping
 from types import MappingProxyType
 from typing import Any
 
+from chain_watcher.ahead import ReadAhead
 from chain_watcher.config import BY_METADATA, CHAIN_WIDE, LYING, ChainView, Counters, SystemClock, WatcherConfig
 from chain_watcher.endpoints import Clock, Endpoint, EndpointPool, Event
 from chain_watcher.errors import ChainWatcherError
@@ -75,7 +76,6 @@ class Watcher:
         self._layouts = LayoutCache()
         self._reader = self._new_reader()
         self._headers = Headers(config.limits.known_headers_max)
-        self._states: dict[bytes, BlockState] = {}
         self._decider = self._make_decider()
         self._last: Header | None = None
         self._last_at = 0.0
@@ -86,8 +86,15 @@ class Watcher:
         self._owed: FinalBlock | None = None
         self._owed_at = 0.0
         self._say_again = False
-        self._hints: asyncio.Queue[tuple[Endpoint, Any]] = asyncio.Queue(maxsize=config.limits.known_states_max)
-        self._in_flight: dict[bytes, tuple[Endpoint, asyncio.Event]] = {}
+        self._ahead = ReadAhead(
+            self._reader,
+            self._read,
+            self._headers,
+            floor=lambda: self._last,
+            states_max=config.limits.known_states_max,
+            on_state=self._seen_ahead,
+            on_problem=self._blame,
+        )
         self._looking: asyncio.Task[None] | None = None
         self._hint_tasks: dict[str, asyncio.Task[None]] = {}
         self._views: deque[ChainView] = deque(maxlen=config.limits.views_waiting_max)
@@ -121,7 +128,7 @@ class Watcher:
                 group.create_task(self.pool.run(), name="endpoints")
                 group.create_task(self._settle(), name="finality")
                 if self.config.speculate:
-                    group.create_task(self._speculate(), name="speculation")
+                    group.create_task(self._ahead.run(), name="speculation")
         finally:
             tasks = [*self._hint_tasks.values(), *([self._looking] if self._looking else [])]
             for task in tasks:
@@ -166,7 +173,8 @@ class Watcher:
                 if found is not None:
                     await self._finalized(found)
             elif event.kind in ("best", "storage"):
-                self._hint(event)
+                if self.config.speculate and endpoint is self.pool.primary:
+                    self._ahead.hint(endpoint, event.value)
             elif event.kind == "up":
                 self._came_up(endpoint)
             elif event.kind == "down":
@@ -268,14 +276,11 @@ class Watcher:
         """Give the view that a final block deserves; kept and tried again where it cannot be read now."""
         self._owed, self._owed_at = found, self._clock.monotonic()
         line = await self._line_to_last(found)
-        endpoint, done = self._in_flight.get(found.header.hash, (None, None))
-        if done is not None and endpoint is found.endpoint:
-            await done.wait()  # the same question is on its way already
-        ahead = next((one for one in reversed(line) if one.hash in self._states), None)
+        ahead = await self._ahead.newest_of(found.endpoint, line)
         if ahead is not None:
-            self.counters.answered_ahead += ahead is found.header
-            self._accept(FinalBlock(found.endpoint, ahead, found.justification), self._states[ahead.hash])
-        if ahead is not found.header:
+            self.counters.answered_ahead += ahead.header == found.header
+            self._accept(FinalBlock(found.endpoint, ahead.header, found.justification), ahead)
+        if ahead is None or ahead.header != found.header:
             state = await self._read_anywhere(found)
             if state is None:
                 return
@@ -317,7 +322,7 @@ class Watcher:
             if not endpoint.usable:
                 continue
             try:
-                state = await self._reader.read(endpoint, found.header, self.pool.genesis_hash or "")
+                state = await self._read(endpoint, found.header)
             except ChainWatcherError as problem:
                 self.counters.read_failures += 1
                 self._blame(endpoint, problem)
@@ -339,6 +344,9 @@ class Watcher:
             )
         return None
 
+    async def _read(self, endpoint: Endpoint, header: Header) -> BlockState:
+        return await self._reader.read(endpoint, header, self.pool.genesis_hash or "")
+
     def _count_progress(self, found: FinalBlock, line: list[Header]) -> None:
         header = found.header
         if self._last is None or header.number > self._last.number:
@@ -349,9 +357,8 @@ class Watcher:
             genesis = bytes.fromhex(self.pool.genesis_hash[2:])
             self._proof_base = ProofBase(genesis, header, found.justification, self._state.layout)
         final = {one.hash for one in line}
-        for block_hash in [key for key, state in self._states.items() if state.header.number <= header.number]:
-            state = self._states.pop(block_hash)
-            if block_hash not in final and self._view is not None and state.values != (self._state or state).values:
+        for state in self._ahead.drop(header.number):
+            if state.header.hash not in final and self._state is not None and state.values != self._state.values:
                 self.counters.speculations_never_finalized += 1
         if self._on_progress is not None:
             facts: dict[str, Any] = {"number": header.number, "hash": hash_text(header)}
@@ -393,58 +400,16 @@ class Watcher:
         except ChainWatcherError as refusal:
             return None, refusal
 
-    # --- speculation
-
-    def _hint(self, event: Event) -> None:
-        if self.config.speculate and event.endpoint is self.pool.primary and self._last is not None:
-            if self._hints.full():
-                self._hints.get_nowait()
-            self._hints.put_nowait((event.endpoint, event.value))
-
-    async def _speculate(self) -> None:
-        while True:
-            endpoint, value = await self._hints.get()
-            try:
-                await self._read_ahead(endpoint, value)
-            except ChainWatcherError as problem:
-                self._blame(endpoint, problem)
-
-    async def _read_ahead(self, endpoint: Endpoint, value: Any) -> None:
-        """Read a best block (a header, or a storage notice that names one) before it is final."""
-        if isinstance(value, Mapping) and "block" in value:
-            block_hash = str(value["block"])
-            if any(hash_text(state.header) == block_hash for state in self._states.values()):
-                return
-            header = await self._reader.header(endpoint, block_hash)
-        else:
-            header = Header.from_json(value)
-        if self._last is None or header.number <= self._last.number or header.hash in self._states:
-            return
-        self._headers.add(header)
-        done = asyncio.Event()
-        self._in_flight[header.hash] = (endpoint, done)
-        try:
-            state = await self._reader.read(endpoint, header, self.pool.genesis_hash or "")
-            self._keep_ahead(state)
-        finally:
-            del self._in_flight[header.hash]
-            done.set()
-
-    def _keep_ahead(self, state: BlockState) -> None:
-        header = state.header
-        if self._last is None or header.number <= self._last.number:
-            return
+    def _seen_ahead(self, state: BlockState) -> bool:
+        """A best block was read; says whether to keep it. A change in it is told, for whoever can prepare."""
         if self.config.finality == "quorum" and not state.proven:
-            return  # one endpoint's unproven word is not enough, early or late
-        while len(self._states) >= self.config.limits.known_states_max:
-            self._states.pop(next(iter(self._states)))
-        self._states[header.hash] = state
-        if self._state is None or state.values == self._state.values:
-            return
-        self.counters.speculated += 1
-        program, _ = self._judge(state)
-        if program is not None and self._on_speculation is not None:
-            self._on_speculation(program)
+            return False  # one endpoint's unproven word is not enough, early or late
+        if self._state is not None and state.values != self._state.values:
+            self.counters.speculated += 1
+            program, _ = self._judge(state)
+            if program is not None and self._on_speculation is not None:
+                self._on_speculation(program)
+        return True
 
     # --- facts
 

@@ -101,7 +101,8 @@ def make_metadata(
         vec([text("T") + b"\x01" + compact(tuple_id)]),
     )
     program = registry.composite(
-        [(name, cids if name == "MirrCids" else octets) for name in fields], ("pallet_dc_node", "DcProgram")
+        [(name, cids if name in ("MirrCids", "mirr_cids") else octets) for name in fields],
+        ("pallet_dc_node", "DcProgram"),
     )
     urls = [("origin_url", octets), ("mirror_url", octets), ("enclave_id", octets), ("version", octets)]
     calls = registry.variant(

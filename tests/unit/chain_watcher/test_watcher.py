@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
 
 import pytest
@@ -111,6 +112,29 @@ async def test_the_change_leaves_at_finality_without_a_request(chain: FakeChain,
         assert watch.watcher.counters.answered_ahead == 1
 
 
+async def test_a_read_that_is_on_its_way_is_not_asked_again(chain: FakeChain, node: FakeNode) -> None:
+    await chain.advance()
+    async with watching(node) as watch:
+        await watch.view()
+        go_on = asyncio.Event()
+
+        async def slow(keys: list[str], at: str) -> object:
+            await go_on.wait()
+            del node.overrides["state_getReadProof"]
+            return node.state_getReadProof(keys, at)
+
+        node.overrides["state_getReadProof"] = slow
+        asked = node.count("state_getReadProof")
+        chain.grow(publish(chain, ID_1, 2))
+        await chain.announce_best()
+        await until(lambda: node.count("state_getReadProof") == asked + 1)
+        await chain.finalize()
+        await until(lambda: watch.watcher.pool.endpoints[0].claimed_number == 2)
+        go_on.set()
+        assert (await watch.view()).program is not None
+        assert node.count("state_getReadProof") == asked + 1
+
+
 async def test_a_descendant_makes_the_speculated_block_final(chain: FakeChain, node: FakeNode) -> None:
     await chain.advance()
     async with watching(node) as watch:
@@ -138,7 +162,7 @@ async def test_a_speculation_that_is_never_final_leaves_only_a_counter(chain: Fa
         await until(lambda: watch.watcher.counters.finalized_blocks == 2)
         assert watch.waiting == 0
         assert watch.watcher.counters.speculations_never_finalized == 1
-        assert not watch.watcher._states
+        assert len(watch.watcher._ahead) == 0
 
 
 async def test_skipped_heads_are_filled_and_linked(chain: FakeChain, node: FakeNode) -> None:

@@ -268,6 +268,22 @@ async def test_a_future_height_is_never_believed(chain: ProvenChain, node: FakeN
         assert watch.watcher.health()["endpoints"][0]["accusations"] == ["ENDPOINT_UNPROVEN_HEIGHT"]
 
 
+async def test_a_layout_that_nobody_pinned_stops_the_view_and_is_asked_for_once(
+    chain: ProvenChain, node: FakeNode
+) -> None:
+    await chain.advance(publish(chain, ID_1, 1))
+    async with proven(chain, node, speculate=False) as watch:
+        await watch.view()
+        chain.set_code(2, make_metadata(fields=("version", "mirror_url", "origin_url", "enclave_id")))
+        await chain.finalize()
+        for _ in range(3):
+            await chain.advance()
+        await until(lambda: watch.watcher.counters.read_failures >= 3)
+        assert watch.watcher.health()["problem"]["code"] == "LAYOUT_NOT_PINNED"
+        assert watch.watcher.health()["lying"] == [], "the chain may well have been upgraded"
+        assert node.count("state_getMetadata") == 2
+
+
 JUNK: list[Any] = [None, 7, -1, "", "0x", "0xzz", "0x00", [], [None], [[1, 2]], {}, {"a": 1}, {"digest": {}}, True, 1e9]
 METHODS = [
     "chain_getBlock",
