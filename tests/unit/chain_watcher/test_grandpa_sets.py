@@ -97,8 +97,9 @@ def test_finality_is_of_the_headers_given():
 
 
 def test_checkpoints_as_json():
-    checkpoint = Checkpoint(7, 9, FOUR)
-    assert Checkpoint.from_json(json.loads(json.dumps(checkpoint.to_json()))) == checkpoint
+    largest = ((bytes(range(32)), 2**64 - 1),)
+    for checkpoint in (Checkpoint(0, 0, largest), Checkpoint(2**32 - 1, 2**64 - 1, FOUR), Checkpoint(7, 9, FOUR)):
+        assert Checkpoint.from_json(json.loads(json.dumps(checkpoint.to_json()))) == checkpoint
     bare = {**checkpoint.to_json(), "authorities": [[key.hex(), 1] for key, _ in FOUR]}
     assert Checkpoint.from_json(bare) == checkpoint
 

@@ -218,6 +218,20 @@ def test_authorities_without_a_scale_form():
             encode_authorities((bad,))
 
 
+def test_hashes_are_verified():
+    header = makers.header(5)
+    require_hash(header, header.hash)
+    assert code_of(lambda: require_hash(header, makers.header(6).hash)) == "HEADER_HASH_MISMATCH"
+
+
+def test_sizes_at_their_limits():
+    item = DigestItem(8, b"", b"")
+    full = makers.header(5, b"\0" * 32, *[item] * 1024)
+    assert Header.decode(full.encoded) == full
+    assert len(Header.from_json(as_json(digest={"logs": ["0x08"] * 1024})).digest) == 1024
+    encode_authorities(((b"\0" * 32, 0), (b"\0" * 32, 2**64 - 1)))
+
+
 def test_parents_are_verified_by_hash_and_number():
     first, second = makers.chain(1, 2)
     require_chain([])
