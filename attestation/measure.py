@@ -91,11 +91,11 @@ class _BatchLog:
         if first not in self._moving:
             numbers = _column("H", range(first, first + BATCH // CHUNK))
             per_page, stride = PAGE // CHUNK, _PAGE_LOG // 2
-            columns = [(slice(4, None, stride), numbers[0::per_page])]
-            for chunk in range(per_page):
-                start = (_LINE + chunk * (_LINE + CHUNK)) // 2 + 4
-                columns.append((slice(start, None, stride), numbers[chunk::per_page]))
-            self._moving[first] = columns
+            # Made contiguous here, once: copying from every sixteenth number takes almost twice as long.
+            parts = [memoryview(numbers[chunk::per_page].tobytes()).cast("H") for chunk in range(per_page)]
+            places = [_LINE + chunk * (_LINE + CHUNK) for chunk in range(per_page)]
+            columns = zip([0, *places], [parts[0], *parts], strict=True)
+            self._moving[first] = [(slice(place // 2 + 4, None, stride), part) for place, part in columns]
         return self._moving[first]
 
 
