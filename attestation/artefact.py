@@ -3,7 +3,6 @@
 import datetime
 import io
 import os
-import zipfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -133,6 +132,8 @@ def build_image(out: Path, sources: Mapping[str, Path | bytes], main: str) -> No
     `sources` maps archive names to bytes, files, or folders (taken whole but for caches); `main` is
     "package.module:function", called without arguments, its result the exit code. Written aside and renamed.
     """
+    import zipfile  # only builders need it, and an enclave's start waits for every import
+
     members = dict(_members(sources))
     module, _, function = main.partition(":")
     if not all(part.isidentifier() for part in [*module.split("."), function]) or "__main__.py" in members:

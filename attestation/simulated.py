@@ -11,7 +11,6 @@ import ctypes
 import fcntl
 import os
 import resource
-import secrets
 import select
 import signal
 import socket
@@ -64,7 +63,7 @@ def _encode_root(root: RootKeys) -> str:
 
 
 def _write_aside(folder: Path, root: RootKeys) -> Path:
-    aside = folder / f".{ROOT_FILE}.{os.getpid()}.{secrets.token_hex(4)}"
+    aside = folder / f".{ROOT_FILE}.{os.getpid()}.{os.urandom(4).hex()}"
     fd = os.open(aside, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
     with os.fdopen(fd, "w", encoding="ascii") as file:
         file.write(_encode_root(root))
@@ -91,7 +90,7 @@ def init_cpu(folder: Path) -> bool:
     if final.exists():
         load_root_keys(folder)
         return False
-    draw = secrets.token_bytes
+    draw = os.urandom
     aside = _write_aside(folder, RootKeys(draw(16), draw(16), draw(16), draw(32)))
     try:
         os.link(aside, final)
