@@ -6,6 +6,7 @@ import asyncio
 import hashlib
 import json
 import os
+import re
 import sys
 import time
 from collections.abc import AsyncIterator, Callable, Mapping
@@ -37,6 +38,7 @@ HEALTH_TIMEOUT_S = 5.0
 UNLOCK_TIMEOUT_S = 10.0
 KEPT_ENVIRONMENT = ("PATH", "LANG", "LC_ALL", "TZ", "PYTHONPATH", "SSL_CERT_FILE")
 KEY_SET_MARKER = "keyset.json"
+_ENCLAVE_ID = re.compile(r"[0-9a-f]{64}")
 
 
 class SystemClock:
@@ -351,6 +353,8 @@ class Nodes:
 
     async def health(self, enclave_id: str) -> NodeHealth:
         """GET /health; an answer that is none counts as silence. `canary_url` fills in for nodes without one."""
+        if self._settings.node.protocol == "v1":
+            return await self._health_v1()
         answer = await probe.probe(f"{self.url}/health", HEALTH_TIMEOUT_S, self._session)
         if answer.status is None:
             return NodeHealth("silent", detail=answer.error or "")
@@ -373,6 +377,19 @@ class Nodes:
             health = NodeHealth(health.status, health.enclave_id, health.version, probed.ok, health.committed)
         return health
 
+    async def _health_v1(self) -> NodeHealth:
+        """Nodes of handover v1 know no health: they answer `/version` once they have their keys."""
+        answer = await probe.probe(f"{self.url}/version", HEALTH_TIMEOUT_S, self._session)
+        if answer.status is None:
+            return NodeHealth("silent", detail=answer.error or "")
+        enclave_id, _, version = answer.body.decode("utf-8", "replace").strip().partition("@")
+        if not answer.ok or not _ENCLAVE_ID.fullmatch(enclave_id):
+            return NodeHealth("starting", detail=f"/version answers HTTP {answer.status}")
+        canary = None
+        if self._settings.node.canary_url:
+            canary = (await probe.probe(self._settings.node.canary_url, HEALTH_TIMEOUT_S, self._session)).ok
+        return NodeHealth("serving", enclave_id, version, canary)
+
     async def key_set_id(self) -> str:
         """The marker's key-set id in the data folder."""
         try:
@@ -382,7 +399,9 @@ class Nodes:
             return ""
 
     async def commit(self, enclave_id: str) -> None:
-        """POST /commit; raises COMMIT_NOT_ACKNOWLEDGED unless the node took it."""
+        """POST /commit; raises COMMIT_NOT_ACKNOWLEDGED unless the node took it. Over v1 there is nothing to tell."""
+        if self._settings.node.protocol == "v1":
+            return
         why = ""
         try:
             timeout = aiohttp.ClientTimeout(total=HEALTH_TIMEOUT_S)

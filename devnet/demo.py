@@ -89,7 +89,7 @@ def object_bytes(index: int, size: int, seed: int) -> bytes:
 
 
 @click.command()
-@click.option("--handover", type=click.Choice(["v2"]), default="v2", show_default=True, help="Handover protocol.")
+@click.option("--handover", type=click.Choice(["v2", "v1"]), default="v2", show_default=True, help="Handover protocol.")
 @click.option("--objects", type=click.IntRange(1), default=OBJECTS, show_default=True, help="How many objects.")
 @click.option("--seed", type=int, default=1, show_default=True, help="Draws the objects' sizes and contents.")
 @click.option("--folder", type=click.Path(path_type=Path, file_okay=False), help="Work folder. [default: run/demo-…]")
@@ -107,7 +107,7 @@ def demo(handover: str, objects: int, seed: int, folder: Path | None) -> None:
     )
     facts = Facts()
     try:
-        asyncio.run(_Demo(console, folder.resolve(), objects, seed, facts).run())
+        asyncio.run(_Demo(console, folder.resolve(), objects, seed, facts, handover).run())
     except (DemoError, WorldError, DevnetError, aiohttp.ClientError, OSError) as error:
         console.print(f"[bold red]failed[/]: {error}", markup=True)
         console.print(f"logs and journal: {folder}")
@@ -119,9 +119,10 @@ def demo(handover: str, objects: int, seed: int, folder: Path | None) -> None:
 
 
 class _Demo:
-    def __init__(self, console: Console, folder: Path, objects: int, seed: int, facts: Facts) -> None:
+    def __init__(self, console: Console, folder: Path, objects: int, seed: int, facts: Facts, handover: str) -> None:
         self.console, self.folder, self.seed, self.facts = console, folder, seed, facts
         self.sizes = object_sizes(objects, seed)
+        self.handover = handover
         self.digests: dict[str, str] = {}
 
     async def run(self) -> None:
@@ -130,7 +131,7 @@ class _Demo:
             await asyncio.to_thread(chain.start_now)
         try:
             with self._step("keys drawn, vault built and measured, its id signed and listed on chain"):
-                opened = World.open(self.folder, chain.ws_url)
+                opened = World.open(self.folder, chain.ws_url, handover=self.handover)
                 world = await opened.__aenter__()
             try:
                 await self._trial(world)

@@ -50,6 +50,15 @@ class ReleaseKeys:
             )
         return keys
 
+    @classmethod
+    def load(cls, folder: Path) -> ReleaseKeys:
+        """Both keys as ``draw`` kept them in ``folder``. Raises OSError, ValueError."""
+        network = serialization.load_pem_private_key((folder / "network.pem").read_bytes(), None)
+        vendor = serialization.load_pem_private_key((folder / "vendor.pem").read_bytes(), None)
+        if not isinstance(network, Ed25519PrivateKey) or not isinstance(vendor, RSAPrivateKey):
+            raise ValueError(f"{folder} holds keys of other kinds")
+        return cls(network, vendor)
+
     @property
     def network_public(self) -> str:
         """The network's public key in the multibase form that settings take."""
@@ -80,11 +89,12 @@ class NodeTraits:
 
 @dataclass(frozen=True, slots=True)
 class ReleaseBuilder:
-    """Builds into ``folder``; all releases of a builder belong to one network and one chain."""
+    """Builds into ``folder``; all releases of a builder belong to one network and one chain, and speak one handover."""
 
     folder: Path
     keys: ReleaseKeys
     genesis_hash: str
+    handover: str = "v2"
 
     def good(self, version: str) -> BuiltRelease:
         """A release that works; from 1.1.0 on it has ``GET /stats``."""
@@ -139,6 +149,7 @@ class ReleaseBuilder:
             "does_not_start": traits.does_not_start,
             "crash_after_s": traits.crash_after_s,
             "format_tag": traits.format_tag,
+            "handover": self.handover,
             "handover_fault": traits.handover_fault,
         }
         work = self.folder / "build" / name

@@ -79,11 +79,17 @@ class NodeClient:
 
     async def health(self) -> dict[str, Any] | None:
         """The node's health, or None if nobody answers."""
+        timeout = aiohttp.ClientTimeout(total=2)
         try:
-            timeout = aiohttp.ClientTimeout(total=2)
             async with self.session.get(f"{self.url}/health", timeout=timeout) as answer:
-                body: dict[str, Any] = await answer.json()
-                return body
+                if answer.status != 404:
+                    body: dict[str, Any] = await answer.json()
+                    return body
+            # Nodes of handover v1 have no health report: they say their version once they serve.
+            async with self.session.get(f"{self.url}/version", timeout=timeout) as answer:
+                enclave_id, _, version = (await answer.text()).partition("@")
+                status = "serving" if answer.status == 200 else "starting"
+                return {"status": status, "enclave_id": enclave_id, "version": version}
         except (aiohttp.ClientError, TimeoutError, ValueError):
             return None
 
@@ -116,10 +122,12 @@ class World:
         vault_policy: Mapping[str, Any] | None = None,
         through_proxy: bool = False,
         keys: ReleaseKeys | None = None,
+        handover: str = "v2",
     ) -> AsyncIterator[Self]:
         """Build a world around a running chain, list the vault there, and take everything down at the end.
 
-        ``keys`` are drawn anew where none are given.
+        ``keys`` are drawn anew where none are given. ``handover`` "v1" makes nodes like those in the field, which speak
+        nothing newer.
         """
         os.makedirs(folder / "archives", exist_ok=True)
         if keys is None:
@@ -132,7 +140,7 @@ class World:
                 chain_url=chain_url,
                 genesis_hash=genesis,
                 keys=keys,
-                builder=ReleaseBuilder(folder / "archives", keys, genesis),
+                builder=ReleaseBuilder(folder / "archives", keys, genesis, handover),
                 server=server,
                 session=session,
                 overrides={section: dict(values) for section, values in (overrides or {}).items()},
@@ -144,7 +152,11 @@ class World:
                     world.proxy = TcpProxy(int(chain_url.rsplit(":", 1)[1].rstrip("/")))
                     await world.proxy.start()
                 world.vault_id, signature = await asyncio.to_thread(
-                    build_vault, folder / "vault-image", keys, genesis, vault_policy or {}
+                    build_vault,
+                    folder / "vault-image",
+                    keys,
+                    genesis,
+                    {"allow_v1": handover == "v1", **(vault_policy or {})},
                 )
                 await world.release("publish", "--list-only", "--signature", signature, world.vault_id)
                 world.write_settings()
@@ -213,6 +225,8 @@ class World:
             "upgrade": {"attempts": 3, "backoff_s": 0.2, "backoff_max_s": 1.0, "delivery_deadline_s": 20.0},
             "download": {"stall_s": 3.0},
         }
+        if self.builder.handover == "v1":
+            settings["node"] |= {"protocol": "v1", "canary_url": f"{self.node.url}/canary"}
         for section, values in self.overrides.items():
             settings.setdefault(section, {}).update(values)
         self.settings_path.write_text(toml(settings))

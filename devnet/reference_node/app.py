@@ -43,20 +43,39 @@ class NodeState:
 
 def add_node_routes(app: web.Application, state: NodeState, commit: Callable[[], Awaitable[None]]) -> None:
     """Add the routes of the node contract; ``commit`` makes the commitment durable."""
-    app.middlewares.append(_errors)
     routes = _Routes(state, commit)
+    _add_object_routes(app, routes, state.features)
+    app.router.add_get("/version", routes.version)
+    app.router.add_get("/health", routes.health)
+    app.router.add_post("/commit", routes.commit)
+
+
+def add_field_routes(app: web.Application, state: NodeState) -> None:
+    """What a node that speaks handover v1 alone has: ``/version`` once it has keys, no health, no commit.
+
+    ``/canary`` is the probe of old data that an operator of such nodes sets.
+    """
+
+    async def never() -> None:
+        raise NodeError("NODE_NOT_SERVING", "nodes of handover v1 know no commit")
+
+    routes = _Routes(state, never)
+    _add_object_routes(app, routes, state.features)
+    app.router.add_get("/version", routes.version_when_serving)
+    app.router.add_get("/canary", routes.canary)
+
+
+def _add_object_routes(app: web.Application, routes: _Routes, features: frozenset[str]) -> None:
+    app.middlewares.append(_errors)
     app.add_routes(
         [
-            web.get("/version", routes.version),
-            web.get("/health", routes.health),
-            web.post("/commit", routes.commit),
             web.get("/objects", routes.list_objects),
             web.put("/objects/{name}", routes.put),
             web.get("/objects/{name}", routes.get),
             web.delete("/objects/{name}", routes.delete),
         ]
     )
-    if "stats" in state.features:
+    if "stats" in features:
         app.router.add_get("/stats", routes.stats)
 
 
@@ -72,6 +91,15 @@ class _Routes:
 
     async def version(self, _: web.Request) -> web.Response:
         return web.Response(text=f"{self._state.enclave_id}@{self._state.version}")
+
+    async def version_when_serving(self, request: web.Request) -> web.Response:
+        self._store()
+        return await self.version(request)
+
+    async def canary(self, _: web.Request) -> web.Response:
+        if not self._store().canary_sings():
+            raise NodeError("NODE_CANARY_UNREADABLE", "the canary record does not decrypt")
+        return web.json_response({"canary": True})
 
     async def health(self, _: web.Request) -> web.Response:
         state = self._state

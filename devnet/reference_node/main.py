@@ -16,6 +16,8 @@ import pkgutil
 import secrets
 import signal
 import sys
+import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,20 +28,24 @@ from aiohttp import web
 from attestation.driver import TeeDriver, open_driver
 from attestation.errors import AttestationError
 from attestation.network import NetworkKeys, decode_multibase
-from devnet.reference_node.app import NodeState, add_broken_handover_routes, add_node_routes
+from devnet.reference_node.app import NodeState, add_broken_handover_routes, add_field_routes, add_node_routes
 from devnet.reference_node.objects import KeySet, NodeError, ObjectStore, write_durably
 from keyvault.errors import KeyvaultError
 from keyvault.hygiene import harden_process
 from keyvault.keyset import KeySet as HandoverKeySet
-from keyvault.node import NodeHandover, NodePolicy, request_keys
+from keyvault.node import NodeHandover, NodePolicy, node_party, request_keys
+from keyvault.ports import Party
 from keyvault.sealed import KIND_KEY_SET
 from keyvault.store import FolderDisk, SealedStore
+from keyvault.v1 import V1Holder
+from keyvault.v1_http import add_v1_routes, fetch_key_set_v1
 from keyvault.web import add_handover_routes, new_app
 
 log = logging.getLogger("reference_node")
 
 POLICY_RESOURCE = "node_policy.json"
 ASK_FOR_KEYS_S = 24 * 3600.0
+ASK_AGAIN_V1_S = 0.3
 SHUTDOWN_S = 5.0
 EXIT_REFUSED = 2
 EXIT_DOES_NOT_START = 3
@@ -59,6 +65,7 @@ class Policy:
     does_not_start: bool
     crash_after_s: float | None
     format_tag: str
+    handover: str
     handover_fault: str | None
 
     @classmethod
@@ -192,13 +199,36 @@ class Node:
         if self._policy.crash_after_s is not None:
             asyncio.get_running_loop().call_later(self._policy.crash_after_s, os._exit, EXIT_CRASH)
 
-    def handover(self) -> NodeHandover:
+    def add_handover(self, app: web.Application) -> None:
         """The holder's side: hands the keys to an upgrader that the network signed."""
+        if self._policy.handover_fault is not None:
+            add_broken_handover_routes(app, self._policy.handover_fault)
+        elif self._policy.handover == "v1":
+            add_v1_routes(app, _V1(self.party(), self._held))
+        else:
+            add_handover_routes(
+                app,
+                NodeHandover(
+                    self._driver,
+                    self._policy.of_handover(),
+                    self._signatures,
+                    lambda: self._held() if self._keys else None,
+                ),
+            )
 
-        def held() -> HandoverKeySet | None:
-            return None if self._keys is None else HandoverKeySet(self._keys.encoded)
+    def party(self) -> Party:
+        """This node's side of a handover."""
+        return node_party(self._driver, self._policy.of_handover(), self._signatures)
 
-        return NodeHandover(self._driver, self._policy.of_handover(), self._signatures, held)
+    def _held(self) -> HandoverKeySet:
+        if self._keys is None:
+            raise KeyvaultError(
+                code="HANDOVER_NOTHING_HELD",
+                what="no keys were handed over",
+                why="this node has none",
+                kind="transient",
+            )
+        return HandoverKeySet(self._keys.encoded)
 
     async def _receive(self, data: bytes) -> bool:
         """Seal, read back, unseal, open the canary: what ``durable`` says was done."""
@@ -210,10 +240,13 @@ class Node:
     async def _ask_for_keys(self) -> KeySet:
         self.state.status = "waiting_for_keys"
         log.info("no key set sealed to %s: asking %s", self.state.enclave_id, self._arguments.upgrader)
+        upgrader = self._arguments.upgrader.rstrip("/")
         async with aiohttp.ClientSession() as session:
+            if self._policy.handover == "v1":
+                return await self._ask_over_v1(session, upgrader)
             data = await request_keys(
                 session,
-                self._arguments.upgrader.rstrip("/"),
+                upgrader,
                 self._driver,
                 self._policy.of_handover(),
                 self._signatures,
@@ -222,6 +255,19 @@ class Node:
                 deadline_s=ASK_FOR_KEYS_S,
             )
         return KeySet(data)
+
+    async def _ask_over_v1(self, session: aiohttp.ClientSession, upgrader: str) -> KeySet:
+        """As nodes in the field: ask until there are keys, seal them, and restart once. v1 confirms nothing."""
+        while True:
+            try:
+                with await fetch_key_set_v1(session, upgrader, self.party()) as received:
+                    await self._receive(bytes(received.view()))
+                    log.info("keys sealed; restarting, as nodes of handover v1 do")
+                    raise _RestartError
+            except KeyvaultError as error:
+                if error.kind != "transient":
+                    raise
+            await asyncio.sleep(ASK_AGAIN_V1_S)
 
     async def bring_up(self) -> None:
         """From an empty process to serving; what stands in the way is told by the node's health."""
@@ -246,15 +292,35 @@ class Node:
         self.state.fail(error)
 
 
+class _RestartError(Exception):
+    """A v1 node ends itself after it sealed what it received; whoever supervises it starts it again."""
+
+
+class _V1:
+    """The holder's side of handover v1 (``keyvault.v1_http.V1Port``)."""
+
+    def __init__(self, party: Party, held: Callable[[], HandoverKeySet]) -> None:
+        self.v1_holder = V1Holder(party)
+        self._held = held
+
+    def v1_hand_out(self, _requester_id: str) -> HandoverKeySet:
+        """The key set, for an upgrader that the network signed."""
+        return self._held()
+
+    def now_s(self) -> float:
+        """Monotonic seconds."""
+        return time.monotonic()
+
+
 async def run(policy: Policy, arguments: argparse.Namespace) -> None:
     """Serve until SIGTERM or SIGINT; requests under way are finished first."""
     node = Node(policy, arguments, open_driver())
     app = new_app()
-    add_node_routes(app, node.state, node.commit)
-    if policy.handover_fault is None:
-        add_handover_routes(app, node.handover())
+    if policy.handover == "v1":
+        add_field_routes(app, node.state)
     else:
-        add_broken_handover_routes(app, policy.handover_fault)
+        add_node_routes(app, node.state, node.commit)
+    node.add_handover(app)
     runner = web.AppRunner(app, access_log=None, handle_signals=False, shutdown_timeout=SHUTDOWN_S)
     await runner.setup()
     ended = asyncio.Event()
@@ -264,9 +330,12 @@ async def run(policy: Policy, arguments: argparse.Namespace) -> None:
     try:
         await web.TCPSite(runner, arguments.host, arguments.port, reuse_address=True).start()
         bring_up = asyncio.create_task(node.bring_up())
+        bring_up.add_done_callback(lambda task: ended.set() if not task.cancelled() and task.exception() else None)
         await ended.wait()
         bring_up.cancel()
-        await asyncio.gather(bring_up, return_exceptions=True)
+        (outcome,) = await asyncio.gather(bring_up, return_exceptions=True)
+        if isinstance(outcome, Exception) and not isinstance(outcome, _RestartError):
+            raise outcome
     finally:
         await runner.cleanup()
     log.info("ended")

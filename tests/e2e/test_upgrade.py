@@ -160,3 +160,22 @@ async def test_a_release_published_while_every_connection_is_cut_is_found(
         await world.wait_committed(new.enclave_id, after=seq)
         assert await world.node.get("a") == b"kept"
         assert (await world.wait_serving(new.enclave_id))["version"] == "1.1.0"
+
+
+async def test_nodes_of_the_field_are_upgraded_over_handover_v1(
+    shared_chain: DevChain, release_keys: ReleaseKeys, tmp_path: Path
+) -> None:
+    opened = World.open(tmp_path / "world", shared_chain.ws_url, keys=release_keys, handover="v1")
+    async with opened as world:
+        old, new = world.builder.good("1.0.0"), world.builder.good("1.1.0")
+        await world.install(old)
+        await world.node.put("a", b"kept over v1")
+        seq = world.last_seq()
+        await world.publish(new)
+        rows = await world.wait_committed(new.enclave_id, after=seq)
+        # Such a node ends itself once, after it has sealed what it received: that is no failure.
+        assert [row["reason"] for row in rows if row["reason"]] == ["NODE_EXITED"]
+        assert (await world.wait_serving(new.enclave_id))["version"] == "1.1.0"
+        assert await world.node.get("a") == b"kept over v1"
+        async with world.session.post(f"{world.node.url}/v2/hello", data=b"{}") as answer:
+            assert answer.status == 404
