@@ -84,7 +84,6 @@ def spawn_node(chain: ChainProcess, arguments: list[str], *, port: int = 0) -> N
         "--no-telemetry",
         "--no-prometheus",
         "--no-mdns",
-        "--no-hardware-benchmarks",
         *arguments,
     ]
     start = chain.log_path.stat().st_size if chain.log_path.exists() else 0
