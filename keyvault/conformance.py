@@ -1,7 +1,7 @@
 """Conformance suite of handover v2 for any node that holds keys: run it against the node's own address.
 
-Without a TEE it tries what everybody on the host can try. Inside a TEE whose enclave the node accepts (give ``--image``)
-it also makes real handovers; the keys it is given are wiped at once and go nowhere.
+Without a TEE it tries what everybody on the host can try. Inside a TEE whose enclave the node accepts (``--image``) it
+also makes real handovers; the keys it is given are wiped at once and go nowhere.
 """
 
 from __future__ import annotations

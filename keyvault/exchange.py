@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from typing import Final
 
 import aiohttp
@@ -73,6 +73,8 @@ async def exchange(
 
 
 async def _bounded(answer: aiohttp.ClientResponse, limit: int) -> bytes | None:
+    if answer.content_length is not None and answer.content_length > limit:
+        return None
     content = bytearray()
     async for chunk in answer.content.iter_any():
         content += chunk
@@ -90,21 +92,27 @@ def _told(content: bytes | None) -> KeyvaultError | None:
 
 
 async def fetch_key_set(session: aiohttp.ClientSession, base_url: str, requester: Requester) -> KeySet:
-    """Run one try: hello, request, delivery, receipt. The caller seals, confirms and wipes the returned key set."""
+    """Run one try up to the delivery. The caller seals and confirms the returned key set, and wipes it."""
     challenge = await exchange(session, "POST", f"{base_url}/v2/hello", requester.hello())
     delivery = await exchange(session, "POST", f"{base_url}/v2/request", requester.on_challenge(challenge))
-    key_set = requester.on_delivery(delivery)
+    return requester.on_delivery(delivery)
+
+
+async def confirm(
+    session: aiohttp.ClientSession, base_url: str, requester: Requester, sealing: Awaitable[bool]
+) -> None:
+    """Confirm twice: the receipt travels while ``sealing`` is awaited, ``durable`` follows both.
+
+    ``sealing`` seals the key set, reads it back, and returns whether a canary of older data was opened. Its exception,
+    or that of a message, is raised; nothing is left running.
+    """
+    receipt = asyncio.ensure_future(_insist(session, f"{base_url}/v2/received", requester.received))
     try:
-        answer = await _insist(session, f"{base_url}/v2/received", requester.received)
-        requester.acknowledged(answer, "received")
-    except BaseException:
-        key_set.wipe()
-        raise
-    return key_set
-
-
-async def confirm_durable(session: aiohttp.ClientSession, base_url: str, requester: Requester, *, canary: bool) -> None:
-    """Tell the holder that the key set is sealed, was read back and unsealed."""
+        canary = await sealing
+        requester.acknowledged(await receipt, "received")
+    finally:
+        receipt.cancel()
+        await asyncio.gather(receipt, return_exceptions=True)
     answer = await _insist(session, f"{base_url}/v2/durable", lambda: requester.durable(canary=canary))
     requester.acknowledged(answer, "durable")
 

@@ -259,6 +259,7 @@ class Holder:
     def __init__(self, party: Party, limits: Limits | None = None) -> None:
         self._party = party
         self._limits = limits if limits is not None else Limits()
+        self._own_id = party.tee.target_info().mrenclave
         self._sessions: dict[bytes, _Session] = {}
         self._deliveries: dict[bytes, _Delivery] = {}
 
@@ -295,9 +296,8 @@ class Holder:
         self._make_room(requester.enclave_id, now)
         session = self._party.crypto.random(messages.SESSION_BYTES)
         nonce = self._party.crypto.random(messages.NONCE_BYTES)
-        own = self._party.tee.target_info()
         transcript = opening(
-            fields["versions"], self._party.genesis_hash, fields["nonce"], requester, session, nonce, own.mrenclave
+            fields["versions"], self._party.genesis_hash, fields["nonce"], requester, session, nonce, self._own_id
         )
         report = self._party.tee.report(requester, transcript.report_data(CHALLENGE_TAG))
         self._sessions[session] = _Session(transcript.state, requester.enclave_id, now + self._limits.session_ttl_s)

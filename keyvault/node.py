@@ -18,7 +18,7 @@ from attestation.network import NetworkKeys
 from attestation.policy import Policy, Role
 from keyvault.crypto import RealCrypto
 from keyvault.errors import KeyvaultError
-from keyvault.exchange import confirm_durable, fetch_key_set
+from keyvault.exchange import confirm, fetch_key_set
 from keyvault.handover import Holder, Limits, Requester
 from keyvault.keyset import KeySet
 from keyvault.ports import Party, Tee, peer_verifier
@@ -67,24 +67,31 @@ async def request_key_set(
     give_up_at = time.monotonic() + deadline_s
     pause_s = _POLL_S_FIRST
     sealed: KeySet | None = None
+    seal_failed = False
+
+    async def sealing(key_set: KeySet) -> bool:
+        nonlocal sealed, seal_failed
+        try:
+            canary = await seal(key_set)
+        except BaseException:
+            seal_failed = True
+            key_set.wipe()
+            raise
+        if sealed is not None:
+            sealed.wipe()
+        sealed = key_set
+        return canary
+
     while True:
         requester = Requester(party, wanted)
         try:
             key_set = await fetch_key_set(session, upgrader_url, requester)
-            try:
-                canary = await seal(key_set)
-            except BaseException:
-                key_set.wipe()
-                raise
-            if sealed is not None:
-                sealed.wipe()
-            sealed = key_set
-            await confirm_durable(session, upgrader_url, requester, canary=canary)
-            return sealed
+            await confirm(session, upgrader_url, requester, sealing(key_set))
+            return key_set
         except KeyvaultError as error:
             if sealed is not None and error.code == "PERMIT_ALREADY_DURABLE":
                 return sealed  # the confirmation arrived, only its answer was lost
-            if error.kind != "transient" or time.monotonic() + pause_s > give_up_at:
+            if seal_failed or error.kind != "transient" or time.monotonic() + pause_s > give_up_at:
                 if sealed is not None:
                     sealed.wipe()
                 raise

@@ -22,7 +22,7 @@ from attestation.policy import Policy, Role
 from keyvault import core
 from keyvault.errors import KeyvaultError
 from keyvault.evidence import UNPROVEN_MODES, ChainState, decode_unproven, malformed
-from keyvault.exchange import confirm_durable, fetch_key_set
+from keyvault.exchange import confirm, fetch_key_set
 from keyvault.facts import Collected, Facts, Permit, decode_facts
 from keyvault.handover import Holder, Limits, Requester
 from keyvault.hygiene import lock_key_set
@@ -212,7 +212,7 @@ class Vault:
             with await fetch_key_set(session, base_url, requester) as key_set:
                 answer = self.keep(key_set, source_id)
             try:
-                await confirm_durable(session, base_url, requester, canary=False)
+                await confirm(session, base_url, requester, _sealed_already())
             except KeyvaultError as error:
                 # The keys are sealed and read back; that the node could not be told changes nothing of it.
                 log.warning("the source did not take the confirmation: %s", error)
@@ -430,6 +430,11 @@ class Vault:
             log.info("key set %s is durable at %s", confirmation.key_set_id, confirmation.requester_id)
         self._attempts.pop(confirmation.requester_id, None)
         return confirmation.answer
+
+
+async def _sealed_already() -> bool:
+    """The vault seals before it confirms anything, and has no older data to open a canary of."""
+    return False
 
 
 def _of_another(entry: Entry) -> bool:

@@ -156,6 +156,8 @@ class SealedStore:
         self._own = tee.self_report()
         #: name -> (epoch, generation) of the newest good copy; one process writes, so it need not be read again
         self._newest: dict[str, tuple[int, str]] = {}
+        #: files this process wrote and read back itself: they can be replaced without another look
+        self._written: set[str] = set()
 
     def entries(self) -> list[Entry]:
         """Return what lies in the store, unsealing each file to see whether it is good."""
@@ -293,6 +295,7 @@ class SealedStore:
         self._write(file, sealed.seal(header, self._seal_key(header), payload))
         self._read_back(file, header.epoch, payload)
         self._newest[base] = (header.epoch, generation)
+        self._written.add(file)
         return header.epoch
 
     def _write(self, file: str, data: bytes) -> None:
@@ -314,7 +317,7 @@ class SealedStore:
 
     def _set_unreadable_aside(self, file: str) -> None:
         """A copy that does not open may be all that is left of something: it gets another name, it is not replaced."""
-        if self._disk.read(file) is None:
+        if file in self._written or self._read(file) is None:
             return
         try:
             wipe(self._open(file).payload)

@@ -18,6 +18,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.asymmetric.rsa import RSAPrivateKey, generate_private_key
 
 import attestation
+import chain_watcher
 import keyvault
 from attestation.artefact import build_image, build_sigstruct, verify_artefact
 from attestation.network import encode_multibase
@@ -115,19 +116,28 @@ class Bench:
         enclave_id = build_vault(self.policy(**fields), self.rsa, out)
         return Artefact(out / "vault.pyz", out / "vault.sig", enclave_id)
 
-    def node(self, version: str, *, debug: bool = False) -> Artefact:
-        out = self.folder / f"node-{version}"
+    def enclave(self, name: str, sources: Mapping[str, Path | bytes], main: str, *, debug: bool = False) -> Artefact:
+        """An image of attestation, keyvault and some sources; ``main`` is "module:function"."""
+        out = self.folder / name
         out.mkdir(exist_ok=True)
-        source = (Path(__file__).parent / "tiny_node.py").read_text().replace('"unset"', repr(version))
         image, sigstruct = out / "enclave.pyz", out / "enclave.sig"
-        sources: Mapping[str, Path | bytes] = {
-            "attestation": Path(attestation.__file__).parent,
-            "keyvault": Path(keyvault.__file__).parent,
-            "tiny_node.py": source.encode(),
-        }
-        build_image(image, sources, "tiny_node:main")
+        packages = {"attestation": attestation, "keyvault": keyvault, "chain_watcher": chain_watcher}
+        folders = {name: Path(str(package.__file__)).parent for name, package in packages.items()}
+        build_image(image, {**folders, **sources}, main)
         sigstruct.write_bytes(build_sigstruct(image, self.rsa, debug=debug, date=DATE))
         return Artefact(image, sigstruct, verify_artefact(image, sigstruct))
+
+    def node(self, version: str, *, debug: bool = False) -> Artefact:
+        source = (Path(__file__).parent / "tiny_node.py").read_text().replace('"unset"', repr(version))
+        return self.enclave(f"node-{version}", {"tiny_node.py": source.encode()}, "tiny_node:main", debug=debug)
+
+    def start_enclave(
+        self, artefact: Artefact, arguments: list[str], cpu: str = "cpu", *, debug: bool = False
+    ) -> Process:
+        """Start any image under the simulated CPU."""
+        command = [sys.executable, "-m", "attestation.simulated", "run", "--cpu", str(self.folder / cpu)]
+        command += ["--image", str(artefact.image), "--sigstruct", str(artefact.sigstruct)]
+        return self._start([*command, *(["--debug"] if debug else []), "--", *arguments])
 
     def _start(self, command: list[str]) -> Process:
         self.count += 1
@@ -159,13 +169,12 @@ class Bench:
         upgraders: str = "",
         signature: bytes | None = None,
         cpu: str = "cpu",
+        debug: bool = False,
     ) -> Process:
         signed = signature if signature is not None else self.sign(artefact.enclave_id)
-        command = [sys.executable, "-m", "attestation.simulated", "run", "--cpu", str(self.folder / cpu)]
-        command += ["--image", str(artefact.image), "--sigstruct", str(artefact.sigstruct), "--"]
-        command += [str(self.folder / folder), "0", f"http://127.0.0.1:{upgrader_port}"]
-        command += [self.network.public_key().public_bytes_raw().hex(), GENESIS, signed.hex(), upgraders, mode]
-        return self._start(command)
+        key = self.network.public_key().public_bytes_raw().hex()
+        arguments = [str(self.folder / folder), "0", f"http://127.0.0.1:{upgrader_port}"]
+        return self.start_enclave(artefact, [*arguments, key, GENESIS, signed.hex(), upgraders, mode], cpu, debug=debug)
 
     def evidence(self, target: Artefact | None, entries: list[tuple[int, str]], block: int = 100) -> dict[str, Any]:
         return {
