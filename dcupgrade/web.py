@@ -19,6 +19,7 @@ import prometheus_client
 from aiohttp import web
 
 from dcupgrade import machine
+from dcupgrade.drawing import machine_svg
 from dcupgrade.metrics import AgentCollector
 from dcupgrade.states import Name
 
@@ -66,6 +67,7 @@ def make_app(site: Site) -> web.Application:
             web.get("/", face.page),
             web.get("/page.css", face.page),
             web.get("/page.js", face.page),
+            web.get("/machine.svg", face.picture),
             web.get("/healthz", face.healthz),
             web.get("/metrics", face.metrics),
             web.get("/api/v1/status", face.status),
@@ -117,6 +119,9 @@ class _Face:
 
     async def page(self, request: web.Request) -> web.StreamResponse:
         return web.FileResponse(PAGE / (request.path.lstrip("/") or "index.html"))
+
+    async def picture(self, _: web.Request) -> web.Response:
+        return web.Response(text=machine_svg(styled=False), content_type="image/svg+xml")
 
     async def healthz(self, _: web.Request) -> web.Response:
         return web.json_response({"ok": True})

@@ -2,12 +2,6 @@
 "use strict";
 
 const byId = (id) => document.getElementById(id);
-const PLACES = {
-  idle: [80, 60], staging: [220, 60], staged: [360, 60], collecting: [500, 60], sealed: [640, 60], stopping: [780, 60],
-  launching: [780, 180], delivering: [640, 180], probation: [500, 180], committed: [360, 180],
-  abandoned: [220, 180], reverting: [640, 300], reverted: [360, 300], halted: [500, 380],
-};
-const SVG = "http://www.w3.org/2000/svg";
 let facts = null;
 
 function element(tag, text, className) {
@@ -21,13 +15,6 @@ function lines(texts) {
   return texts.flatMap((text) => [document.createTextNode(text), element("br")]);
 }
 
-function shape(tag, attributes, parent) {
-  const made = document.createElementNS(SVG, tag);
-  for (const [name, value] of Object.entries(attributes)) made.setAttribute(name, value);
-  parent.append(made);
-  return made;
-}
-
 async function get(path) {
   const answer = await fetch(path);
   if (!answer.ok) throw new Error(`${path}: ${answer.status}`);
@@ -35,37 +22,8 @@ async function get(path) {
 }
 
 async function drawMachine() {
-  const { states, edges } = await get("/api/v1/machine");
-  const svg = document.createElementNS(SVG, "svg");
-  svg.setAttribute("viewBox", "0 0 870 430");
-  svg.setAttribute("role", "img");
-  svg.setAttribute("aria-label", `Upgrade machine with the states ${states.join(", ")}`);
-  const defs = shape("defs", {}, svg);
-  const marker = shape("marker", { id: "tip", viewBox: "0 0 8 8", refX: 8, refY: 4, markerWidth: 7, markerHeight: 7, orient: "auto" }, defs);
-  shape("path", { d: "M0 0 L8 4 L0 8 z" }, marker);
-  const drawn = new Set();
-  for (const edge of edges) {
-    const key = `${edge.from}>${edge.to}`;
-    if (edge.from === edge.to || drawn.has(key) || !PLACES[edge.from] || !PLACES[edge.to]) continue;
-    drawn.add(key);
-    const path = shape("path", { d: curve(PLACES[edge.from], PLACES[edge.to]), "marker-end": "url(#tip)" }, svg);
-    shape("title", {}, path).textContent = `${edge.from} to ${edge.to}: ${edge.on}`;
-  }
-  for (const name of states) {
-    const [x, y] = PLACES[name] || [80, 400];
-    const group = shape("g", { "data-state": name }, svg);
-    shape("rect", { x: x - 52, y: y - 18, width: 104, height: 36, rx: 8 }, group);
-    shape("text", { x, y }, group).textContent = name;
-  }
-  byId("machine").replaceChildren(svg);
-}
-
-function curve([x1, y1], [x2, y2]) {
-  const [dx, dy] = [x2 - x1, y2 - y1];
-  const reach = Math.min(Math.abs(dx) ? 54 / Math.abs(dx) : 9, Math.abs(dy) ? 20 / Math.abs(dy) : 9);
-  const [sx, sy, ex, ey] = [x1 + dx * reach, y1 + dy * reach, x2 - dx * reach, y2 - dy * reach];
-  const bend = Math.abs(dx) > 150 && dy === 0 ? 34 : 0;
-  return `M${sx} ${sy} Q${(sx + ex) / 2 - dy * 0.06} ${(sy + ey) / 2 + dx * 0.06 + bend} ${ex} ${ey}`;
+  const answer = await fetch("/machine.svg");
+  byId("machine").innerHTML = await answer.text();
 }
 
 function duration(seconds) {

@@ -1,12 +1,13 @@
 import asyncio
 import json
+import re
 from collections.abc import AsyncIterator, Mapping
 from typing import Any
 
 import pytest
 from aiohttp.test_utils import TestClient, TestServer
 
-from dcupgrade import web
+from dcupgrade import machine, web
 from dcupgrade.gates import GateRules
 from dcupgrade.plan import plan
 from dcupgrade.states import ChainFacts, Hold, Name, Release, State
@@ -80,6 +81,13 @@ async def test_the_machine_is_given_as_its_table(client: TestClient[Any, Any]) -
     assert {"from": "probation", "to": "committed"}.items() <= next(
         edge for edge in machine["edges"] if edge["from"] == "probation" and edge["to"] == "committed"
     ).items()
+
+
+async def test_the_picture_shows_every_state_and_every_edge_of_the_table(client: TestClient[Any, Any]) -> None:
+    svg = await (await client.get("/machine.svg")).text()
+    assert set(re.findall(r'data-state="(\w+)"', svg)) == {name.value for name in Name}
+    table = {(edge["from"], edge["to"]) for edge in machine.edges() if edge["from"] != edge["to"]}
+    assert set(re.findall(r"<title>(\w+) to (\w+):", svg)) == table
 
 
 @pytest.mark.parametrize("host", ["evil.example", "evil.example:80", "127.0.0.1.evil.example", ""])
