@@ -7,6 +7,7 @@ share one `--cpu` folder are one CPU. The enclave dies with its CPU (PR_SET_PDEA
 """
 
 import argparse
+import contextlib
 import ctypes
 import fcntl
 import os
@@ -44,6 +45,7 @@ _ROOT_FIELDS = {"seal": 16, "report": 16, "owner_epoch": 16, "report_key_id": 32
 _SOCKET_FD, _IMAGE_FD = 3, 4
 _FORWARDED = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1, signal.SIGUSR2)
 _PR_SET_PDEATHSIG, _PR_SET_DUMPABLE, _PR_SET_NO_NEW_PRIVS = 1, 4, 38
+_MFD_NOEXEC_SEAL = 0x8
 _SEALS = fcntl.F_SEAL_WRITE | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_SEAL
 
 
@@ -137,12 +139,21 @@ def set_cpusvn(folder: Path, level: int) -> None:
     _fsync_folder(folder)
 
 
+def _sealable_memory() -> int:
+    flags = os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING
+    try:
+        # Python only reads it, and a host may forbid memory files that could be executed (vm.memfd_noexec).
+        return os.memfd_create("enclave", flags | _MFD_NOEXEC_SEAL)
+    except OSError:
+        return os.memfd_create("enclave", flags)  # Linux before 6.3
+
+
 def private_copy(image: Path) -> tuple[int, bytes]:
     """Copy an image into sealed memory that nobody can alter and measure that copy: descriptor and MRENCLAVE.
 
     The file on disk is read once and never looked at again, so swapping it later changes nothing.
     """
-    copy = os.memfd_create("enclave", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+    copy = _sealable_memory()
     try:
         source = os.open(image, os.O_RDONLY | os.O_CLOEXEC)
         try:
@@ -231,9 +242,8 @@ def _become_enclave(parent: int, enclave_end: int, copy: int, uid: int | None, a
     os._exit(EXIT_EXEC_FAILED)
 
 
-def _serve(cpu: SoftwareCpu, secs: Secs, connection: socket.socket, child: int) -> int:
+def _serve(cpu: SoftwareCpu, secs: Secs, connection: socket.socket, child: int, pidfd: int) -> int:
     """Answer the enclave until it ends; gives its exit code, 128+n for signal n."""
-    pidfd = os.pidfd_open(child)
     poll = select.poll()
     poll.register(connection, select.POLLIN)
     poll.register(pidfd, select.POLLIN)
@@ -274,15 +284,19 @@ def run(cpu_folder: Path, image: Path, sigstruct: Path, uid: int | None, debug: 
     if child == 0:
         _become_enclave(parent, enclave_end.fileno(), copy, uid, args)
 
+    # By pidfd: between the enclave's end and ours its pid may come to be another process's.
+    pidfd = os.pidfd_open(child)
+
     def forward(number: int, _frame: FrameType | None) -> None:
-        os.kill(child, number)
+        with contextlib.suppress(ProcessLookupError):
+            signal.pidfd_send_signal(pidfd, number)
 
     for number in _FORWARDED:
         signal.signal(number, forward)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, _FORWARDED)
     enclave_end.close()
     os.close(copy)
-    return _serve(cpu, secs, cpu_end, child)
+    return _serve(cpu, secs, cpu_end, child, pidfd)
 
 
 def _parser() -> argparse.ArgumentParser:
