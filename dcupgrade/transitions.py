@@ -154,9 +154,9 @@ def install_revoked(state: State, event: Event, budgets: Budgets) -> bool:
     return state.resume_to == N.LAUNCHING and target_revoked(state, event, budgets)
 
 
-def can_turn_back(state: State, _event: Event, _: Budgets) -> bool:
-    """The halted upgrade was on its way back."""
-    return state.resume_to == N.REVERTING
+def can_turn_back(state: State, event: Event, budgets: Budgets) -> bool:
+    """The halted upgrade was on its way back, and that is not what it halted for."""
+    return state.resume_to == N.REVERTING and not source_revoked(state, event, budgets)
 
 
 # --- actions ---------------------------------------------------------------------------------------------------------

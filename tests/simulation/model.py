@@ -1,0 +1,378 @@
+"""A small model of the world around the machine: processes, slots, sealed keys, vault, chain. Values only.
+
+Three releases: "a" runs at first, "b" is published, "c" may be published over it. Nodes move by themselves (they boot,
+ask for keys, seal them), and so does the vault; the agent moves through `effects`. Nothing here knows the machine's
+view: the model starts whatever it is told to start, so that only the machine keeps two nodes from running at once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+
+from dcupgrade.states import ChainFacts, Effect, EffectKind, Event, EventKind, Name, Release, State
+
+HEIGHTS = {"a": 1, "b": 2, "c": 3}
+RELEASES = {name: Release(name, version=name, added_height=height) for name, height in HEIGHTS.items()}
+E, F = EventKind, EffectKind
+
+
+@dataclass(frozen=True, slots=True)
+class Traits:
+    """What does not change within a run. `target` is how release "b" behaves, `source` how "a" does.
+
+    target: good, dies (at start), mute (never ready), blind (cannot decrypt the canary), frail (dies in probation).
+    source: good, broken (does not start again), forgetful (cannot unseal its own keys any more), gone (none: first
+    install).
+    """
+
+    target: str = "good"
+    source: str = "good"
+    source_dead: bool = False
+    remove_previous: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class World:
+    """Everything outside the agent. `nodes` maps living nodes to starting, waiting, holding or serving."""
+
+    traits: Traits
+    nodes: tuple[tuple[str, str], ...]
+    slots: frozenset[str]
+    sealed: frozenset[str]
+    program: str = "b"
+    listed: frozenset[str] = frozenset("abc")
+    vault: str = "up"
+    vault_keys_of: str = ""
+    permit: str = ""
+    durable: frozenset[str] = frozenset()
+    given_to: frozenset[str] = frozenset()
+    told_commit: frozenset[str] = frozenset()
+    vault_told: bool = False
+    locked: bool = False
+    unseen_exit: str = ""
+    knew_revoked: frozenset[str] = frozenset()
+    broken_rule: str = ""
+    """The first rule that an act of the agent broke at the moment of the act."""
+    went_back: bool = False
+    """Whether an older node was started after a newer one had been told to commit."""
+
+    def phase(self, name: str) -> str:
+        """How far a node is; empty when it is down."""
+        return dict(self.nodes).get(name, "")
+
+    def with_node(self, name: str, phase: str) -> World:
+        """The node in another phase; down when the phase is empty."""
+        rest = tuple(item for item in self.nodes if item[0] != name)
+        return replace(self, nodes=tuple(sorted((*rest, (name, phase)))) if phase else rest)
+
+    def owner(self) -> str:
+        """The release that owns the data for good: told to commit last, or there from the beginning."""
+        told = max(self.told_commit, default="")
+        return told or ("a" if "a" in self.sealed else "")
+
+    def breaking(self, rule: str) -> World:
+        """The world with a broken rule noted; the first one stays."""
+        return self if self.broken_rule else replace(self, broken_rule=rule)
+
+    def facts(self) -> ChainFacts:
+        """What the agent would see of the chain now."""
+        program = RELEASES.get(self.program)
+        return ChainFacts(program, tuple(sorted((name, HEIGHTS[name]) for name in self.listed)), 1)
+
+
+@dataclass(frozen=True, slots=True)
+class Move:
+    """Something that can happen next. `worlds` are the worlds it passes through, the last is where it ends.
+
+    An effect's move carries the event that the agent gets, if any. A fault is anything that need not happen.
+    """
+
+    name: str
+    worlds: tuple[World, ...]
+    event: Event | None = None
+    fault: bool = False
+
+
+Perform = Callable[[Effect, State, World], Iterator[Move]]
+
+
+def own_moves(world: World) -> Iterator[Move]:
+    """What nodes and the vault do by themselves."""
+    for name, phase in world.nodes:
+        if phase == "starting":
+            yield from _boot(world, name)
+        elif phase == "waiting" and world.vault == "up":
+            allowed = world.permit == name or world.vault_keys_of == name
+            if allowed and world.vault_keys_of:
+                after = replace(world.with_node(name, "holding"), given_to=world.given_to | {name})
+                yield Move(f"{name} receives the keys", (after,))
+        elif phase == "holding":
+            after = world.with_node(name, "serving")
+            after = replace(after, sealed=world.sealed | {name}, durable=world.durable | {name})
+            yield Move(f"{name} seals the keys", (after,))
+    if world.vault == "down":
+        yield Move("the vault comes back", (replace(world, vault="up"),))
+    if world.locked:
+        yield Move("the data lock is let go", (replace(world, locked=False),))
+
+
+def _boot(world: World, name: str) -> Iterator[Move]:
+    traits = world.traits
+    if name == "b" and traits.target == "dies":
+        yield Move("b dies at start", (replace(world.with_node(name, ""), unseen_exit=name),))
+    elif name == "b" and traits.target == "mute":
+        return
+    elif name in world.sealed and not (name == "a" and traits.source == "forgetful"):
+        yield Move(f"{name} serves", (world.with_node(name, "serving"),))
+    elif traits.source == "gone" and not world.sealed:
+        after = replace(world.with_node(name, "serving"), sealed=frozenset(name))
+        yield Move(f"{name} makes the first keys", (after,))
+    else:
+        yield Move(f"{name} waits for keys", (world.with_node(name, "waiting"),))
+
+
+def faults(world: World) -> Iterator[Move]:
+    """What may go wrong outside the agent, at any time."""
+    for name, phase in world.nodes:
+        dead = replace(world.with_node(name, ""), unseen_exit=name)
+        yield Move(f"{name} crashes while {phase}", (dead,), fault=True)
+    if world.vault == "up":
+        yield Move("the vault goes down", (replace(world, vault="down"),), fault=True)
+        yield Move("the vault is replaced", (replace(world, vault="replaced"),), fault=True)
+    if world.permit:
+        yield Move("the permit expires", (replace(world, permit=""),), fault=True)
+    if not world.locked and not world.nodes:
+        yield Move("another process locks the data", (replace(world, locked=True),), fault=True)
+    yield from chain_moves(world)
+
+
+def chain_moves(world: World) -> Iterator[Move]:
+    """What the network may decide."""
+    if world.program == "b":
+        yield Move("c is published", (replace(world, program="c"),), fault=True)
+        yield Move("the program is withdrawn", (replace(world, program=""),), fault=True)
+    for name in sorted(world.listed & {"a", "b"}):
+        program = "" if world.program == name else world.program
+        after = replace(world, listed=world.listed - {name}, program=program)
+        yield Move(f"{name} is revoked", (after,), fault=True)
+
+
+def effect_moves(effect: Effect, state: State, world: World) -> Iterator[Move]:
+    """How performing an effect can go in this world: what the performers in dcupgrade.effects do, in small steps."""
+    yield from _PERFORM[effect.kind](effect, state, world)
+
+
+def _event(kind: EventKind, effect: Effect, code: str = "", failure: str = "", **fields: object) -> Event:
+    return Event(kind, effect.enclave_id, code=code, failure=failure, **fields)  # type: ignore[arg-type]
+
+
+def _start(world: World, effect: Effect, label: str, event: Event | None) -> Iterator[Move]:
+    name = effect.enclave_id
+    if world.phase(name):
+        if event is not None:
+            yield Move(label, (world,), event)
+        return
+    began = replace(world.with_node(name, "starting"), unseen_exit="")
+    if effect.kind is not F.KEEP_NODE and name in world.knew_revoked:
+        began = began.breaking("a version known to be revoked was started")
+    if any(HEIGHTS[name] < HEIGHTS[told] for told in world.told_commit):
+        began = replace(began, went_back=True)
+    yield Move(label, (began,), event)
+
+
+def _keep(effect: Effect, state: State, world: World) -> Iterator[Move]:
+    name = effect.enclave_id
+    broken = name == "a" and world.traits.source == "broken"
+    if world.unseen_exit == name and not world.phase(name):
+        yield Move("keep: it ended", (replace(world, unseen_exit=""),), _event(E.NODE_EXITED, effect, "NODE_EXITED"))
+    elif not world.phase(name):
+        if broken or world.locked:
+            yield Move("keep: start fails", (world,), _event(E.NODE_START_FAILED, effect, "NODE_START_FAILED"))
+        else:
+            yield from _start(world, effect, "keep: start", None)
+    elif world.phase(name) == "serving":
+        yield Move("keep: it serves", (world,), _event(E.NODE_SERVING, effect))
+
+
+def _at_once(kind: EventKind) -> Perform:
+    def moves(effect: Effect, _state: State, world: World) -> Iterator[Move]:
+        yield Move(kind.value, (world,), _event(kind, effect))
+
+    return moves
+
+
+def _retire(effect: Effect, state: State, world: World) -> Iterator[Move]:
+    after = replace(world, slots=world.slots - {effect.enclave_id}) if world.traits.remove_previous else world
+    yield Move("retire", (after,), _event(E.RETIRED, effect))
+
+
+def _stage(effect: Effect, _state: State, world: World) -> Iterator[Move]:
+    after = replace(world, slots=world.slots | {effect.enclave_id})
+    yield Move("stage", (after,), _event(E.STAGED, effect))
+    yield Move("stage fails", (world,), _event(E.STAGE_FAILED, effect, "DOWNLOAD_UNREACHABLE", "transient"), True)
+    yield Move("stage refuses", (world,), _event(E.STAGE_FAILED, effect, "SIGSTRUCT_BAD", "rejected"), True)
+
+
+def _gates(effect: Effect, state: State, world: World) -> Iterator[Move]:
+    if state.hold is None:
+        yield Move("gates open", (world,), _event(E.GATES_OPEN, effect))
+
+
+def _collect(effect: Effect, _state: State, world: World) -> Iterator[Move]:
+    failed = _event(E.COLLECT_FAILED, effect, "HANDOVER_PEER_UNREACHABLE", "transient")
+    if world.vault == "replaced":
+        yield Move("collect: replaced", (world,), replace(failed, code="VAULT_REPLACED", failure="invariant"))
+        return
+    name = effect.enclave_id
+    done = _event(E.COLLECTED, effect, key_set_id="k")
+    if world.vault == "up" and world.phase(name) == "serving":
+        after = replace(world, vault_keys_of=name, permit="" if world.vault_keys_of != name else world.permit)
+        yield Move("collect", (after,), done)
+    elif world.vault == "up" and not world.phase(name) and world.vault_keys_of == name:
+        yield Move("collect: earlier copy", (world,), done)
+    elif world.vault == "up" and world.phase(name) == "waiting" and not world.vault_keys_of:
+        yield Move("collect: no keys", (world,), replace(failed, code="NO_KEYS_ANYWHERE", failure="invariant"))
+    yield Move("collect fails", (world,), failed, True)
+
+
+def _permit(effect: Effect, _state: State, world: World) -> Iterator[Move]:
+    name = effect.enclave_id
+    failed = _event(E.PERMIT_FAILED, effect, "VAULT_UNREACHABLE", "transient")
+    if world.vault == "replaced":
+        yield Move("permit: replaced", (world,), replace(failed, code="VAULT_REPLACED", failure="invariant"))
+        return
+    source = world.vault_keys_of
+    newer = name in world.listed and (source not in world.listed or HEIGHTS[name] > HEIGHTS.get(source, 0))
+    if world.vault == "up":
+        if source and world.program == name and newer:
+            yield Move("permit", (replace(world, permit=name),), _event(E.PERMITTED, effect, expires_unix_s=9))
+        else:
+            refused = replace(failed, code="PERMIT_TARGET_NOT_PROGRAM", failure="rejected")
+            yield Move("permit refused", (world,), refused)
+    yield Move("permit fails", (world,), failed, True)
+
+
+def _stop(effect: Effect, state: State, world: World) -> Iterator[Move]:
+    name = effect.enclave_id
+    done, failed = _event(E.NODE_STOPPED, effect), _event(E.STOP_FAILED, effect, "NODE_STOP_FAILED", "invariant")
+    gone = replace(world.with_node(name, ""), unseen_exit="")
+    if world.phase(name):
+        # judged from the world alone, when the signal is sent
+        forward = world.vault_keys_of == name and any(HEIGHTS[slot] > HEIGHTS[name] for slot in world.slots)
+        backward = any(HEIGHTS[slot] < HEIGHTS[name] and slot in world.sealed for slot in world.slots)
+        if name == world.owner() and not forward and not backward:
+            gone = gone.breaking("the node was stopped before release and keys were safe")
+        yield Move("stop", (world, gone), done)
+    elif world.locked:
+        yield Move("stop: data stays locked", (world,), replace(failed, code="DATA_LOCKED"))
+    else:
+        yield Move("stop", (gone,), done)
+    yield Move("stop fails", (world,), failed, True)
+
+
+def _launch(effect: Effect, _state: State, world: World) -> Iterator[Move]:
+    if not world.locked:
+        yield from _start(world, effect, "launch", _event(E.LAUNCHED, effect))
+    failed = _event(E.LAUNCH_FAILED, effect, "NODE_START_FAILED", "transient")
+    yield Move("launch fails", (world,), failed, not world.locked)
+
+
+def _deliver(effect: Effect, _state: State, world: World) -> Iterator[Move]:
+    name = effect.enclave_id
+    phase = world.phase(name)
+    if not phase:
+        yield Move("deliver: it ended", (replace(world, unseen_exit=""),), _event(E.NODE_EXITED, effect, "NODE_EXITED"))
+        return
+    failed = _event(E.DELIVERY_FAILED, effect, "DELIVERY_DEADLINE", "transient")
+    if phase == "serving" and name in world.durable:
+        yield Move("deliver", (world,), _event(E.DELIVERED, effect))
+    stuck = phase == "waiting" and (world.vault == "replaced" or (world.vault == "up" and world.permit != name))
+    hopeless = stuck or (phase == "starting" and name == "b" and world.traits.target == "mute")
+    yield Move("deliver fails", (world,), failed, not hopeless)
+
+
+def _probation(effect: Effect, _state: State, world: World) -> Iterator[Move]:
+    name, traits = effect.enclave_id, world.traits
+    phase = world.phase(name)
+    sick = name == "b" and traits.target in ("blind", "frail", "mute")
+    if not phase:
+        ended = _event(E.NODE_EXITED, effect, "NODE_EXITED")
+        yield Move("probation: it ended", (replace(world, unseen_exit=""),), ended)
+        yield Move(
+            "probation: host rebooted", (replace(world, unseen_exit=""),), replace(ended, code="HOST_REBOOTED"), True
+        )
+        return
+    unhealthy = _event(E.UNHEALTHY, effect, "CANARY_FAILED", "rejected")
+    if phase == "serving" and not sick:
+        yield Move("probation passed", (world,), _event(E.HEALTHY, effect))
+    elif sick and traits.target == "frail" and phase == "serving":
+        yield Move("b dies in probation", (replace(world.with_node(name, ""), unseen_exit=name),))
+    elif phase == "waiting":
+        yield Move("probation: not ready", (world,), unhealthy)
+    yield Move("probation failed", (world,), unhealthy, not (sick and traits.target in ("blind", "mute")))
+
+
+def _commit(effect: Effect, _state: State, world: World) -> Iterator[Move]:
+    name = effect.enclave_id
+    if world.phase(name) == "serving":
+        told = replace(world, told_commit=world.told_commit | {name})
+        yield Move("commit", (told, replace(told, vault_told=world.vault == "up")), _event(E.COMMIT_DONE, effect))
+
+
+def _await_source(effect: Effect, state: State, world: World) -> Iterator[Move]:
+    if state.running is None or world.phase(effect.enclave_id) == "serving":
+        yield Move("the source serves", (world,), _event(E.SOURCE_SERVING, effect))
+
+
+def _start_source(effect: Effect, _state: State, world: World) -> Iterator[Move]:
+    name = effect.enclave_id
+    failed = _event(E.SOURCE_FAILED, effect, "SOURCE_WONT_START", "invariant")
+    phase = world.phase(name)
+    if name not in world.slots:
+        yield Move("source: slot damaged", (world,), replace(failed, code="SOURCE_SLOT_DAMAGED"))
+    elif phase == "serving":
+        yield Move("source serves", (world,), _event(E.SOURCE_SERVING, effect))
+    elif phase == "waiting" and not world.vault_keys_of:
+        yield Move("source: no keys", (world,), replace(failed, code="NO_KEYS_ANYWHERE"))
+    elif phase == "waiting":
+        hopeless = world.vault == "replaced" or world.vault_keys_of != name
+        yield Move("source: keys unreachable", (world,), replace(failed, code="KEYS_UNREACHABLE"), not hopeless)
+    elif not phase and world.locked:
+        yield Move("source: data locked", (world,), replace(failed, code="DATA_LOCKED"))
+    elif not phase and name == "a" and world.traits.source == "broken":
+        yield Move("source: does not start", (world,), failed)
+    elif not phase:
+        yield from _start(world, effect, "source: start", None)
+    if name in world.slots and phase != "serving":
+        yield Move("source: deadline", (world,), failed, True)
+
+
+_PERFORM: dict[EffectKind, Perform] = {
+    F.KEEP_NODE: _keep,
+    F.BEGIN: _at_once(E.BEGIN),
+    F.BACKOFF: _at_once(E.BACKOFF_OVER),
+    F.RETIRE: _retire,
+    F.STAGE: _stage,
+    F.GATES: _gates,
+    F.COLLECT: _collect,
+    F.PERMIT: _permit,
+    F.STOP_NODE: _stop,
+    F.LAUNCH: _launch,
+    F.DELIVER: _deliver,
+    F.PROBATION: _probation,
+    F.COMMIT: _commit,
+    F.AWAIT_SOURCE: _await_source,
+    F.START_SOURCE: _start_source,
+    F.SETTLE: _at_once(E.SETTLED),
+}
+
+
+def beginning(traits: Traits) -> tuple[State, World]:
+    """The agent's journal and the world before anything happens: "a" runs and "b" is on the chain."""
+    if traits.source == "gone":
+        world = World(traits, (), frozenset(), frozenset())
+        return State(name=Name.IDLE, chain=world.facts()), world
+    nodes = () if traits.source_dead else (("a", "serving"),)
+    world = World(traits, nodes, frozenset("a"), frozenset("a"))
+    return State(name=Name.IDLE, running=RELEASES["a"], chain=world.facts()), world

@@ -1,0 +1,162 @@
+"""Planted bugs: each changes the machine in one place, as a careless edit would. The explorer must catch every one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from unittest import mock
+
+from dcupgrade import machine
+from dcupgrade import transitions as t
+from dcupgrade.machine import Row
+from dcupgrade.states import Effect, EffectKind, Event, EventKind, Name, State
+from tests.simulation.explorer import Scenario
+from tests.simulation.model import Traits
+
+N, E, F = Name, EventKind, EffectKind
+Rows = Callable[[Row], Row | None]
+Activity = Callable[[State, tuple[Effect, ...]], tuple[Effect, ...]]
+
+CALM = Scenario(Traits("good"), crashes=1, faults=1)
+SICK = Scenario(Traits("blind"), crashes=1, faults=1)
+DYING = Scenario(Traits("dies"), crashes=1, faults=0)
+SPOKEN = Scenario(Traits("good"), crashes=0, faults=1, words=1)
+
+
+def _edge(source: Name, event: EventKind, change: Callable[[Row], Row | None], guard: str = "") -> Rows:
+    def rows(row: Row) -> Row | None:
+        named = not guard or (row.guard is not None and row.guard.__name__ == guard)
+        return change(row) if (row.source, row.event) == (source, event) and named else row
+
+    return rows
+
+
+def _to(target: Name) -> Callable[[Row], Row]:
+    return lambda row: replace(row, target=target)
+
+
+def _act(action: t.Action | None) -> Callable[[Row], Row]:
+    return lambda row: replace(row, action=action)
+
+
+def _drop(_: Row) -> None:
+    return None
+
+
+def _same(row: Row) -> Row:
+    return row
+
+
+def _keep_activity(_: State, wanted: tuple[Effect, ...]) -> tuple[Effect, ...]:
+    return wanted
+
+
+def _in(name: Name, change: Activity) -> Activity:
+    return lambda state, wanted: change(state, wanted) if state.name is name else wanted
+
+
+def _launch_while_stopping(state: State, wanted: tuple[Effect, ...]) -> tuple[Effect, ...]:
+    return (*wanted, Effect(F.KEEP_NODE, state.target.enclave_id)) if state.target else wanted
+
+
+def _keep_source(state: State, wanted: tuple[Effect, ...]) -> tuple[Effect, ...]:
+    return (*wanted, Effect(F.KEEP_NODE, state.running.enclave_id)) if state.running else wanted
+
+
+def _keep_nothing(_: State, wanted: tuple[Effect, ...]) -> tuple[Effect, ...]:
+    return tuple(effect for effect in wanted if effect.kind is not F.KEEP_NODE)
+
+
+def _commit_early(state: State, wanted: tuple[Effect, ...]) -> tuple[Effect, ...]:
+    return (*wanted, Effect(F.COMMIT, state.target.enclave_id)) if state.target else wanted
+
+
+def _retire_running(state: State, wanted: tuple[Effect, ...]) -> tuple[Effect, ...]:
+    return tuple(
+        Effect(F.RETIRE, state.running.enclave_id) if effect.kind is F.RETIRE and state.running else effect
+        for effect in wanted
+    )
+
+
+def _retire_before_commit(state: State, wanted: tuple[Effect, ...]) -> tuple[Effect, ...]:
+    return (*wanted, Effect(F.RETIRE, state.running.enclave_id)) if state.running else wanted
+
+
+def _start_without_stop(state: State, wanted: tuple[Effect, ...]) -> tuple[Effect, ...]:
+    return (Effect(F.START_SOURCE, state.running.enclave_id),) if state.running else wanted
+
+
+def _forgets_the_failure(state: State, _event: Event, _: t.Budgets) -> State:
+    return state
+
+
+def _commits_to_the_source(state: State, event: Event, budgets: t.Budgets) -> State:
+    return replace(t.commit(state, event, budgets), running=state.running, previous=state.target)
+
+
+MUTANTS: dict[str, tuple[Rows, Activity, Scenario]] = {
+    "stops the node as soon as the release is staged": (
+        _edge(N.STAGED, E.GATES_OPEN, _to(N.STOPPING)), _keep_activity, CALM),
+    "stops the node before it has a copy of the keys": (
+        _edge(N.STAGING, E.STAGED, _to(N.STOPPING)), _keep_activity, CALM),
+    "launches while the old node is being stopped": (_same, _in(N.STOPPING, _launch_while_stopping), CALM),
+    "keeps the old node up while the new one is launched": (_same, _in(N.LAUNCHING, _keep_source), CALM),
+    "keeps the old node up while keys are delivered": (_same, _in(N.DELIVERING, _keep_source), CALM),
+    "starts the source before the target is stopped": (_same, _in(N.REVERTING, _start_without_stop), SICK),
+    "does not restart the old node while collecting": (_same, _in(N.COLLECTING, _keep_nothing), CALM),
+    "does not restart the old node after abandoning": (
+        _same, _in(N.ABANDONED, _keep_nothing), Scenario(Traits("good"), faults=2)),
+    "does not keep the node in idle": (_same, _in(N.IDLE, _keep_nothing), CALM),
+    "tells the node to commit during probation": (_same, _in(N.PROBATION, _commit_early), SICK),
+    "removes the running version's files": (
+        _same, _in(N.IDLE, _retire_running), Scenario(Traits("good", remove_previous=True))),
+    "removes the source's files before the commit": (
+        _same, _in(N.PROBATION, _retire_before_commit), Scenario(Traits("blind", remove_previous=True))),
+    "forgets what failed after reverting": (
+        _edge(N.REVERTING, E.SOURCE_SERVING, _act(_forgets_the_failure)), _keep_activity, SICK),
+    "forgets what failed after abandoning": (
+        _edge(N.STAGING, E.STAGE_FAILED, _act(_forgets_the_failure)), _keep_activity,
+        Scenario(Traits("good"), faults=1)),
+    "relaunches a dying node for ever": (
+        _edge(N.LAUNCHING, E.LAUNCHED, _act(None)), _keep_activity, DYING),
+    "ignores a node that ended in probation": (
+        _edge(N.PROBATION, E.NODE_EXITED, _to(N.PROBATION)), _keep_activity, Scenario(Traits("frail"))),
+    "goes on with a target that was revoked while stopping": (
+        _edge(N.STOPPING, E.NODE_STOPPED, _drop, "must_turn_back"), _keep_activity, CALM),
+    "starts a source that was revoked": (
+        _edge(N.REVERTING, E.NODE_STOPPED, _drop, "source_revoked"), _keep_activity, SICK),
+    "commits a target that failed probation": (
+        _edge(N.PROBATION, E.UNHEALTHY, lambda row: replace(row, target=N.COMMITTED, action=t.commit)), _keep_activity,
+        SICK),
+    "goes idle straight from a failed launch": (
+        _edge(N.LAUNCHING, E.LAUNCH_FAILED, _to(N.IDLE)), _keep_activity, CALM),
+    "goes idle from a failed delivery with the new node alive": (
+        _edge(N.DELIVERING, E.DELIVERY_FAILED, _to(N.IDLE)), _keep_activity, CALM),
+    "takes the source for the running version after the commit": (
+        _edge(N.PROBATION, E.HEALTHY, _act(_commits_to_the_source)), _keep_activity, CALM),
+    "goes back to the source after a crash in committed": (
+        _edge(N.COMMITTED, E.COMMIT_DONE, _to(N.REVERTING)), _keep_activity, CALM),
+    "does not know that stopping can fail": (_edge(N.STOPPING, E.STOP_FAILED, _drop), _keep_activity, CALM),
+    "halts without a name": (
+        _edge(N.REVERTING, E.STOP_FAILED, _act(None)), _keep_activity, SICK),
+    "cannot leave halted": (_edge(N.HALTED, E.RESUME, _drop), _keep_activity, SPOKEN),
+    "takes a hold for an order to stop": (_edge(N.COLLECTING, E.HOLD, _to(N.STOPPING)), _keep_activity, SPOKEN),
+}  # fmt: skip
+"""Name of the bug -> (change of the table, change of the wanted work, scenario that shows it)."""
+
+
+@contextmanager
+def planted(name: str) -> Iterator[Scenario]:
+    """The machine with one bug, for as long as the context lasts; gives the scenario that shows it."""
+    rows, change, scenario = MUTANTS[name]
+    table = tuple(row for row in map(rows, machine.TABLE) if row is not None)
+    index: dict[tuple[Name, EventKind], tuple[Row, ...]] = {}
+    for row in table:
+        index[row.source, row.event] = (*index.get((row.source, row.event), ()), row)
+    real = machine.activity
+    with (
+        mock.patch.object(machine, "_INDEX", index),
+        mock.patch.object(machine, "activity", lambda state: change(state, real(state))),
+    ):
+        yield scenario
