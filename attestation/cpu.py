@@ -166,9 +166,16 @@ class SoftwareCpu:
         return Report.decode(bare.encode()[:416] + mac)
 
     def egetkey(self, secs: Secs, request: KeyRequest) -> bytes:
-        """Give the 16-byte key that `request` names for the caller. Raises `KeyRefusedError` with EGETKEY's code."""
-        if request.key_policy & POLICY_KSS and not secs.attributes.flags & KSS:
-            raise KeyRefusedError(EGETKEY_INVALID_ATTRIBUTE)
+        """Give the 16-byte key that `request` names for the caller.
+
+        Raises `KeyRefusedError` with EGETKEY's code, and SGX_FIELD_INVALID where the instruction faults.
+        """
+        if not secs.attributes.flags & KSS and (request.key_policy & POLICY_KSS or request.configsvn):
+            raise AttestationError(
+                code="SGX_FIELD_INVALID",
+                what="no key was derived",
+                why="KEYREQUEST asks for KSS fields, which this enclave has not",
+            )
         if request.key_name == REPORT_KEY:
             return self._report_key(secs.target_info(), request.key_id)
         if request.key_name == SEAL_KEY:
@@ -186,10 +193,10 @@ class SoftwareCpu:
         return cmac(self.root.report, derivation)
 
     def _seal_key(self, secs: Secs, request: KeyRequest) -> bytes:
+        policy = request.key_policy
         if request.isvsvn > secs.isvsvn:
             raise KeyRefusedError(EGETKEY_INVALID_ISVSVN)
-        policy = request.key_policy
-        if policy & POLICY_CONFIGID and request.configsvn > secs.configsvn:
+        if request.configsvn > secs.configsvn:
             raise KeyRefusedError(EGETKEY_INVALID_ISVSVN)
         cpusvn = request.cpusvn if any(request.cpusvn) else CPUSVN_LEVELS[CPUSVN_DEFAULT]
         if cpusvn not in CPUSVN_LEVELS[: self.root.cpusvn_level + 1]:

@@ -104,15 +104,23 @@ def test_an_isvsvn_above_the_own_is_refused_before_the_cpusvn_is_looked_at(cpu: 
     assert caught.value.code == 64
 
 
-def test_kss_policies_need_a_kss_enclave(cpu: SoftwareCpu, alice: Secs) -> None:
-    for policy in (0x04, 0x08, 0x10, 0x20):
-        with pytest.raises(KeyRefusedError) as caught:
-            cpu.egetkey(alice, KeyRequest(SEAL_KEY, policy))
-        assert caught.value.code == 2
+def test_kss_fields_need_a_kss_enclave(cpu: SoftwareCpu, alice: Secs) -> None:
+    for key_name in (SEAL_KEY, REPORT_KEY):
+        for request in (
+            *(KeyRequest(key_name, policy) for policy in (4, 8, 16, 32)),
+            KeyRequest(key_name, configsvn=1),
+        ):
+            with pytest.raises(AttestationError) as faulted:
+                cpu.egetkey(alice, request)
+            assert faulted.value.code == "SGX_FIELD_INVALID"
+
+
+@pytest.mark.parametrize("policy", [1, 8])
+def test_a_configsvn_above_the_own_is_refused_whatever_the_policy(policy, cpu: SoftwareCpu, alice: Secs) -> None:
     kss = replace(alice, attributes=Attributes(INIT | MODE64BIT | KSS, 3), configsvn=4)
-    assert cpu.egetkey(kss, KeyRequest(SEAL_KEY, 0x08, configsvn=4))
+    assert cpu.egetkey(kss, KeyRequest(SEAL_KEY, policy, configsvn=4))
     with pytest.raises(KeyRefusedError) as caught:
-        cpu.egetkey(kss, KeyRequest(SEAL_KEY, 0x08, configsvn=5))
+        cpu.egetkey(kss, KeyRequest(SEAL_KEY, policy, configsvn=5, cpusvn=b"\1" * 16))
     assert caught.value.code == 64
 
 
