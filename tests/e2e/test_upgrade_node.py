@@ -16,11 +16,21 @@ from pathlib import Path
 import aiohttp
 import pytest
 
-from devnet.release_builder import BuiltRelease, NodeTraits, ReleaseBuilder, ReleaseKeys
+from attestation.artefact import build_image, build_sigstruct, verify_artefact
+from dcupgrade.publish import sign_enclave_id
+from devnet.release_builder import (
+    SIGSTRUCT_DATE,
+    BuiltRelease,
+    NodeTraits,
+    ReleaseBuilder,
+    ReleaseKeys,
+    node_sources,
+)
 from devnet.world import NodeClient, free_port
 
 pytestmark = [pytest.mark.e2e]
 GENESIS = "0x" + "11" * 32
+ROGUE = Path(__file__).parent / "upgrade_parts" / "rogue.py"
 
 
 @dataclass(slots=True)
@@ -217,3 +227,39 @@ async def test_a_version_that_does_not_start_says_so(bench: Bench) -> None:
     bad = bench.builder.build("1.1.0", NodeTraits(does_not_start=True), name="does-not-start")
     async with bench.running(bad) as node:
         assert await asyncio.wait_for(node.process.wait(), 10) == 3
+
+
+ROGUES = {
+    "honest": ("honest", False, True, None),  # the control: signed by the network, it is an upgrader like any other
+    "debug": ("honest", True, True, "PEER_DEBUG"),
+    "unsigned": ("honest", False, False, "NETWORK_SIGNATURE_BAD"),
+    "replayed": ("replayed", False, True, "HANDOVER_SESSION_UNKNOWN"),
+    "mistargeted": ("mistargeted", False, True, "REPORT_MAC_BAD"),
+}
+
+
+@pytest.mark.parametrize("rogue", ROGUES)
+async def test_keys_are_given_to_no_enclave_but_a_signed_one_that_plays_by_the_rules(bench: Bench, rogue: str) -> None:
+    behaviour, debug, signed, code = ROGUES[rogue]
+    old, key_set_id = await installed(bench)
+    folder = bench.folder / "rogue"
+    folder.mkdir()
+    image, sigstruct, signature = folder / "rogue.pyz", folder / "rogue.sig", folder / "network.sig"
+    sources = {name: source for name, source in node_sources({}).items() if "reference_node" not in name}
+    build_image(image, {**sources, "rogue.py": ROGUE.read_bytes()}, "rogue:main")
+    keys = bench.builder.keys
+    sigstruct.write_bytes(build_sigstruct(image, keys.vendor, debug=debug, date=SIGSTRUCT_DATE))
+    rogue_id = verify_artefact(image, sigstruct)
+    signature.write_text(sign_enclave_id(keys.network, rogue_id if signed else old.enclave_id))
+
+    async with bench.running(old) as node:
+        await node.until("serving")
+        command = [sys.executable, "-m", "attestation.simulated", "run", "--cpu", str(bench.folder / "cpu")]
+        command += ["--image", str(image), "--sigstruct", str(sigstruct), "--", behaviour, node.client.url]
+        command += [keys.network_public, GENESIS, str(signature)]
+        process = await asyncio.create_subprocess_exec(
+            *command, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE
+        )
+        out, err = await asyncio.wait_for(process.communicate(), 20)
+        assert process.returncode == 0, err.decode()
+        assert json.loads(out) == ({"got": key_set_id} if code is None else {"refused": code})

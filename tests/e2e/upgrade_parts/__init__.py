@@ -1,0 +1,1 @@
+"""Programs that the upgrade trials run inside the simulated TEE."""
