@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from attestation.errors import AttestationError
 from attestation.measure import BATCH, measure_image
+from attestation.sgx import DEBUG
 from attestation.sigstruct import SIGSTRUCT_SIZE, SigStruct, sign_sigstruct
 
 if TYPE_CHECKING:
@@ -79,14 +80,24 @@ def read_sigstruct(path: Path) -> SigStruct:
         raise _unreadable(path, error) from error
 
 
-def verify_artefact(image: Path, sigstruct: Path) -> str:
+def verify_artefact(image: Path, sigstruct: Path, *, production: bool = False) -> str:
     """Verify that `sigstruct` is a good SIGSTRUCT over `image`, and give the enclave id.
 
-    Raises SIGSTRUCT_INVALID, SIGSTRUCT_SIGNATURE_BAD, SIGSTRUCT_MRENCLAVE_MISMATCH, MEASURE_LAYOUT_INVALID,
-    ARTEFACT_UNREADABLE, ARTEFACT_TOO_LARGE.
+    With `production`, a SIGSTRUCT that can only start as a debug enclave is refused as well: nobody would give it
+    keys, so it is better refused before anything is stopped for it.
+
+    Raises SIGSTRUCT_INVALID, SIGSTRUCT_SIGNATURE_BAD, SIGSTRUCT_DEBUG, SIGSTRUCT_MRENCLAVE_MISMATCH,
+    MEASURE_LAYOUT_INVALID, ARTEFACT_UNREADABLE, ARTEFACT_TOO_LARGE.
     """
     signed = read_sigstruct(sigstruct)
     signed.verify()
+    if production and (signed.attributes & signed.attribute_mask).flags & DEBUG:
+        raise AttestationError(
+            code="SIGSTRUCT_DEBUG",
+            what=f"enclave {signed.enclave_id} cannot be used",
+            why="it is signed as a debug enclave, whose memory its host can read",
+            action="Ask the publisher for a production build.",
+        )
     signed.need_mrenclave(measure_file(image))
     return signed.enclave_id
 

@@ -45,6 +45,18 @@ def test_a_bad_rsa_signature_is_refused_before_the_image_is_read(artefact: tuple
     assert refused(image, sigstruct).code == "SIGSTRUCT_SIGNATURE_BAD"
 
 
+def test_a_debug_release_is_refused_where_production_is_wanted(
+    artefact: tuple[Path, Path], signer: RSAPrivateKey
+) -> None:
+    image, sigstruct = artefact
+    assert verify_artefact(image, sigstruct, production=True) == verify_artefact(image, sigstruct)
+    sigstruct.write_bytes(build_sigstruct(image, signer, debug=True, date=DATE))
+    assert verify_artefact(image, sigstruct) == measure_file(image).hex()
+    with pytest.raises(AttestationError) as caught:
+        verify_artefact(image, sigstruct, production=True)
+    assert caught.value.code == "SIGSTRUCT_DEBUG"
+
+
 @pytest.mark.parametrize("data", [b"", b"x" * 1807, b"x" * 1808, b"x" * 1809])
 def test_a_file_that_is_no_sigstruct_is_refused(data: bytes, artefact: tuple[Path, Path]) -> None:
     artefact[1].write_bytes(data)

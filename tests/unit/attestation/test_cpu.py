@@ -237,6 +237,15 @@ def test_einit_refuses_what_the_instruction_refuses(fields, attributes, misc, co
     assert caught.value.expected != caught.value.found
 
 
+@pytest.mark.parametrize(("folder", "name"), [("enarx", "encl.ss"), ("fortanix", "sgx_detect.test_enclave.sig")])
+def test_einit_takes_enclaves_that_others_signed(folder, name, vectors: Path) -> None:
+    signed = SigStruct.decode((vectors / folder / name).read_bytes())
+    secs = einit(signed, signed.mrenclave, PLAIN)
+    assert (secs.mrsigner, secs.isvprodid) == (signed.mrsigner, signed.isvprodid)
+    # Both leave DEBUG to the host; the enclave's attributes then say so.
+    assert einit(signed, signed.mrenclave, Attributes(MODE64BIT | DEBUG, 3)).attributes.flags & DEBUG
+
+
 def test_einit_refuses_another_image_and_a_bad_signature() -> None:
     signed = sign_sigstruct(Key(), b"\x07" * 32, date=0x20261123)
     with pytest.raises(AttestationError) as caught:
