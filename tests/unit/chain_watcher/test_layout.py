@@ -214,10 +214,11 @@ def test_only_two_standard_layouts():
         standard_layout(fields=6)
 
 
-def nested(depth: int):
-    tree: object = "u8"
+def nested(depth: int, kind: str = "option"):
+    """A type of ``depth`` levels, each around the next."""
+    tree: object = "u16"
     for _ in range(depth):
-        tree = {"option": tree}
+        tree = {kind: {"array": [1, tree], "tuple": [tree], "struct": [["a", tree]]}.get(kind, tree)}
     return tree
 
 
@@ -283,6 +284,7 @@ def test_json_that_is_no_layout(value):
         {"struct": [["a" * 129, "u8"]]},
         {"set": "u8"},
         nested(17),
+        *(nested(17, kind) for kind in ("vec", "array", "tuple", "struct")),
         {"tuple": [{"tuple": ["u8"] * 20}] * 20},
     ],
 )
@@ -294,7 +296,16 @@ def test_types_that_are_none(tree):
 def test_types_may_be_deep_but_not_too_deep():
     extra = {"struct": [*FOUR.to_json()["dc_program"]["type"]["struct"], ["extra", nested(15)]]}
     layout = changed(dc_program=extra)
-    assert layout.decode_dc_program(blob(b"x") * 4 + b"\1" * 15 + b"\7")
+    assert layout.decode_dc_program(blob(b"x") * 4 + b"\1" * 15 + b"\7\0")
+    long = {**GOOD, "now": {**ITEM, "prefix": "T" * 128, "item": "N"}}
+    assert Layout.from_json(long).to_json() == long
+    assert changed(now="u128").decode_now(b"\xff" * 8 + bytes(8)) == 2**64 - 1
+
+
+def test_a_value_of_the_largest_size():
+    value = compact(1) + bytes(4) + blob(b"") + blob(b"x" * ((1 << 20) - 10))
+    assert len(value) == 1 << 20
+    assert len(FIVE.decode_enclave_ids(value)[0].signature) == (1 << 20) - 10
 
 
 @pytest.mark.parametrize(
@@ -368,6 +379,8 @@ def registry() -> dict[int, dict]:
         18: {"path": [], "def": {"bitSequence": {}}},
         19: {"path": [], "def": None},
         20: {"path": [], "def": {"tuple": [3] * 17}},
+        22: {"path": ["Either"], "def": {"variant": {"variants": [{"name": "Some", "fields": [field(3)]}]}}},
+        23: {"path": ["Option"], "def": {"bitSequence": {"variants": [{"name": "Some", "fields": [field(3)]}]}}},
         21: {"path": [], "def": {"tuple": [20] * 17}},
     }
 
@@ -392,6 +405,6 @@ def test_types_from_metadata(type_id, tree):
     assert type_from_registry(registry(), type_id) == tree
 
 
-@pytest.mark.parametrize("type_id", [8, 13, 15, 16, 17, 18, 19, 21, 99])
+@pytest.mark.parametrize("type_id", [8, 13, 15, 16, 17, 18, 19, 21, 22, 23, 99])
 def test_types_from_metadata_that_cannot_be_read(type_id):
     assert code_of(lambda: type_from_registry(registry(), type_id)) == "LAYOUT_INVALID"
