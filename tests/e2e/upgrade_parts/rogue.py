@@ -1,7 +1,7 @@
 """A program in a (simulated) enclave that tries to get a node's keys; prints one JSON line with how that went.
 
-It is built into a measured image of its own. What it is (debug, unsigned), SIGSTRUCT and signature decide; what it does,
-its argument: "honest", "replayed" (the same request twice), "mistargeted" (a report for another enclave than the node).
+It is built into a measured image of its own. What it is (debug, unsigned), SIGSTRUCT and signature decide; what it does
+is its argument: "honest", "replayed" (the same request twice), "mistargeted" (a report for another enclave).
 """
 
 from __future__ import annotations
