@@ -6,9 +6,9 @@ PYTHON ?= python3
 HANDOVER ?= v2
 SEEDS ?= 100000
 RUN := .venv/bin/python -m
-CODE := dcupgrade chain_watcher attestation keyvault process_supervisor devnet tests benchmarks
+CODE := dcupgrade chain_watcher attestation keyvault process_supervisor devnet tests benchmarks docs
 
-.PHONY: help setup demo test lint types unit e2e e2e-node e2e-compose simulate kill-matrix bench lock clean
+.PHONY: help setup demo test lint types unit e2e e2e-node e2e-compose simulate kill-matrix bench docs lock clean install uninstall
 
 help: ## list the targets
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -48,6 +48,9 @@ kill-matrix: setup ## SIGKILL of every process at every journal boundary
 
 bench: setup ## the measurements of benchmarks/, one after the other
 	@for file in benchmarks/bench_*.py; do echo "== $$file"; .venv/bin/python "$$file"; done
+
+docs: setup ## generated pages and the documentation site (build/site)
+	.venv/bin/python docs/build.py
 
 lock: setup ## resolve the dependencies of pyproject.toml anew
 	.venv/bin/python -m pip install --quiet pip-tools
