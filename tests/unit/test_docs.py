@@ -1,0 +1,48 @@
+"""The documentation and the program say the same."""
+
+import re
+import subprocess
+import sys
+
+import pytest
+
+from dcupgrade import codes
+from tests.conftest import ROOT
+
+sys.path.insert(0, str(ROOT / "docs"))
+import build
+
+DOCS = ROOT / "docs"
+
+
+def test_every_code_has_a_runbook_entry_and_every_entry_a_code() -> None:
+    entries = re.findall(r"^### ([A-Z0-9_]+)$", (DOCS / "operations.md").read_text(), re.M)
+    assert len(entries) == len(set(entries))
+    assert set(entries) == set(codes.all_codes())
+
+
+def test_explain_prints_the_runbook_entry() -> None:
+    entry = codes.runbook_entry("VAULT_REPLACED")
+    assert entry is not None
+    assert "**Do:**" in entry
+    assert "###" not in entry
+
+
+@pytest.mark.parametrize("name", sorted(build.pages()))
+def test_generated_pages_are_up_to_date(name: str) -> None:
+    assert (DOCS / name).read_text() == build.pages()[name], "run `make docs` and commit"
+
+
+def test_the_site_builds_without_a_broken_link(tmp_path: object) -> None:
+    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "-q", "-f", ".ci/mkdocs.yml", "-d", str(tmp_path)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=120)
+    assert (done.returncode, done.stdout + done.stderr) == (0, "")
+
+
+def test_links_between_files_of_the_checkout_lead_somewhere() -> None:
+    broken = []
+    for page in [*ROOT.glob("*.md"), *DOCS.rglob("*.md")]:
+        for target in re.findall(r"\]\(([^)#]+)(?:#[^)]*)?\)", page.read_text()):
+            if "://" not in target and not (page.parent / target).exists():
+                broken.append(f"{page.relative_to(ROOT)}: {target}")
+    assert broken == []
