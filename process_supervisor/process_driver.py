@@ -26,6 +26,7 @@ from process_supervisor.slots import sync_folder
 
 KILL_S_MAX = 10.0
 POLL_S = 0.02
+LEADER_POLL_S = 0.25
 TAIL_BYTES_MAX = 1 * MIB
 GO = "go"
 # No core dumps: they would hold key material. `exec` keeps pid, session and start time.
@@ -329,8 +330,9 @@ class ProcessDriver:
                     signalled.add((item.pid, item.start_time_ticks))
                     self._signal(handle, item, number)
             with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(POLL_S):
-                    # The leader's end wakes this at once; for the others there is only looking again.
+                # The leader's end wakes this at once; for the others there is only looking again.
+                pause = LEADER_POLL_S if handle.exit_status() is None else POLL_S
+                async with asyncio.timeout(min(pause, max(POLL_S, deadline - loop.time()))):
                     await (handle.wait() if handle.exit_status() is None else asyncio.sleep(POLL_S))
 
     def _signal(self, handle: ProcessHandle, item: ProcessFacts, number: int) -> None:

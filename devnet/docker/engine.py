@@ -64,10 +64,14 @@ def base_archive() -> Path:
 
 
 class PrivateEngine:
-    """A dockerd of our own. `keep_data`: images and build layers stay in the cache for the next run (one at a time)."""
+    """A dockerd of our own. `keep_data`: images and build layers stay in the cache for the next run (one at a time).
 
-    def __init__(self, *, keep_data: bool = False) -> None:
+    `group` (a number) may use the socket beside root, who owns the machine by that.
+    """
+
+    def __init__(self, *, keep_data: bool = False, group: int = 0) -> None:
         self._keep_data = keep_data
+        self._group = group
         self._folder: Path | None = None
         self._lock: int | None = None
         self._process: subprocess.Popen[bytes] | None = None
@@ -81,7 +85,7 @@ class PrivateEngine:
 
     @property
     def socket(self) -> Path:
-        """The API's socket; only root reaches it."""
+        """The API's socket; root and the group that was given reach it."""
         return self.folder / "docker.sock"
 
     @property
@@ -130,7 +134,7 @@ class PrivateEngine:
             *(_tool("dockerd") or "dockerd", "--data-root", str(self._data_root)),
             *("--exec-root", str(self.folder / "exec"), "--pidfile", str(self.folder / "docker.pid")),
             *("--host", self.url, "--bridge", "none", "--iptables=false", "--ip6tables=false", "--ip-forward=false"),
-            *("--config-file", str(self._empty_config()), "--log-level", "warn"),
+            *("--config-file", str(self._empty_config()), "--log-level", "warn", "--group", str(self._group)),
         ]
         for name in ("containerd.pid", "containerd.sock", "containerd.sock.ttrpc", "containerd-debug.sock"):
             (self.folder / "exec" / "containerd" / name).unlink(missing_ok=True)

@@ -122,6 +122,8 @@ async def docker(private_engine: PrivateEngine) -> AsyncIterator[aiodocker.Docke
     async with engine(private_engine.url) as client:
         yield client
     private_engine.remove_containers()
+    if private_engine.docker("images", "--quiet", "dc/node:1.1.0").strip():
+        private_engine.docker("rmi", "dc/node:1.1.0")
     for image in set(private_engine.docker("images", "--quiet", "--no-trunc").split()) - before:
         private_engine.docker("rmi", "--force", image)
 

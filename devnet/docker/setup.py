@@ -1,0 +1,78 @@
+"""What has to be there before agent and vault start: `python -m devnet.docker.setup FOLDER`, run by the compose file.
+
+Draws the release keys, builds and lists the vault, builds and publishes 1.0.0, writes the agent's settings and
+`world.json`. A folder that has a `world.json` is left as it is.
+"""
+
+import asyncio
+import json
+import os
+import secrets
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+
+from devnet.artefact_server import ArtefactServer
+from devnet.release_builder import ReleaseBuilder, ReleaseKeys, build_vault
+from devnet.world import World, genesis_hash
+
+WORLD_FILE = "world.json"
+PORTS = ("chain", "artefacts", "vault", "node", "agent")
+NODE_IMAGE = "dcupgrade-dev-node"
+
+
+def ports_of(environment: Mapping[str, str]) -> dict[str, int]:
+    """The services' ports: DC_CHAIN_PORT and so on."""
+    return {name: int(environment[f"DC_{name.upper()}_PORT"]) for name in PORTS}
+
+
+def make_world(
+    folder: Path, ports: Mapping[str, int], keys: ReleaseKeys, genesis: str, session: aiohttp.ClientSession
+) -> World:
+    """A World over services that run apart: it starts and stops nothing."""
+    overrides: dict[str, dict[str, Any]] = {
+        "node": {"driver": "container", "container_image": NODE_IMAGE, "ready_deadline_s": 30.0},
+        "vault": {"start": False},
+        # `docker logs` has the agent's words; the file is what a trial reads.
+        "agent": {"log_format": "json"},
+    }
+    return World(
+        folder=folder,
+        chain_url=f"ws://127.0.0.1:{ports['chain']}",
+        genesis_hash=genesis,
+        keys=keys,
+        builder=ReleaseBuilder(folder / "archives", keys, genesis),
+        server=ArtefactServer(folder / "archives", port=ports["artefacts"]),
+        session=session,
+        overrides=overrides,
+        ports=dict(ports),
+    )
+
+
+async def set_up(folder: Path, ports: Mapping[str, int]) -> None:
+    """See the module."""
+    if (folder / WORLD_FILE).exists():
+        return
+    for name in ("archives", "agent", "data"):
+        (folder / name).mkdir(mode=0o755 if name == "archives" else 0o700, exist_ok=True)
+    async with aiohttp.ClientSession() as session:
+        genesis = await genesis_hash(session, f"ws://127.0.0.1:{ports['chain']}")
+        world = make_world(folder, ports, ReleaseKeys.draw(folder / "keys"), genesis, session)
+        vault_id, signature = build_vault(folder / "vault-image", world.keys, genesis, {})
+        await world.release("publish", "--list-only", "--signature", signature, vault_id)
+        token = folder / "agent" / "vault.token"
+        token.touch(mode=0o600)
+        token.write_text(secrets.token_hex(32))
+        world.write_settings()
+        first = world.builder.good("1.0.0")
+        await world.publish(first)
+        facts = {"genesis_hash": genesis, "ports": dict(ports), "vault_id": vault_id, "first_id": first.enclave_id}
+        (folder / f"{WORLD_FILE}.new").write_text(json.dumps(facts, indent=1))
+        os.replace(folder / f"{WORLD_FILE}.new", folder / WORLD_FILE)
+
+
+if __name__ == "__main__":
+    asyncio.run(set_up(Path(sys.argv[1]), ports_of(os.environ)))

@@ -1,0 +1,247 @@
+"""`python -m devnet compose-trial`: the demonstration's trial and checks, with every part in a container, and two more:
+a release that does not start (the previous container serves again), and the agent killed in the middle of an upgrade.
+
+It builds the images on a Docker engine of its own and takes everything down again; with --attach it uses what
+`docker compose up` started, and leaves it running.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import hashlib
+import json
+import os
+import secrets
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import click
+from rich.console import Console
+
+from devnet import demo
+from devnet.docker.engine import PrivateEngine, missing_tools
+from devnet.docker.setup import PORTS, WORLD_FILE, make_world
+from devnet.release_builder import ROOT, BuiltRelease, NodeTraits, ReleaseKeys
+from devnet.tools import DevnetError, run_tool
+from devnet.world import World, WorldError, free_port
+
+COMPOSE_FILE = ROOT / "devnet" / "compose.yaml"
+SERVICE_UID = 10001
+OBJECTS = 60
+INSTALL_WITHIN_S = 120.0
+UPGRADE_WITHIN_S = 120.0
+LABEL_NODE = "dcupgrade.node"
+
+
+def compose_command() -> list[str]:
+    """`docker compose` where the plugin is, else `docker-compose`. Raises DevnetError."""
+    docker = shutil.which("docker")
+    if docker and subprocess.run([docker, "compose", "version"], capture_output=True, check=False).returncode == 0:
+        return [docker, "compose"]
+    if standalone := shutil.which("docker-compose"):
+        return [standalone]
+    raise DevnetError("Docker Compose is missing: apt-get install docker-compose, or the engine's compose plugin")
+
+
+@dataclass(frozen=True, slots=True)
+class Compose:
+    """The services of the compose file on one engine."""
+
+    environment: Mapping[str, str]
+
+    def run(self, *arguments: str) -> str:
+        """`docker compose ...`; returns its output. Raises DevnetError."""
+        argv = [*compose_command(), "--file", str(COMPOSE_FILE), *arguments]
+        return run_tool(argv, what=f"compose {arguments[0]}", env=dict(self.environment))
+
+    def docker(self, *arguments: str) -> str:
+        """`docker ...` on the same engine. Raises DevnetError."""
+        argv = [shutil.which("docker") or "docker", *arguments]
+        return run_tool(argv, what=f"docker {arguments[0]}", env=dict(self.environment)).strip()
+
+    def nodes(self) -> dict[str, dict[str, Any]]:
+        """Containers of nodes by the node's name: what the engine says of each."""
+        found = self.docker("ps", "--all", "--quiet", "--no-trunc", "--filter", f"label={LABEL_NODE}").split()
+        shown = json.loads(self.docker("inspect", *found)) if found else []
+        return {item["Config"]["Labels"][LABEL_NODE]: item for item in shown}
+
+
+@click.command()
+@click.option("--objects", type=click.IntRange(1), default=OBJECTS, show_default=True, help="How many objects.")
+@click.option("--seed", type=int, default=1, show_default=True, help="Draws the objects' sizes and contents.")
+@click.option("--attach", is_flag=True, help="Use the running services of $DC_HOME and leave them running.")
+@click.option("--folder", type=click.Path(path_type=Path, file_okay=False), help="[default: run/compose-…]")
+def compose_trial(objects: int, seed: int, attach: bool, folder: Path | None) -> None:
+    """Run the whole trial in containers and verify every object; exit code 0 only if all was verified."""
+    console = Console(highlight=False)
+    folder = (folder or ROOT / "run" / f"compose-{datetime.now().astimezone():%Y%m%d-%H%M%S}").resolve()
+    console.print("[bold]DCUpgrade in containers.[/] [bold yellow]The TEE is SIMULATED: it protects nothing here.[/]")
+    try:
+        with _services(console, folder, attach=attach) as compose:
+            asyncio.run(_run(console, compose, objects, seed))
+    except (demo.DemoError, WorldError, DevnetError, aiohttp.ClientError, OSError) as error:
+        console.print(f"[bold red]failed[/]: {error}", markup=True)
+        console.print(f"logs and journal: {folder}")
+        sys.exit(1)
+    except KeyboardInterrupt:
+        console.print("interrupted; everything was stopped")
+        sys.exit(130)
+
+
+@contextlib.contextmanager
+def _services(console: Console, folder: Path, *, attach: bool) -> Iterator[Compose]:
+    """The running services, from an engine of our own or of whoever started them."""
+    if attach:
+        if "DC_HOME" not in os.environ:
+            raise DevnetError("set DC_HOME to the folder that the services run with")
+        yield Compose(os.environ)
+        return
+    lacks = missing_tools()
+    if lacks:
+        raise DevnetError(f"an engine of our own needs {'; '.join(lacks)}; or start the services and use --attach")
+    compose_command()
+    folder.mkdir(parents=True)
+    for path in (folder, folder / "archives"):
+        path.mkdir(exist_ok=True)
+        os.chown(path, SERVICE_UID, SERVICE_UID)
+    with _step(console, "Docker engine of our own, base image"):
+        engine = PrivateEngine(keep_data=True, group=SERVICE_UID).__enter__()
+    with contextlib.ExitStack() as stack:
+        stack.callback(engine.close)
+        compose = Compose(_environment(engine, folder, engine.import_base()))
+        try:
+            with _step(console, "images built (the first time takes minutes)"):
+                compose.run("build")
+            with _step(console, "services up; releases built and signed, 1.0.0 published"):
+                compose.run("up", "--detach")
+            yield compose
+        finally:
+            with contextlib.suppress(DevnetError):
+                (folder / "services.log").write_text(compose.run("logs", "--no-color", "--timestamps"))
+            with _step(console, "services, nodes and engine stopped"):
+                engine.remove_containers()
+                engine.docker("image", "prune", "--force")
+                stack.close()
+            for name in ("data", "keys", "archives"):
+                shutil.rmtree(folder / name, ignore_errors=True)
+
+
+def _environment(engine: PrivateEngine, folder: Path, base: str) -> dict[str, str]:
+    ports = {f"DC_{name.upper()}_PORT": str(free_port()) for name in PORTS}
+    return {
+        **engine.environment(),
+        **ports,
+        "BASE_IMAGE": base,
+        "DC_HOME": str(folder),
+        "DC_UID": str(SERVICE_UID),
+        "DC_GID": str(SERVICE_UID),
+        "DC_ENGINE_GID": str(SERVICE_UID),
+        "DC_ENGINE_SOCKET": str(engine.socket),
+        "COMPOSE_PROJECT_NAME": f"dcupgrade{secrets.token_hex(3)}",
+    }
+
+
+@contextlib.contextmanager
+def _step(console: Console, text: str) -> Iterator[None]:
+    began = time.monotonic()
+    with console.status(text):
+        yield
+    console.print(f"[green]✓[/] {text} [dim]({time.monotonic() - began:.1f} s)[/]")
+
+
+async def _run(console: Console, compose: Compose, objects: int, seed: int) -> None:
+    folder = Path(compose.environment["DC_HOME"])
+    facts = json.loads((folder / WORLD_FILE).read_text())
+    async with aiohttp.ClientSession() as session:
+        keys = ReleaseKeys.load(folder / "keys")
+        world = make_world(folder, facts["ports"], keys, facts["genesis_hash"], session)
+        trial = _Trial(console, folder, objects, seed, demo.Facts())
+        await trial.in_containers(world, compose, facts["first_id"])
+    demo._summary(console, folder, trial.facts, objects)
+
+
+class _Trial(demo._Demo):
+    """The demonstration's steps over services that run already, and the two that only containers can show."""
+
+    async def in_containers(self, world: World, compose: Compose, first_id: str) -> None:
+        facts = self.facts
+        facts.old = await asyncio.to_thread(world.builder.good, "1.0.0")
+        facts.new = await asyncio.to_thread(world.builder.good, "1.1.0")
+        if facts.old.enclave_id != first_id:
+            raise demo.DemoError("1.0.0 cannot be built again to the same enclave id")
+        with self._step("1.0.0 installed by the agent in its container; it made its keys"):
+            await world.wait_committed(first_id, within_s=INSTALL_WITHIN_S)
+            await world.wait_serving(first_id)
+        await self._store(world)
+        await self._upgrade(world)
+        await self._read_back(world)
+        before = await asyncio.to_thread(compose.nodes)
+        if not _is_kept(before, facts.old):
+            raise demo.DemoError("the container of 1.0.0 was not kept")
+        with self._step("1.2.0, which does not start: the previous container serves again"):
+            await self._does_not_start(world, compose, facts.new)
+        with self._step("1.3.0, the agent killed while it was launched: the upgrade ends all the same"):
+            await self._agent_killed(world, compose)
+
+    async def _does_not_start(self, world: World, compose: Compose, serving: BuiltRelease) -> None:
+        """A release that ends at once is reverted, by the very container that served before."""
+        before = _node_of(await asyncio.to_thread(compose.nodes), serving)
+        broken = await asyncio.to_thread(
+            world.builder.build, "1.2.0", NodeTraits(does_not_start=True), name="does-not-start"
+        )
+        seq = world.last_seq()
+        await world.publish(broken)
+
+        def reverted(rows: list[dict[str, Any]]) -> bool:
+            states = [row["state_after"] for row in rows]
+            return "reverted" in states and states[-1] == "idle" and rows[-1]["running"] == serving.enclave_id
+
+        await world.wait_for("1.2.0 reverted", reverted, within_s=UPGRADE_WITHIN_S, after=seq)
+        await world.wait_serving(serving.enclave_id)
+        after = _node_of(await asyncio.to_thread(compose.nodes), serving)
+        if after is None or before is None or after["Id"] != before["Id"] or not after["State"]["Running"]:
+            raise demo.DemoError("another container than before serves after the revert")
+        await self._verify_objects(world)
+
+    async def _agent_killed(self, world: World, compose: Compose) -> None:
+        newest = await asyncio.to_thread(world.builder.good, "1.3.0")
+        seq = world.last_seq()
+        await world.publish(newest)
+        await world.wait_for(
+            "1.3.0 is launched",
+            lambda rows: any(row["state_after"] == "launching" for row in rows),
+            within_s=UPGRADE_WITHIN_S,
+            after=seq,
+        )
+        (agent,) = compose.run("ps", "--quiet", "upgrader").split()
+        await asyncio.to_thread(compose.docker, "kill", "--signal", "KILL", agent)
+        seen = [row["state_after"] for row in world.history(seq)]
+        if "committed" in seen:
+            raise demo.DemoError("the agent was killed too late to tell anything")
+        await asyncio.to_thread(compose.docker, "start", agent)
+        await world.wait_committed(newest.enclave_id, within_s=UPGRADE_WITHIN_S, after=seq)
+        await world.wait_serving(newest.enclave_id)
+        await self._verify_objects(world)
+
+    async def _verify_objects(self, world: World) -> None:
+        for name, digest in self.digests.items():
+            if hashlib.sha256(await world.node.get(name)).hexdigest() != digest:
+                raise demo.DemoError(f"object {name} is not what was stored")
+
+
+def _node_of(nodes: Mapping[str, dict[str, Any]], release: BuiltRelease) -> dict[str, Any] | None:
+    return nodes.get(f"node-{release.enclave_id[:20]}")
+
+
+def _is_kept(nodes: Mapping[str, dict[str, Any]], release: BuiltRelease) -> bool:
+    found = _node_of(nodes, release)
+    return found is not None and not found["State"]["Running"]

@@ -1,0 +1,95 @@
+"""The compose file's promises, and the small programs that its containers run."""
+
+import re
+import socket
+import threading
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
+
+import pytest
+import yaml
+
+from devnet.docker import prune_tools
+from devnet.docker.healthy import main as healthy
+from devnet.docker.setup import PORTS, ports_of
+from devnet.docker.trial import COMPOSE_FILE
+from devnet.release_builder import ROOT, ReleaseKeys
+
+SERVICES = yaml.safe_load(COMPOSE_FILE.read_text())["services"]
+DOCKERFILE = (ROOT / "devnet" / "docker" / "Dockerfile").read_text()
+
+
+@pytest.mark.parametrize("name", sorted(SERVICES))
+def test_every_service_is_confined(name: str) -> None:
+    service = SERVICES[name]
+    assert service["read_only"] is True
+    assert service["cap_drop"] == ["ALL"]
+    assert service["security_opt"] == ["no-new-privileges:true"]
+    assert service["user"].startswith("${DC_UID")
+    assert "privileged" not in service
+
+
+@pytest.mark.parametrize("name", ["chain", "artefacts", "vault", "upgrader"])
+def test_services_that_stay_have_a_health_check(name: str) -> None:
+    assert SERVICES[name]["healthcheck"]["test"][:4] == ["CMD", "python3", "-m", "devnet.docker.healthy"]
+
+
+def test_only_the_agent_gets_the_engines_socket() -> None:
+    holders = [name for name, service in SERVICES.items() if "docker.sock" in str(service.get("volumes"))]
+    assert holders == ["upgrader"]
+
+
+def test_images_take_their_base_as_an_argument_and_run_as_nobody_special() -> None:
+    assert re.findall(r"^FROM (\S+)", DOCKERFILE, re.MULTILINE)[0] == "${BASE_IMAGE}"
+    assert set(re.findall(r"^FROM (\S+)", DOCKERFILE, re.MULTILINE)) == {"${BASE_IMAGE}", "runtime"}
+    assert "USER 10001:10001" in DOCKERFILE
+    targets = set(re.findall(r"^FROM \S+ AS (\S+)", DOCKERFILE, re.MULTILINE))
+    assert {item["build"]["target"] for item in SERVICES.values() if "build" in item} <= targets
+
+
+def test_what_the_project_needs_is_kept_and_tools_are_not() -> None:
+    kept = prune_tools.needed(ROOT / "pyproject.toml")
+    assert {"aiohttp", "multidict", "cryptography", "cffi"} <= kept
+    assert not {"pytest", "mypy", "ruff", "coverage"} & kept
+
+
+def test_ports_come_from_the_environment() -> None:
+    environment = {f"DC_{name.upper()}_PORT": str(number) for number, name in enumerate(PORTS, 1)}
+    assert ports_of(environment) == {name: number for number, name in enumerate(PORTS, 1)}
+    with pytest.raises(KeyError):
+        ports_of({})
+
+
+class _Answer(BaseHTTPRequestHandler):
+    def do_GET(self) -> None:
+        self.send_response(200 if self.path == "/healthz" else 404)
+        self.end_headers()
+
+    def do_POST(self) -> None:
+        self.send_response(500)
+        self.end_headers()
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+def test_health_checks() -> None:
+    with HTTPServer(("127.0.0.1", 0), _Answer) as server:
+        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+        thread.start()
+        port = server.server_address[1]
+        assert [healthy(kind, port) for kind in ("tcp", "http", "rpc")] == [0, 0, 1]
+        server.shutdown()
+        thread.join()
+    with socket.socket() as unused:
+        unused.bind(("127.0.0.1", 0))
+        port = unused.getsockname()[1]
+        assert [healthy(kind, port) for kind in ("tcp", "http", "rpc")] == [1, 1, 1]
+
+
+def test_release_keys_are_found_again(tmp_path: Path) -> None:
+    drawn = ReleaseKeys.draw(tmp_path)
+    assert ReleaseKeys.load(tmp_path).network_public == drawn.network_public
+    (tmp_path / "vendor.pem").write_bytes((tmp_path / "network.pem").read_bytes())
+    with pytest.raises(ValueError, match="other kinds"):
+        ReleaseKeys.load(tmp_path)
