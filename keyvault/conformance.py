@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import base64
 import json
+import os
 from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Final
 
 import aiohttp
@@ -45,6 +46,8 @@ class Node:
     url: str
     genesis: bytes
     party: Party | None = None
+    #: an enclave that does not exist; another one for each run, so that an earlier run's flood is not in the way
+    nobody: bytes = field(default_factory=lambda: os.urandom(messages.ID_BYTES))
 
     async def post(self, step: str, body: bytes) -> tuple[int, bytes]:
         """Return status and body of the answer to one message."""
@@ -77,7 +80,7 @@ class Node:
 
     def hello(self, **fields: Any) -> bytes:
         """Return a hello in the name of some enclave that may not even exist."""
-        nobody = TargetInfo(b"\x5a" * 32, Attributes(INIT | MODE64BIT, XFRM_LEGACY))
+        nobody = TargetInfo(self.nobody, Attributes(INIT | MODE64BIT, XFRM_LEGACY))
         values = {"versions": (2,), "genesis": self.genesis, "nonce": b"\x01" * 32, "target_info": nobody.encode()}
         return messages.HELLO.encode(**{**values, **fields})
 

@@ -11,7 +11,9 @@ from keyvault.keyset import KeySet
 _PR_GET_DUMPABLE: Final = 3
 _PR_SET_DUMPABLE: Final = 4
 _PR_SET_NO_NEW_PRIVS: Final = 38
-_MCL_CURRENT_AND_FUTURE: Final = 1 | 2
+#: MCL_CURRENT, MCL_FUTURE, MCL_ONFAULT: pages are locked once they are used, so that unused stacks cost nothing
+_MCL_ALL: Final = 1 | 2 | 4
+_CAP_IPC_LOCK: Final = 14
 _libc: Final = ctypes.CDLL(None, use_errno=True)
 
 
@@ -33,9 +35,16 @@ def harden_process() -> dict[str, object]:
 
 def _lock_all() -> bool:
     """Lock every page, present and future; only without a limit, which would make later allocations fail."""
-    if resource.getrlimit(resource.RLIMIT_MEMLOCK)[0] != resource.RLIM_INFINITY:
+    limited = resource.getrlimit(resource.RLIMIT_MEMLOCK)[0] != resource.RLIM_INFINITY
+    if limited and not _has_capability(_CAP_IPC_LOCK):
         return False
-    return bool(_libc.mlockall(_MCL_CURRENT_AND_FUTURE) == 0)
+    return bool(_libc.mlockall(_MCL_ALL) == 0)
+
+
+def _has_capability(number: int) -> bool:
+    with open("/proc/self/status", encoding="ascii") as status:
+        effective = next((line.split()[1] for line in status if line.startswith("CapEff:")), "0")
+    return bool(int(effective, 16) >> number & 1)
 
 
 def lock_key_set(key_set: KeySet) -> bool:

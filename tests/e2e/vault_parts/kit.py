@@ -55,7 +55,8 @@ class Process:
         assert self.popen.stdout is not None
         while b"\n" not in self.buffer:
             left = deadline - time.monotonic()
-            ready, _, _ = select.select([self.popen.stdout], [], [], max(left, 0))
+            open_still = not self.popen.stdout.closed
+            ready = open_still and select.select([self.popen.stdout], [], [], max(left, 0))[0]
             chunk = os.read(self.popen.stdout.fileno(), 65536) if ready else b""
             if not chunk:
                 raise AssertionError(f"no more output; log:\n{self.log.read_text()}")
@@ -71,7 +72,8 @@ class Process:
         except subprocess.TimeoutExpired:
             self.popen.kill()
             code = self.popen.wait(10)
-        if self.popen.stdout is not None:
+        if self.popen.stdout is not None and not self.popen.stdout.closed:
+            self.buffer += self.popen.stdout.read()
             self.popen.stdout.close()
         return code
 

@@ -1,6 +1,6 @@
-"""Makes docs/handover-v2-vector.json: ``python -m tests.unit.keyvault.make_handover_vector > docs/handover-v2-vector.json``.
+"""Makes docs/handover-v2-vector.json; run as a module, it writes the file's text to standard output.
 
-Everything but the ciphertext follows from the inputs; HPKE draws its own randomness, so a ciphertext is checked by decryption.
+Everything but the ciphertext follows from the inputs; HPKE draws its own randomness, so that is checked by decryption.
 """
 
 import hashlib
@@ -84,7 +84,7 @@ def transcript(ciphertext: bytes | None) -> dict[str, Any]:
 def inputs() -> dict[str, Any]:
     root = CPU.root
     return {
-        "note": "made by this project; simulated CPU with the root keys given here (Intel's simulation-mode derivations)",
+        "note": "made by this project on a simulated CPU with these root keys (derivations of Intel's simulation mode)",
         "cpu": {
             "report_root_key": root.report.hex(),
             "owner_epoch": root.owner_epoch.hex(),
