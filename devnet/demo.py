@@ -12,6 +12,7 @@ import hashlib
 import json
 import random
 import shutil
+import signal
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -107,18 +108,20 @@ def demo(handover: str, objects: int, seed: int, folder: Path | None) -> None:
     )
     facts = Facts()
     try:
-        asyncio.run(_Demo(console, folder.resolve(), objects, seed, facts, handover).run())
+        asyncio.run(Demo(console, folder.resolve(), objects, seed, facts, handover).run())
     except (DemoError, WorldError, DevnetError, aiohttp.ClientError, OSError) as error:
         console.print(f"[bold red]failed[/]: {error}", markup=True)
         console.print(f"logs and journal: {folder}")
         sys.exit(1)
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, asyncio.CancelledError):
         console.print("interrupted; everything was stopped")
         sys.exit(130)
-    _summary(console, folder, facts, objects)
+    summary(console, folder, facts, objects)
 
 
-class _Demo:
+class Demo:
+    """The steps of the demonstration; the container trial takes them over and adds its own."""
+
     def __init__(self, console: Console, folder: Path, objects: int, seed: int, facts: Facts, handover: str) -> None:
         self.console, self.folder, self.seed, self.facts = console, folder, seed, facts
         self.sizes = object_sizes(objects, seed)
@@ -126,12 +129,16 @@ class _Demo:
         self.digests: dict[str, str] = {}
 
     async def run(self) -> None:
+        """Run it all, and take everything down whatever happens. Raises DemoError, WorldError, DevnetError."""
+        task = asyncio.current_task()
+        if task is not None:  # SIGTERM ends it like SIGINT: with everything stopped
+            asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
         with self._step("development chain (Chopsticks; the first time installs it)"):
             chain = DevChain(block_time_ms=BLOCK_MS)
             await asyncio.to_thread(chain.start_now)
         try:
             with self._step("keys drawn, vault built and measured, its id signed and listed on chain"):
-                opened = World.open(self.folder, chain.ws_url, handover=self.handover)
+                opened = World.open(self.folder, chain.ws_url, handover=self.handover, by_command_line=True)
                 world = await opened.__aenter__()
             try:
                 await self._trial(world)
@@ -227,7 +234,7 @@ class _Demo:
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
-        final_at = await heads.seen_at(world, list(published["blocks"].values())[-1])
+        final_at = await heads.seen_at(world, list(published.values())[-1])
         facts.detection_s = None if final_at is None else max(0.0, rows[0]["at_unix_s"] - final_at)
         facts.upgrade_s = rows[-1]["at_unix_s"] - rows[0]["at_unix_s"]
         facts.downtime_s = probe.longest_gap_s
@@ -309,7 +316,8 @@ class _Probe:
             await asyncio.sleep(PROBE_S)
 
 
-def _summary(console: Console, folder: Path, facts: Facts, objects: int) -> None:
+def summary(console: Console, folder: Path, facts: Facts, objects: int) -> None:
+    """Print what was seen and measured; exit with 1 unless every object was verified."""
     old, new = facts.old, facts.new
     if old is None or new is None or facts.verified != objects or facts.stored != objects:
         console.print(f"[bold red]only {facts.verified} of {objects} objects were verified[/]")

@@ -24,6 +24,7 @@ from typing import Any, Self
 
 import aiohttp
 
+from dcupgrade import publish as publishing
 from devnet.artefact_server import ArtefactServer
 from devnet.extrinsics import Root
 from devnet.release_builder import ROOT, BuiltRelease, ReleaseBuilder, ReleaseKeys, build_vault
@@ -110,6 +111,7 @@ class World:
     overrides: dict[str, dict[str, Any]] = field(default_factory=dict)
     ports: dict[str, int] = field(default_factory=dict)
     agent: asyncio.subprocess.Process | None = None
+    by_command_line: bool = False
 
     @classmethod
     @asynccontextmanager
@@ -123,11 +125,12 @@ class World:
         through_proxy: bool = False,
         keys: ReleaseKeys | None = None,
         handover: str = "v2",
+        by_command_line: bool = False,
     ) -> AsyncIterator[Self]:
         """Build a world around a running chain, list the vault there, and take everything down at the end.
 
         ``keys`` are drawn anew where none are given. ``handover`` "v1" makes nodes like those in the field, which speak
-        nothing newer.
+        nothing newer. ``by_command_line``: publish by ``dcupgrade release`` in a process of its own.
         """
         os.makedirs(folder / "archives", exist_ok=True)
         if keys is None:
@@ -145,6 +148,7 @@ class World:
                 session=session,
                 overrides={section: dict(values) for section, values in (overrides or {}).items()},
                 ports={name: free_port() for name in ("node", "vault", "agent")},
+                by_command_line=by_command_line,
             )
             try:
                 await server.start()
@@ -158,7 +162,7 @@ class World:
                     genesis,
                     {"allow_v1": handover == "v1", **(vault_policy or {})},
                 )
-                await world.release("publish", "--list-only", "--signature", signature, world.vault_id)
+                await world.list_id(world.vault_id, signature)
                 world.write_settings()
                 yield world
             finally:
@@ -231,21 +235,30 @@ class World:
             settings.setdefault(section, {}).update(values)
         self.settings_path.write_text(toml(settings))
 
-    async def release(self, command: str, *arguments: str) -> dict[str, Any]:
-        """Run ``dcupgrade release`` for ``publish`` or ``revoke`` with this world's chain and keys."""
-        common = ["--url", self.chain_url, "--suri", SUDO, "--json"]
-        if command == "publish":
-            common += ["--network-key", self.keys.network_public]
-        output = await self.dcupgrade("release", command, *common, *arguments)
-        return dict(json.loads(output))
+    async def publish(self, release: BuiltRelease, *, mirror_url: str = "") -> dict[str, str]:
+        """Put a release on the chain; returns the blocks that did it, when they are final."""
+        url = self.server.url(release.archive.name)
+        told = publishing.Release(release.enclave_id, release.version, url, mirror_url)
+        return await self._publish(told, release.signature, list_only=False)
 
-    async def publish(self, release: BuiltRelease, *, mirror_url: str = "") -> dict[str, Any]:
-        """Put a release on the chain; returns when that is final."""
-        return await self.release(
-            "publish",
-            *("--version", release.version, "--signature", release.signature, "--mirror-url", mirror_url),
-            *("--origin-url", self.server.url(release.archive.name), release.enclave_id),
-        )
+    async def list_id(self, enclave_id: str, signature: str) -> dict[str, str]:
+        """Put a signed id on the chain's list without naming it as the version to run."""
+        return await self._publish(publishing.Release(enclave_id, "none", "none", ""), signature, list_only=True)
+
+    async def _publish(self, release: publishing.Release, signature: str, *, list_only: bool) -> dict[str, str]:
+        if not self.by_command_line:
+            return await asyncio.to_thread(self._publish_now, release, signature, list_only)
+        arguments = ["--url", self.chain_url, "--suri", SUDO, "--json", "--network-key", self.keys.network_public]
+        arguments += ["--signature", signature, "--version", release.version, "--origin-url", release.origin_url]
+        arguments += ["--mirror-url", release.mirror_url, *(["--list-only"] if list_only else [])]
+        output = await self.dcupgrade("release", "publish", *arguments, release.enclave_id)
+        return dict(json.loads(output)["blocks"])
+
+    def _publish_now(self, release: publishing.Release, signature: str, list_only: bool) -> dict[str, str]:
+        publishing.verify_signatures(release.enclave_id, [signature], [self.keys.network_public])
+        with publishing.PublisherChain.connect(self.chain_url) as chain:
+            account = publishing.load_account(SUDO, None)
+            return publishing.publish(chain, release, [signature], account, list_only=list_only)
 
     async def publish_unverified(self, release: BuiltRelease, signature: str | None = None, **program: str) -> None:
         """Put whatever is given on the chain, past the publisher's own verification; ``program`` overrides fields."""

@@ -62,7 +62,7 @@ async def set_up(folder: Path, ports: Mapping[str, int]) -> None:
         genesis = await genesis_hash(session, f"ws://127.0.0.1:{ports['chain']}")
         world = make_world(folder, ports, ReleaseKeys.draw(folder / "keys"), genesis, session)
         vault_id, signature = build_vault(folder / "vault-image", world.keys, genesis, {})
-        await world.release("publish", "--list-only", "--signature", signature, vault_id)
+        await world.list_id(vault_id, signature)
         token = folder / "agent" / "vault.token"
         token.touch(mode=0o600)
         token.write_text(secrets.token_hex(32))

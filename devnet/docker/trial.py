@@ -166,10 +166,10 @@ async def _run(console: Console, compose: Compose, objects: int, seed: int) -> N
         world = make_world(folder, facts["ports"], keys, facts["genesis_hash"], session)
         trial = _Trial(console, folder, objects, seed, demo.Facts())
         await trial.in_containers(world, compose, facts["first_id"])
-    demo._summary(console, folder, trial.facts, objects)
+    demo.summary(console, folder, trial.facts, objects)
 
 
-class _Trial(demo._Demo):
+class _Trial(demo.Demo):
     """The demonstration's steps over services that run already, and the two that only containers can show."""
 
     async def in_containers(self, world: World, compose: Compose, first_id: str) -> None:

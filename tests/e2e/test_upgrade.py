@@ -117,6 +117,7 @@ async def test_keys_go_from_node_to_vault_to_node_and_nowhere_else(world: World)
 
 
 async def test_the_whole_upgrade_and_the_new_versions_feature(world: World) -> None:
+    world.by_command_line = True
     assert await upgrade(world) == PATH_OF_AN_UPGRADE
     async with world.session.get(f"{world.node.url}/stats") as answer:
         assert await answer.json() == {"objects": len(objects()), "bytes": sum(map(len, objects().values()))}

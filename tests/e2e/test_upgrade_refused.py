@@ -194,7 +194,7 @@ async def test_what_the_network_did_not_sign_is_never_looked_at(served: World, c
 async def test_an_entry_without_program_changes_nothing(served: World) -> None:
     seq = served.last_seq()
     release = served.builder.build("1.1.0", NodeTraits(features=("only listed",)), name="only-listed")
-    await served.release("publish", "--list-only", "--signature", release.signature, release.enclave_id)
+    await served.list_id(release.enclave_id, release.signature)
     await old_serves(served)
     assert [row for row in served.history(seq) if row["target"]] == []
 
