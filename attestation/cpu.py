@@ -18,6 +18,7 @@ from attestation.sgx import (
     EINITTOKEN_KEY,
     INIT,
     KSS,
+    MISC_EXINFO,
     MODE64BIT,
     POLICY_CONFIGID,
     POLICY_ISVEXTPRODID,
@@ -30,6 +31,7 @@ from attestation.sgx import (
     PROVISION_SEAL_KEY,
     REPORT_KEY,
     SEAL_KEY,
+    XFRM_KNOWN,
     XFRM_LEGACY,
     Attributes,
     KeyRequest,
@@ -243,10 +245,12 @@ def einit(sigstruct: SigStruct, measured: bytes, attributes: Attributes, miscsel
     sigstruct.verify()
     sigstruct.need_mrenclave(measured)
     flags = attributes.flags
-    if flags & INIT or not flags & MODE64BIT or attributes.xfrm & XFRM_LEGACY != XFRM_LEGACY:
+    xfrm_fits = attributes.xfrm & XFRM_LEGACY == XFRM_LEGACY and not attributes.xfrm & ~XFRM_KNOWN
+    if flags & INIT or not flags & MODE64BIT or not xfrm_fits or miscselect & ~MISC_EXINFO:
         raise _forbidden(
-            sigstruct, "EINIT_ATTRIBUTES", "ECREATE takes no such ATTRIBUTES",
-            f"MODE64BIT without INIT, XFRM with {XFRM_LEGACY:#x}", f"{flag_text(flags)}, XFRM {attributes.xfrm:#x}",
+            sigstruct, "EINIT_ATTRIBUTES", "ECREATE takes no such ATTRIBUTES or MISCSELECT",
+            f"MODE64BIT without INIT, XFRM with {XFRM_LEGACY:#x} within {XFRM_KNOWN:#x}, MISCSELECT at most 1",
+            f"{flag_text(flags)}, XFRM {attributes.xfrm:#x}, MISCSELECT {miscselect:#x}",
         )  # fmt: skip
     if flags & ~(DEBUG | MODE64BIT | KSS):
         raise _forbidden(

@@ -10,11 +10,18 @@ from dataclasses import dataclass
 
 from attestation.errors import AttestationError
 from attestation.network import NetworkKeys, need_enclave_id
-from attestation.sgx import AEXNOTIFY, DEBUG, INIT, KSS, MODE64BIT, XFRM_LEGACY, Report, flag_text
-
-# XCR0 bits that hold plain register state: x87, SSE, AVX, MPX, AVX-512, PKRU, AMX (SDM 1, 13.3).
-XFRM_ALLOWED = 0x602FF
-MISC_EXINFO = 0x1
+from attestation.sgx import (
+    AEXNOTIFY,
+    DEBUG,
+    INIT,
+    KSS,
+    MISC_EXINFO,
+    MODE64BIT,
+    XFRM_KNOWN,
+    XFRM_LEGACY,
+    Report,
+    flag_text,
+)
 
 
 class Role(enum.Enum):
@@ -40,7 +47,7 @@ class Policy:
     isvprodid: int | None = None
     flags_required: int = INIT | MODE64BIT
     flags_allowed: int = INIT | MODE64BIT | KSS | AEXNOTIFY
-    xfrm_allowed: int = XFRM_ALLOWED
+    xfrm_allowed: int = XFRM_KNOWN
     miscselect_allowed: int = MISC_EXINFO
     cet_attributes_allowed: int = 0
     configids: frozenset[bytes] = frozenset({bytes(64)})

@@ -34,6 +34,9 @@ FLAG_NAMES = {
     AEXNOTIFY: "AEXNOTIFY",
 }
 XFRM_LEGACY = 0x3  # x87 and SSE: every enclave has both
+# XCR0 bits that hold plain register state: x87, SSE, AVX, MPX, AVX-512, PKRU, AMX (SDM 1, 13.3).
+XFRM_KNOWN = 0x602FF
+MISC_EXINFO = 0x1  # MISCSELECT: page faults are reported in the SSA
 
 # KEYREQUEST.KEYNAME
 EINITTOKEN_KEY = 0

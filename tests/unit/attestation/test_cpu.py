@@ -221,6 +221,8 @@ def test_einit_gives_the_identity_that_was_measured_and_signed() -> None:
         ({}, Attributes(MODE64BIT | INIT, 3), 0, "EINIT_ATTRIBUTES"),
         ({}, Attributes(0, 3), 0, "EINIT_ATTRIBUTES"),
         ({}, Attributes(MODE64BIT, 1), 0, "EINIT_ATTRIBUTES"),
+        ({}, Attributes(MODE64BIT, 3 | 1 << 62), 0, "EINIT_ATTRIBUTES"),
+        ({"miscselect": 2}, PLAIN, 2, "EINIT_ATTRIBUTES"),
         ({}, Attributes(MODE64BIT | PROVISIONKEY, 3), 0, "EINIT_FORBIDDEN"),
         ({}, PLAIN, 1, "EINIT_ATTRIBUTES"),
         ({"isvfamilyid": b"\1" * 16}, PLAIN, 0, "EINIT_ATTRIBUTES"),
