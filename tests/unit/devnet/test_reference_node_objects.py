@@ -135,7 +135,9 @@ async def test_delete_and_delete_again(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "data", [b"", b"x" * KEY_SET_LENGTH, KeySet.draw().encoded[:-1], KeySet.draw().encoded + b"x"]
+    "data",
+    [b"", b"x" * KEY_SET_LENGTH, KeySet.draw().encoded[:-1], KeySet.draw().encoded + b"x"],
+    ids=["empty", "no magic", "truncated", "trailing byte"],
 )
 def test_what_is_no_key_set_is_refused(data: bytes) -> None:
     with pytest.raises(NodeError, match="NODE_KEY_SET_MALFORMED"):
