@@ -20,6 +20,31 @@ _T = TypeVar("_T")
 _ANY_WEIGHT = {"ref_time": 1_000_000, "proof_size": 10_000}
 
 
+class _NodeAtHead(SubstrateInterface):  # type: ignore[misc]
+    """Encodes with the runtime that the next block will run.
+
+    The library takes the runtime of the head's parent, under which the head itself was made; right after `set_code`
+    that is the old one, and the chain could not decode the extrinsic.
+    """
+
+    _for_next_block = False
+
+    def init_runtime(self, block_hash: str | None = None, block_id: int | None = None) -> None:
+        """Loads the runtime for a block, or without one for the next block."""
+        self._for_next_block = block_hash is None and block_id is None
+        try:
+            super().init_runtime(block_hash, block_id)
+        finally:
+            self._for_next_block = False
+
+    def rpc_request(self, method: str, params: Any, *arguments: Any, **named: Any) -> Any:
+        """While the runtime is loaded for the next block, the head is shown without parent: it stands for itself."""
+        reply = super().rpc_request(method, params, *arguments, **named)
+        if self._for_next_block and method == "chain_getHeader" and reply.get("result"):
+            reply["result"]["parentHash"] = "0x" + "00" * 32
+        return reply
+
+
 class Root:
     """Root calls on one chain, blocking; `await root.later(root.set_enclave_id, ...)` from asyncio code.
 
@@ -94,7 +119,7 @@ class Root:
             return str(receipt.block_hash)
 
     def _connect(self) -> SubstrateInterface:
-        return SubstrateInterface(url=self._url, auto_reconnect=False)
+        return _NodeAtHead(url=self._url, auto_reconnect=False)
 
     def _submit(self, chain: SubstrateInterface, extrinsic: Any, name: str, *, wait_for_inclusion: bool) -> Any:
         try:

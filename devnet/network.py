@@ -12,13 +12,18 @@ All nodes are `--reserved-only`, so who is connected to whom is decided here alo
 
 import asyncio
 import contextlib
+import hashlib
 import itertools
 import os
 import signal
+import socket
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from types import TracebackType
 from typing import Self
+
+import base58
+from nacl.signing import SigningKey
 
 from devnet.chain import ChainProcess, RuntimeName
 from devnet.node_process import spawn_node
@@ -27,27 +32,35 @@ from devnet.tools import DevnetError
 PEER_TIMEOUT_S = 60.0
 
 
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
 class NetworkNode(ChainProcess):
     """One node of the network: `alice` and `bob` are authorities, any other name is a full node."""
 
     def __init__(self, name: str) -> None:
         super().__init__()
         self.name = name
-        self.address = ""
-        self._chain_id = ""
+        # Key and port of the peer-to-peer network are fixed beforehand, so that each node knows the others from start.
+        self._network_key = hashlib.sha256(f"devnet {name}".encode()).digest()
+        public = bytes(SigningKey(self._network_key).verify_key)
+        # A libp2p peer id: an identity multihash over a protobuf of key type (1: ed25519) and key.
+        self.peer_id = base58.b58encode(bytes([0x00, 0x24, 0x08, 0x01, 0x12, 0x20]) + public).decode()
+        self._listen = f"/ip4/127.0.0.1/tcp/{_free_port()}"
+        self.address = f"{self._listen}/p2p/{self.peer_id}"
 
-    def start_now(self, chain_id: str) -> None:
-        """Starts the node, blocking; a stopped one starts again with the data and the RPC port it had."""
+    def start_now(self, chain_id: str, peers: Sequence[str]) -> None:
+        """Starts the node, blocking; a killed one starts again with the data and the RPC port it had."""
         role = [f"--{self.name}", "--validator", "--force-authoring"] if self.name in ("alice", "bob") else []
-        listen = ["--listen-addr", "/ip4/127.0.0.1/tcp/0", "--reserved-only"]
-        # An authority refuses to make its network key by itself unless it is told to.
-        key = ["--unsafe-force-node-key-generation"] if role else []
-        spawn_node(self, ["--chain", chain_id, *role, *listen, *key], port=self.port)
-        self._chain_id = chain_id
-        peer_id = self.rpc("system_localPeerId")
-        addresses = self.rpc("system_localListenAddresses")
-        [address] = {text.split("/p2p/")[0] for text in addresses if "/ip4/127.0.0.1/tcp/" in text}
-        self.address = f"{address}/p2p/{peer_id}"
+        # No slots for others: a peer that is no longer reserved would be kept as an ordinary one.
+        network = ["--reserved-only", "--in-peers", "0", "--out-peers", "0", "--listen-addr", self._listen]
+        known = [argument for address in peers for argument in ("--reserved-nodes", address)]
+        key = ["--node-key", self._network_key.hex()]
+        spawn_node(self, ["--chain", chain_id, *role, *network, *known, *key], port=self.port)
 
     def pause(self) -> None:
         """Stops the process where it is (SIGSTOP); its connections stay open and fall silent."""
@@ -59,8 +72,11 @@ class NetworkNode(ChainProcess):
 
     def kill(self) -> None:
         """Ends the process without any farewell; `restart` starts it again."""
-        os.kill(self.pid, signal.SIGKILL)
-        self._running().wait()
+        process = self._running()
+        process.kill()
+        process.wait()
+        if process.stdin is not None:
+            process.stdin.close()
 
     def stop_now(self) -> None:
         """Ends the node, a paused one too."""
@@ -68,11 +84,6 @@ class NetworkNode(ChainProcess):
             with contextlib.suppress(DevnetError):
                 self.resume()
         super().stop_now()
-
-    @property
-    def peer_id(self) -> str:
-        """The node's id in the peer-to-peer network."""
-        return self.address.rsplit("/", 1)[1]
 
     async def best(self) -> tuple[int, str]:
         """Number and hash of the best block."""
@@ -111,9 +122,8 @@ class Network:
 
     async def __aenter__(self) -> Self:
         try:
-            starts = (asyncio.to_thread(node.start_now, self._chain_id) for node in self.nodes.values())
-            await asyncio.gather(*starts)
-            await self.heal()
+            await asyncio.gather(*(self._start(node) for node in self.nodes.values()))
+            await self._connected()
         except BaseException:
             await self._stop()
             raise
@@ -123,6 +133,10 @@ class Network:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         await self._stop()
+
+    async def _start(self, node: NetworkNode) -> None:
+        others = [other.address for other in self.nodes.values() if other is not node]
+        await asyncio.to_thread(node.start_now, self._chain_id, others)
 
     async def _stop(self) -> None:
         await asyncio.gather(*(node.stop() for node in self.nodes.values()))
@@ -144,7 +158,9 @@ class Network:
         """Connects every node to every other."""
         for here, there in itertools.permutations(self.nodes.values(), 2):
             await here.call("system_addReservedPeer", there.address)
+        await self._connected()
 
+    async def _connected(self) -> None:
         def healed() -> bool:
             return all(len(node.rpc("system_peers")) == len(self.nodes) - 1 for node in self.nodes.values())
 
@@ -152,8 +168,8 @@ class Network:
 
     async def restart(self, name: str) -> None:
         """Starts a killed node again, with its data and its port, and connects it."""
-        await asyncio.to_thread(self.nodes[name].start_now, self._chain_id)
-        await self.heal()
+        await self._start(self.nodes[name])
+        await self._connected()
 
     async def _wait(self, reached: Callable[[], bool], what: str) -> None:
         deadline = time.monotonic() + PEER_TIMEOUT_S

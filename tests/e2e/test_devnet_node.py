@@ -5,7 +5,7 @@ import time
 from collections.abc import AsyncIterator, Iterator
 
 import pytest
-from substrateinterface import Keypair, KeypairType
+from substrateinterface import Keypair
 
 from devnet.chain import WASM_FILES, DevChain
 from devnet.extrinsics import Root
@@ -20,6 +20,8 @@ pytestmark = [
 
 SLOT_MS = 1000
 ENCLAVE_ID = "cd" * 32
+# //Alice's ed25519 key, which substrate-interface cannot derive.
+ALICE_ED25519 = "0x88dc3417d5058ec4b4503e0c12ea1a0a89be200fe98922423d4334014fa6b0ee"
 
 
 @pytest.fixture(scope="module")
@@ -58,7 +60,6 @@ async def test_it_finalizes_and_proves(chain: DevChain) -> None:
     proof = await chain.call("state_getReadProof", ["0x3a636f6465"], finalized)
     assert proof["at"] == finalized
     assert len(proof["proof"]) >= 2
-    assert (await chain.call("grandpa_proveFinality", 1)).startswith("0x")
     header = await chain.call("chain_getHeader", finalized)
     assert header["stateRoot"] != "0x" + "00" * 32
 
@@ -70,9 +71,8 @@ async def test_both_kinds_of_chain_begin_with_the_same_block(chain: DevChain) ->
 
 async def test_another_set_of_authorities_takes_over_finality(chain: DevChain) -> None:
     before = (await chain.call("grandpa_roundState"))["setId"]
-    alice = Keypair.create_from_uri("//Alice", crypto_type=KeypairType.ED25519).public_key.hex()
     root = Root(chain.ws_url)
-    arguments = {"authorities": [("0x" + alice, 7)], "in_blocks": 0, "median_finalized": None}
+    arguments = {"authorities": [(ALICE_ED25519, 7)], "in_blocks": 0, "median_finalized": None}
     await root.later(root.sudo, "Devnet", "schedule_authorities", arguments)
 
     async def changed() -> bool:
@@ -82,6 +82,9 @@ async def test_another_set_of_authorities_takes_over_finality(chain: DevChain) -
     await eventually("the authority set did not change", changed)
     number, _ = await chain.finalized()
     await chain.wait_finalized(number + 2)
+    # In the first set of a chain the node says "not covered by authority set changes" to this.
+    for block in (1, number + 1):
+        assert (await chain.call("grandpa_proveFinality", block)).startswith("0x")
 
 
 async def test_a_live_runtime_upgrade(chain: DevChain) -> None:
