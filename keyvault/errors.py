@@ -70,7 +70,6 @@ CODES: Final[dict[str, str]] = {
     "HANDOVER_DOWNGRADE_REFUSED": "the older handover protocol is not allowed for this node",
     "HANDOVER_PEER_UNREACHABLE": "the other side of the handover cannot be reached or broke off",
     "HANDOVER_ANSWER_MALFORMED": "the other side answered something that is not part of the protocol",
-    "HANDOVER_GAVE_UP": "the key set could not be had within the allowed number of tries",
     "HANDOVER_NOTHING_HELD": "this node has no application keys to hand over yet",
     # key sets
     "KEY_SET_SIZE_INVALID": "a key set is empty or larger than 64 KiB",

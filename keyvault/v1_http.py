@@ -7,7 +7,6 @@ parameter or a failed verification.
 from __future__ import annotations
 
 import hmac
-import logging
 from collections.abc import Awaitable, Callable
 from typing import Final, Protocol
 
@@ -21,8 +20,8 @@ from keyvault.exchange import exchange
 from keyvault.keyset import KeySet
 from keyvault.ports import Party
 from keyvault.v1 import ANSWER_MAX_BYTES, REPORT_LENGTH, V1Holder, V1Requester
+from keyvault.web import log_refusal
 
-log = logging.getLogger("keyvault")
 VERSION_BYTES_MAX: Final = 512
 
 
@@ -98,9 +97,8 @@ def _told_the_v1_way(handler: Handler) -> Handler:
         try:
             return await handler(request)
         except (KeyvaultError, AttestationError) as error:
-            transient = error.kind == "transient"
-            log.log(logging.INFO if transient else logging.WARNING, "%s", error)
-            return web.Response() if transient else web.Response(status=400, text=error.code)
+            log_refusal(error)
+            return web.Response() if error.kind == "transient" else web.Response(status=400, text=error.code)
 
     return handle
 

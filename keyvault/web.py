@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections.abc import Awaitable, Callable
 from typing import Final, Protocol
 
@@ -83,6 +84,22 @@ def _too_large(limit: int) -> KeyvaultError:
     )
 
 
+_logged: dict[str, float] = {}
+_LOG_AGAIN_AFTER_S: Final = 600.0
+_LOGGED_MAX: Final = 256
+
+
+def log_refusal(error: KeyvaultError | AttestationError) -> None:
+    """Log a refusal once: who polls every second and is refused alike each time is not worth a line each time."""
+    text, now = str(error), time.monotonic()
+    if now - _logged.get(text, -_LOG_AGAIN_AFTER_S) < _LOG_AGAIN_AFTER_S:
+        return
+    if len(_logged) >= _LOGGED_MAX:
+        del _logged[next(iter(_logged))]
+    _logged[text] = now
+    log.log(logging.INFO if error.kind == "transient" else logging.WARNING, "%s", text)
+
+
 @web.middleware
 async def _errors(
     request: web.Request, handler: Callable[[web.Request], Awaitable[web.StreamResponse]]
@@ -100,7 +117,7 @@ async def _errors(
             )
         )
     except (KeyvaultError, AttestationError) as error:
-        log.log(logging.INFO if error.kind == "transient" else logging.WARNING, "%s", error)
+        log_refusal(error)
         return error_response(error)
     except Exception as error:
         # A traceback shows source lines, not values; the text of a foreign error could quote key material.

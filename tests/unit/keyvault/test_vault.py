@@ -557,3 +557,19 @@ def test_a_store_that_cannot_be_used_at_all_stops_the_start() -> None:
     vault = Vault(tee, policy(), store, RealCrypto(), (sign(VAULT),))
     with pytest.raises(KeyvaultError, match="STORE_SEAL_KEY_UNSAFE"):
         vault.start()
+
+
+async def test_a_refusal_is_logged_once_with_what_was_expected_and_found(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO", logger="keyvault")
+    web._logged.clear()
+    async with serving(Host().vault()) as client, node_serving("another signed node") as (url, _):
+        for _ in range(3):
+            assert await refused(client.collect(url, OLD)) == "PEER_NOT_SOURCE"
+            await refused(NewNode("node 2").ask(base_url(client)))
+    lines = [record.getMessage() for record in caplog.records]
+    (refusal,) = [line for line in lines if line.startswith("PEER_NOT_SOURCE")]
+    assert f"expected {OLD}, found {enclave_id('another signed node')}" in refusal
+    assert len([line for line in lines if line.startswith("NO_PERMIT_YET")]) == 1
+    for number in range(300):
+        web.log_refusal(KeyvaultError(code="NO_PERMIT_YET", what=str(number), why="", kind="transient"))
+    assert len(web._logged) == 256

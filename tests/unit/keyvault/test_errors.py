@@ -1,0 +1,45 @@
+"""Every code this package can raise is listed, listed codes are raised, and errors survive JSON and pickle."""
+
+import ast
+import pickle
+import re
+from pathlib import Path
+
+import pytest
+
+from keyvault.errors import CODES, KeyvaultError, error_from_json
+
+PACKAGE = Path(__file__).resolve().parents[3] / "keyvault"
+CODE = re.compile(r"(?:HANDOVER|KEY_SET|PERMIT|RELEASE|VAULT|STORE|CONFORMANCE|V1|NO_PERMIT)_[A-Z0-9_]*[A-Z0-9]")
+
+
+def said() -> set[str]:
+    """All texts in the sources, but for the list itself, that look like a code of this package."""
+    found = set()
+    for path in PACKAGE.glob("*.py"):
+        if path.name != "errors.py":
+            for node in ast.walk(ast.parse(path.read_text())):
+                if isinstance(node, ast.Constant) and isinstance(node.value, str) and CODE.fullmatch(node.value):
+                    found.add(node.value)
+    return found
+
+
+def test_every_code_is_listed_and_every_listed_code_is_used() -> None:
+    assert said() - set(CODES) == set()
+    assert set(CODES) - said() == set()
+    assert all(meaning and not meaning.endswith(".") for meaning in CODES.values())
+
+
+def test_errors_survive_json_and_pickle() -> None:
+    error = KeyvaultError(code="A_B", what="what", why="why", action="act", kind="transient")
+    for again in (pickle.loads(pickle.dumps(error)), error_from_json(error.to_json())):  # noqa: S301
+        assert (str(again), again.kind) == ("A_B: what: why. act", "transient")
+
+
+@pytest.mark.parametrize("value", [{}, {"code": 1}, {"code": "A", "what": "", "why": "", "action": "", "kind": "odd"}])
+def test_what_is_not_an_error_is_not_taken_for_one(value: dict[str, object]) -> None:
+    assert error_from_json(value) is None
+    long = {name: "x" * 1000 for name in ("code", "what", "why", "action")} | {"kind": "invariant"}
+    error = error_from_json(long)
+    assert error is not None
+    assert len(error.why) == 500
