@@ -105,6 +105,7 @@ _SHELL_CODES: Final[dict[str, str]] = {
     "CHAIN_WITHOUT_PALLET": "the chain's metadata has no pallet DcNode with its storage items",
     "METADATA_UNREADABLE": "the chain's metadata could not be parsed",
     "METADATA_PROCESS_FAILED": "the metadata process did not give an answer",
+    "CHECKPOINT_NOT_NOW": "no checkpoint can be taken while an authority set change is pending",
     "WATCHER_CONFIG_INVALID": "the watcher's settings contradict each other",
     "WATCHER_NO_VIEW": "no finalized state was read yet",
     "EVIDENCE_NOT_READY": "the evidence for this release cannot be given yet",

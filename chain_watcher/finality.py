@@ -18,6 +18,7 @@ from chain_watcher.evidence import SetChange
 from chain_watcher.grandpa import Checkpoint, Justification, verify_finality
 from chain_watcher.header import Header
 from chain_watcher.reads import StateReader, forged, hash_text
+from chain_watcher.rpc import RpcError
 from chain_watcher.scale import Reader
 
 FINALITY_PROOF_BYTES_MAX: Final = 8 * 1024 * 1024
@@ -201,7 +202,7 @@ class ProvenDecider:
     async def justification_for(self, endpoint: Endpoint, header: Header) -> bytes | None:
         """A justification for ``header`` or a block above it, unverified; None where there is none yet."""
         if endpoint.offers(PROVE_FINALITY):
-            answer = await endpoint.ask(PROVE_FINALITY, header.number)
+            answer = await _prove_finality(endpoint, header.number)
             if answer is not None:
                 return decode_finality_proof(endpoint, answer)[1]
         return await _stored(endpoint, header)
@@ -281,7 +282,7 @@ class ProvenDecider:
         if not endpoint.offers(PROVE_FINALITY):
             why = "it does not offer grandpa_proveFinality, which is needed to cross many blocks"
             raise ChainWatcherError(code="ENDPOINT_NO_JUSTIFICATIONS", what=endpoint.url, why=why, kind="transient")
-        answer = await endpoint.ask(PROVE_FINALITY, checkpoint.number + 1)
+        answer = await _prove_finality(endpoint, checkpoint.number + 1)
         if answer is None:
             return None
         block_hash, data = decode_finality_proof(endpoint, answer)
@@ -296,6 +297,16 @@ class ProvenDecider:
         except ChainWatcherError as problem:
             raise forged("ENDPOINT_JUSTIFICATION_FORGED", endpoint, f"block {last.number}: {problem}") from problem
         return None if after.set_id == checkpoint.set_id else HandOver(SetChange(tuple(part), data), after)
+
+
+async def _prove_finality(endpoint: Endpoint, number: int) -> object:
+    """The encoded finality proof, or None: in a chain's first set, and too close to its head, nodes answer an error."""
+    try:
+        return await endpoint.ask(PROVE_FINALITY, number)
+    except RpcError as problem:
+        if problem.code == "RPC_REFUSED":
+            return None
+        raise
 
 
 def decode_finality_proof(endpoint: Endpoint, answer: object) -> tuple[bytes, bytes]:

@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
 import aiohttp
 
@@ -15,11 +15,15 @@ from chain_watcher.endpoints import head_number
 from chain_watcher.errors import ChainWatcherError
 from chain_watcher.grandpa import Checkpoint
 from chain_watcher.header import decode_authorities
+from chain_watcher.layout import storage_key
 from chain_watcher.reads import BlockState
 from chain_watcher.release import SignatureVerifier
 from chain_watcher.rpc import RpcClient, RpcLimits
 from chain_watcher.scale import Reader
 from chain_watcher.watcher import Watcher
+
+#: pallet_grandpa counts its set id up when a change is scheduled, before the new set is in force.
+PENDING_CHANGE_KEY: Final = storage_key("Grandpa", "PendingChange")
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,6 +77,11 @@ async def _authorities(client: RpcClient, number: int) -> tuple[str, str, Checkp
         raise ChainWatcherError(
             code="ENDPOINT_GARBAGE", what=client.url, why="a runtime answer that is not hex"
         ) from problem
+    if await client.call("state_getStorage", ["0x" + PENDING_CHANGE_KEY.hex(), block_hash]) is not None:
+        why = f"an authority set change is pending at block {number}"
+        raise ChainWatcherError(
+            code="CHECKPOINT_NOT_NOW", what=client.url, why=why, action="Try again in a few blocks", kind="transient"
+        )
     reader = Reader(set_id, "GRANDPA set id")
     checkpoint = Checkpoint(number, reader.u64(), decode_authorities(listed))
     reader.finish()

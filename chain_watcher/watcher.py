@@ -14,6 +14,7 @@ from types import MappingProxyType
 from typing import Any
 
 from chain_watcher.ahead import ReadAhead
+from chain_watcher.audit import Auditor
 from chain_watcher.config import BY_METADATA, CHAIN_WIDE, LYING, ChainView, Counters, SystemClock, WatcherConfig
 from chain_watcher.endpoints import Clock, Endpoint, EndpointPool, Event
 from chain_watcher.errors import ChainWatcherError
@@ -74,7 +75,7 @@ class Watcher:
             claims_need_proof=config.finality != "single",
         )
         self._layouts = LayoutCache()
-        self._reader = self._new_reader()
+        self._reader = self._new_reader(self._layouts)
         self._headers = Headers(config.limits.known_headers_max)
         self._decider = self._make_decider()
         self._last: Header | None = None
@@ -95,18 +96,21 @@ class Watcher:
             on_state=self._seen_ahead,
             on_problem=self._blame,
         )
+        self._auditor = Auditor(
+            self.pool, lambda: self._new_reader(LayoutCache()), self._blame, outvoted=config.finality == "quorum"
+        )
         self._looking: asyncio.Task[None] | None = None
         self._hint_tasks: dict[str, asyncio.Task[None]] = {}
         self._views: deque[ChainView] = deque(maxlen=config.limits.views_waiting_max)
         self._view_wake = asyncio.Event()
 
-    def _new_reader(self) -> StateReader:
+    def _new_reader(self, layouts: LayoutCache) -> StateReader:
         pins = self.config.layout_hashes or (tuple(STANDARD_LAYOUTS) if self.config.finality == "proven" else ())
         return StateReader(
             unproven_allowed=self.config.unsafe_unproven_reads,
             layout_hashes=pins,
             others=lambda endpoint: [one for one in self.pool.usable() if one is not endpoint],
-            layouts=self._layouts,
+            layouts=layouts,
         )
 
     def _make_decider(self) -> Decider:
@@ -127,6 +131,7 @@ class Watcher:
             async with asyncio.TaskGroup() as group:
                 group.create_task(self.pool.run(), name="endpoints")
                 group.create_task(self._settle(), name="finality")
+                group.create_task(self._auditor.run(), name="audit")
                 if self.config.speculate:
                     group.create_task(self._ahead.run(), name="speculation")
         finally:
@@ -267,7 +272,7 @@ class Watcher:
             return
         try:
             self.history = await look_back(
-                found.endpoint, self._new_reader(), self.pool.genesis_hash or "", since.number, now
+                found.endpoint, self._new_reader(self._layouts), self.pool.genesis_hash or "", since.number, now
             )
         except ChainWatcherError as problem:
             self.history_problem = problem
@@ -390,6 +395,7 @@ class Watcher:
         if refusal is not None:
             self._refused[refusal.code] = self._refused.get(refusal.code, 0) + 1
         self.counters.views += 1
+        self._auditor.look_at(state)
         self._views.append(self._view)
         self._view_wake.set()
 
@@ -441,6 +447,7 @@ class Watcher:
             "history": self.history,
             "failovers": self.pool.failovers,
             "events_dropped": self.pool.events_dropped,
+            "audits": {"checks": self._auditor.checks, "disagreements": self._auditor.disagreements},
             "counters": self.counters.facts(),
         }
 

@@ -1,0 +1,220 @@
+"""Mode proven on a real node: set changes, evidence, liars, a live runtime upgrade, stalls and dropped forks."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+from collections.abc import Iterator
+
+import pytest
+
+from chain_watcher.evidence import TrustRoot, verify_evidence
+from chain_watcher.grandpa import Checkpoint
+from chain_watcher.layout import standard_layout
+from chain_watcher.release import BlockRef
+from chain_watcher.survey import find_checkpoint, list_releases
+from devnet.chain import WASM_FILES, DevChain
+from devnet.extrinsics import Root
+from devnet.lying_proxy import (
+    Behind,
+    ForgedHeader,
+    ForgedMetadata,
+    ForgedValue,
+    FutureHeight,
+    Lie,
+    LyingProxy,
+    NoMethods,
+    OldState,
+    WithheldChange,
+)
+from devnet.network import Network
+from devnet.node_process import is_built
+from devnet.tcp_proxy import TcpProxy
+
+from .watcher_at_work import at_work, proven, publish, verify
+
+pytestmark = [
+    pytest.mark.e2e,
+    pytest.mark.slow,
+    pytest.mark.skipif(not is_built(), reason="the node is not built: python -m devnet node-build (17 minutes, once)"),
+]
+
+SLOT_MS = 1000
+#: The ed25519 key of the development account //Alice.
+ALICE = "0x88dc3417d5058ec4b4503e0c12ea1a0a89be200fe98922423d4334014fa6b0ee"
+LAYOUT = standard_layout(fields=4)
+PROGRAM_KEY = "0x" + LAYOUT.keys["dc_program"].hex()
+FRESH = (f"{number:064x}" for number in itertools.count(1))
+
+
+@pytest.fixture(scope="module")
+def chain() -> Iterator[DevChain]:
+    chain = DevChain("node", block_time_ms=SLOT_MS).start_now()
+    yield chain
+    chain.stop_now()
+
+
+async def change_set(root: Root, in_blocks: int) -> None:
+    arguments = {"authorities": [(ALICE, 1)], "in_blocks": in_blocks, "median_finalized": None}
+    await root.later(root.sudo, "Devnet", "schedule_authorities", arguments)
+
+
+async def test_set_changes_are_followed_and_the_evidence_verifies(chain: DevChain) -> None:
+    await chain.wait_finalized(1)
+    settings = await proven(chain.ws_url)
+    start = Checkpoint.from_json(settings["checkpoint"])
+    root = Root(chain.ws_url)
+    async with at_work(chain.ws_url, **settings) as work:
+        first = next(FRESH)
+        await publish(root, first, "1.0.0")
+        view = await work.until_program(first)
+        assert (view.finality, view.unproven_reads) == ("proven", False)
+        for delay in (0, 3):
+            await change_set(root, delay)
+            number, _ = await chain.finalized()
+            await work.until_block(number + delay + 3)
+        assert work.watcher.counters.set_changes == 2
+        second = next(FRESH)
+        await publish(root, second, "1.1.0")
+        await work.until_program(second)
+        assert work.watcher.counters.answered_ahead > 0
+        assert work.speculations[-1].enclave_id == second
+        evidence = await work.watcher.evidence(second, first, {"chain": {"checkpoint": start.to_json()}})
+        found = verify_evidence(evidence, TrustRoot(bytes.fromhex(chain.genesis_hash[2:]), start))
+        assert found.program is not None
+        assert found.program.enclave_id == second.encode()
+        assert len(evidence["set_changes"]) == 2
+        progress = work.progress[-1]
+        assert work.watcher.health()["lying"] == []
+    third = next(FRESH)
+    await publish(root, third, "1.2.0")
+    await change_set(root, 0)
+    await chain.wait_finalized((await chain.finalized())[0] + 2)
+    since = BlockRef(progress["number"], progress["hash"])
+    async with at_work(chain.ws_url, **settings, since=since, chain_state=progress["chain_state"]) as work:
+        view = await work.until_program(third)
+        assert work.watcher.counters.set_changes >= 1
+        async with asyncio.timeout(20):
+            while not work.watcher.history:  # noqa: ASYNC110
+                await asyncio.sleep(0.05)
+        assert work.watcher.history[0]["added"] == [third]
+        state = work.watcher.state
+        assert state is not None
+        listed = {one["enclave_id"]: one for one in list_releases(state, verify)}
+        assert listed[third]["program"]
+        assert listed[third]["newest"]
+    async with at_work(chain.ws_url, **settings) as work:
+        await work.until_program(third)
+        assert work.watcher.counters.set_changes == 3, "from the old checkpoint the sets are followed anew"
+
+
+async def test_a_checkpoint_is_what_the_node_votes_by(chain: DevChain) -> None:
+    await chain.wait_finalized(1)
+    answer = await find_checkpoint([chain.ws_url])
+    assert answer.checkpoint.set_id == (await chain.call("grandpa_roundState"))["setId"]
+    assert answer.genesis_hash == chain.genesis_hash
+
+
+LIES = ["value", "header", "old state", "withheld change", "metadata", "future height", "behind", "no proofs"]
+
+
+@pytest.mark.parametrize("name", LIES)
+async def test_a_liar_is_never_believed_and_named(chain: DevChain, name: str) -> None:
+    await chain.wait_finalized(2)
+    settings = await proven(chain.ws_url)
+    root = Root(chain.ws_url)
+    before, after = next(FRESH), next(FRESH)
+    await publish(root, before, "1.0.0")
+    number, old_hash = await chain.finalized()
+    await chain.wait_finalized(number + 3)
+    old = await chain.call("state_getStorage", PROGRAM_KEY)
+    forged = old.replace(before.encode().hex(), ("e" * 64).encode().hex())
+    lies: dict[str, tuple[Lie, str]] = {
+        "value": (ForgedValue(PROGRAM_KEY, forged, old), "ENDPOINT_PROOF_FORGED"),
+        "header": (ForgedHeader({"stateRoot": "0x" + "11" * 32}), "ENDPOINT_HEADER_FORGED"),
+        "old state": (OldState(old_hash), "ENDPOINT_PROOF_FORGED"),
+        "withheld change": (WithheldChange({PROGRAM_KEY: old}), ""),
+        "metadata": (ForgedMetadata(b"DcNode", b"DcNodf"), "ENDPOINT_METADATA_FORGED"),
+        "future height": (FutureHeight(1000), "ENDPOINT_HEADER_FORGED"),
+        "behind": (Behind(old_hash), ""),
+        "no proofs": (NoMethods(("state_getReadProof",)), ""),
+    }
+    lie, code = lies[name]
+    async with LyingProxy(chain.ws_url) as liar:
+        liar.tell(lie)
+        async with at_work(liar.ws_url, chain.ws_url, **settings) as work:
+            await publish(root, after, "1.1.0")
+            view = await work.until_program(after)
+            assert view.program is not None
+            assert all(one.program is None or one.program.enclave_id in (before, after) for one in work.seen)
+            if code:
+                async with asyncio.timeout(20):
+                    while not work.watcher.health()["lying"]:  # noqa: ASYNC110
+                        await asyncio.sleep(0.05)
+                health = work.watcher.health()
+                assert health["lying"] == [liar.ws_url]
+                assert health["endpoints"][0]["accusations"] == [code]
+
+
+async def test_the_primary_dies_and_freezes(chain: DevChain) -> None:
+    await chain.wait_finalized(2)
+    settings = await proven(chain.ws_url)
+    root = Root(chain.ws_url)
+    proxy = TcpProxy(chain.port)
+    await proxy.start()
+    primary = f"ws://127.0.0.1:{proxy.port}"
+    try:
+        async with at_work(primary, **settings) as alone:
+            first = next(FRESH)
+            await publish(root, first, "1.0.0")
+            await alone.until_program(first)
+        async with at_work(primary, chain.ws_url, **settings) as work:
+            await work.until_program(first)
+            await proxy.cut()
+            second = next(FRESH)
+            await publish(root, second, "1.1.0")
+            view = await work.until_program(second)
+            number, _ = await chain.finalized()
+            assert number - view.block_number <= 2
+    finally:
+        await proxy.cut()
+
+
+async def test_a_live_runtime_upgrade() -> None:
+    async with DevChain("node", block_time_ms=SLOT_MS) as chain:
+        await chain.wait_finalized(1)
+        settings = await proven(chain.ws_url)
+        root = Root(chain.ws_url)
+        async with at_work(chain.ws_url, **settings) as work:
+            first, second = next(FRESH), next(FRESH)
+            await publish(root, first, "1.0.0")
+            await work.until_program(first)
+            await root.later(root.set_code, WASM_FILES["moved"])
+            await publish(root, second, "1.1.0", ("bafy1",))
+            view = await work.until_program(second)
+            assert view.program is not None
+            assert view.program.cids == ("bafy1",)
+            health = work.watcher.health()
+            assert health["finalized"]["spec_version"] == 101
+            assert health["counters"]["runtime_upgrades"] == 1
+            assert health["lying"] == []
+
+
+async def test_best_blocks_are_hints_and_only_finality_counts() -> None:
+    async with Network(block_time_ms=SLOT_MS) as network:
+        await network.full.wait_finalized(1)
+        settings = await proven(network.full.ws_url)
+        async with at_work(network.full.ws_url, **settings) as work:
+            async with asyncio.timeout(30):
+                await anext(work.views)
+            network.bob.pause()
+            early = next(FRESH)
+            await publish(Root(network.full.ws_url), early, "1.0.0")
+            async with asyncio.timeout(30):
+                while not work.speculations:  # noqa: ASYNC110
+                    await asyncio.sleep(0.05)
+            assert work.speculations[-1].enclave_id == early
+            assert all(view.program is None for view in work.seen)
+            network.bob.resume()
+            view = await work.until_program(early)
+            assert view.finality == "proven"

@@ -1,0 +1,78 @@
+"""A watcher on real chains, for the trials of this folder."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator
+from dataclasses import dataclass, field
+from typing import Any
+
+from chain_watcher.config import ChainView, WatcherConfig
+from chain_watcher.endpoints import PoolLimits
+from chain_watcher.release import VerifiedRelease, encode_signature
+from chain_watcher.survey import find_checkpoint
+from chain_watcher.watcher import Watcher
+from devnet.extrinsics import Root
+
+SIGNATURE = bytes(range(64))
+SIGNATURE_TEXT = encode_signature(SIGNATURE).decode()
+
+
+def verify(enclave_id: str, signatures: tuple[bytes, ...]) -> None:
+    if signatures != (SIGNATURE,):
+        raise ValueError(f"no good signature for {enclave_id}")
+
+
+@dataclass
+class AtWork:
+    """The watcher, its views, what it saw early and what it would journal."""
+
+    watcher: Watcher
+    speculations: list[VerifiedRelease]
+    progress: list[dict[str, Any]]
+    views: AsyncIterator[ChainView]
+    seen: list[ChainView] = field(default_factory=list)
+
+    async def until_program(self, enclave_id: str, timeout_s: float = 60.0) -> ChainView:
+        async with asyncio.timeout(timeout_s):
+            async for view in self.views:
+                self.seen.append(view)
+                if view.program is not None and view.program.enclave_id == enclave_id:
+                    return view
+        raise AssertionError
+
+    async def until_block(self, number: int, timeout_s: float = 60.0) -> None:
+        async with asyncio.timeout(timeout_s):
+            while (self.watcher.health()["last_number"] or 0) < number:  # noqa: ASYNC110
+                await asyncio.sleep(0.05)
+
+
+@contextlib.asynccontextmanager
+async def at_work(*urls: str, **settings: Any) -> AsyncIterator[AtWork]:
+    config = WatcherConfig(
+        endpoints=urls,
+        **{"finality": "single", "pool": PoolLimits(backoff_first_s=0.1, backoff_max_s=0.5), **settings},
+    )
+    speculations: list[VerifiedRelease] = []
+    progress: list[Any] = []
+    watcher = Watcher(config, verify, on_progress=progress.append, on_speculation=speculations.append)
+    run = asyncio.create_task(watcher.run())
+    try:
+        yield AtWork(watcher, speculations, progress, watcher.views())
+    finally:
+        run.cancel()
+        (problem,) = await asyncio.gather(run, return_exceptions=True)
+        if isinstance(problem, Exception):
+            raise problem
+
+
+async def proven(url: str) -> dict[str, Any]:
+    """Settings of mode proven, from the chain as it is now."""
+    answer = await find_checkpoint([url])
+    return {"finality": "proven", "genesis_hash": answer.genesis_hash, "checkpoint": answer.checkpoint.to_json()}
+
+
+async def publish(root: Root, enclave_id: str, version: str, cids: tuple[str, ...] = ()) -> None:
+    await root.later(root.set_enclave_id, enclave_id, SIGNATURE_TEXT)
+    await root.later(root.set_dc_program, "http://a/x", "http://b/x", enclave_id, version, cids)
