@@ -12,7 +12,8 @@ from devnet.chain import START_TIMEOUT_S, WASM, ChainProcess, DevChain
 from devnet.tools import DEVNET, DevnetError, cache_dir, digest_of, install_once, run_tool
 
 BINARY = "devnet-node"
-DEBIAN_PACKAGES = "rustc-web cargo-web gcc libc6-dev protobuf-compiler libprotobuf-dev"
+DEBIAN_PACKAGES = ("rustc-web", "cargo-web", "gcc", "libc6-dev", "protobuf-compiler", "libprotobuf-dev")
+TOOLS = ("cargo", "rustc", "protoc", "cc")
 _SERVING = re.compile(rb"Running JSON-RPC server: addr=127\.0\.0\.1:(\d+)")
 
 
@@ -40,16 +41,26 @@ def is_built() -> bool:
     return (cache_dir() / f"node-{digest_of(node_sources())}" / BINARY).exists()
 
 
-def _tool(name: str) -> str:
+def _tool(name: str) -> str | None:
     # Debian's own toolchain first: it is what this is known to build with, and it needs apt alone.
-    path = f"/usr/bin/{name}" if os.access(f"/usr/bin/{name}", os.X_OK) else shutil.which(name)
-    if path is None:
-        raise DevnetError(f"building the node needs {name}: apt-get install {DEBIAN_PACKAGES}")
-    return path
+    return f"/usr/bin/{name}" if os.access(f"/usr/bin/{name}", os.X_OK) else shutil.which(name)
+
+
+def install_toolchain() -> None:
+    """Installs what the build needs by apt-get, where something is missing. Raises DevnetError when that fails."""
+    if all(_tool(name) for name in TOOLS):
+        return
+    env = {**os.environ, "DEBIAN_FRONTEND": "noninteractive"}
+    run_tool(["apt-get", "update", "--quiet"], what="apt-get update", env=env)
+    argv = ["apt-get", "install", "--quiet", "--yes", "--no-install-recommends", *DEBIAN_PACKAGES]
+    run_tool(argv, what="installing the toolchain", env=env)
 
 
 def _build(part: Path) -> None:
-    tools = {name: _tool(name) for name in ("cargo", "rustc", "protoc", "cc")}
+    tools = {name: path for name in TOOLS if (path := _tool(name))}
+    if missing := [name for name in TOOLS if name not in tools]:
+        packages = " ".join(DEBIAN_PACKAGES)
+        raise DevnetError(f"building the node needs {', '.join(missing)}: apt-get install {packages}")
     # Kept, so that a change in these few files does not build 700 crates again.
     target = cache_dir() / "node-target"
     env = {

@@ -48,11 +48,14 @@ def _leave(_number: int, _frame: FrameType | None) -> None:
 
 
 @click.command()
-def node_build() -> None:
+@click.option("--apt", is_flag=True, help="First install the toolchain by apt-get where it is missing (needs root).")
+def node_build(apt: bool) -> None:
     """Build the Substrate node into the cache (once; about 17 minutes) and print where its binary is."""
-    from devnet.node_process import ensure_node_binary
+    from devnet.node_process import ensure_node_binary, install_toolchain, is_built
 
     try:
+        if apt and not is_built():
+            install_toolchain()
         click.echo(str(ensure_node_binary()))
     except DevnetError as error:
         raise click.ClickException(str(error)) from error

@@ -31,13 +31,12 @@ if [ -z "${CARGO_TARGET_DIR:-}" ]; then
 fi
 export CARGO_TARGET_DIR
 
-# Paths of this machine must not get into the wasm (panic messages hold file names).
-registry=$(CDPATH='' cd -- "${CARGO_HOME:-$HOME/.cargo}" && pwd)/registry/src
 export RUSTC="$rustc"
 export RUSTC_BOOTSTRAP=1 # -Zbuild-std on a stable compiler
 export CARGO_TARGET_WASM32V1_NONE_LINKER=/usr/bin/wasm-ld
-export CARGO_NET_GIT_FETCH_WITH_CLI=false
 "$cargo" fetch --locked --quiet --manifest-path "$here/Cargo.toml"
+# Paths of this machine must not get into the wasm (panic messages hold file names).
+registry=$(CDPATH='' cd -- "${CARGO_HOME:-$HOME/.cargo}/registry/src" && pwd)
 remap="--remap-path-prefix $here=/runtime --remap-path-prefix $(readlink -f "$sysroot/lib/rustlib/src/rust")=/rust --remap-path-prefix $sysroot/lib/rustlib/src/rust=/rust"
 for index in "$registry"/*; do
 	remap="$remap --remap-path-prefix $index=/registry"

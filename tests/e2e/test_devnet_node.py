@@ -15,6 +15,7 @@ from devnet.node_process import is_built
 pytestmark = [
     pytest.mark.e2e,
     pytest.mark.slow,
+    pytest.mark.node,
     pytest.mark.skipif(not is_built(), reason="the node is not built: python -m devnet node-build (17 minutes, once)"),
 ]
 
