@@ -98,7 +98,7 @@ def _rows_of_reverting() -> Iterable[Row]:
     yield Row(N.REVERTING, E.REVERT, N.REVERTING)
     yield Row(N.REVERTED, E.SETTLED, N.IDLE, None, t.settle)
     yield Row(N.REVERTED, E.REVERT, N.REVERTED)
-    yield Row(N.HALTED, E.RESUME, N.IDLE, t.install_revoked, t.keep_failed_install)
+    yield Row(N.HALTED, E.RESUME, N.IDLE, t.install_revoked, t.give_up_install)
     yield Row(N.HALTED, E.RESUME, N.LAUNCHING, t.back_to(N.LAUNCHING), t.resume_install)
     yield Row(N.HALTED, E.RESUME, N.REVERTING, t.back_to(N.REVERTING), t.resume_revert)
     yield Row(N.HALTED, E.RESUME, N.IDLE, None, t.resume_idle)

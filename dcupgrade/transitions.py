@@ -377,9 +377,9 @@ def resume_idle(state: State, _event: Event, _: Budgets) -> State:
     return replace(clean(state), crashes=0)
 
 
-def keep_failed_install(state: State, _event: Event, _: Budgets) -> State:
-    """A revoked first version is not started for its own sake; its data and keys stay for the next one to collect."""
-    return replace(clean(state), running=state.target, crashes=0)
+def give_up_install(state: State, _event: Event, _: Budgets) -> State:
+    """A revoked first version is not tried again. What it left in the data folder stays, and the gates say so."""
+    return replace(clean(state), crashes=0)
 
 
 def need(release: Release | None, state: State, event: Event) -> Release:

@@ -258,6 +258,8 @@ class Explorer:
         elif state.name is Name.STAGED and state.hold is not None:
             if not serves and not cannot_run and not world.locked:
                 self._complain("waits behind a hold without a running node", place)
+        elif state.name is Name.STAGED and state.first_install and world.sealed:
+            return  # a first install is refused beside what an earlier one left; the gates say so
         elif state.name in (Name.IDLE, Name.ABANDONED):
             if not serves and not cannot_run and not state.record(running).reverted:
                 self._complain("rests without a running node", place)
@@ -301,14 +303,18 @@ def judge(state: State, world: World, spoken: frozenset[str]) -> Iterator[str]:
             yield "3: keys went to another than the permitted target or their source"
     if world.broken_rule and not (world.broken_rule.startswith("a version known") and "resume" in spoken):
         yield f"4: {world.broken_rule}"
+    if "b" in world.told_commit and world.traits.target == "blind":
+        yield "8: a version that cannot decrypt the old data was told to commit"
     running = state.running
+    if running and running.enclave_id not in world.slots:
+        yield "9: the files of the running version are gone"
     if running and running.enclave_id < max(world.told_commit, default="") and "revert" not in spoken:
         yield "8: the machine went back behind a commit without an operator's word"
     if world.went_back and "revert" not in spoken:
         yield "8: an older node was started after the commit without an operator's word"
 
 
-TARGETS = ("good", "dies", "mute", "blind", "frail")
+TARGETS = ("good", "bad", "dies", "mute", "blind", "frail")
 
 
 def scenarios(*, thorough: bool) -> Iterator[Scenario]:

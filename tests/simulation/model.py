@@ -21,9 +21,9 @@ E, F = EventKind, EffectKind
 class Traits:
     """What does not change within a run. `target` is how release "b" behaves, `source` how "a" does.
 
-    target: good, dies (at start), mute (never ready), blind (cannot decrypt the canary), frail (dies in probation).
-    source: good, broken (does not start again), forgetful (cannot unseal its own keys any more), gone (none: first
-    install).
+    target: good, bad (its artefact is refused), dies (at start), mute (never ready), blind (cannot decrypt the canary),
+    frail (dies in probation). source: good, broken (does not start again), forgetful (cannot unseal its own keys any
+    more), gone (none: first install).
     """
 
     target: str = "good"
@@ -209,13 +209,15 @@ def _retire(effect: Effect, state: State, world: World) -> Iterator[Move]:
 
 def _stage(effect: Effect, _state: State, world: World) -> Iterator[Move]:
     after = replace(world, slots=world.slots | {effect.enclave_id})
-    yield Move("stage", (after,), _event(E.STAGED, effect))
+    bad = effect.enclave_id == "b" and world.traits.target == "bad"
+    if not bad:
+        yield Move("stage", (after,), _event(E.STAGED, effect))
     yield Move("stage fails", (world,), _event(E.STAGE_FAILED, effect, "DOWNLOAD_UNREACHABLE", "transient"), True)
-    yield Move("stage refuses", (world,), _event(E.STAGE_FAILED, effect, "SIGSTRUCT_BAD", "rejected"), True)
+    yield Move("stage refuses", (world,), _event(E.STAGE_FAILED, effect, "SIGSTRUCT_BAD", "rejected"), not bad)
 
 
 def _gates(effect: Effect, state: State, world: World) -> Iterator[Move]:
-    if state.hold is None:
+    if state.hold is None and not (state.first_install and world.sealed):
         yield Move("gates open", (world,), _event(E.GATES_OPEN, effect))
 
 

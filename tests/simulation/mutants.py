@@ -117,7 +117,7 @@ MUTANTS: dict[str, tuple[Rows, Activity, Scenario]] = {
         _edge(N.REVERTING, E.SOURCE_SERVING, _act(_forgets_the_failure)), _keep_activity, SICK),
     "forgets what failed after abandoning": (
         _edge(N.STAGING, E.STAGE_FAILED, _act(_forgets_the_failure)), _keep_activity,
-        Scenario(Traits("good"), faults=1)),
+        Scenario(Traits("bad"))),
     "relaunches a dying node for ever": (
         _edge(N.LAUNCHING, E.LAUNCHED, _act(None)), _keep_activity, DYING),
     "ignores a node that ended in probation": (

@@ -1,0 +1,49 @@
+"""An asyncio event loop without a clock or sockets: time jumps to the next timer, so hours pass in milliseconds.
+
+Nothing in it depends on the machine: the same coroutines with the same random numbers run in the same order.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+
+class DeadlockError(Exception):
+    """Nothing is left to do, and nothing will ever be."""
+
+
+class PowerCut(KeyboardInterrupt):
+    """The power goes, in the middle of whatever runs. Not an Exception, so that no handler stops it."""
+
+
+class _Selector:
+    """Stands where the loop waits for sockets: waiting is passing time."""
+
+    def __init__(self, loop: SimulatedLoop) -> None:
+        self._loop = loop
+
+    def select(self, timeout: float | None) -> list[Any]:
+        if timeout is None:
+            raise DeadlockError
+        if timeout > 0:
+            self._loop.now_s += timeout
+        return []
+
+
+class SimulatedLoop(asyncio.BaseEventLoop):
+    """The loop. `now_s` is monotonic time, which a power cut does not reset."""
+
+    def __init__(self, now_s: float = 0.0) -> None:
+        super().__init__()
+        self.now_s = now_s
+        self._selector = _Selector(self)
+
+    def time(self) -> float:
+        return self.now_s
+
+    def _process_events(self, event_list: list[Any]) -> None:
+        return None
+
+    def _write_to_self(self) -> None:
+        return None

@@ -1,0 +1,607 @@
+"""The simulated host and chain: disk, processes, vault, network. Judges stand where the real things would happen."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import random
+from collections.abc import AsyncIterator, Coroutine, Mapping
+from dataclasses import dataclass, field, replace
+from functools import lru_cache
+from typing import Any, NoReturn, TypeVar
+
+from chain_watcher.layout import RawEntry, RawProgram
+from chain_watcher.release import BlockRef, EntryList, encode_signature, read_entries, verify_release
+from dcupgrade.errors import DcupgradeError
+from dcupgrade.ports import Delivery, Finding, NodeExit, NodeHealth, Progress
+from dcupgrade.states import ChainFacts, Release
+from keyvault import core
+from keyvault.errors import KeyvaultError
+from keyvault.evidence import ChainState, Entry
+from keyvault.facts import Facts
+from tests.simulation.simulator.loop import PowerCut
+
+T = TypeVar("T")
+GENESIS = "ab" * 32
+VAULT_ID = "e" * 64
+EPOCH_UNIX_S = 1_700_000_000.0
+
+
+class ViolationError(Exception):
+    """An invariant of the design does not hold."""
+
+
+def cheap_signature(enclave_id: str) -> bytes:
+    """Stands for the network's ed25519 signature. Anybody could make it: this is a simulation."""
+    return hashlib.blake2b(enclave_id.encode(), digest_size=64).digest()
+
+
+@lru_cache(maxsize=1024)
+def cheap_text(enclave_id: str) -> str:
+    """The cheap signature as the chain spells it."""
+    return encode_signature(cheap_signature(enclave_id)).decode()
+
+
+def cheap_verify(enclave_id: str, signatures: tuple[Any, ...]) -> None:
+    """Accept a cheap signature, as bytes or as the chain's text."""
+    good = cheap_signature(enclave_id)
+    if good not in signatures and cheap_text(enclave_id) not in signatures:
+        raise ValueError("no good signature")
+
+
+async def detached(work: Coroutine[Any, Any, T]) -> T:
+    """Wait for work that another process does: it goes on when the agent dies while it waits."""
+    task = asyncio.ensure_future(work)
+    task.add_done_callback(lambda done: done.cancelled() or done.exception())
+    return await asyncio.shield(task)
+
+
+@dataclass(slots=True)
+class Disk:
+    """Files by name. A write is visible at once and safe once synced; a power cut loses or tears what was not.
+
+    `cut_at` is the number of the operation during which the power goes. `syncs` false is a planted bug.
+    """
+
+    rng: random.Random
+    safe: dict[str, Any] = field(default_factory=dict)
+    loose: dict[str, Any] = field(default_factory=dict)
+    operations: int = 0
+    cut_at: int = -1
+    full: bool = False
+    syncs: bool = True
+    dead: bool = False
+
+    def tick(self) -> None:
+        self.operations += 1
+        if self.operations == self.cut_at and not self.dead:
+            self.dead = True
+            raise PowerCut
+
+    def write(self, name: str, value: Any) -> None:
+        """Write aside and rename: readers see the old or the new file, never a part."""
+        if self.dead:
+            return
+        if self.full:
+            raise DcupgradeError(code="STAGING_DISK_FULL", what=name, why="the disk is full", kind="transient")
+        self.tick()
+        self.loose[name] = value
+        self.tick()
+        if self.syncs:
+            self.safe[name] = self.loose.pop(name)
+        self.tick()
+
+    def read(self, name: str) -> Any:
+        """The file as programs see it, or None."""
+        return self.loose[name] if name in self.loose else self.safe.get(name)
+
+    def remove(self, name: str) -> None:
+        """Delete a file."""
+        if self.dead:
+            return
+        self.tick()
+        self.loose.pop(name, None)
+        self.safe.pop(name, None)
+
+    def power_cut(self) -> None:
+        """Keep what was synced; of the rest each file is lost, kept, or torn (torn files read as None)."""
+        for name, value in self.loose.items():
+            fate = self.rng.random()
+            if fate < 0.4:
+                self.safe[name] = value
+            elif fate < 0.6:
+                self.safe[name] = None
+        self.loose.clear()
+        self.dead = False
+
+
+@dataclass(frozen=True, slots=True)
+class Published:
+    """A release. `trait`: good, dies, mute, blind, frail, or hungry (dies once with the keys in hand)."""
+
+    enclave_id: str
+    version: str
+    height: int
+    trait: str
+
+
+class Chain:
+    """The finalized chain, and the chain port over it."""
+
+    def __init__(self, world: SimulatedWorld) -> None:
+        self.world = world
+        self.number = 10
+        self.program: Published | None = None
+        self.listed: dict[str, int] = {VAULT_ID: 1}
+        self.releases: dict[str, Published] = {}
+        self.history: dict[int, tuple[str, dict[str, int]]] = {}
+        self.reachable = True
+        self._changed = asyncio.Event()
+        self._entries: EntryList | None = None
+        self._record()
+
+    def new_loop(self) -> None:
+        """After a power cut the loop is another one."""
+        self._changed = asyncio.Event()
+
+    def publish(self, release: Published) -> None:
+        """List a release and make it the program."""
+        self.listed.setdefault(release.enclave_id, self.number + 1)
+        self.program = replace(release, height=self.listed[release.enclave_id])
+        self.releases[release.enclave_id] = self.program
+        self._new_block()
+
+    def revoke(self, enclave_id: str) -> None:
+        """Take an id off the list."""
+        self.listed.pop(enclave_id, None)
+        self._new_block()
+
+    def _new_block(self) -> None:
+        self.number += 1
+        self._entries = None
+        self._record()
+        self._changed.set()
+
+    def _record(self) -> None:
+        self.history[self.number] = (self.program.enclave_id if self.program else "", dict(self.listed))
+
+    def facts(self) -> ChainFacts:
+        """What the watcher would say, by its own verification."""
+        if self._entries is None:
+            self._entries = read_entries(
+                RawEntry(height, name.encode(), cheap_text(name).encode()) for name, height in self.listed.items()
+            )
+        program = None
+        if self.program is not None:
+            raw = RawProgram(b"http://a/1", b"", self.program.enclave_id.encode(), self.program.version.encode(), ())
+            block = BlockRef(self.number, f"0x{self.number:064x}")
+            try:
+                program = verify_release(raw, self._entries.entries, cheap_verify, block)
+            except Exception:
+                program = None
+        release = None
+        if program is not None:
+            release = Release(
+                program.enclave_id, program.version, program.origin_url, added_height=program.added_height
+            )
+        return ChainFacts(release, tuple(sorted(self._entries.heights().items())), self.number)
+
+    async def views(self) -> AsyncIterator[ChainFacts]:
+        """Facts now and after every change, while the chain can be reached."""
+        seen = -1
+        while True:
+            if not self.reachable:
+                await asyncio.sleep(1.0)
+                continue
+            if seen != self.number:
+                seen = self.number
+                yield self.facts()
+            self._changed.clear()
+            if seen == self.number:
+                await self._changed.wait()
+            await asyncio.sleep(0.01)
+
+    async def evidence(self, target_id: str, _source_id: str, _vault: Mapping[str, Any]) -> Mapping[str, Any]:
+        """The state itself; the real evidence's decoding has tests of its own."""
+        if not self.reachable:
+            raise DcupgradeError(code="WATCHER_NO_VIEW", what="evidence", why="unreachable", kind="transient")
+        entries = tuple(Entry(height, name, cheap_text(name)) for name, height in self.listed.items())
+        program_id = self.program.enclave_id if self.program else None
+        state = ChainState(
+            "single", GENESIS, self.number, f"{self.number:064x}", int(self.world.now() * 1000), program_id, entries
+        )
+        return {"state": state}
+
+
+class Vault:
+    """The vault: keyvault.core over the simulated disk. The key set is a word, and sealing is writing it down."""
+
+    def __init__(self, world: SimulatedWorld) -> None:
+        self.world = world
+        self.up = True
+        self.replaced = False
+        self.rules = core.Rules(GENESIS, VAULT_ID, frozenset({"single"}), permit_ttl_s=600, retention_s=3600)
+        self.refusals: dict[str, str] = {}
+
+    @property
+    def facts(self) -> Facts:
+        """What it remembers, from its sealed file."""
+        return self.world.disk.read("vault/facts") or Facts()
+
+    def _save(self, facts: Facts) -> None:
+        if facts is not self.facts:
+            self.world.disk.write("vault/facts", facts)
+
+    def _reach(self) -> None:
+        if not self.up:
+            raise KeyvaultError(code="VAULT_UNREACHABLE", what="vault", why="it is down", kind="transient")
+
+    def _agent(self) -> int:
+        self._reach()
+        if self.replaced:
+            raise KeyvaultError(code="VAULT_REPLACED", what="vault", why="another build", kind="invariant")
+        return int(self.world.now())
+
+    async def status(self) -> Mapping[str, Any]:
+        self._reach()
+        return {"key_sets": [entry.key_set_id for entry in self.facts.collected.values()]}
+
+    async def collect(self, source_id: str, evidence: Mapping[str, Any]) -> str:
+        return await detached(self._collect(source_id, evidence))
+
+    async def _collect(self, source_id: str, evidence: Mapping[str, Any]) -> str:
+        now = self._agent()
+        await self.world.network()
+        self._save(core.admit_evidence(self.facts, self.rules, evidence["state"], now))
+        core.check_collect(self.facts, self.rules)
+        node = self.world.nodes.living(source_id)
+        if node is None or node.phase != "serving":
+            raise KeyvaultError(code="HANDOVER_PEER_UNREACHABLE", what="collect", why="no answer", kind="transient")
+        key = node.key
+        self._reach()
+        name = f"vault/keys/{key}"
+        self.world.disk.write(name, key)
+        if self.world.disk.read(name) != key:
+            raise KeyvaultError(code="STORE_READ_BACK_FAILED", what="collect", why="torn", kind="transient")
+        self._save(core.record_collected(self.facts, key, source_id, 1, now))
+        return key
+
+    async def permit(self, source_id: str, target_id: str, key_set_id: str, evidence: Mapping[str, Any]) -> int:
+        return await detached(self._permit(source_id, target_id, key_set_id, evidence))
+
+    async def _permit(self, source_id: str, target_id: str, key_set_id: str, evidence: Mapping[str, Any]) -> int:
+        now = self._agent()
+        await self.world.network()
+        self._reach()
+        state = evidence["state"]
+        facts = core.admit_evidence(self.facts, self.rules, state, now)
+        facts, outcome = core.decide_permit(
+            facts, self.rules, state, cheap_verify,
+            source_id=source_id, target_id=target_id, key_set_id=key_set_id, now=now,
+        )  # fmt: skip
+        self._save(facts)
+        if isinstance(outcome, KeyvaultError):
+            raise outcome
+        self.refusals.pop(target_id, None)
+        return outcome.expires_at_unix_s
+
+    async def delivery(self, enclave_id: str) -> Delivery:
+        self._agent()
+        permits = [item for item in self.facts.permits.values() if item.target_id == enclave_id]
+        state = permits[-1].state if permits else "waiting"
+        if state != "durable" and enclave_id in self.refusals:
+            return Delivery("refused", self.refusals[enclave_id])
+        return Delivery("waiting" if state == "issued" else state)
+
+    async def holds_keys_of(self, source_id: str, key_set_id: str) -> bool:
+        self._reach()
+        return any(
+            item.source_id == source_id and not item.wiped and key_set_id in ("", item.key_set_id)
+            for item in self.facts.collected.values()
+        )
+
+    async def committed(self, target_id: str, key_set_id: str) -> None:
+        now = self._agent()
+        self._save(core.record_committed(self.facts, key_set_id, target_id, now))
+        for old in core.wipeable(self.facts, self.rules, now):
+            self._save(core.record_wiped(self.facts, old))
+            self.world.disk.remove(f"vault/keys/{old}")
+
+    def hand_over(self, enclave_id: str) -> str:
+        """A node asks for keys: the core decides, the judge looks at what goes out to whom."""
+        self._reach()
+        now = int(self.world.now())
+        try:
+            release = core.decide_release(self.facts, self.rules, enclave_id, "", now)
+        except KeyvaultError as error:
+            self.refusals[enclave_id] = error.code
+            raise
+        self.refusals.pop(enclave_id, None)
+        self._save(release.facts)
+        key = self.world.disk.read(f"vault/keys/{release.key_set_id}")
+        if key is None:
+            raise KeyvaultError(code="RELEASE_KEY_SET_UNREADABLE", what="keys", why="gone", kind="transient")
+        self.world.judge_release(enclave_id, release)
+        return str(key)
+
+    def progress(self, enclave_id: str, key: str, state: str) -> None:
+        """A node says `received` or `durable`."""
+        self._reach()
+        self._save(core.record_progress(self.facts, key, enclave_id, state, int(self.world.now())))
+
+
+class Node:
+    """A node's process."""
+
+    def __init__(self, world: SimulatedWorld, release: Published, first_install: bool) -> None:
+        self.world, self.release, self.first_install = world, release, first_install
+        self.phase = "starting"
+        self.key = ""
+        self.committed = False
+        self.boot = world.boot
+        self.ended: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+        self.task = asyncio.ensure_future(self._live())
+
+    def kill(self, how: str) -> None:
+        """End the process."""
+        if not self.ended.done():
+            self.ended.set_result(how)
+            self.phase = "gone"
+            self.task.cancel()
+
+    async def _live(self) -> None:
+        try:
+            await self._boot()
+        except DcupgradeError:
+            self.kill("disk full")
+
+    async def _boot(self) -> None:
+        world, trait = self.world, self.release.trait
+        await asyncio.sleep(world.rng.uniform(0.1, 0.6))
+        if trait == "dies":
+            self.kill("exit code 1")
+        if trait in ("dies", "mute"):
+            return
+        sealed = f"node/{self.release.enclave_id}"
+        key = world.disk.read(sealed)
+        marker = world.disk.read("node/keyset")
+        if key is None and marker is None and self.first_install:
+            key = f"{world.rng.getrandbits(64):064x}"
+            world.disk.write(sealed, key)
+            world.disk.write("node/keyset", key)
+        while key is None:
+            self.phase = "waiting_for_keys"
+            key = await self._ask(sealed)
+            if key is None:
+                await asyncio.sleep(0.5)
+        self.key = key
+        self.phase = "serving"
+        world.data_key = world.data_key or key
+        if trait == "frail":
+            await asyncio.sleep(world.rng.uniform(0.1, 1.5))
+            self.kill("signal 11")
+
+    async def _ask(self, sealed: str) -> str | None:
+        world = self.world
+        enclave_id = self.release.enclave_id
+        try:
+            key = world.vault.hand_over(enclave_id)
+            await world.network()
+            world.vault.progress(enclave_id, key, "received")
+            if self.release.trait == "hungry" and world.once(f"hungry {enclave_id}"):
+                self.kill("signal 9")
+                await asyncio.sleep(60)
+            world.disk.write(sealed, key)
+            if world.disk.read(sealed) != key:
+                return None
+            await world.network()
+            world.vault.progress(enclave_id, key, "durable")
+        except KeyvaultError:
+            return world.disk.read(sealed)  # type: ignore[no-any-return]
+        return key
+
+
+class Nodes:
+    """The nodes port over simulated processes, slots on the simulated disk, and a data lock."""
+
+    def __init__(self, world: SimulatedWorld) -> None:
+        self.world = world
+        self.processes: dict[str, Node] = {}
+        self.locked_by_other = False
+        self.port_taken = False
+        self.downloads_fail = 0.0
+        self.stop_hangs = False
+
+    def living(self, enclave_id: str) -> Node | None:
+        """The living process of a version."""
+        node = self.processes.get(enclave_id)
+        return node if node is not None and not node.ended.done() else None
+
+    def all_living(self) -> list[Node]:
+        """Every living process."""
+        return [node for node in self.processes.values() if not node.ended.done()]
+
+    async def stage(self, release: Release, progress: Progress) -> None:
+        if self.world.disk.read(f"slot/{release.enclave_id}") is not None:
+            return
+        await asyncio.sleep(self.world.rng.uniform(0.05, 0.5))
+        if self.world.rng.random() < self.downloads_fail:
+            raise DcupgradeError(code="DOWNLOAD_TRUNCATED", what="download", why="cut off", kind="transient")
+        progress({"done_bytes": 1})
+        self.world.disk.write(f"slot/{release.enclave_id}", "verified")
+
+    async def preflight(self, target: Release, source_id: str, first_install: bool) -> list[Finding]:
+        if first_install and self.world.disk.read("node/keyset"):
+            return [Finding("FIRST_INSTALL_REFUSED", "the data folder is not empty")]
+        return [Finding("PORT_TAKEN", "in use")] if self.port_taken else []
+
+    async def start(self, release: Release, *, first_install: bool) -> None:
+        if self.living(release.enclave_id):
+            return
+        if self.locked_by_other:
+            raise DcupgradeError(code="DATA_LOCKED", what="start", why="another process", kind="transient")
+        if self.port_taken:
+            raise DcupgradeError(code="PORT_TAKEN", what="start", why="another process", kind="transient")
+        if self.all_living():
+            self.world.violate(f"2: {release.version} is started while {self.all_living()[0].release.version} runs")
+        self.world.judge_start(release.enclave_id)
+        published = self.world.chain.releases[release.enclave_id]
+        self.processes[release.enclave_id] = Node(self.world, published, first_install)
+
+    async def is_alive(self, enclave_id: str) -> bool:
+        return self.living(enclave_id) is not None
+
+    async def wait_exit(self, enclave_id: str) -> NodeExit:
+        node = self.processes.get(enclave_id)
+        if node is None:
+            return NodeExit("it was never started")
+        how = await asyncio.shield(node.ended)
+        return NodeExit(how, rebooted=node.boot != self.world.boot)
+
+    async def stop(self, enclave_id: str) -> None:
+        await detached(self._stop(enclave_id))
+
+    async def _stop(self, enclave_id: str) -> None:
+        node = self.living(enclave_id)
+        if node is not None:
+            self.world.judge_stop(node)
+            await asyncio.sleep(self.world.rng.uniform(0.01, 0.3))
+            if self.stop_hangs:
+                raise DcupgradeError(code="NODE_STOP_FAILED", what="stop", why="hangs", kind="invariant")
+            node.kill("signal 15")
+        if self.locked_by_other:
+            raise DcupgradeError(code="DATA_LOCKED", what="stop", why="another process", kind="transient")
+
+    async def health(self, enclave_id: str) -> NodeHealth:
+        for node in self.all_living():
+            if self.living(enclave_id) is not node:
+                return NodeHealth(node.phase, node.release.enclave_id)
+            canary = None
+            if node.phase == "serving":
+                canary = node.key == self.world.data_key and node.release.trait != "blind"
+            return NodeHealth(node.phase, enclave_id, canary=canary, committed=node.committed, key_set_id=node.key)
+        return NodeHealth("silent")
+
+    async def commit(self, enclave_id: str) -> None:
+        node = self.living(enclave_id)
+        if node is None or node.phase != "serving":
+            raise DcupgradeError(code="COMMIT_NOT_ACKNOWLEDGED", what="commit", why="no answer", kind="transient")
+        node.committed = True
+        self.world.told_commit.append(enclave_id)
+
+    async def key_set_id(self) -> str:
+        return str(self.world.disk.read("node/keyset") or "")
+
+    async def slot_is_good(self, enclave_id: str) -> bool:
+        return self.world.disk.read(f"slot/{enclave_id}") is not None
+
+    async def remove_slot(self, enclave_id: str) -> None:
+        self.world.disk.remove(f"slot/{enclave_id}")
+
+
+class SimulatedWorld:
+    """All of it, with the clock port and the judges."""
+
+    def __init__(self, rng: random.Random) -> None:
+        self.rng = rng
+        self.disk = Disk(rng)
+        self.chain = Chain(self)
+        self.vault = Vault(self)
+        self.nodes = Nodes(self)
+        self.boot = 1
+        self.data_key = ""
+        self.told_commit: list[str] = []
+        self.wall_offset_s = 0.0
+        self.by_hand = False
+        """Whether an operator asked to go back: only then may a node stop that has no successor."""
+        self.violation = ""
+        self._done: set[str] = set()
+
+    # clock port
+
+    def now(self) -> float:
+        """The wall clock, which faults may set."""
+        return EPOCH_UNIX_S + self.monotonic() + self.wall_offset_s
+
+    def monotonic(self) -> float:
+        """Simulated seconds."""
+        return asyncio.get_running_loop().time()
+
+    async def sleep(self, seconds: float) -> None:
+        """Wait."""
+        await asyncio.sleep(seconds)
+
+    # tools
+
+    async def network(self) -> None:
+        """A round trip on loopback."""
+        await asyncio.sleep(self.rng.uniform(0.001, 0.05))
+
+    def once(self, what: str) -> bool:
+        """True the first time it is asked about `what`."""
+        if what in self._done:
+            return False
+        self._done.add(what)
+        return True
+
+    def empty_data(self) -> None:
+        """An operator moves away what a first install left that never came up."""
+        for name in [name for name in {*self.disk.safe, *self.disk.loose} if name.startswith("node/")]:
+            self.disk.remove(name)
+        self.data_key = ""
+
+    # judges
+
+    def violate(self, what: str) -> NoReturn:
+        """Note a violation, whatever the program makes of the exception."""
+        self.violation = self.violation or what
+        raise ViolationError(what)
+
+    def judge_keys(self) -> None:
+        """1: what a power cut would leave has the keys: sealed to a node whose files are there, or in the vault."""
+        key = self.data_key
+        if not key:
+            return
+        safe = self.disk.safe
+        by_node = any(
+            name.startswith("node/") and name != "node/keyset" and value == key and safe.get(f"slot/{name[5:]}")
+            for name, value in safe.items()
+        )
+        if not by_node and safe.get(f"vault/keys/{key}") != key:
+            self.violate("1: the keys cannot be recovered")
+
+    def judge_release(self, enclave_id: str, release: core.Release) -> None:
+        """3: keys go back to the id they came from, or to the program of the block that the permit names."""
+        collected = release.facts.collected[release.key_set_id]
+        if enclave_id == collected.source_id:
+            return
+        permit = release.facts.permits.get(release.key_set_id)
+        if permit is None or permit.target_id != enclave_id:
+            self.violate(f"3: keys went to {enclave_id[:8]} without a permit")
+        program, listed = self.chain.history[permit.block_number]
+        lowest = min(heights.get(collected.source_id, -1) for _, heights in self.chain.history.values())
+        if program != enclave_id or enclave_id not in listed or listed[enclave_id] <= lowest:
+            raise ViolationError(
+                f"3: keys went to {enclave_id[:8]}, which the chain did not name at {permit.block_number}"
+            )
+
+    def judge_stop(self, node: Node) -> None:
+        """4: the node that owns the data stops only when a successor's files and a sealed copy are safe on disk."""
+        enclave_id = node.release.enclave_id
+        owner = self.told_commit[-1] if self.told_commit else ""
+        if enclave_id != owner or self.by_hand:
+            return
+        height = self.chain.releases[enclave_id].height
+        successor = any(
+            release.height > height and self.disk.safe.get(f"slot/{name}")
+            for name, release in self.chain.releases.items()
+        )
+        if not successor or (node.key and self.disk.safe.get(f"vault/keys/{node.key}") != node.key):
+            self.violate(f"4: {node.release.version} was stopped before release and keys were safe")
+
+    def judge_start(self, enclave_id: str) -> None:
+        """8: after a commit only an operator's word brings an older version back."""
+        if self.told_commit and not self.by_hand:
+            told = self.chain.releases[self.told_commit[-1]].height
+            if self.chain.releases[enclave_id].height < told:
+                self.violate("8: an older version was started after the commit")

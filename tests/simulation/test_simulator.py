@@ -1,0 +1,118 @@
+"""The seeded simulator finds nothing, replays exactly, and catches planted bugs."""
+
+import json
+import logging
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from dcupgrade import machine
+from dcupgrade.effects import Performer
+from dcupgrade.orchestrator import Orchestrator
+from dcupgrade.states import EffectKind, Event, EventKind, Name
+from keyvault import core
+from tests.simulation.run import report, run
+from tests.simulation.simulator.driver import simulate
+from tests.simulation.simulator.world import SimulatedWorld
+
+SEEDS = 60
+
+
+@pytest.fixture(autouse=True)
+def quiet() -> Iterator[None]:
+    logging.disable(logging.CRITICAL)
+    yield
+    logging.disable(logging.NOTSET)
+
+
+def test_no_seed_breaks_an_invariant() -> None:
+    outcomes, seconds = run(SEEDS * 10, 0, workers=1)
+    assert "violations: 0" in report(outcomes, seconds)
+    assert sum(outcome.upgrades for outcome in outcomes) == SEEDS * 10
+    endings = {name for outcome in outcomes for name in outcome.endings}
+    assert endings == {"committed", "reverted", "abandoned", "halted"}
+    assert len({name for outcome in outcomes for name in outcome.faults}) == 16
+
+
+def test_a_seed_replays_exactly_in_another_process() -> None:
+    script = "import sys, json, logging; logging.disable(50); from tests.simulation.simulator.driver import simulate\n"
+    script += "print(json.dumps([simulate(seed).digest for seed in (3, 5, 7, 23)]))"
+    digests = set()
+    for hash_seed in ("0", "4711"):
+        environment = {**os.environ, "PYTHONHASHSEED": hash_seed}
+        done = subprocess.run(
+            [sys.executable, "-c", script], capture_output=True, text=True, env=environment, check=True
+        )
+        digests.add(tuple(json.loads(done.stdout)))
+    assert len(digests) == 1
+    assert len(set(next(iter(digests)))) == 4
+
+
+def first_violation(seeds: int, plant: Callable[[SimulatedWorld], None] | None = None) -> str:
+    for seed in range(seeds):
+        outcome = simulate(seed, 10, plant)
+        if outcome.violation:
+            return outcome.violation
+    return ""
+
+
+def test_writes_that_are_not_synced_are_noticed() -> None:
+    def plant(world: SimulatedWorld) -> None:
+        world.disk.syncs = False
+
+    assert first_violation(20, plant) != ""
+
+
+def test_a_vault_that_gives_keys_without_a_permit_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    real = core.decide_release
+
+    def careless(facts: Any, rules: Any, requester_id: str, wanted: str, now: int) -> Any:
+        for entry in facts.collected.values():
+            return core.Release(facts, entry.key_set_id, "target")
+        return real(facts, rules, requester_id, wanted, now)
+
+    monkeypatch.setattr(core, "decide_release", careless)
+    assert "3: keys went to" in first_violation(60)
+
+
+def test_a_vault_that_permits_what_the_chain_does_not_name_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(core, "_check_target", lambda *_: None)
+    assert "3: keys went to" in first_violation(100)
+
+
+def test_an_orchestrator_that_acts_before_the_journal_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its state runs ahead of what a crash leaves behind: the old node is started beside the new one."""
+
+    async def forgetful(self: Any, entry: Any) -> None:
+        if entry.after.name in (Name.STAGED, Name.ABANDONED, Name.IDLE, Name.COMMITTED):
+            self._journal.append(entry)
+
+    monkeypatch.setattr(Orchestrator, "_store", forgetful)
+    assert first_violation(60) != ""
+
+
+def test_a_stop_that_does_not_wait_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def hasty(self: Performer, effect: Any, state: Any, emit: Any) -> Event:
+        return Event(EventKind.NODE_STOPPED, effect.enclave_id)
+
+    real = Performer.__init__
+
+    def plant(self: Performer, **arguments: Any) -> None:
+        real(self, **arguments)
+        self._work[EffectKind.STOP_NODE] = hasty.__get__(self)
+
+    monkeypatch.setattr(Performer, "__init__", plant)
+    assert "2: " in first_violation(20)
+
+
+def test_a_machine_that_skips_collecting_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    key = (Name.STAGED, EventKind.GATES_OPEN)
+    index = dict(machine._INDEX)
+    index[key] = tuple(replace(row, target=Name.STOPPING) if row.guard is None else row for row in index[key])
+    monkeypatch.setattr(machine, "_INDEX", index)
+    assert "4: " in first_violation(20)
