@@ -99,13 +99,15 @@ def admit_evidence(facts: Facts, rules: Rules, state: ChainState, now: int) -> F
             kind="transient",
         )
     heights = state.heights()
+    known = _lowest(facts.add_heights, heights)
     return replace(
         facts,
         floor_number=state.block_number,
         floor_hash=state.block_hash,
         vault_listed=rules.vault_id in heights,
         authorities=state.authorities if state.authorities is not None else facts.authorities,
-        add_heights=_lowest(facts.add_heights, heights),
+        add_heights=known,
+        revoked=frozenset(known.keys() - heights.keys()),
     )
 
 
@@ -271,8 +273,16 @@ def decide_release(facts: Facts, rules: Rules, requester_id: str, wanted: str, n
     """Decide which key set a verified requester gets; ``wanted`` names one or is "".
 
     The exact source of a set may have it back at any time, without permit or chain. Otherwise a live permit must name
-    the requester; each hand-out is counted. Raises ``NO_PERMIT_YET`` (transient) and ``PERMIT_*``.
+    the requester; each hand-out is counted. An id that the vault has itself seen removed from the chain's list gets
+    nothing. Raises ``NO_PERMIT_YET`` (transient), ``PERMIT_*`` and ``RELEASE_*``.
     """
+    if requester_id in facts.revoked:
+        raise _refuse(
+            "RELEASE_REVOKED",
+            f"keys for {requester_id} were refused",
+            f"it is no longer in the chain's list at block {facts.floor_number}",
+            "Publish a newer release; the sealed copy is kept for it.",
+        )
     permit = _permit_for(facts, requester_id, wanted)
     refusal = _permit_refusal(permit, rules, now) if permit is not None else None
     if permit is not None and refusal is None:
@@ -384,6 +394,21 @@ def wipeable(facts: Facts, rules: Rules, now: int) -> list[str]:
         and facts.collected[permit.key_set_id].retain_until_unix_s <= now
         and not facts.collected[permit.key_set_id].wiped
     ]
+
+
+def count_kept(facts: Facts, seconds: int) -> Facts:
+    """Return the facts with time added that the vault ran since the commits; the same facts if nothing is counted."""
+    counted = {
+        name: replace(permit, kept_s=permit.kept_s + seconds)
+        for name, permit in facts.permits.items()
+        if permit.committed_at_unix_s and not facts.collected[name].wiped
+    }
+    return replace(facts, permits=MappingProxyType({**facts.permits, **counted})) if counted and seconds else facts
+
+
+def kept_long_enough(facts: Facts, rules: Rules, key_set_id: str) -> bool:
+    """Tell whether the vault itself ran for the retention time: a jump of the host's clock does not hasten wiping."""
+    return facts.permits[key_set_id].kept_s >= rules.retention_s
 
 
 def record_wiped(facts: Facts, key_set_id: str) -> Facts:

@@ -87,6 +87,7 @@ CODES: Final[dict[str, str]] = {
     "PERMIT_TARGET_IS_SOURCE": "source and target of a permit are the same enclave id",
     "PERMIT_TRANSITION_REFUSED": "the measured policy does not allow an upgrade from this source to this target",
     "PERMIT_KEY_SET_UNKNOWN": "the vault holds no key set of this id from this source",
+    "RELEASE_REVOKED": "the enclave id was removed from the chain's list, so it gets no keys",
     "RELEASE_KEY_SET_WIPED": "the key set was wiped after the handover and its retention time",
     "RELEASE_KEY_SET_UNREADABLE": "the sealed copy of the key set cannot be opened now",
     # evidence about the chain

@@ -23,7 +23,8 @@ class Permit:
     """A release permit: this key set may go to this target until ``expires_at_unix_s``.
 
     ``instances`` counts how often it was handed out; ``state`` is one of PERMIT_STATES; ``durable_at_unix_s`` and
-    ``committed_at_unix_s`` are 0 until then.
+    ``committed_at_unix_s`` are 0 until then. ``kept_s``: for how long the vault itself has run since the commit, by a
+    clock that does not jump.
     """
 
     key_set_id: str
@@ -37,6 +38,7 @@ class Permit:
     state: str = "issued"
     durable_at_unix_s: int = 0
     committed_at_unix_s: int = 0
+    kept_s: int = 0
 
 
 @dataclass(frozen=True)
@@ -61,7 +63,8 @@ class Facts:
 
     ``floor_number`` and ``floor_hash``: highest finalized block seen; ``vault_listed``: whether the vault's own id was
     in the list there; ``authorities``: GRANDPA set known after it (proven mode) or None; ``add_heights``: lowest height
-    ever seen of each enclave id; ``collected`` and ``permits`` by key set id (at most one permit for a key set).
+    ever seen of each enclave id; ``revoked``: those of them that were missing from the list at the floor;
+    ``collected`` and ``permits`` by key set id (at most one permit for a key set).
     """
 
     floor_number: int = 0
@@ -69,6 +72,7 @@ class Facts:
     vault_listed: bool = False
     authorities: Mapping[str, Any] | None = None
     add_heights: Mapping[str, int] = field(default_factory=lambda: _NONE)
+    revoked: frozenset[str] = frozenset()
     collected: Mapping[str, Collected] = field(default_factory=lambda: _NONE)
     permits: Mapping[str, Permit] = field(default_factory=lambda: _NONE)
 
@@ -93,6 +97,7 @@ class Facts:
             "vault_listed": self.vault_listed,
             "authorities": self.authorities,
             "add_heights": dict(self.add_heights),
+            "revoked": sorted(self.revoked),
             "collected": [asdict(entry) for entry in self.collected.values()],
             "permits": [asdict(permit) for permit in self.permits.values()],
         }
@@ -132,6 +137,9 @@ def decode_facts(data: bytes | bytearray) -> Facts:
     heights = value["add_heights"]
     if not isinstance(heights, dict) or not all(type(height) is int for height in heights.values()):
         raise _bad("add_heights is not a map of numbers")
+    revoked = value["revoked"]
+    if not isinstance(revoked, list) or not all(isinstance(enclave_id, str) for enclave_id in revoked):
+        raise _bad("revoked is not a list of texts")
     if type(value["floor_number"]) is not int or not isinstance(value["floor_hash"], str):
         raise _bad("the height floor is not a number and a hash")
     if not isinstance(value["collected"], list) or not isinstance(value["permits"], list):
@@ -144,6 +152,7 @@ def decode_facts(data: bytes | bytearray) -> Facts:
         vault_listed=value["vault_listed"] is True,
         authorities=value["authorities"],
         add_heights=MappingProxyType(heights),
+        revoked=frozenset(revoked),
         collected=MappingProxyType({entry.key_set_id: entry for entry in collected}),
         permits=MappingProxyType({permit.key_set_id: permit for permit in permits}),
     )

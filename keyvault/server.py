@@ -13,8 +13,8 @@ from aiohttp import web
 
 from keyvault import VERSION
 from keyvault.errors import KeyvaultError
-from keyvault.messages import strict_json
-from keyvault.service import Vault, check_ids
+from keyvault.messages import is_hex_id, strict_json
+from keyvault.service import Vault
 from keyvault.v1_http import add_upgrader_routes, add_v1_routes
 from keyvault.web import add_handover_routes, new_app, read_body
 
@@ -43,6 +43,12 @@ async def _object(request: web.Request, required: Mapping[str, type], optional: 
         if name in value and type(value[name]) is not kind:
             raise _malformed(f"{name} is not of type {kind.__name__}")
     return value
+
+
+def _check_ids(**ids: str) -> None:
+    for name, value in ids.items():
+        if not is_hex_id(value):
+            raise _malformed(f"{name} is not 64 lower-case hex characters")
 
 
 class _AgentApi:
@@ -78,7 +84,7 @@ class _AgentApi:
     async def collect(self, request: web.Request) -> web.Response:
         required = {"node_url": str, "source_id": str, "protocol": str}
         value = await _object(request, required, {"evidence": dict}, _EVIDENCE_BYTES_MAX)
-        check_ids(source_id=value["source_id"])
+        _check_ids(source_id=value["source_id"])
         if value["protocol"] not in ("v1", "v2"):
             raise _malformed("protocol is neither v1 nor v2")
         return web.json_response(
@@ -89,17 +95,17 @@ class _AgentApi:
         required = {"source_id": str, "target_id": str, "key_set_id": str, "evidence": dict}
         value = await _object(request, required, {}, _EVIDENCE_BYTES_MAX)
         ids = {name: value[name] for name in ("source_id", "target_id", "key_set_id")}
-        check_ids(**ids)
+        _check_ids(**ids)
         return web.json_response(self._vault.permit(**ids, evidence=value["evidence"]))
 
     async def delivery(self, request: web.Request) -> web.Response:
         target_id = request.match_info["target_id"]
-        check_ids(target_id=target_id)
+        _check_ids(target_id=target_id)
         return web.json_response(self._vault.delivery(target_id))
 
     async def retain(self, request: web.Request) -> web.Response:
         value = await _object(request, {"key_set_id": str, "until_unix_s": int}, {}, _SMALL_BYTES_MAX)
-        check_ids(key_set_id=value["key_set_id"])
+        _check_ids(key_set_id=value["key_set_id"])
         return web.json_response(self._vault.retain(value["key_set_id"], value["until_unix_s"]))
 
     async def self_test(self, _: web.Request) -> web.Response:
@@ -107,7 +113,7 @@ class _AgentApi:
 
     async def committed(self, request: web.Request) -> web.Response:
         value = await _object(request, {"target_id": str, "key_set_id": str}, {}, _SMALL_BYTES_MAX)
-        check_ids(target_id=value["target_id"], key_set_id=value["key_set_id"])
+        _check_ids(target_id=value["target_id"], key_set_id=value["key_set_id"])
         return web.json_response(self._vault.committed(value["target_id"], value["key_set_id"]))
 
 

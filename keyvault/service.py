@@ -27,7 +27,6 @@ from keyvault.facts import Collected, Facts, Permit, decode_facts
 from keyvault.handover import Holder, Limits, Requester
 from keyvault.hygiene import lock_key_set
 from keyvault.keyset import KeySet, wipe
-from keyvault.messages import is_hex_id
 from keyvault.policy_file import VaultPolicy
 from keyvault.ports import Crypto, Party, Tee, peer_verifier
 from keyvault.proven import trust_root, verify_proven
@@ -39,6 +38,7 @@ from keyvault.v1_http import fetch_key_set_v1
 log = logging.getLogger("keyvault")
 _NO_SOURCE: Final = bytes(32)
 _ATTEMPTS_MAX: Final = 1024
+_COUNT_EVERY_S: Final = 3600.0
 
 
 @dataclass(frozen=True)
@@ -102,6 +102,8 @@ class Vault:
         #: enclave id -> how its newest try stands, for the agent: "challenged", "received" or a refusal's code
         self._attempts: dict[str, str] = {}
         self._collecting = asyncio.Lock()
+        self._counted_at = self._clocks.monotonic_s()
+        self._uncounted_s = 0.0
 
     def start(self) -> None:
         """Open the store: load the facts, take up key sets they do not know, and find conditions.
@@ -330,6 +332,7 @@ class Vault:
     def committed(self, target_id: str, key_set_id: str) -> dict[str, Any]:
         """Take the agent's word that the upgrade is committed."""
         self._check_condition()
+        self._count_kept(everything=True)
         facts = core.record_committed(self._facts, key_set_id, target_id, self._now())
         if facts != self._facts:
             self._save(facts)
@@ -354,12 +357,29 @@ class Vault:
         """Wipe the sealed copies whose time is over; returns their key set ids. Call it now and then."""
         if self.condition is not None:
             return []
-        over = core.wipeable(self._facts, self._rules, self._now())
+        self._count_kept()
+        over = [
+            key_set_id
+            for key_set_id in core.wipeable(self._facts, self._rules, self._now())
+            if core.kept_long_enough(self._facts, self._rules, key_set_id)
+        ]
         for key_set_id in over:
             self._save(core.record_wiped(self._facts, key_set_id))
             self._store.wipe(KIND_KEY_SET, key_set_id)
             log.info("wiped key set %s after its retention time", key_set_id)
         return over
+
+    def _count_kept(self, *, everything: bool = False) -> None:
+        """Count the time this vault runs towards the retention times; sealed once an hour, and when one is over."""
+        now = self._clocks.monotonic_s()
+        self._uncounted_s += now - self._counted_at
+        self._counted_at = now
+        counted = core.count_kept(self._facts, int(self._uncounted_s))
+        over = any(core.kept_long_enough(counted, self._rules, name) for name in counted.permits)
+        if everything or over or self._uncounted_s >= _COUNT_EVERY_S:
+            self._uncounted_s = 0.0
+            if counted is not self._facts:
+                self._save(counted)
 
     # the handover, as holder (HandoverPort of keyvault.web)
 
@@ -469,14 +489,3 @@ def _node_base_url(url: str) -> str:
             why="the node's address is not http://host:port",
         )
     return f"http://{parts.netloc}"
-
-
-def check_ids(**ids: str) -> None:
-    """Raise unless every value is 64 lower-case hex characters."""
-    for name, value in ids.items():
-        if not is_hex_id(value):
-            raise KeyvaultError(
-                code="VAULT_REQUEST_MALFORMED",
-                what="the request was refused",
-                why=f"{name} is not 64 lower-case hex characters",
-            )

@@ -234,7 +234,7 @@ def test_a_target_revoked_before_its_keys_were_durable_loses_its_permit() -> Non
     facts, outcome = permit(permitted(), state(11, listed={A: 3}))
     assert isinstance(outcome, KeyvaultError)
     assert facts.floor_number == 11  # the newer block counts, although the permit was refused
-    assert released(facts, B) == "NO_PERMIT_YET"
+    assert (facts.permits, released(facts, B)) == ({}, "RELEASE_REVOKED")
     durable = core.record_progress(permitted(), KEYS, B, "durable", NOW)
     assert permit(durable, state(11, listed={A: 3}))[0].permits == durable.permits
 
@@ -284,6 +284,17 @@ def test_the_exact_source_gets_its_set_back_at_any_time_without_permit_or_chain(
         for now in (0, NOW, NOW + 10**9):
             back = release(facts, A, now=now)
             assert (back.role, back.key_set_id, back.facts) == ("source", KEYS, facts)
+
+
+def test_who_was_seen_removed_from_the_chains_list_gets_nothing_until_it_is_listed_again() -> None:
+    seen = core.admit_evidence(release(permitted(), B).facts, RULES, state(11), NOW)
+    removed = core.admit_evidence(seen, RULES, state(12, listed={}), NOW)
+    assert removed.revoked == {A, B}
+    assert (released(removed, A), released(removed, B)) == ("RELEASE_REVOKED", "RELEASE_REVOKED")
+    listed = core.admit_evidence(removed, RULES, state(13), NOW)
+    assert release(listed, A).role == "source"
+    never_listed = permitted(listed={B: 7})  # a source that was never in the list was not seen removed
+    assert release(never_listed, A).role == "source"
 
 
 def test_only_the_latest_source_of_a_set_gets_it_back() -> None:
@@ -337,6 +348,18 @@ def test_keys_are_wiped_only_after_durable_commit_and_retention() -> None:
     assert released(wiped, B) == "PERMIT_ALREADY_DURABLE"
 
 
+def test_a_jump_of_the_hosts_clock_does_not_hasten_wiping() -> None:
+    facts = core.record_committed(core.record_progress(permitted(), KEYS, B, "durable", NOW), KEYS, B, NOW)
+    assert core.wipeable(facts, RULES, NOW + 10**9) == [KEYS]
+    assert not core.kept_long_enough(facts, RULES, KEYS)
+    facts = core.count_kept(core.count_kept(facts, 60), 40)
+    assert core.kept_long_enough(facts, RULES, KEYS)
+    assert core.count_kept(permitted(), 60) == permitted()  # nothing is committed, so nothing counts
+    assert core.count_kept(facts, 0) is facts
+    wiped = core.record_wiped(facts, KEYS)
+    assert core.count_kept(wiped, 60) is wiped
+
+
 def test_the_agent_can_postpone_the_wiping_but_never_hasten_it() -> None:
     facts = core.record_committed(core.record_progress(permitted(), KEYS, B, "durable", NOW), KEYS, B, NOW)
     postponed = core.record_retain(facts, KEYS, NOW + 500)
@@ -356,7 +379,9 @@ def test_facts_survive_their_json() -> None:
     "spoil",
     [
         lambda v: [], lambda v: {**v, "format": 2}, lambda v: {**v, "more": 1}, lambda v: {**v, "add_heights": []},
-        lambda v: {**v, "add_heights": {"a": "1"}}, lambda v: {**v, "floor_number": "1"},
+        lambda v: {**v, "add_heights": {"a": "1"}},
+        lambda v: {**v, "revoked": {}}, lambda v: {**v, "revoked": [1]},
+        lambda v: {**v, "floor_number": "1"},
         lambda v: {**v, "floor_hash": 1}, lambda v: {**v, "collected": {}}, lambda v: {**v, "permits": {}},
         lambda v: {**v, "collected": [1]}, lambda v: {**v, "collected": [{**v["collected"][0], "epoch": True}]},
         lambda v: {**v, "collected": [{**v["collected"][0], "more": 1}]},
