@@ -122,7 +122,9 @@ def demo(handover: str, objects: int, seed: int, folder: Path | None) -> None:
 class Demo:
     """The steps of the demonstration; the container trial takes them over and adds its own."""
 
-    def __init__(self, console: Console, folder: Path, objects: int, seed: int, facts: Facts, handover: str) -> None:
+    def __init__(
+        self, console: Console, folder: Path, objects: int, seed: int, facts: Facts, handover: str = "v2"
+    ) -> None:
         self.console, self.folder, self.seed, self.facts = console, folder, seed, facts
         self.sizes = object_sizes(objects, seed)
         self.handover = handover
