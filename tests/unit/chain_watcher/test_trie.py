@@ -164,7 +164,7 @@ def test_without_a_root_value_the_empty_key_is_absent():
 
 
 @pytest.mark.parametrize(
-    "length", [*range(12, 19), *range(28, 35), *range(60, 67), *range(268, 275), 317, 318, 319, 573]
+    "length", [0, 1, 2, *range(12, 19), *range(28, 35), *range(60, 67), *range(268, 275), 317, 318, 319, 573]
 )
 @pytest.mark.parametrize("shape", ["leaf", "hashed leaf", "branch", "value branch", "hashed branch"])
 def test_partial_key_lengths_at_the_borders(length, shape):
@@ -311,6 +311,13 @@ def test_a_value_that_looks_like_a_node_is_not_walked():
     assert read(state.root, state.items, b"\x01\x10") is None
     # The value hangs on the trie, what it names does not.
     assert code_of(lambda: read(state.root, [*state.items, b"x" * 40], b"\x02")) == "PROOF_SUPERFLUOUS"
+
+
+def test_an_inline_value_names_no_item():
+    """32 bytes stored inline that happen to be the hash of an item are a value, not a link."""
+    state = Trie({b"\x01": hash256(b"item"), b"\x02": b"z" * 40})
+    assert read(state.root, state.items, b"\x01") == hash256(b"item")
+    assert code_of(lambda: read(state.root, [*state.items, b"item"], b"\x01")) == "PROOF_SUPERFLUOUS"
 
 
 def test_the_same_subtree_twice():
