@@ -56,6 +56,14 @@ lock: setup ## resolve the dependencies of pyproject.toml anew
 	.venv/bin/python -m pip install --quiet pip-tools
 	.venv/bin/python -m piptools compile --quiet --strip-extras --generate-hashes --allow-unsafe --extra dev \
 	    --no-emit-index-url --no-emit-trusted-host --no-emit-find-links -o requirements.lock pyproject.toml
+	.venv/bin/python -m piptools compile --quiet --strip-extras --generate-hashes --allow-unsafe \
+	    --no-emit-index-url --no-emit-trusted-host --no-emit-find-links -o requirements.runtime.lock pyproject.toml
+
+install: ## install under PREFIX (default /usr/local; DESTDIR is honoured)
+	@PYTHON=$(PYTHON) .ci/install install
+
+uninstall: ## remove the program; journal and sealed keys stay
+	@.ci/install uninstall
 
 clean: ## remove what the targets made in this folder
 	rm -rf .venv .mypy_cache .pytest_cache .ruff_cache .hypothesis run
