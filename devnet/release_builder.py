@@ -109,18 +109,18 @@ class ReleaseBuilder:
 
     def changed_after_signing(self, version: str, name: str = "changed-after-signing") -> BuiltRelease:
         """An archive whose image is not the one that its SIGSTRUCT measures."""
-        image, sigstruct, enclave_id = self._image(name, version, NodeTraits())
+        image, sigstruct, enclave_id = self._image(name, version, NodeTraits(features=("changed",)))
         return self._pack(name, version, enclave_id, {"enclave.pyz": image + b"\0", "enclave.sig": sigstruct})
 
     def another_program(self, version: str, name: str = "another-program") -> BuiltRelease:
         """An archive that is sound in itself, but holds another enclave than the one announced."""
         _, _, announced = self._image(name, version, NodeTraits(features=("announced",)))
-        image, sigstruct, _ = self._image(name, version, NodeTraits())
+        image, sigstruct, _ = self._image(name, version, NodeTraits(features=("instead",)))
         return self._pack(name, version, announced, {"enclave.pyz": image, "enclave.sig": sigstruct})
 
     def bad_rsa_signature(self, version: str, name: str = "bad-rsa-signature") -> BuiltRelease:
         """A SIGSTRUCT with the right MRENCLAVE whose RSA signature is broken."""
-        image, sigstruct, enclave_id = self._image(name, version, NodeTraits())
+        image, sigstruct, enclave_id = self._image(name, version, NodeTraits(features=("broken",)))
         broken = bytearray(sigstruct)
         broken[600] ^= 1  # inside SIGNATURE, 516:384
         return self._pack(name, version, enclave_id, {"enclave.pyz": image, "enclave.sig": bytes(broken)})
