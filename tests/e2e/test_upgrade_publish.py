@@ -15,7 +15,7 @@ from substrateinterface import SubstrateInterface
 from dcupgrade import publish
 from dcupgrade.errors import DcupgradeError
 from dcupgrade.release_cli import release
-from devnet.chain import DevChain, RuntimeName
+from devnet.chain import DevChain
 
 pytestmark = [pytest.mark.e2e, pytest.mark.slow]
 
@@ -55,9 +55,9 @@ def heard(state: publish.PalletState, enclave_id: str) -> bool:
     return state.program is not None and state.program["enclave_id"] == enclave_id
 
 
-@pytest.mark.parametrize("runtime", ["base", "moved"])
-def test_publish_again_older_and_revoke(runtime: RuntimeName, tmp_path: Path) -> None:
-    chain = DevChain(runtime=runtime, block_time_ms=300)
+def test_publish_again_older_and_revoke(tmp_path: Path) -> None:
+    # Another pallet index and five fields; the base runtime is what the other trials publish on.
+    chain = DevChain(runtime="moved", block_time_ms=300)
     chain.start_now()
     try:
         manager = Manager(chain, tmp_path)

@@ -1,0 +1,121 @@
+"""How the publisher reads a chain and judges what became of its extrinsics, on made-up answers."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from scalecodec.types import GenericCall
+
+from dcupgrade import publish
+from dcupgrade.errors import DcupgradeError
+from dcupgrade.publish import PublisherChain, Release
+
+ID = "ab" * 32
+RELEASE = Release(ID, "1.1.0", "http://h/a", "", ("bafy",))
+
+
+class FakeSubstrate:
+    """As much of substrate-interface as the publisher uses, over a pallet of any name."""
+
+    def __init__(self, *, arguments: tuple[str, ...] = ("origin_url",), sudo: bool = True, calls: Any = None) -> None:
+        names = publish.CALLS if calls is None else calls
+        pallet = SimpleNamespace(
+            name="Renamed",
+            calls=[SimpleNamespace(name=name) for name in names],
+            storage=[SimpleNamespace(value={"name": name}) for name in publish.STORAGE],
+        )
+        others = [SimpleNamespace(name="Sudo", calls=None, storage=None)] if sudo else []
+        self.metadata = SimpleNamespace(pallets=[*others, pallet])
+        self.arguments = arguments
+        self.composed: list[tuple[str, str, dict[str, Any]]] = []
+        self.receipt: Any = None
+
+    def init_runtime(self) -> None:
+        pass
+
+    def get_metadata_call_function(self, _pallet: str, _name: str) -> Any:
+        return SimpleNamespace(args=[SimpleNamespace(name=name) for name in self.arguments])
+
+    def compose_call(self, pallet: str, name: str, values: dict[str, Any]) -> Any:
+        self.composed.append((pallet, name, values))
+        return SimpleNamespace(data=SimpleNamespace(data=bytearray(b"\x07\x18")))
+
+    def create_signed_extrinsic(self, call: GenericCall, keypair: Any) -> Any:
+        return call, keypair
+
+    def submit_extrinsic(self, _extrinsic: Any, **_wait: bool) -> Any:
+        if isinstance(self.receipt, Exception):
+            raise self.receipt
+        return self.receipt
+
+
+def event(pallet: str, name: str, attributes: Any = None) -> Any:
+    return SimpleNamespace(value={"module_id": pallet, "event_id": name, "attributes": attributes})
+
+
+def receipt(*events: Any, success: bool = True) -> Any:
+    return SimpleNamespace(
+        is_success=success, error_message={"name": "BadOrigin"}, triggered_events=events, block_hash="0xb10c"
+    )
+
+
+def submitted(outcome: Any) -> str:
+    substrate = FakeSubstrate()
+    substrate.receipt = outcome
+    chain = PublisherChain(substrate)
+    call = publish.PreparedCall("Renamed.remove_enclave_id", "0x", "0x", None)
+    return chain.submit(call, None, finalized=True)
+
+
+def test_the_pallet_is_found_by_what_it_has_not_by_its_name() -> None:
+    chain = PublisherChain(FakeSubstrate())
+    assert chain.pallet == "Renamed"
+    assert chain.has_sudo
+    assert not PublisherChain(FakeSubstrate(sudo=False)).has_sudo
+    with pytest.raises(DcupgradeError, match="PUBLISH_PALLET_MISSING"):
+        PublisherChain(FakeSubstrate(calls=["set_enclave_id"]))
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        ("origin_url", "mirror_url", "enclave_id", "version"),
+        ("version", "enclave_id", "mirror_url", "origin_url", "mirr_cids"),
+    ],
+)
+def test_arguments_follow_the_metadata_and_travel_as_hex(names: tuple[str, ...]) -> None:
+    substrate = FakeSubstrate(arguments=names)
+    call = PublisherChain(substrate).program_call(RELEASE)
+    assert (call.name, call.data) == ("Renamed.set_dc_program", "0x0718")
+    ((_, _, values),) = substrate.composed
+    assert tuple(values) == names
+    assert values["origin_url"] == "0x" + b"http://h/a".hex()
+    assert values["mirror_url"] == "0x"
+    assert values.get("mirr_cids", ["0x" + b"bafy".hex()]) == ["0x" + b"bafy".hex()]
+
+
+def test_an_argument_that_nobody_knows_stops_it() -> None:
+    with pytest.raises(DcupgradeError, match="PUBLISH_CALL_UNKNOWN_FIELD"):
+        PublisherChain(FakeSubstrate(arguments=("origin_url", "quorum"))).program_call(RELEASE)
+
+
+def test_a_call_that_fails_inside_sudo_is_seen_although_the_extrinsic_succeeded() -> None:
+    good = event("Sudo", "Sudid", {"sudo_result": {"Ok": ()}})
+    assert submitted(receipt(event("System", "ExtrinsicSuccess"), good)) == "0xb10c"
+    bad = event("Sudo", "Sudid", {"sudo_result": {"Err": {"Module": {"index": 7, "error": "0x00000000"}}}})
+    for outcome in (
+        receipt(bad),
+        receipt(event("Sudo", "Sudid", {"sudo_result": "BadOrigin"})),
+        receipt(good, success=False),
+        receipt(event("System", "ExtrinsicSuccess")),  # no word from sudo at all
+    ):
+        with pytest.raises(DcupgradeError, match="PUBLISH_DISPATCH_FAILED"):
+            submitted(outcome)
+
+
+def test_the_pools_refusal_is_told_in_its_own_words() -> None:
+    refusal = ValueError({"code": 1010, "message": "Invalid Transaction", "data": "Inability to pay some fees"})
+    with pytest.raises(DcupgradeError, match=r"PUBLISH_EXTRINSIC_REFUSED.*Invalid Transaction Inability to pay"):
+        submitted(refusal)
