@@ -16,7 +16,7 @@ from typing import Any
 import aiohttp
 
 from attestation.artefact import verify_artefact
-from attestation.network import encode_multibase
+from attestation.network import decode_multibase, encode_multibase
 from chain_watcher.watcher import ChainView, Watcher
 from dcupgrade.containers import PYTHON_IN_IMAGE, in_container
 from dcupgrade.errors import DcupgradeError
@@ -213,6 +213,23 @@ class Nodes:
             )
         await self._driver.remove(_name(enclave_id))
         await asyncio.to_thread(_remove_tree, self.slots / enclave_id)
+
+    async def discover(self) -> Release | None:
+        """The version whose process lives, else the one that was started last on data that has keys."""
+        found: list[tuple[bool, float, str]] = []
+        for slot in self.slots.iterdir() if self.slots.is_dir() else ():
+            record = await self._driver.find(_name(slot.name)) if len(slot.name) == 64 else None
+            if record is not None:
+                found.append((await self._living(record) is not None, record.started_unix_s, slot.name))
+        if not found or not (max(found)[0] or await self.key_set_id()):
+            return None
+        enclave_id = max(found)[2]
+        slot = self.slots / enclave_id
+        if not await self.slot_is_good(enclave_id):
+            return None
+        version = json.loads((slot / "release.json").read_text(encoding="utf-8")).get("version", "")
+        texts = (slot / "network.sig").read_text(encoding="ascii").split()
+        return Release(enclave_id, version=str(version), signatures=tuple(decode_multibase(item) for item in texts))
 
     # --- the host ----------------------------------------------------------------------------------------------------
 

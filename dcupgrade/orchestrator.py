@@ -69,7 +69,8 @@ class Orchestrator:
         rules: gates.GateRules,
         commands_poll_s: float = 1.0,
     ) -> None:
-        self._journal, self._chain, self._clock, self._budgets = journal, chain, clock, budgets
+        self._journal, self._chain, self._nodes = journal, chain, nodes
+        self._clock, self._budgets = clock, budgets
         self._performer = Performer(
             nodes=nodes, vault=vault, chain=chain, clock=clock, limits=limits, rules=rules, note=self._note
         )
@@ -93,7 +94,7 @@ class Orchestrator:
         Raises DcupgradeError: JOURNAL_CORRUPT from start-up, MACHINE_NO_TRANSITION for a fault of the program. Nodes
         are never touched by the end of this task.
         """
-        self.state = self._journal.load() or State()
+        self.state = self._journal.load() or await self._begin()
         self._since_unix_s = self._clock.now()
         log.info("taking up state %s", self.state.name, extra={"event": "start", "state": self.state.name.value})
         sources = [asyncio.ensure_future(self._follow_chain()), asyncio.ensure_future(self._follow_commands())]
@@ -107,6 +108,16 @@ class Orchestrator:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
             self._jobs.clear()
+
+    async def _begin(self) -> State:
+        """The state of an empty journal: a node that is here already is taken over."""
+        found = await self._nodes.discover()
+        if found is None:
+            return State()
+        state = State(running=found)
+        event = Event(EventKind.ADOPTED, found.enclave_id, at_unix_s=self._clock.now(), detail="the journal was empty")
+        await self._store(Entry(State(), event, state, activity(state)))
+        return state
 
     async def _take(self, item: _Item) -> None:
         if item.effect is not None:

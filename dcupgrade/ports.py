@@ -142,6 +142,9 @@ class NodesPort(Protocol):
     async def stage(self, release: Release, progress: Progress) -> None:
         """Download and verify into the release's slot; returns at once when it is there."""
 
+    async def discover(self) -> Release | None:
+        """The version that owns the data, as far as files and processes tell: for a start with an empty journal."""
+
     async def preflight(self, target: Release, source_id: str, first_install: bool) -> list[Finding]:
         """Everything that speaks against an upgrade now; `source_id` is "" for a first install."""
 

@@ -70,6 +70,8 @@ class EventKind(StrEnum):
     SOURCE_SERVING = "source_serving"
     SOURCE_FAILED = "source_failed"
     SETTLED = "settled"
+    ADOPTED = "adopted"
+    """A node was found beside an empty journal; written once at start-up, before the machine runs."""
 
 
 class EffectKind(StrEnum):
@@ -114,7 +116,6 @@ REASON_CODES: dict[str, str] = {
     "NODE_EXITED": "the node's process ended by itself",
     "HOST_REBOOTED": "the node's process ended because the machine was restarted",
     "REVERT_IMPOSSIBLE": "there is no previous version to go back to, or its retention time is over",
-    "SOURCE_GONE_DURING_COLLECT": "the running version could not be started in order to collect its keys",
 }
 """Reasons that the machine itself gives for leaving the straight path."""
 

@@ -430,6 +430,9 @@ class Nodes:
         progress({"done_bytes": 1})
         self.world.disk.write(f"slot/{release.enclave_id}", "verified")
 
+    async def discover(self) -> Release | None:
+        return None
+
     async def preflight(self, target: Release, source_id: str, first_install: bool) -> list[Finding]:
         if first_install and self.world.disk.read("node/keyset"):
             return [Finding("FIRST_INSTALL_REFUSED", "the data folder is not empty")]
