@@ -11,6 +11,7 @@ import contextlib
 import io
 import json
 import os
+import random
 import signal
 import socket
 import sqlite3
@@ -38,11 +39,12 @@ class WorldError(Exception):
 
 
 def free_port() -> int:
-    """A TCP port on loopback that nobody listens on now."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-    return port
+    """A TCP port on loopback that nobody listens on now, below those that outgoing connections are given (32768)."""
+    for port in random.SystemRandom().sample(range(12_000, 32_000), 100):
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            return port
+    raise WorldError("no free port was found on loopback")
 
 
 def toml(settings: Mapping[str, Mapping[str, Any]]) -> str:
