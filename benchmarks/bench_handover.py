@@ -1,6 +1,6 @@
 """A handover v2 between real processes, beside the sum of its own cryptographic primitives timed alone in the same run.
 
-    python -m benchmarks.bench_handover [--rounds 60]
+    python benchmarks/bench_handover.py [--rounds 60] [--realtime]
 
 Two enclaves under two software CPU processes talk HTTP on loopback: the holder serves a key set of 64 bytes, the
 requester runs whole handovers, from hello to the acknowledgement of ``durable``, sealing and reading back the key set
@@ -20,20 +20,22 @@ import sys
 import tempfile
 from pathlib import Path
 
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # so that it also runs as a file
+
 from tests.e2e.vault_parts.kit import Bench
 
-HOLDER_MAIN = "bench_parts:holder"
-REQUESTER_MAIN = "bench_parts:requester"
+HOLDER_MAIN = "handover_enclaves:holder"
+REQUESTER_MAIN = "handover_enclaves:requester"
 BOUND_MS, BOUND_FACTOR = 25.0, 4.0
 
 
 def measure(folder: Path, rounds: int) -> dict[str, float]:
     """Run both enclaves and return what the requester measured, in milliseconds."""
     bench = Bench(folder)
-    parts = Path(__file__).parent / "bench_parts.py"
+    parts = Path(__file__).parent / "handover_enclaves.py"
     try:
-        holder = bench.enclave("holder", {"bench_parts.py": parts}, HOLDER_MAIN)
-        requester = bench.enclave("requester", {"bench_parts.py": parts}, REQUESTER_MAIN)
+        holder = bench.enclave("holder", {"handover_enclaves.py": parts}, HOLDER_MAIN)
+        requester = bench.enclave("requester", {"handover_enclaves.py": parts}, REQUESTER_MAIN)
         key = bench.network.public_key().public_bytes_raw().hex()
         served = bench.start_enclave(holder, [key, bench.sign(holder.enclave_id).hex()])
         port = served.event()["port"]

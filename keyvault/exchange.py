@@ -73,8 +73,8 @@ async def exchange(
 
 
 async def _bounded(answer: aiohttp.ClientResponse, limit: int) -> bytes | None:
-    if answer.content_length is not None and answer.content_length > limit:
-        return None
+    if answer.content_length is not None:  # the parser gives no more than was announced
+        return await answer.read() if answer.content_length <= limit else None
     content = bytearray()
     async for chunk in answer.content.iter_any():
         content += chunk

@@ -96,7 +96,7 @@ class _AgentApi:
         value = await _object(request, required, {}, _EVIDENCE_BYTES_MAX)
         ids = {name: value[name] for name in ("source_id", "target_id", "key_set_id")}
         _check_ids(**ids)
-        return web.json_response(self._vault.permit(**ids, evidence=value["evidence"]))
+        return web.json_response(await self._vault.permit(**ids, evidence=value["evidence"]))
 
     async def delivery(self, request: web.Request) -> web.Response:
         target_id = request.match_info["target_id"]

@@ -201,7 +201,7 @@ class Vault:
             self._check_condition()
             base_url = _node_base_url(node_url)
             if evidence is not None:
-                self._save(self._admit(evidence)[0])
+                self._save((await self._admit(evidence))[0])
             core.check_collect(self._facts, self._rules)
             if protocol == "v2":
                 return await self._collect_v2(base_url, source_id)
@@ -256,9 +256,12 @@ class Vault:
         log.info("sealed key set %s from %s, epoch %d", key_set.key_set_id, source_id, epoch)
         return {"key_set_id": key_set.key_set_id, "source_id": source_id, "epoch": epoch}
 
-    def _admit(self, evidence: object) -> tuple[Facts, ChainState]:
-        """Verify evidence in this process and take it into the facts (not yet sealed)."""
-        state = self._chain_state(evidence)
+    async def _admit(self, evidence: object) -> tuple[Facts, ChainState]:
+        """Verify evidence in this process and take it into the facts (not yet sealed).
+
+        Many set changes take seconds to verify: nodes are answered meanwhile.
+        """
+        state = await asyncio.to_thread(self._chain_state, evidence)
         return core.admit_evidence(self._facts, self._rules, state, self._now()), state
 
     def _chain_state(self, evidence: object) -> ChainState:
@@ -270,10 +273,10 @@ class Vault:
             raise malformed("its mode is unknown, or the measured policy pins no checkpoint")
         return verify_proven(evidence, trust_root(self.policy.genesis_hash, pinned, self.policy.layouts))
 
-    def permit(self, source_id: str, target_id: str, key_set_id: str, evidence: object) -> dict[str, Any]:
+    async def permit(self, source_id: str, target_id: str, key_set_id: str, evidence: object) -> dict[str, Any]:
         """Verify the evidence and issue (or renew, or repeat) the release permit; sealed before it is told."""
         self._check_condition()
-        facts, state = self._admit(evidence)
+        facts, state = await self._admit(evidence)
         facts, outcome = core.decide_permit(
             facts,
             self._rules,

@@ -64,6 +64,8 @@ async def read_body(request: web.Request, limit: int) -> bytes:
     body = bytearray()
     try:
         async with asyncio.timeout(BODY_TIMEOUT_S):
+            if request.content_length is not None:
+                return await request.content.readexactly(request.content_length)
             async for chunk in request.content.iter_any():
                 body += chunk
                 if len(body) > limit:
@@ -74,6 +76,10 @@ async def read_body(request: web.Request, limit: int) -> bytes:
             what="the request was dropped",
             why=f"its body did not arrive within {BODY_TIMEOUT_S:.0f} s",
             kind="transient",
+        ) from None
+    except (asyncio.IncompleteReadError, web.RequestPayloadError, ConnectionError):
+        raise KeyvaultError(
+            code="HANDOVER_MESSAGE_MALFORMED", what="the request was refused", why="its body broke off"
         ) from None
     return bytes(body)
 

@@ -116,7 +116,7 @@ async def test_a_power_cut_at_any_step_of_a_cycle_loses_neither_keys_nor_decisio
             vault = host.vault()
             with KeySet(SECRET) as key_set:
                 done.append(vault.keep(key_set, OLD))
-            done.append(vault.permit(OLD, NEW, KEYS_ID, evidence(NEW, LISTED)))
+            done.append(await vault.permit(OLD, NEW, KEYS_ID, evidence(NEW, LISTED)))
             vault.hand_out(NEW).wipe()
             done.append("handed out")
         except PowerCutError:
@@ -310,17 +310,17 @@ async def test_a_permit_from_proven_evidence_across_authority_sets() -> None:
         await vault.collect("http://127.0.0.1:1", OLD, "v2", case.json())
     with KeySet(SECRET) as key_set:
         vault.keep(key_set, OLD)
-    answer = vault.permit(OLD, NEW, KEYS_ID, case.json())
+    answer = await vault.permit(OLD, NEW, KEYS_ID, case.json())
     assert (answer["block_number"], answer["block_hash"]) == (100, case.headers[0].hash.hex())
     again = host.vault()  # the last proven authority set was sealed: set changes need not be shown again
     assert again.status()["chain"]["authorities"]["set_id"] == 2
-    assert again.permit(OLD, NEW, KEYS_ID, {**case.json(), "set_changes": []}) == answer
+    assert await again.permit(OLD, NEW, KEYS_ID, {**case.json(), "set_changes": []}) == answer
     forged = case.json()
     middle = len(forged["justification"]) // 2
     spoiled = "0" if forged["justification"][middle] != "0" else "1"
     forged["justification"] = forged["justification"][:middle] + spoiled + forged["justification"][middle + 1 :]
     with pytest.raises(KeyvaultError, match=r"JUSTIFICATION_|SCALE_"):
-        again.permit(OLD, NEW, KEYS_ID, forged)
+        await again.permit(OLD, NEW, KEYS_ID, forged)
 
 
 async def test_a_vault_that_must_be_listed_collects_with_evidence_that_lists_it() -> None:
@@ -482,6 +482,19 @@ async def test_a_slow_body_is_cut_off_and_told(monkeypatch: pytest.MonkeyPatch) 
         assert b" 408 " in answer
         assert b"VAULT_REQUEST_TOO_SLOW" in answer
         writer.close()
+
+
+async def test_a_body_that_breaks_off_is_no_error_of_the_vault(caplog: pytest.LogCaptureFixture) -> None:
+    async with serving(Host().vault()) as client:
+        port = int(base_url(client).rsplit(":", 1)[1])
+        for head in (b"Content-Length: 100\r\n", b"Transfer-Encoding: chunked\r\n"):
+            _, writer = await asyncio.open_connection("127.0.0.1", port)
+            writer.write(b"POST /v2/hello HTTP/1.1\r\nHost: x\r\n" + head + b"\r\n5\r\n")
+            await writer.drain()
+            await asyncio.sleep(0.02)
+            writer.close()
+        assert (await client.health())["status"] == "ok"
+    assert "VAULT_INTERNAL" not in caplog.text
 
 
 async def test_a_second_request_on_a_kept_connection_has_its_own_deadline(monkeypatch: pytest.MonkeyPatch) -> None:
