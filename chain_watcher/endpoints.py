@@ -71,6 +71,7 @@ class Endpoint:
     behind: int = 0
     behind_since: float | None = None
     unproven_since: float | None = None
+    unproven_times: int = 0
     failures: int = 0
     connections: int = 0
     heads: int = 0
@@ -90,12 +91,12 @@ class Endpoint:
         """Whether its ``rpc_methods`` named the method."""
         return method in self.methods
 
-    async def ask(self, method: str, *params: Any) -> Any:
-        """One question on its questions socket; RpcError."""
+    async def ask(self, method: str, *params: Any, timeout_s: float | None = None) -> Any:
+        """One question on its questions socket, within the limits' deadline or ``timeout_s``; RpcError."""
         questions = self.questions
         if questions is None:
             raise RpcError(code="RPC_CLOSED", what=self.url, why="not connected", action="The watcher reconnects")
-        answer = await questions.call(method, list(params))
+        answer = await questions.call(method, list(params), timeout_s=timeout_s)
         self.latency_s = questions.latency_s
         return answer
 
@@ -352,18 +353,27 @@ class EndpointPool:
         return [*sources, ("finalized", finalized), ("best", best)]
 
     def accuse_unproven(self) -> None:
-        """Name endpoints that claim more than they prove, for longer than a justification takes to arrive."""
+        """Deal with endpoints that claim more than they prove, for longer than a justification takes to arrive.
+
+        The first time the subscription may have died: reconnect. The second time in a row it is named.
+        """
         now = self._clock.monotonic()
         for endpoint in self.endpoints:
             if self.confirmed_number is None or not endpoint.usable or not endpoint.offers(JUSTIFICATIONS):
                 continue
             if endpoint.claimed_number <= self.confirmed_number:
-                endpoint.unproven_since = None
+                endpoint.unproven_since, endpoint.unproven_times = None, 0
             elif endpoint.unproven_since is None:
                 endpoint.unproven_since = now
             elif now - endpoint.unproven_since > self._limits.unproven_claim_s:
                 why = f"claims block {endpoint.claimed_number}, proven is block {self.confirmed_number}"
-                self.accuse(endpoint, ChainWatcherError(code="ENDPOINT_UNPROVEN_HEIGHT", what=endpoint.url, why=why))
+                problem = ChainWatcherError(code="ENDPOINT_UNPROVEN_HEIGHT", what=endpoint.url, why=why)
+                endpoint.unproven_since = None
+                endpoint.unproven_times += 1
+                if endpoint.unproven_times > 1:
+                    self.accuse(endpoint, problem)
+                else:
+                    self.distrust(endpoint, problem)
 
     async def watch_storage(self, endpoint: Endpoint, keys: list[str]) -> None:
         """Ask for storage changes of ``keys`` as a hint; runs until the connection ends."""

@@ -24,6 +24,8 @@ from chain_watcher.trie import read_proof
 
 #: ``Option<LastRuntimeUpgradeInfo>``: Compact<u32> spec version, then the spec's name (frame-system).
 LAST_UPGRADE_KEY: Final = storage_key("System", "LastRuntimeUpgrade")
+#: Metadata is some hundred kilobytes and comes once for each runtime.
+METADATA_TIMEOUT_S: Final = 30.0
 REFUSED_MAX: Final = 64
 QUERY_STORAGE: Final = "state_queryStorageAt"
 ZERO_ROOT: Final = bytes(32)
@@ -213,7 +215,7 @@ class StateReader:
 
     async def _read_layout(self, endpoint: Endpoint, header: Header, version: int) -> ChainLayout:
         at = _parent_or_self(header)
-        text = await endpoint.ask("state_getMetadata", at)
+        text = await endpoint.ask("state_getMetadata", at, timeout_s=METADATA_TIMEOUT_S)
         found = await read_metadata(text)
         self.layouts_read += 1
         if self._layout_hashes:
@@ -233,7 +235,7 @@ class StateReader:
         agree, differ = 1, 0
         for other in self._others(endpoint):
             try:
-                answer = await other.ask("state_getMetadata", at)
+                answer = await other.ask("state_getMetadata", at, timeout_s=METADATA_TIMEOUT_S)
             except ChainWatcherError:
                 continue
             agree, differ = (agree + 1, differ) if answer == text else (agree, differ + 1)

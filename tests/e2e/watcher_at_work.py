@@ -73,6 +73,9 @@ async def proven(url: str) -> dict[str, Any]:
     return {"finality": "proven", "genesis_hash": answer.genesis_hash, "checkpoint": answer.checkpoint.to_json()}
 
 
-async def publish(root: Root, enclave_id: str, version: str, cids: tuple[str, ...] = ()) -> None:
-    await root.later(root.set_enclave_id, enclave_id, SIGNATURE_TEXT)
-    await root.later(root.set_dc_program, "http://a/x", "http://b/x", enclave_id, version, cids)
+async def publish(root: Root, enclave_id: str, version: str, cids: tuple[str, ...] = ()) -> str:
+    """Id and program in one go; returns the hash of the block that holds the program."""
+    entry = {"enclave_id": enclave_id, "signature": SIGNATURE_TEXT}
+    program = {"origin_url": "http://a/x", "mirror_url": "http://b/x", "enclave_id": enclave_id, "version": version}
+    calls = (("set_enclave_id", entry), ("set_dc_program", {**program, "mirr_cids": list(cids)}))
+    return await root.later(root.together, *calls)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import ssl
 from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass, field
 from hashlib import blake2b
@@ -316,6 +317,7 @@ class FakeNode:
     url: str = ""
     muted: set[str] = field(default_factory=set)
     sockets: dict[web.WebSocketResponse, dict[str, str]] = field(default_factory=dict)
+    tls: ssl.SSLContext | None = None
     _runner: web.AppRunner | None = None
     _next: int = 0
     port: int = 0
@@ -334,10 +336,10 @@ class FakeNode:
         application.router.add_get("/", self._serve)
         self._runner = web.AppRunner(application, shutdown_timeout=0.1)
         await self._runner.setup()
-        site = web.TCPSite(self._runner, "127.0.0.1", self.port)
+        site = web.TCPSite(self._runner, "127.0.0.1", self.port, ssl_context=self.tls)
         await site.start()
         self.port = site._server.sockets[0].getsockname()[1]  # type: ignore[union-attr]
-        self.url = f"ws://127.0.0.1:{self.port}"
+        self.url = f"{'wss' if self.tls else 'ws'}://127.0.0.1:{self.port}"
 
     async def stop(self) -> None:
         for socket in list(self.sockets):

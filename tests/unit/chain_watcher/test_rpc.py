@@ -3,11 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+import datetime
+import ipaddress
+import ssl
 from collections.abc import AsyncIterator
+from pathlib import Path
 
 import aiohttp
 import aiohttp.web
 import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509.oid import NameOID
 
 from chain_watcher.errors import CODES
 from chain_watcher.rpc import RpcClient, RpcError, RpcLimits, tls_context
@@ -203,6 +211,37 @@ async def test_http_answers_to_the_handshake(session: aiohttp.ClientSession) -> 
     with pytest.raises(RpcError, match=r"RPC_CONNECT_FAILED.*404"):
         await RpcClient.connect(session, f"ws://127.0.0.1:{port}/other", LIMITS)
     await runner.cleanup()
+
+
+def certificate(folder: Path) -> tuple[Path, ssl.SSLContext]:
+    """A certificate of 127.0.0.1 signed by itself, and a server context that shows it."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "test")])
+    day = datetime.timedelta(days=1)
+    now = datetime.datetime.now(datetime.UTC)
+    builder = x509.CertificateBuilder(name, name, key.public_key(), x509.random_serial_number(), now - day, now + day)
+    address = x509.SubjectAlternativeName([x509.IPAddress(ipaddress.ip_address("127.0.0.1"))])
+    signed = builder.add_extension(address, False).sign(key, hashes.SHA256())
+    ca, private = folder / "ca.pem", folder / "key.pem"
+    ca.write_bytes(signed.public_bytes(serialization.Encoding.PEM))
+    plain = serialization.NoEncryption()
+    private.write_bytes(key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, plain))
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(ca, private)
+    return ca, context
+
+
+async def test_tls_is_verified_and_the_ca_can_be_pinned(session: aiohttp.ClientSession, tmp_path: Path) -> None:
+    ca, context = certificate(tmp_path)
+    (tmp_path / "other").mkdir()
+    other, _ = certificate(tmp_path / "other")
+    async with FakeNode(FakeChain(), tls=context) as node:
+        client = await RpcClient.connect(session, node.url, LIMITS, ca_file=str(ca))
+        assert await client.call("chain_getBlockHash", [0]) == node.chain.genesis_hash
+        await client.close()
+        for wrong in (None, str(other)):
+            with pytest.raises(RpcError, match="RPC_TLS_FAILED"):
+                await RpcClient.connect(session, node.url, LIMITS, ca_file=wrong)
 
 
 def test_a_pinned_ca_that_cannot_be_read() -> None:

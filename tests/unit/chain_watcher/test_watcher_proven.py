@@ -263,7 +263,11 @@ async def test_a_future_height_is_never_believed(chain: ProvenChain, node: FakeN
         await chain.advance()
         await until(lambda: watch.watcher.health()["last_number"] == 2)
         assert watch.waiting == 0
-        watch.watcher.pool.endpoints[0].unproven_since = -1000.0
+        endpoint = watch.watcher.pool.endpoints[0]
+        endpoint.unproven_since = -1000.0
+        await until(lambda: endpoint.connections == 2)
+        assert watch.watcher.health()["lying"] == [], "its subscription may have died"
+        endpoint.unproven_since = -1000.0
         await until(lambda: watch.watcher.health()["lying"])
         assert watch.watcher.health()["endpoints"][0]["accusations"] == ["ENDPOINT_UNPROVEN_HEIGHT"]
 
