@@ -1,0 +1,28 @@
+"""The child: journals state after state, and notes each one in the file `acknowledged` once the journal has it."""
+
+import os
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+from dcupgrade.journal import Journal
+from dcupgrade.machine import activity
+from dcupgrade.ports import Entry
+from dcupgrade.states import Event, EventKind, State
+
+
+def main() -> None:
+    folder, count = Path(sys.argv[1]), int(sys.argv[2])
+    journal = Journal(folder / "journal.sqlite3")
+    notes = os.open(folder / "acknowledged", os.O_WRONLY | os.O_CREAT, 0o600)
+    state = State()
+    for number in range(1, count + 1):
+        after = replace(state, detail=f"{number}", reason="x" * (number * 37 % 3000))
+        journal.append(Entry(state, Event(EventKind.SETTLED), after, activity(after)))
+        os.pwrite(notes, number.to_bytes(4, "big"), 0)
+        state = after
+    # the parent replays the writes; a close would checkpoint and tidy up, which a power cut does not
+    os._exit(0)
+
+
+main()
