@@ -35,6 +35,7 @@ e2e: setup ## real processes on a development chain
 	$(RUN) pytest -q -m "e2e and not node and not compose" tests
 
 e2e-node: setup ## the upgrade on a real node with GRANDPA finality
+	@$(RUN) devnet node-build --apt
 	$(RUN) pytest -q -m "e2e and node" tests
 
 e2e-compose: setup ## the upgrade in containers

@@ -16,7 +16,7 @@ from process_supervisor.errors import ProcessSupervisorError
 from process_supervisor.probe import data_lock_holder, other_manager_containers
 from process_supervisor.process_driver import LogPolicy
 
-pytestmark = [pytest.mark.e2e, pytest.mark.slow, pytest.mark.xdist_group("docker")]
+pytestmark = [pytest.mark.e2e, pytest.mark.slow, pytest.mark.compose, pytest.mark.xdist_group("docker")]
 GENTLE = "import signal,sys,time; signal.signal(15, lambda *_: sys.exit(3)); print('up', flush=True); time.sleep(600)"
 STUBBORN = "import signal,time; signal.signal(15, signal.SIG_IGN); print('up', flush=True); time.sleep(600)"
 Make = Callable[..., LaunchSpec]

@@ -36,6 +36,7 @@ from .watcher_at_work import at_work, proven, publish, verify
 pytestmark = [
     pytest.mark.e2e,
     pytest.mark.slow,
+    pytest.mark.node,
     pytest.mark.skipif(not is_built(), reason="the node is not built: python -m devnet node-build (17 minutes, once)"),
 ]
 
