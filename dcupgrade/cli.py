@@ -117,6 +117,17 @@ def explain(code: str) -> None:
         click.echo(f"\n{entry}")
 
 
+@cli.command()
+@click.argument("shell", type=click.Choice(["bash", "zsh", "fish"]))
+def completion(shell: str) -> None:
+    """Print a completion script: `eval "$(dcupgrade completion bash)"`."""
+    from click.shell_completion import get_completion_class
+
+    made = get_completion_class(shell)
+    if made is not None:
+        click.echo(made(cli, {}, "dcupgrade", "_DCUPGRADE_COMPLETE").source())
+
+
 @cli.group()
 def config() -> None:
     """Show, check or make a settings file."""

@@ -11,7 +11,7 @@ import sys
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -97,9 +97,7 @@ def _print_status(facts: Mapping[str, Any]) -> None:
             rows.append((f"chain {name}", ", ".join(value)))
     if facts.get("tee"):
         rows.append(("TEE", str(facts["tee"])))
-    width = max(len(name) for name, _ in rows)
-    for name, text in rows:
-        click.echo(f"{name.ljust(width)}  {text}")
+    _print_table(("", ""), rows)
 
 
 @click.command()
@@ -115,11 +113,37 @@ def history(config_path: Path, as_json: bool, limit: int, all_events: bool) -> N
     if as_json:
         click.echo(json.dumps(rows, indent=2))
         return
+    _print_table(
+        ("time", "from", "to", "after", "why"),
+        [
+            (
+                time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(row["at_unix_s"])),
+                row["from"],
+                row["to"],
+                "" if row["seconds_in_state"] is None else f"{row['seconds_in_state']:.1f} s",
+                " ".join(part for part in (row["reason"], row["detail"]) if part),
+            )
+            for row in rows
+        ],
+    )
+
+
+def _print_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """Rows in columns: with colours on a terminal, plain in a pipe."""
+    if sys.stdout.isatty():
+        from rich.console import Console
+        from rich.markup import escape
+        from rich.table import Table
+
+        table = Table(*header, show_header=any(header), box=None, pad_edge=False)
+        for row in rows:
+            # escaped: what comes from the chain must not be read as markup
+            table.add_row(f"[bold]{escape(row[0])}[/bold]", *(escape(cell) for cell in row[1:]))
+        Console().print(table)
+        return
+    widths = [max((len(row[column]) for row in rows), default=0) for column in range(len(header))]
     for row in rows:
-        at = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(row["at_unix_s"]))
-        lasted = "" if row["seconds_in_state"] is None else f"after {row['seconds_in_state']:.1f} s"
-        why = " ".join(part for part in (row["reason"], row["detail"]) if part)
-        click.echo(f"{at}  {row['from']:>11} -> {row['to']:<11} {lasted:>14}  {why}".rstrip())
+        click.echo("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
 
 
 def _word(name: str, teach: str, *options: Callable[[Any], Any]) -> click.Command:
