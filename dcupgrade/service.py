@@ -53,6 +53,9 @@ RPC_TIMEOUT_S = 4.0
 PROGRESS_EVERY_BLOCKS = 10
 VAULT_READY_S = 30.0
 VAULT_STOP_GRACE_S = 5.0
+VAULT_STEADY_S = 10.0
+VAULT_PAUSE_S_MAX = 2.0
+"""A vault that is down keeps a new node waiting for its keys: the pause before its restart stays short."""
 WrapJournal = Callable[[Journal], JournalPort]
 
 
@@ -333,7 +336,7 @@ async def _keep_vault(settings: Settings, driver: ProcessDriver) -> None:
             if handle is not None:
                 began = asyncio.get_running_loop().time()
                 ended = await handle.wait()
-                tries = 0 if asyncio.get_running_loop().time() - began > 60 else tries
+                tries = 0 if asyncio.get_running_loop().time() - began > VAULT_STEADY_S else tries
                 log.error("VAULT_START_FAILED: the vault ended with %s; log: %s", ended, record.log_path)
         except Exception as error:
             failure = failure_of(error)
@@ -342,7 +345,7 @@ async def _keep_vault(settings: Settings, driver: ProcessDriver) -> None:
                 continue
             log.error("VAULT_START_FAILED: %s", failure.detail)
         tries += 1
-        await asyncio.sleep(min(30.0, 0.25 * 2.0 ** min(tries, 10)))
+        await asyncio.sleep(min(VAULT_PAUSE_S_MAX, 0.1 * 2.0 ** min(tries, 10)))
 
 
 async def _stop_by_name(driver: ProcessDriver, name: str) -> None:
