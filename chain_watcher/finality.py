@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from collections import OrderedDict
 from dataclasses import dataclass
-from typing import Final, Protocol
+from typing import Any, Final, Protocol
 
 from chain_watcher.config import Counters
 from chain_watcher.endpoints import JUSTIFICATIONS, PROVE_FINALITY, Endpoint, EndpointPool, Event
@@ -172,6 +172,7 @@ class ProvenDecider:
         headers: Headers,
         gap_max: int,
         counters: Counters,
+        scan_from: int | None = None,
     ) -> None:
         self.checkpoint = checkpoint
         self.hand_overs: OrderedDict[int, HandOver] = OrderedDict()
@@ -181,6 +182,14 @@ class ProvenDecider:
         self._counters = counters
         #: Headers from one that ordered a change not yet in force up to the last final one.
         self._pending: list[Header] = []
+        self._scan_from = scan_from
+
+    def to_json(self) -> dict[str, Any]:
+        """What a restart needs: the set in force, and the block below the first header that orders its end, if any."""
+        out: dict[str, Any] = {"checkpoint": self.checkpoint.to_json()}
+        if self._pending:
+            out["scan_from"] = self._pending[0].number - 1
+        return out
 
     async def decide(self, event: Event, last: Header | None) -> FinalBlock | None:
         """Verify a justification, or look for one where an endpoint only gives heads."""
@@ -211,6 +220,7 @@ class ProvenDecider:
         block_hash = _target(endpoint, data).target_hash
         header = self._headers.get(block_hash) or await self._reader.header(endpoint, "0x" + block_hash.hex())
         self._headers.add(header)
+        await self._find_pending(endpoint, last)
         floor = max(self.checkpoint.number, last.number if last else 0)
         chain = await ancestry(self._reader, self._headers, endpoint, header, floor, self._gap_max)
         if chain is None:
@@ -224,6 +234,17 @@ class ProvenDecider:
         await self._follow(endpoint, chain, data)
         self._counters.justifications += 1
         return FinalBlock(endpoint, header, data)
+
+    async def _find_pending(self, endpoint: Endpoint, last: Header | None) -> None:
+        """After a restart: the headers that ordered a change before the journalled block, in force after it."""
+        if self._scan_from is None or last is None:
+            return
+        floor = max(self._scan_from, self.checkpoint.number)
+        if floor < last.number:
+            line = await ancestry(self._reader, self._headers, endpoint, last, floor, self._gap_max) or []
+            ordered = next((i for i, one in enumerate(line) if one.grandpa_change() is not None), len(line))
+            self._pending = line[ordered:]
+        self._scan_from = None
 
     async def _follow(self, endpoint: Endpoint, chain: list[Header], data: bytes) -> None:
         """Verify ``data`` for the end of ``chain``, by way of every set change inside it."""

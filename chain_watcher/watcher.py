@@ -118,9 +118,14 @@ class Watcher:
             return SingleDecider(self.pool)
         if self.config.finality == "quorum":
             return QuorumDecider(self.pool, self.config.quorum, self._headers)
-        stored = (self.config.chain_state or {}).get("checkpoint") or self.config.checkpoint
+        start, stored, scan_from = Checkpoint.from_json(self.config.checkpoint), self.config.chain_state, None
+        if stored is not None:
+            found = Checkpoint.from_json(stored.get("checkpoint"))
+            if found.number >= start.number:  # a pin that was moved ahead by a person counts more than the journal
+                start, scan_from = found, stored.get("scan_from")
+        gap_max = self.config.limits.gap_blocks_max
         return ProvenDecider(
-            Checkpoint.from_json(stored), self._reader, self._headers, self.config.limits.gap_blocks_max, self.counters
+            start, self._reader, self._headers, gap_max, self.counters, scan_from if type(scan_from) is int else None
         )
 
     # --- running
@@ -368,7 +373,7 @@ class Watcher:
         if self._on_progress is not None:
             facts: dict[str, Any] = {"number": header.number, "hash": hash_text(header)}
             if isinstance(self._decider, ProvenDecider):
-                facts["chain_state"] = {"checkpoint": self._decider.checkpoint.to_json()}
+                facts["chain_state"] = self._decider.to_json()
             self._on_progress(facts)
 
     def _accept(self, found: FinalBlock, state: BlockState) -> None:

@@ -13,9 +13,10 @@ from chain_watcher.errors import ChainWatcherError
 from chain_watcher.evidence import TrustRoot, verify_evidence
 from chain_watcher.grandpa import Checkpoint
 from chain_watcher.layout import standard_layout
+from chain_watcher.release import BlockRef
 
-from .fake_chain import FakeChain, FakeNode, hash256, until
-from .metadata_maker import make_metadata
+from .fake_chain import FakeChain, FakeNode, hash256, octets, until
+from .metadata_maker import make_metadata, vec
 from .watching import ID_1, ID_2, ID_3, Watching, publish, watching
 
 PINNED = standard_layout(fields=4).hash
@@ -117,6 +118,33 @@ async def test_authority_sets_are_followed_while_away(chain: ProvenChain, node: 
         view = await watch.view()
         assert view.block_number == chain.best.number
         assert watch.watcher.counters.set_changes == 3
+
+
+async def test_a_change_that_takes_effect_after_a_restart(chain: ProvenChain, node: FakeNode) -> None:
+    seen: list[dict[str, Any]] = []
+    following = voters("later")
+    listed = vec([bytes(one.verify_key) + (1).to_bytes(8, "little") for one in following])
+    await chain.advance()
+    async with proven(chain, node, on_progress=seen.append) as watch:
+        await watch.view()
+        chain.grow(digest=(b"\x04FRNK" + octets(b"\x01" + listed + (3).to_bytes(4, "little")),))
+        await chain.announce_best()
+        await chain.finalize()
+        await chain.advance()
+        await until(lambda: watch.watcher.health()["last_number"] == 3)
+        assert watch.watcher.counters.set_changes == 0
+    last = seen[-1]
+    assert last["chain_state"]["scan_from"] == 1
+    since = BlockRef(last["number"], last["hash"])
+    chain.grow()
+    await chain.advance(publish(chain, ID_1, 5))
+    chain.handovers[5] = 0
+    chain.voters, chain.set_id = following, 1
+    await chain.advance()
+    async with proven(chain, node, since=since, chain_state=last["chain_state"]) as watch:
+        assert (await watch.view()).block_number == 6
+        assert watch.watcher.counters.set_changes == 1
+        assert watch.watcher.health()["lying"] == []
 
 
 async def test_without_the_grandpa_methods_stored_justifications_serve(chain: ProvenChain) -> None:
