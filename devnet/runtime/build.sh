@@ -27,7 +27,9 @@ fi
 
 if [ -z "${CARGO_TARGET_DIR:-}" ]; then
 	CARGO_TARGET_DIR=$(mktemp -d)
-	trap 'rm -rf "$CARGO_TARGET_DIR"' EXIT INT TERM
+	trap 'rm -rf "$CARGO_TARGET_DIR"' EXIT
+	trap 'exit 130' INT
+	trap 'exit 143' TERM
 fi
 export CARGO_TARGET_DIR
 
