@@ -189,9 +189,15 @@ class PrivateEngine:
 
     def remove_containers(self) -> None:
         """Remove every container of this engine, running or not."""
-        found = self.docker("ps", "--all", "--quiet").split()
-        if found:
-            self.docker("rm", "--force", "--volumes", *found)
+        for _ in range(20):
+            found = self.docker("ps", "--all", "--quiet").split()
+            if not found:
+                return
+            # A build that was cut short removes its own at the same time.
+            with contextlib.suppress(DevnetError):
+                self.docker("rm", "--force", "--volumes", *found)
+            time.sleep(0.25)
+        raise DevnetError(f"containers that cannot be removed: {found}")
 
     def stop(self, number: int = signal.SIGTERM) -> None:
         """Stop the daemon; its containers stop too (it has no live restore). Safe to call twice."""

@@ -14,6 +14,7 @@ import json
 import os
 import secrets
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -82,6 +83,8 @@ class Compose:
 @click.option("--folder", type=click.Path(path_type=Path, file_okay=False), help="[default: run/compose-…]")
 def compose_trial(objects: int, seed: int, attach: bool, folder: Path | None) -> None:
     """Run the whole trial in containers and verify every object; exit code 0 only if all was verified."""
+    # A stopped trial takes everything down too.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     console = Console(highlight=False)
     folder = (folder or ROOT / "run" / f"compose-{datetime.now().astimezone():%Y%m%d-%H%M%S}").resolve()
     console.print("[bold]DCUpgrade in containers.[/] [bold yellow]The TEE is SIMULATED: it protects nothing here.[/]")
@@ -129,7 +132,8 @@ def _services(console: Console, folder: Path, *, attach: bool) -> Iterator[Compo
                 (folder / "services.log").write_text(compose.run("logs", "--no-color", "--timestamps"))
             with _step(console, "services, nodes and engine stopped"):
                 engine.remove_containers()
-                engine.docker("image", "prune", "--force")
+                # What the builds left lately is the next run's layer cache.
+                engine.docker("image", "prune", "--force", "--filter", "until=168h")
                 stack.close()
             for name in ("data", "keys", "archives"):
                 shutil.rmtree(folder / name, ignore_errors=True)

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from devnet.docker import prune_tools
 from devnet.docker.healthy import main as healthy
+from devnet.docker.runtime_lock import runtime_lock
 from devnet.docker.setup import PORTS, ports_of
 from devnet.docker.trial import COMPOSE_FILE
 from devnet.release_builder import ROOT, ReleaseKeys
@@ -48,9 +48,12 @@ def test_images_take_their_base_as_an_argument_and_run_as_nobody_special() -> No
 
 
 def test_what_the_project_needs_is_kept_and_tools_are_not() -> None:
-    kept = prune_tools.needed(ROOT / "pyproject.toml")
-    assert {"aiohttp", "multidict", "cryptography", "cffi"} <= kept
-    assert not {"pytest", "mypy", "ruff", "coverage"} & kept
+    lock = (ROOT / "requirements.lock").read_text()
+    kept = runtime_lock((ROOT / "pyproject.toml").read_text(), lock)
+    names = set(re.findall(r"^([a-z0-9-]+)==", kept, re.MULTILINE))
+    assert {"aiohttp", "multidict", "cryptography", "cffi"} <= names
+    assert not {"pytest", "mypy", "ruff", "coverage"} & names
+    assert all(line in lock.splitlines() for line in kept.splitlines())
 
 
 def test_ports_come_from_the_environment() -> None:
