@@ -122,8 +122,9 @@ def _rows_everywhere() -> Iterable[Row]:
                 yield Row(name, word, name, None, t.remember_word)
         if name is not N.HALTED:
             yield Row(name, E.RESUME, name, None, t.lift_quarantine)
-    for kind in (E.NODE_EXITED, E.NODE_START_FAILED):
-        yield Row(N.COLLECTING, kind, N.HALTED, t.source_is_hopeless, t.halt("SOURCE_WONT_START", N.IDLE))
+    for name in (N.COLLECTING, N.ABANDONED):
+        for kind in (E.NODE_EXITED, E.NODE_START_FAILED):
+            yield Row(name, kind, N.HALTED, t.source_is_hopeless, t.halt("SOURCE_WONT_START", N.IDLE))
     for name in (*KEEPS_NODE, N.HALTED):
         for kind in (E.NODE_EXITED, E.NODE_START_FAILED):
             yield Row(name, kind, name, None, t.count_crash)

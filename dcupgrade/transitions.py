@@ -30,6 +30,8 @@ Action = Callable[[State, Event, Budgets], State]
 
 
 E, N = EventKind, Name
+TRIES_COUNTED_MAX = 32
+"""Enough for the longest pause; the count need not grow beyond."""
 
 # --- facts about a state ---------------------------------------------------------------------------------------------
 
@@ -235,7 +237,10 @@ def count_launch(state: State, _event: Event, _: Budgets) -> State:
 
 
 def abandon(state: State, event: Event, budgets: Budgets) -> State:
-    """Give up before the old node noticed. Only a failure counts against the release, not a change of mind."""
+    """Give up before the old node noticed. Only a failure counts against the release, not a change of mind.
+
+    What may pass (an unreachable mirror or vault) is tried again for ever, at growing pauses; what is refused is not.
+    """
     target = need(state.target, state, event)
     record = state.record(target.enclave_id)
     if event.kind is E.CHAIN:
@@ -245,10 +250,10 @@ def abandon(state: State, event: Event, budgets: Budgets) -> State:
     if event.kind is E.REVERT:
         record = replace(record, quarantine="OPERATOR_REVERT")
         return replace(state.with_record(record), reason="OPERATOR_REVERT", detail=event.detail)
-    record = replace(record, abandoned=record.abandoned + 1, waiting=True)
+    record = replace(record, abandoned=min(record.abandoned + 1, TRIES_COUNTED_MAX), waiting=True)
     if event.kind is E.STAGE_FAILED and event.failure == "rejected":
         record = replace(record, quarantine=event.code, waiting=False)
-    elif record.abandoned >= budgets.attempts:
+    elif event.failure != "transient" and record.abandoned >= budgets.attempts:
         record = replace(record, quarantine="BUDGET_SPENT", waiting=False)
     return replace(state.with_record(record), reason=event.code, detail=event.detail)
 
