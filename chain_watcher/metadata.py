@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import hashlib
 import json
 import sys
 from collections.abc import Mapping
@@ -111,11 +112,22 @@ def from_json(value: Mapping[str, Any]) -> ChainLayout:
 
 
 class LayoutCache:
-    """Layouts by (genesis hash, spec version, metadata origin); the few newest are kept."""
+    """Layouts by (genesis hash, spec version), and those accepted by the digest of their metadata; the newest are kept.
+
+    ``beside()`` gives a cache with entries of its own for another endpoint: metadata that was accepted from one is
+    recognised by its digest when another sends it, and need be neither parsed nor compared again.
+    """
 
     def __init__(self, size_max: int = 16) -> None:
         self._known: dict[tuple[str, int], ChainLayout] = {}
+        self._accepted: dict[tuple[int, bytes], ChainLayout] = {}
         self._size_max = size_max
+
+    def beside(self) -> LayoutCache:
+        """Another cache that shares only what is known by digest."""
+        other = LayoutCache(self._size_max)
+        other._accepted = self._accepted
+        return other
 
     def get(self, genesis_hash: str, spec_version: int) -> ChainLayout | None:
         """The layout of that runtime, if it was read before."""
@@ -123,9 +135,26 @@ class LayoutCache:
 
     def put(self, genesis_hash: str, spec_version: int, layout: ChainLayout) -> None:
         """Remember a layout; the oldest gives way."""
-        while len(self._known) >= self._size_max:
-            self._known.pop(next(iter(self._known)))
+        _make_room(self._known, self._size_max)
         self._known[(genesis_hash, spec_version)] = layout
+
+    def accepted(self, spec_version: int, metadata: str) -> ChainLayout | None:
+        """The layout of metadata that was accepted for that runtime before, byte by byte the same."""
+        return self._accepted.get((spec_version, _digest(metadata)))
+
+    def accept(self, spec_version: int, metadata: str, layout: ChainLayout) -> None:
+        """Remember that this metadata was accepted for that runtime."""
+        _make_room(self._accepted, self._size_max)
+        self._accepted[(spec_version, _digest(metadata))] = layout
+
+
+def _make_room(known: dict[Any, ChainLayout], size_max: int) -> None:
+    while len(known) >= size_max:
+        known.pop(next(iter(known)))
+
+
+def _digest(metadata: str) -> bytes:
+    return hashlib.sha256(metadata.encode()).digest()
 
 
 def extract(metadata: Mapping[str, Any]) -> dict[str, Any]:

@@ -97,7 +97,10 @@ class Watcher:
             on_problem=self._blame,
         )
         self._auditor = Auditor(
-            self.pool, lambda: self._new_reader(LayoutCache()), self._blame, outvoted=config.finality == "quorum"
+            self.pool,
+            lambda: self._new_reader(self._layouts.beside()),
+            self._blame,
+            outvoted=config.finality == "quorum",
         )
         self._looking: asyncio.Task[None] | None = None
         self._hint_tasks: dict[str, asyncio.Task[None]] = {}

@@ -97,6 +97,18 @@ def test_the_cache_keeps_the_newest() -> None:
     assert cache.get("0x01", 2) is None
 
 
+def test_accepted_metadata_is_recognised_beside() -> None:
+    cache = LayoutCache()
+    found = from_json(answer(make_metadata().hex()))
+    cache.put("0x00", 1, found)
+    cache.accept(1, "0xabcd", found)
+    beside = cache.beside()
+    assert beside.get("0x00", 1) is None
+    assert beside.accepted(1, "0xabcd") is found
+    assert beside.accepted(1, "0xabce") is None
+    assert beside.accepted(2, "0xabcd") is None, "what was said of one runtime is no word on another"
+
+
 def test_the_long_lived_process_never_loads_the_parser() -> None:
     import subprocess
 
