@@ -39,6 +39,7 @@ e2e-node: setup ## the upgrade on a real node with GRANDPA finality
 	$(RUN) pytest -q -m "e2e and node" tests
 
 e2e-compose: setup ## the upgrade in containers
+	@$(RUN) devnet.docker.engine --apt
 	$(RUN) pytest -q -m "e2e and compose" tests
 
 simulate: setup ## SEEDS=n simulated upgrades with faults

@@ -21,6 +21,7 @@ from typing import Self
 from devnet.tools import DevnetError, cache_dir, digest_of, install_once, run_tool
 
 SUITE = "bookworm"
+PACKAGES = {"dockerd": "docker.io", "docker-compose": "docker-compose", "debootstrap": "debootstrap"}
 BASE_PACKAGES = ("ca-certificates", "python3", "python3-venv")
 BASE_IMAGE = f"dcupgrade-base:{SUITE}"
 CA_BUNDLE = Path("/etc/ssl/certs/ca-certificates.crt")
@@ -31,8 +32,7 @@ STOP_TIMEOUT_S = 30.0
 def missing_tools() -> list[str]:
     """What this machine lacks for a private engine, in words; [] if nothing."""
     lacks = [] if os.geteuid() == 0 else ["root (dockerd makes namespaces and mounts)"]
-    packages = {"dockerd": "docker.io", "debootstrap": "debootstrap"}
-    return lacks + [f"{tool} (apt-get install {package})" for tool, package in packages.items() if _tool(tool) is None]
+    return lacks + [f"{tool} (apt-get install {package})" for tool, package in PACKAGES.items() if _tool(tool) is None]
 
 
 def _tool(name: str) -> str | None:
@@ -266,6 +266,17 @@ def _mounts_below(folder: Path) -> Iterator[str]:
             yield mount
 
 
+def install_tools() -> None:
+    """Install what is missing by apt-get, where this is root on Debian. Raises DevnetError when that fails."""
+    if os.geteuid() != 0 or _tool("apt-get") is None or all(map(_tool, PACKAGES)):
+        return
+    env = {**os.environ, "DEBIAN_FRONTEND": "noninteractive"}
+    run_tool(["apt-get", "update", "--quiet"], what="apt-get update", env=env)
+    argv = ["apt-get", "install", "--quiet", "--yes", "--no-install-recommends", *PACKAGES.values()]
+    run_tool(argv, what="installing the container engine", env=env)
+
+
 if __name__ == "__main__":
-    with PrivateEngine() as trial:
-        sys.stdout.write(f"{trial.import_base()} on {trial.url}\n{trial.docker('images')}")
+    if "--apt" in sys.argv[1:]:
+        install_tools()
+    sys.stdout.write("".join(f"missing for trials in containers: {item}\n" for item in missing_tools()))
