@@ -132,8 +132,6 @@ def _services(console: Console, folder: Path, *, attach: bool) -> Iterator[Compo
                 (folder / "services.log").write_text(compose.run("logs", "--no-color", "--timestamps"))
             with _step(console, "services, nodes and engine stopped"):
                 engine.remove_containers()
-                # What the builds left lately is the next run's layer cache.
-                engine.docker("image", "prune", "--force", "--filter", "until=168h")
                 stack.close()
             for name in ("data", "keys", "archives"):
                 shutil.rmtree(folder / name, ignore_errors=True)
