@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import json
+import logging
 import os
 import re
 import sys
@@ -33,6 +34,8 @@ from process_supervisor.fetch import Progress as DownloadProgress
 from process_supervisor.limits import GIB, ArchiveLimits, DownloadLimits
 from process_supervisor.procfs import boot_id
 from process_supervisor.stage import StageRequest, stage
+
+log = logging.getLogger("dcupgrade")
 
 HEALTH_TIMEOUT_S = 5.0
 UNLOCK_TIMEOUT_S = 10.0
@@ -156,7 +159,7 @@ class Nodes:
         self.slots = settings.agent.state_dir / "slots"
         self.run_dir = settings.agent.state_dir / "run"
         self.url = f"http://127.0.0.1:{settings.node.port}"
-        self._good: dict[str, tuple[float, ...]] = {}
+        self._good: dict[str, tuple[tuple[int, ...], ...]] = {}
 
     # --- files -------------------------------------------------------------------------------------------------------
 
@@ -197,13 +200,19 @@ class Nodes:
         )
 
     async def slot_is_good(self, enclave_id: str) -> bool:
-        """Measure the slot again (files that did not change since the last time are not read again)."""
+        """Measure the slot; files that did not change since they were measured are not read again."""
         folder = self.slots / enclave_id
         try:
-            found = await asyncio.to_thread(verify_folder, folder)
-        except Exception:
+            facts = [(folder / name).stat() for name in ("enclave.pyz", "enclave.sig", "network.sig")]
+            mark = tuple((item.st_ino, item.st_size, item.st_mtime_ns, item.st_ctime_ns) for item in facts)
+            if self._good.get(enclave_id) != mark:
+                if await asyncio.to_thread(verify_folder, folder) != enclave_id:
+                    return False
+                self._good[enclave_id] = mark
+        except Exception as error:
+            log.warning("slot of %s: %s", enclave_id, error)
             return False
-        return found == enclave_id and (folder / "network.sig").is_file()
+        return True
 
     async def remove_slot(self, enclave_id: str) -> None:
         """Delete the slot of a version that does not run."""

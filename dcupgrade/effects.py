@@ -19,6 +19,9 @@ from dcupgrade.states import Effect, EffectKind, Event, EventKind, Release, Stat
 FINAL_REFUSALS = ("PERMIT_", "RELEASE_KEY_SET_")
 """Refusals of the vault that no further try of the same target changes; others may pass."""
 
+PREFLIGHT_PAUSE_S = 2.0
+"""How long until the host is looked at again after a check before the upgrade failed."""
+
 T = TypeVar("T")
 Emit = Callable[[Event], None]
 Note = Callable[[str, Mapping[str, Any]], None]
@@ -238,7 +241,7 @@ class Performer:
                 if not shut:
                     self.note("gates", {"shut": []})
                     return Event(EventKind.GATES_OPEN, effect.enclave_id)
-                await self._tell_gates(shut, min(5.0, self.limits.backoff_max_s))
+                await self._tell_gates(shut, min(PREFLIGHT_PAUSE_S, self.limits.backoff_max_s))
             else:
                 await self._tell_gates(shut, gates.recheck_after_s(shut, now))
 
