@@ -3,4 +3,4 @@
 Pure modules decide and decode; the others touch disk, network and processes.
 """
 
-PURE_MODULES: tuple[str, ...] = ("errors", "limits", "restart", "sources")
+PURE_MODULES: tuple[str, ...] = ("errors", "limits", "sources")
