@@ -46,8 +46,10 @@ def report(outcomes: list[Outcome], seconds: float) -> str:
         faults += outcome.faults
     upgrades = sum(outcome.upgrades for outcome in outcomes)
     failed = sorted((outcome for outcome in outcomes if outcome.violation), key=lambda outcome: outcome.seed)
+    cpu_s = sum(outcome.cpu_s for outcome in outcomes)
     lines = [
-        f"{upgrades} upgrades in {len(outcomes)} seeds, {seconds:.1f} s, {upgrades / seconds:.0f} upgrades/s",
+        f"{upgrades} upgrades in {len(outcomes)} seeds, {seconds:.1f} s, {upgrades / seconds:.0f} upgrades/s,"
+        f" {upgrades / cpu_s:.0f} for each second of one core",
         f"simulated time: {sum(outcome.simulated_s for outcome in outcomes) / 3600:.1f} h",
         f"endings: {', '.join(f'{name} {count}' for name, count in endings.most_common())}",
         f"faults:  {', '.join(f'{name} {count}' for name, count in faults.most_common())}",

@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import hashlib
 import random
+import time
 from collections import Counter
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
@@ -64,6 +65,7 @@ class Outcome:
     faults: Counter[str] = field(default_factory=Counter)
     transitions: int = 0
     simulated_s: float = 0.0
+    cpu_s: float = 0.0
     digest: str = ""
     violation: str = ""
 
@@ -371,4 +373,7 @@ def _bury(loop: SimulatedLoop, world: SimulatedWorld | None) -> None:
 
 def simulate(seed: int, upgrades: int = 10, plant: Callable[[SimulatedWorld], None] | None = None) -> Outcome:
     """Run one seed; the outcome holds the first violation, if there was one."""
-    return Life(seed, upgrades, plant).run()
+    began = time.process_time()
+    outcome = Life(seed, upgrades, plant).run()
+    outcome.cpu_s = time.process_time() - began
+    return outcome
