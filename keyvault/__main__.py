@@ -12,6 +12,7 @@ import os
 import re
 import signal
 import sys
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -23,9 +24,11 @@ if TYPE_CHECKING:
     from keyvault.policy_file import VaultPolicy
     from keyvault.ports import Party, Tee
     from keyvault.service import Vault
+    from keyvault.store import FolderDisk
 
 _SIGNATURE_CHARS: Final = 104
 _SWEEP_EVERY_S: Final = 60.0
+_LOCK_WAIT_S: Final = 5.0
 _TOKEN: Final = re.compile(r"[\x21-\x7e]{16,512}")
 
 
@@ -114,11 +117,24 @@ def _open_vault(args: argparse.Namespace, tee: Tee) -> Vault:
     signatures = read_signatures(_read(args.auth_file, "network signature file"))
     policy.network.verify(tee.target_info().enclave_id, signatures)
     disk = FolderDisk(args.store)
-    disk.lock()
+    _lock(disk)
     store = SealedStore(disk, tee, os.urandom, allow_simulated=policy.unsafe_simulated_tee)
     vault = Vault(tee, policy, store, RealCrypto(), signatures)
     vault.start()
     return vault
+
+
+def _lock(disk: FolderDisk) -> None:
+    """Take the store; a vault that was just killed may need a moment to be gone."""
+    deadline = time.monotonic() + _LOCK_WAIT_S
+    while True:
+        try:
+            disk.lock()
+            return
+        except KeyvaultError:
+            if time.monotonic() > deadline:
+                raise
+        time.sleep(0.1)
 
 
 async def _serve(args: argparse.Namespace, vault: Vault, facts: dict[str, object]) -> None:
@@ -144,7 +160,10 @@ async def _serve(args: argparse.Namespace, vault: Vault, facts: dict[str, object
         log.error("%s", vault.condition)
     try:
         while not stop.is_set():
-            vault.sweep()
+            try:
+                vault.sweep()
+            except KeyvaultError as error:  # a full disk, say: wiping can wait, serving cannot
+                log.error("%s", error)
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(stop.wait(), _SWEEP_EVERY_S)
     finally:

@@ -23,7 +23,7 @@ from keyvault import core
 from keyvault.errors import KeyvaultError
 from keyvault.evidence import UNPROVEN_MODES, ChainState, decode_unproven, malformed
 from keyvault.exchange import confirm, fetch_key_set
-from keyvault.facts import Collected, Facts, Permit, decode_facts
+from keyvault.facts import Facts, Permit, decode_facts
 from keyvault.handover import Holder, Limits, Requester
 from keyvault.hygiene import lock_key_set
 from keyvault.keyset import KeySet, wipe
@@ -117,9 +117,9 @@ class Vault:
                 log.error("%s: %s", entry.file, entry.problem)
         others = sorted({e.header.sealer.hex() for e in entries if _of_another(e) and e.header is not None})
         own_keys = [e for e in entries if e.problem is None and e.header is not None and e.header.kind == KIND_KEY_SET]
+        sealed = None
         try:
-            opened = self._store.get(KIND_FACTS, "")
-            self._facts = decode_facts(opened.payload)
+            sealed = self._facts = decode_facts(self._store.get(KIND_FACTS, "").payload)
         except KeyvaultError as error:
             if error.code == "STORE_SEAL_KEY_UNSAFE":
                 raise
@@ -129,7 +129,8 @@ class Vault:
             self.condition = _replaced(others)
         self._adopt(own_keys)
         if self.condition is None:
-            self._save(self._facts)
+            if self._facts is not sealed:  # a full disk must not keep a vault down that has nothing to write
+                self._save(self._facts)
             for collected in self._facts.collected.values():
                 if collected.wiped:
                     self._store.wipe(KIND_KEY_SET, collected.key_set_id)
@@ -140,12 +141,12 @@ class Vault:
             header = entry.header
             if header is None:
                 continue
-            name = header.name.hex()
+            name, source = header.name.hex(), header.source.hex()
             known = self._facts.collected.get(name)
-            if known is None or (header.epoch > known.epoch and not known.wiped):
+            newer = known is None or (header.epoch > known.epoch and source != known.source_id and not known.wiped)
+            if newer:
                 at = known.collected_at_unix_s if known is not None else 0
-                retain = known.retain_until_unix_s if known is not None else 0
-                self._facts = self._facts.with_collected(Collected(name, header.source.hex(), header.epoch, at, retain))
+                self._facts = core.record_collected(self._facts, name, source, header.epoch, at)
 
     def _save(self, facts: Facts) -> None:
         """Seal the facts, then believe them."""

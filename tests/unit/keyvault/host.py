@@ -10,6 +10,7 @@ from typing import Any
 
 import aiohttp
 
+from attestation.cpu import SoftwareCpu
 from attestation.network import encode_multibase
 from keyvault.client import VaultClient
 from keyvault.crypto import RealCrypto
@@ -22,7 +23,7 @@ from keyvault.server import vault_app
 from keyvault.service import Clocks, Vault
 from keyvault.store import SealedStore
 from keyvault.web import GuardedServer, add_handover_routes, new_app
-from tests.unit.keyvault.kit import GENESIS, KEYS, NETWORK, SECRET, CpuTee, enclave_id, secs, sign, signature_text
+from tests.unit.keyvault.kit import CPU, GENESIS, KEYS, NETWORK, SECRET, CpuTee, enclave_id, secs, sign, signature_text
 from tests.unit.keyvault.test_store import CrashDisk
 
 TOKEN = "a-token-of-the-agent"
@@ -77,9 +78,10 @@ class Host:
     name: str = "vault"
     limits: Limits | None = None
     signed: bytes | None = None
+    cpu: SoftwareCpu = CPU
 
     def vault(self) -> Vault:
-        tee = CpuTee(secs(self.name))
+        tee = CpuTee(secs(self.name), self.cpu)
         store = SealedStore(self.disk, tee, os.urandom, allow_simulated=True)
         signature = self.signed if self.signed is not None else sign(enclave_id(self.name))
         made = Vault(tee, self.policy, store, RealCrypto(), (signature,), self.clock.clocks(), self.limits)

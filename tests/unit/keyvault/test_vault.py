@@ -2,22 +2,24 @@
 
 import asyncio
 import json
+from dataclasses import replace
 from typing import Any
 
 import aiohttp
 import pytest
 
+from attestation.cpu import SoftwareCpu
 from attestation.network import encode_multibase
 from keyvault import web
 from keyvault.client import VaultClient
 from keyvault.errors import KeyvaultError
 from keyvault.handover import Limits, Requester
 from keyvault.keyset import KeySet, key_set_id
-from keyvault.sealed import KIND_FACTS
+from keyvault.sealed import KIND_FACTS, KIND_KEY_SET
 from tests.unit.chain_watcher import state_maker
 from tests.unit.chain_watcher.makers import blob, compact
 from tests.unit.keyvault.host import NOW, TOKEN, Host, NewNode, base_url, evidence, node_serving, policy, serving
-from tests.unit.keyvault.kit import GENESIS, NETWORK, SECRET, Enclave, enclave_id, sign
+from tests.unit.keyvault.kit import CPU, GENESIS, NETWORK, SECRET, Enclave, enclave_id, sign
 from tests.unit.keyvault.test_store import CrashDisk, PowerCutError
 
 OLD, NEW, VAULT = enclave_id("node 1"), enclave_id("node 2"), enclave_id("vault")
@@ -140,6 +142,48 @@ async def test_a_key_set_sealed_just_before_a_crash_is_found_again_by_its_header
     old_facts = Host().vault()._store.get(KIND_FACTS, "")  # facts of a vault that knows nothing yet
     vault._store.put(KIND_FACTS, "", bytes(32), old_facts.payload)
     assert [entry["source_id"] for entry in host.vault().status()["key_sets"]] == [OLD]
+
+
+async def test_a_source_that_changed_just_before_a_crash_ends_the_permit_of_the_earlier_one() -> None:
+    host = Host()
+    vault = host.vault()
+    with KeySet(SECRET) as key_set:
+        vault.keep(key_set, OLD)
+        await vault.permit(OLD, NEW, KEYS_ID, evidence(NEW, LISTED))
+        vault._store.put(KIND_KEY_SET, KEYS_ID, bytes.fromhex(NEW), key_set.view())  # and the power goes
+    status = host.vault().status()
+    assert [entry["source_id"] for entry in status["key_sets"]] == [NEW]
+    assert status["permits"] == []
+
+
+async def test_a_newer_cpu_security_version_reseals_without_touching_decisions() -> None:
+    host = Host()
+    vault = host.vault()
+    with KeySet(SECRET) as key_set:
+        vault.keep(key_set, OLD)
+    await vault.permit(OLD, NEW, KEYS_ID, evidence(NEW, LISTED))
+    host.cpu = SoftwareCpu(replace(CPU.root, cpusvn_level=2))
+    for _ in range(2):
+        vault = host.vault()
+        vault.hand_out(OLD).wipe()
+    assert [permit["target_id"] for permit in vault.status()["permits"]] == [NEW]
+    assert vault.self_test()["failed"] == {}
+
+
+async def test_a_full_disk_keeps_no_vault_down_that_has_nothing_to_write(monkeypatch: pytest.MonkeyPatch) -> None:
+    host = Host()
+    with KeySet(SECRET) as key_set:
+        host.vault().keep(key_set, OLD)
+
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(host.disk, "write", full)
+    vault = host.vault()
+    assert bytes(vault.hand_out(OLD).view()) == SECRET
+    with pytest.raises(KeyvaultError, match="STORE_WRITE_FAILED"):
+        await vault.permit(OLD, NEW, KEYS_ID, evidence(NEW, LISTED))
+    assert vault.status()["permits"] == []
 
 
 async def test_a_replaced_vault_build_says_so_and_neither_collects_nor_permits() -> None:
