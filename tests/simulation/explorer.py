@@ -321,7 +321,7 @@ def scenarios(*, thorough: bool) -> Iterator[Scenario]:
     """The scenarios: crashes singly and in pairs, every effect failing, every word, over all traits."""
     for target in TARGETS:
         yield Scenario(Traits(target), crashes=2, faults=1)
-    for target in ("good", "mute"):
+    for target in ("good", "bad", "mute"):
         yield Scenario(Traits(target), crashes=0, faults=2)
     for source in ("broken", "forgetful", "gone"):
         for target in ("good", "blind", "dies"):
@@ -332,10 +332,11 @@ def scenarios(*, thorough: bool) -> Iterator[Scenario]:
     for target in ("good", "blind"):
         yield Scenario(Traits(target), crashes=1, faults=0, words=1)
         yield Scenario(Traits(target), crashes=0, faults=1, words=1)
-    for source in ("gone", "forgetful", "broken"):
+    for source in ("gone", "broken"):
         yield Scenario(Traits("blind", source), crashes=0, faults=1, words=1)
     yield Scenario(Traits("good", "broken", source_dead=True), crashes=0, faults=1, words=1)
     if thorough:
+        yield Scenario(Traits("blind", "forgetful"), crashes=0, faults=1, words=1)
         for target in TARGETS:
             yield Scenario(Traits(target), crashes=2, faults=2)
             yield Scenario(Traits(target), crashes=0, faults=3)

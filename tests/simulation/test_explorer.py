@@ -14,6 +14,7 @@ COVERING = (
     Scenario(Traits("dies", "broken"), crashes=2, faults=1),
     Scenario(Traits("good", "broken", source_dead=True), crashes=2, faults=1),
     Scenario(Traits("good"), faults=2),
+    Scenario(Traits("bad"), faults=2),
     Scenario(Traits("mute"), faults=2),
 )
 """A choice that already covers every edge of the table."""
