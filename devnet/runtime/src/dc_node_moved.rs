@@ -86,7 +86,7 @@ pub mod pallet {
 		/// Sets the version to run, with the CIDs under which IPFS has it.
 		#[pallet::call_index(24)]
 		#[pallet::weight(T::DbWeight::get().writes(1))]
-			pub fn set_dc_program(
+		pub fn set_dc_program(
 			origin: OriginFor<T>,
 			origin_url: DcString,
 			mirror_url: DcString,
