@@ -32,7 +32,7 @@ unit: setup ## unit, property, simulation and conformance tests
 	$(RUN) pytest -q -n 2 --dist loadgroup -m "not e2e" tests
 
 e2e: setup ## real processes on a development chain
-	$(RUN) pytest -q -m "e2e and not node and not compose" tests
+	$(RUN) pytest -q -n 3 --dist loadgroup -m "e2e and not node and not compose" tests
 
 e2e-node: setup ## the upgrade on a real node with GRANDPA finality
 	@$(RUN) devnet node-build --apt
