@@ -5,6 +5,7 @@ Draws the release keys, builds and lists the vault, builds and publishes 1.0.0, 
 """
 
 import asyncio
+import dataclasses
 import json
 import os
 import secrets
@@ -69,7 +70,8 @@ async def set_up(folder: Path, ports: Mapping[str, int]) -> None:
         world.write_settings()
         first = world.builder.good("1.0.0")
         await world.publish(first)
-        facts = {"genesis_hash": genesis, "ports": dict(ports), "vault_id": vault_id, "first_id": first.enclave_id}
+        about = {**dataclasses.asdict(first), "archive": str(first.archive)}
+        facts = {"genesis_hash": genesis, "ports": dict(ports), "vault_id": vault_id, "first": about}
         (folder / f"{WORLD_FILE}.new").write_text(json.dumps(facts, indent=1))
         os.replace(folder / f"{WORLD_FILE}.new", folder / WORLD_FILE)
 

@@ -1,5 +1,6 @@
 """`python -m devnet compose-trial`: the demonstration's trial and checks, with every part in a container, and two more:
-a release that does not start (the previous container serves again), and the agent killed in the middle of an upgrade.
+a release that does not start (the previous container serves again), and the agent killed in the middle of an upgrade
+to a release that comes as a container image.
 
 It builds the images on a Docker engine of its own and takes everything down again; with --attach it uses what
 `docker compose up` started, and leaves it running.
@@ -9,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import dataclasses
 import hashlib
 import json
 import os
@@ -17,6 +19,8 @@ import shutil
 import signal
 import subprocess
 import sys
+import tarfile
+import tempfile
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -30,7 +34,7 @@ from rich.console import Console
 
 from devnet import demo
 from devnet.docker.engine import PrivateEngine, missing_tools
-from devnet.docker.setup import PORTS, WORLD_FILE, make_world
+from devnet.docker.setup import NODE_IMAGE, PORTS, WORLD_FILE, make_world
 from devnet.release_builder import ROOT, BuiltRelease, NodeTraits, ReleaseKeys
 from devnet.tools import DevnetError, run_tool
 from devnet.world import World, WorldError, free_port
@@ -41,6 +45,7 @@ OBJECTS = 60
 INSTALL_WITHIN_S = 120.0
 UPGRADE_WITHIN_S = 120.0
 LABEL_NODE = "dcupgrade.node"
+LABEL_VERSION = "dcupgrade.trial.version"
 
 
 def compose_command() -> list[str]:
@@ -167,31 +172,29 @@ async def _run(console: Console, compose: Compose, objects: int, seed: int) -> N
         keys = ReleaseKeys.load(folder / "keys")
         world = make_world(folder, facts["ports"], keys, facts["genesis_hash"], session)
         trial = _Trial(console, folder, objects, seed, demo.Facts())
-        await trial.in_containers(world, compose, facts["first_id"])
+        first = BuiltRelease(**{**facts["first"], "archive": Path(facts["first"]["archive"])})
+        await trial.in_containers(world, compose, first)
     demo.summary(console, folder, trial.facts, objects)
 
 
 class _Trial(demo.Demo):
     """The demonstration's steps over services that run already, and the two that only containers can show."""
 
-    async def in_containers(self, world: World, compose: Compose, first_id: str) -> None:
+    async def in_containers(self, world: World, compose: Compose, first: BuiltRelease) -> None:
         facts = self.facts
-        facts.old = await asyncio.to_thread(world.builder.good, "1.0.0")
-        facts.new = await asyncio.to_thread(world.builder.good, "1.1.0")
-        if facts.old.enclave_id != first_id:
-            raise demo.DemoError("1.0.0 cannot be built again to the same enclave id")
+        facts.old, facts.new = first, await asyncio.to_thread(world.builder.good, "1.1.0")
         with self._step("1.0.0 installed by the agent in its container; it made its keys"):
-            await world.wait_committed(first_id, within_s=INSTALL_WITHIN_S)
-            await world.wait_serving(first_id)
+            await world.wait_committed(first.enclave_id, within_s=INSTALL_WITHIN_S)
+            await world.wait_serving(first.enclave_id)
         await self._store(world)
         await self._upgrade(world)
         await self._read_back(world)
         before = await asyncio.to_thread(compose.nodes)
-        if not _is_kept(before, facts.old):
+        if not _is_kept(before, first):
             raise demo.DemoError("the container of 1.0.0 was not kept")
         with self._step("1.2.0, which does not start: the previous container serves again"):
             await self._does_not_start(world, compose, facts.new)
-        with self._step("1.3.0, the agent killed while it was launched: the upgrade ends all the same"):
+        with self._step("1.3.0, an image, the agent killed while it was launched: the upgrade ends all the same"):
             await self._agent_killed(world, compose)
 
     async def _does_not_start(self, world: World, compose: Compose, serving: BuiltRelease) -> None:
@@ -215,7 +218,7 @@ class _Trial(demo.Demo):
         await self._verify_objects(world)
 
     async def _agent_killed(self, world: World, compose: Compose) -> None:
-        newest = await asyncio.to_thread(world.builder.good, "1.3.0")
+        newest = await asyncio.to_thread(_as_image, compose, await asyncio.to_thread(world.builder.good, "1.3.0"))
         seq = world.last_seq()
         await world.publish(newest)
         await world.wait_for(
@@ -232,12 +235,33 @@ class _Trial(demo.Demo):
         await asyncio.to_thread(compose.docker, "start", agent)
         await world.wait_committed(newest.enclave_id, within_s=UPGRADE_WITHIN_S, after=seq)
         await world.wait_serving(newest.enclave_id)
+        serving = _node_of(await asyncio.to_thread(compose.nodes), newest)
+        if serving is None or serving["Config"]["Labels"].get(LABEL_VERSION) != newest.version:
+            raise demo.DemoError("1.3.0 does not run in the image that it came in")
         await self._verify_objects(world)
 
     async def _verify_objects(self, world: World) -> None:
         for name, digest in self.digests.items():
             if hashlib.sha256(await world.node.get(name)).hexdigest() != digest:
                 raise demo.DemoError(f"object {name} is not what was stored")
+
+
+def _as_image(compose: Compose, release: BuiltRelease) -> BuiltRelease:
+    """The same release as the archive of an image: the nodes' image with the release's files in it."""
+    reference = f"dcupgrade-trial/node:{release.version}"
+    with tempfile.TemporaryDirectory() as text:
+        context = Path(text)
+        (context / "release").mkdir()
+        with tarfile.open(release.archive) as tar:
+            tar.extractall(context / "release", filter="data")
+        label = f"LABEL {LABEL_VERSION}={release.version}"
+        (context / "Dockerfile").write_text(f"FROM {NODE_IMAGE}\nCOPY release /release\n{label}\n")
+        compose.docker("build", "--quiet", "--tag", reference, text)
+        archive = release.archive.with_name(f"{release.name}-image.tar")
+        compose.docker("save", "--output", str(archive), reference)
+        archive.chmod(0o644)
+        compose.docker("rmi", reference)
+    return dataclasses.replace(release, archive=archive)
 
 
 def _node_of(nodes: Mapping[str, dict[str, Any]], release: BuiltRelease) -> dict[str, Any] | None:
