@@ -16,7 +16,7 @@ import sys
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import aiohttp
 import sdnotify
@@ -42,9 +42,12 @@ from dcupgrade.transitions import Budgets
 from dcupgrade.web import Site, make_app
 from dcupgrade.webhooks import run_all, webhooks
 from keyvault.client import VaultClient
-from process_supervisor.container_images import ImageStore
 from process_supervisor.driver import LaunchSpec, NodeDriver
 from process_supervisor.process_driver import ProcessDriver
+
+if TYPE_CHECKING:
+    from process_supervisor.container_images import ImageStore
+
 
 log = logging.getLogger("dcupgrade")
 
@@ -353,22 +356,6 @@ async def _stop_by_name(driver: ProcessDriver, name: str) -> None:
     handle = await driver.adopt(record) if record is not None else None
     if handle is not None:
         await driver.stop(handle, VAULT_STOP_GRACE_S)
-
-
-async def stop_everything(settings: Settings) -> list[str]:
-    """Stop the node and the vault that an agent of these settings started; returns their names. For development."""
-    driver = ProcessDriver(settings.agent.state_dir / "run")
-    stopped = []
-    try:
-        for path in sorted((settings.agent.state_dir / "run").glob("*.json")):
-            record = await driver.find(path.stem)
-            handle = await driver.adopt(record) if record is not None else None
-            if handle is not None:
-                await driver.stop(handle, VAULT_STOP_GRACE_S)
-                stopped.append(path.stem)
-    finally:
-        await driver.close()
-    return stopped
 
 
 async def _tend(driver: ProcessDriver) -> None:
