@@ -9,9 +9,6 @@ import hmac
 import struct
 from dataclasses import dataclass
 
-from cryptography.hazmat.primitives.ciphers.algorithms import AES
-from cryptography.hazmat.primitives.cmac import CMAC
-
 from attestation.errors import AttestationError
 
 # ATTRIBUTES.FLAGS
@@ -320,6 +317,10 @@ def cmac(key: bytes, data: bytes) -> bytes:
     """AES-128-CMAC (NIST SP 800-38B) of `data` under a 16-byte key: 16 bytes."""
     if len(key) != KEY_SIZE:
         raise _field("AES-128-CMAC", "KEY", f"it is not {KEY_SIZE} bytes")
+    # imported here: the agent reads these structures too, makes no MAC, and is to stay small
+    from cryptography.hazmat.primitives.ciphers.algorithms import AES
+    from cryptography.hazmat.primitives.cmac import CMAC
+
     state = CMAC(AES(key))
     state.update(data)
     return state.finalize()

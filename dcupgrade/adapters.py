@@ -12,28 +12,30 @@ import sys
 import time
 from collections.abc import AsyncIterator, Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import aiohttp
 
 from attestation.artefact import verify_artefact
 from attestation.network import decode_multibase, encode_multibase
 from chain_watcher.watcher import ChainView, Watcher
-from dcupgrade.containers import PYTHON_IN_IMAGE, in_container
+from dcupgrade.containers import PYTHON_IN_IMAGE, in_container, other_managers
 from dcupgrade.errors import DcupgradeError
 from dcupgrade.ports import Delivery, Finding, NodeExit, NodeHealth, Progress
 from dcupgrade.settings import Settings
 from dcupgrade.states import ChainFacts, Release
 from keyvault.client import VaultClient
 from process_supervisor import probe
-from process_supervisor.container_driver import ContainerDriver
-from process_supervisor.container_images import ImageStore
 from process_supervisor.driver import LaunchSpec, NodeDriver, NodeHandle, NodeRecord
 from process_supervisor.errors import ProcessSupervisorError
 from process_supervisor.fetch import Progress as DownloadProgress
 from process_supervisor.limits import GIB, ArchiveLimits, DownloadLimits
 from process_supervisor.procfs import boot_id
 from process_supervisor.stage import StageRequest, stage
+
+if TYPE_CHECKING:
+    from process_supervisor.container_images import ImageStore
+
 
 log = logging.getLogger("dcupgrade")
 
@@ -249,8 +251,8 @@ class Nodes:
         if free < settings.upgrade.free_space_min_bytes:
             found.append(Finding("GATE_PREFLIGHT", f"only {free} bytes are free in {settings.agent.state_dir}"))
         others = probe.other_manager_processes()
-        if isinstance(self._driver, ContainerDriver):
-            others += probe.other_manager_containers(await self._driver.other_containers())
+        if settings.node.driver == "container":
+            others += await other_managers(self._driver)
         if others:
             found.append(Finding("OTHER_MANAGER_RUNNING", ", ".join(others)))
         if not await self.slot_is_good(target.enclave_id):

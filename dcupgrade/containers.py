@@ -7,12 +7,15 @@ import os
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from dcupgrade.settings import Settings
-from process_supervisor.container_driver import ContainerDriver, engine
-from process_supervisor.container_images import ImageStore
+from process_supervisor import probe
 from process_supervisor.driver import LaunchSpec, NodeDriver
 from process_supervisor.slots import STAGE_FILE, StageFacts
+
+if TYPE_CHECKING:
+    from process_supervisor.container_images import ImageStore
 
 PYTHON_IN_IMAGE = "python3"
 
@@ -25,12 +28,25 @@ async def open_node_driver(
     if settings.node.driver == "process":
         yield processes, None
         return
+    # the Engine API's library is large, and most agents run processes
+    from process_supervisor.container_driver import ContainerDriver, engine
+    from process_supervisor.container_images import ImageStore
+
     async with engine(settings.node.container_engine) as docker:
         driver = ContainerDriver(docker, network=settings.node.container_network)
         try:
             yield driver, ImageStore(docker)
         finally:
             await driver.close()
+
+
+async def other_managers(driver: NodeDriver) -> list[str]:
+    """Containers of other managers on the engine that runs our nodes."""
+    from process_supervisor.container_driver import ContainerDriver
+
+    if not isinstance(driver, ContainerDriver):
+        return []
+    return probe.other_manager_containers(await driver.other_containers())
 
 
 def in_container(settings: Settings, spec: LaunchSpec, slot: Path) -> LaunchSpec:

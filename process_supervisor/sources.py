@@ -6,8 +6,6 @@ import re
 from dataclasses import dataclass
 from urllib.parse import urlsplit, urlunsplit
 
-import cid as py_cid
-
 from process_supervisor.errors import ProcessSupervisorError
 
 SOURCE_CHARS_MAX = 4096
@@ -117,6 +115,8 @@ def decode_cid(text: str) -> ContentId:
     if not text or len(text) > 256 or not text.isascii() or not text.isalnum():
         raise _unsupported(text, "it is not a CID")
     try:
+        import cid as py_cid  # large, and most releases name no CID
+
         decoded = py_cid.make_cid(text)
         # <hash code> <length> <digest>; both numbers are varints, of one byte each for every hash known here.
         code, length, digest = decoded.multihash[0], decoded.multihash[1], bytes(decoded.multihash[2:])
