@@ -222,6 +222,7 @@ def watcher_config(settings: Settings, progress: Mapping[str, Any] | None = None
         checkpoint=checkpoint,
         chain_state=chain_state,
         unsafe_unproven_reads=chain.unsafe_unproven_reads,
+        layout_hashes=chain.layout_hashes,
         ca_file=str(chain.ca_file) if chain.ca_file else None,
         since=since,
         pool=PoolLimits(block_silence_s=chain.block_watchdog_s),

@@ -122,6 +122,9 @@ class ChainSettings:
     unsafe_unproven_reads: bool = _doc(
         "Accept values without a storage proof (development chains only).", default=False
     )
+    layout_hashes: tuple[str, ...] = _doc(
+        "Storage layouts (SHA-256 of their JSON) that mode `proven` accepts; none: the public pallet's two.", default=()
+    )
     ca_file: Path | None = _doc("CA certificates that alone are accepted for wss endpoints.", default=None)
     heartbeat_s: float = _doc("WebSocket heartbeat, seconds.", _at_least(0.1), default=10.0)
     block_watchdog_s: float = _doc(
