@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from dcupgrade import gates
-from dcupgrade.errors import DcupgradeError
+from dcupgrade.errors import DcupgradeError, failure_of
 from dcupgrade.ports import ChainPort, ClockPort, NodeHealth, NodesPort, VaultPort
 from dcupgrade.states import Effect, EffectKind, Event, EventKind, Release, State
 
@@ -44,26 +44,10 @@ class Limits:
     probe_interval_s: float = 2.0
     refusal_patience_s: float = 10.0
     silent_probes: int = 3
+    steady_s: float = 30.0
     launches: int = 3
     remove_previous: bool = False
     confirmed: tuple[str, ...] = ("durable",)
-
-
-@dataclass(frozen=True, slots=True)
-class Failure:
-    """What an error of any package says about itself."""
-
-    code: str
-    kind: str
-    detail: str
-
-
-def failure_of(error: BaseException) -> Failure:
-    """Code, kind and text of an error; one without a code is UNEXPECTED and transient."""
-    code, kind = getattr(error, "code", None), getattr(error, "kind", None)
-    if isinstance(code, str) and isinstance(kind, str):
-        return Failure(code, kind, str(error))
-    return Failure("UNEXPECTED", "transient", f"{type(error).__name__}: {error}")
 
 
 class Performer:
@@ -166,11 +150,18 @@ class Performer:
                 await self.nodes.start(release, first_install=False)
         except Exception as error:
             return self._failed(EventKind.NODE_START_FAILED, error, effect.enclave_id)
-        return await self._until_exit(effect.enclave_id, self._tell_when_serving(effect, emit))
+        return await self._until_exit(effect.enclave_id, self._tell_when_serving(effect, state, emit))
 
-    async def _tell_when_serving(self, effect: Effect, emit: Emit) -> Event:
-        await self._wait_serving(effect.enclave_id, None)
-        emit(Event(EventKind.NODE_SERVING, effect.enclave_id))
+    async def _tell_when_serving(self, effect: Effect, state: State, emit: Emit) -> Event:
+        """A node that crashed counts as serving only after it did so for a while: crash loops are to be seen."""
+        health = await self._wait_serving(effect.enclave_id, None)
+        while state.crashes:
+            await self.clock.sleep(self.limits.steady_s if health.status == "serving" else self.limits.probe_interval_s)
+            health = await self.nodes.health(effect.enclave_id)
+            if health.status == "serving":
+                break
+        if health.status == "serving":
+            emit(Event(EventKind.NODE_SERVING, effect.enclave_id))
         return await asyncio.get_running_loop().create_future()  # type: ignore[no-any-return]
 
     async def _wait_serving(self, enclave_id: str, deadline_s: float | None) -> NodeHealth:

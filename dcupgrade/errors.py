@@ -1,5 +1,6 @@
 """Errors of the agent, each under a stable code; ``python -m dcupgrade explain CODE`` tells what a code means."""
 
+from dataclasses import dataclass
 from typing import Literal
 
 from dcupgrade.states import HALTED_CODES, REASON_CODES
@@ -58,6 +59,7 @@ CODES: dict[str, str] = {
     "DELIVERY_REFUSED": "the vault or the new version refused the handover of the keys",
     "CANARY_FAILED": "the new version cannot decrypt the old one's data",
     "NODE_UNHEALTHY": "the node's own health report says that it failed",
+    "NODE_CRASH_LOOP": "the running version ends again and again soon after its start",
     "NODE_NOT_READY": "the node's health report says that it does not serve",
     "NODE_ANOTHER_VERSION": "another version than the one started answers on the node's port",
     "NODE_STILL_RUNS": "files of a version that still runs were to be removed",
@@ -91,3 +93,20 @@ class DcupgradeError(Exception):
         self.kind: Kind = kind
         end = "" if why.endswith("\n") else ". " if action else "."
         super().__init__(f"{code}: {what}: {why}{end}{action}")
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """What an error of any package says about itself."""
+
+    code: str
+    kind: str
+    detail: str
+
+
+def failure_of(error: BaseException) -> Failure:
+    """Code, kind and text of an error; one without a code is UNEXPECTED and transient."""
+    code, kind = getattr(error, "code", None), getattr(error, "kind", None)
+    if isinstance(code, str) and isinstance(kind, str):
+        return Failure(code, kind, str(error))
+    return Failure("UNEXPECTED", "transient", f"{type(error).__name__}: {error}")

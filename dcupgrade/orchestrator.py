@@ -14,8 +14,8 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from dcupgrade import gates
-from dcupgrade.effects import Limits, Performer, failure_of
-from dcupgrade.errors import DcupgradeError
+from dcupgrade.effects import Limits, Performer
+from dcupgrade.errors import DcupgradeError, failure_of
 from dcupgrade.machine import activity, step
 from dcupgrade.ports import ChainPort, ClockPort, Command, Entry, JournalPort, NodesPort, VaultPort
 from dcupgrade.states import Effect, Event, EventKind, Hold, State
@@ -261,6 +261,8 @@ class Orchestrator:
             out.append({"code": state.halted, "detail": state.detail})
         if state.revoked(state.running):
             out.append({"code": "RUNNING_REVOKED", "detail": state.running.enclave_id if state.running else ""})
+        if state.crashes >= self._budgets.crashes:
+            out.append({"code": "NODE_CRASH_LOOP", "detail": state.detail})
         out += [{"code": item.quarantine, "detail": item.enclave_id} for item in state.records if item.quarantine]
         return out
 

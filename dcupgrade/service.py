@@ -31,8 +31,8 @@ from chain_watcher.watcher import Watcher
 from dcupgrade import gates, logs
 from dcupgrade.adapters import KEPT_ENVIRONMENT, Chain, Nodes, SystemClock, Vault
 from dcupgrade.containers import open_node_driver
-from dcupgrade.effects import Limits, failure_of
-from dcupgrade.errors import DcupgradeError
+from dcupgrade.effects import Limits
+from dcupgrade.errors import DcupgradeError, failure_of
 from dcupgrade.journal import Journal
 from dcupgrade.orchestrator import Orchestrator
 from dcupgrade.plan import plan

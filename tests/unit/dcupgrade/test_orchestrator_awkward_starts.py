@@ -483,3 +483,17 @@ def test_a_crashing_node_is_restarted_outside_upgrades(scene: Scene) -> None:
             await scene.until_idle(first)
 
     scene.play(act)
+
+
+def test_a_crash_loop_raises_an_alarm_until_the_node_is_steady(scene: Scene) -> None:
+    async def act(scene: Scene) -> None:
+        first = await scene.installed()
+        scene.world.chain.releases[first.enclave_id] = replace(first, trait="frail")
+        only_node(scene).kill("signal 11")
+        await scene.until(lambda state: state.crashes == scene.budgets.crashes)
+        assert [alarm["code"] for alarm in scene.agent.alarms()] == ["NODE_CRASH_LOOP"]
+        scene.world.chain.releases[first.enclave_id] = replace(first, trait="good")
+        await scene.until(lambda state: state.crashes == 0)
+        assert scene.agent.alarms() == []
+
+    scene.play(act)
