@@ -57,13 +57,8 @@ pub fn start(config: Configuration) -> Result<TaskManager, ServiceError> {
 		.build(),
 	);
 
-	let (block_import, grandpa_link) = sc_consensus_grandpa::block_import(
-		client.clone(),
-		JUSTIFICATION_PERIOD,
-		&client,
-		select_chain.clone(),
-		None,
-	)?;
+	let (block_import, grandpa_link) =
+		sc_consensus_grandpa::block_import(client.clone(), JUSTIFICATION_PERIOD, &client, select_chain.clone(), None)?;
 	let slot_duration = sc_consensus_aura::slot_duration::<AuraId, _, _>(&*client)?;
 	let import_queue = sc_consensus_aura::import_queue::<AuraPair, _, _, _, _, _>(ImportQueueParams {
 		block_import: block_import.clone(),
