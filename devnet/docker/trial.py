@@ -133,13 +133,32 @@ def _services(console: Console, folder: Path, *, attach: bool) -> Iterator[Compo
                 compose.run("up", "--detach")
             yield compose
         finally:
-            with contextlib.suppress(DevnetError):
-                (folder / "services.log").write_text(compose.run("logs", "--no-color", "--timestamps"))
+            _keep_logs(compose, folder)
             with _step(console, "services, nodes and engine stopped"):
                 engine.remove_containers()
+                # Releases are of no use after their trial; the services' images are the next run's layer cache.
+                releases = engine.docker("images", "--quiet", "--no-trunc", "dcupgrade/release").split()
+                if releases:
+                    engine.docker("rmi", "--force", *sorted(set(releases)))
                 stack.close()
             for name in ("data", "keys", "archives"):
                 shutil.rmtree(folder / name, ignore_errors=True)
+
+
+def _keep_logs(compose: Compose, folder: Path) -> None:
+    """What the containers said, where the demonstration keeps the words of its processes."""
+    with contextlib.suppress(DevnetError):
+        (folder / "services.log").write_text(compose.run("logs", "--no-color", "--timestamps"))
+        (folder / "agent.log").write_text(compose.run("logs", "--no-color", "upgrader"))
+        for name, node in compose.nodes().items():
+            done = subprocess.run(
+                [shutil.which("docker") or "docker", "logs", node["Id"]],
+                env=dict(compose.environment),
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                check=False,
+            )
+            (folder / "agent" / "logs" / f"{name}.log").write_bytes(done.stdout)
 
 
 def _environment(engine: PrivateEngine, folder: Path, base: str) -> dict[str, str]:
