@@ -59,6 +59,12 @@ async def test_only_root_may_call(chain: DevChain) -> None:
         await bob.later(bob.set_enclave_id, ENCLAVE_ID, "bsignature")
 
 
+async def test_a_root_call_that_fails_in_its_block_is_an_error(chain: DevChain) -> None:
+    root = Root(chain.ws_url)
+    with pytest.raises(DevnetError, match="set_code failed"):
+        await root.later(root.sudo, "System", "set_code", {"code": "0x00"})
+
+
 async def test_a_live_runtime_upgrade_moves_the_pallet_and_migrates_the_program() -> None:
     async with DevChain(block_time_ms=500) as chain:
         await upgrade_runtime(chain)
