@@ -156,6 +156,8 @@ class Life:
                 await asyncio.gather(chaos, return_exceptions=True)
             self.phase = "liveness"
             self._heal()
+            if self._agent_task is None:
+                self._start_agent()  # the faults ended while it was down
             await self._until(asyncio.ensure_future(self._come_to_rest()), None)
             self._judge_rest()
         finally:
