@@ -10,7 +10,7 @@ import os
 import re
 import sys
 import time
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +18,7 @@ import aiohttp
 
 from attestation.artefact import verify_artefact
 from attestation.network import decode_multibase, encode_multibase
+from chain_watcher.release import VerifiedRelease
 from chain_watcher.watcher import ChainView, Watcher
 from dcupgrade.containers import PYTHON_IN_IMAGE, in_container, other_managers
 from dcupgrade.errors import DcupgradeError
@@ -84,19 +85,21 @@ class Chain:
 
 def chain_facts(view: ChainView) -> ChainFacts:
     """The machine's facts from a view of the finalized chain."""
-    program = view.program
-    release = None
-    if program is not None:
-        release = Release(
-            enclave_id=program.enclave_id,
-            version=program.version,
-            origin_url=program.origin_url,
-            mirror_url=program.mirror_url,
-            cids=tuple(program.cids),
-            signatures=tuple(program.signatures),
-            added_height=program.added_height,
-        )
+    release = release_of(view.program) if view.program is not None else None
     return ChainFacts(program=release, listed=tuple(sorted(view.listed.items())), block_number=view.block_number)
+
+
+def release_of(program: VerifiedRelease) -> Release:
+    """The machine's form of a release that the watcher verified."""
+    return Release(
+        enclave_id=program.enclave_id,
+        version=program.version,
+        origin_url=program.origin_url,
+        mirror_url=program.mirror_url,
+        cids=tuple(program.cids),
+        signatures=tuple(program.signatures),
+        added_height=program.added_height,
+    )
 
 
 class Vault:
@@ -161,12 +164,18 @@ class Nodes:
         self.slots = settings.agent.state_dir / "slots"
         self.run_dir = settings.agent.state_dir / "run"
         self.url = f"http://127.0.0.1:{settings.node.port}"
+        self.give_way: Callable[[str], Awaitable[None]] = _nothing
         self._good: dict[str, tuple[tuple[int, ...], ...]] = {}
 
     # --- files -------------------------------------------------------------------------------------------------------
 
     async def stage(self, release: Release, progress: Progress) -> None:
-        """Download, verify and name the release."""
+        """Download, verify and name the release; an early fetch of it gives way, and what it has is gone on with."""
+        await self.give_way(release.enclave_id)
+        await self.fetch(release, progress)
+
+    async def fetch(self, release: Release, progress: Progress) -> None:
+        """The same, for the early fetch itself."""
 
         def tell(item: DownloadProgress) -> None:
             progress(
@@ -442,6 +451,10 @@ class Nodes:
         except (aiohttp.ClientError, TimeoutError, OSError) as error:
             why = str(error) or type(error).__name__
         raise DcupgradeError(code="COMMIT_NOT_ACKNOWLEDGED", what=f"commit of {enclave_id}", why=why, kind="transient")
+
+
+async def _nothing(_: str) -> None:
+    """No early fetch is under way."""
 
 
 def verify_folder(folder: Path) -> str:

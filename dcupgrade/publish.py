@@ -237,9 +237,19 @@ class PublisherChain:
         """``set_enclave_id``: adds an id with its network signature to the list."""
         return self._call("set_enclave_id", {"enclave_id": enclave_id, "signature": signature})
 
-    def revoke_call(self, enclave_id: str) -> PreparedCall:
-        """``remove_enclave_id``: takes an id out of the list."""
-        return self._call("remove_enclave_id", {"enclave_id": enclave_id})
+    def revoke_calls(self, state: PalletState, enclave_id: str) -> list[PreparedCall]:
+        """``remove_enclave_id``: takes an id out of the list.
+
+        The call of some runtimes also takes the signature and removes only that entry: then there is one for each.
+        """
+        signatures = [entry.signature for entry in state.entries if entry.enclave_id == enclave_id]
+        function = self._substrate.get_metadata_call_function(self.pallet, "remove_enclave_id")
+        if all(argument.name.lower().lstrip("_") != "signature" for argument in function.args):
+            signatures = signatures[:1]
+        return [
+            self._call("remove_enclave_id", {"enclave_id": enclave_id, "signature": signature})
+            for signature in signatures
+        ]
 
     def program_call(self, release: Release) -> PreparedCall:
         """``set_dc_program``: names the version to run."""

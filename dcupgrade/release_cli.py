@@ -142,19 +142,20 @@ def revoke(enclave_id: str, url: str, suri: str | None, key_file: Path | None, p
     """Take an enclave id out of the chain's list: no vault hands keys to it from then on."""
     account = None if print_call else publishing.load_account(suri, key_file)
     with publishing.PublisherChain.connect(url) as chain:
-        if chain.state().height_of(enclave_id) is None:
+        state = chain.state()
+        if state.height_of(enclave_id) is None:
             raise DcupgradeError(
                 code="RELEASE_NOT_LISTED",
                 what=f"cannot revoke {enclave_id}",
                 why="the finalized state does not list it",
                 action="Check the id and the chain.",
             )
-        call = chain.revoke_call(enclave_id)
+        calls = chain.revoke_calls(state, enclave_id)
         if print_call or not chain.has_sudo:
-            _show_calls([call], chain, as_json)
+            _show_calls(calls, chain, as_json)
             return
-        block = chain.submit(call, account, finalized=True)
-    _show_blocks(enclave_id, {call.name: block}, as_json)
+        blocks = {call.name: chain.submit(call, account, finalized=True) for call in calls}
+    _show_blocks(enclave_id, blocks, as_json)
 
 
 def _show_calls(calls: list[publishing.PreparedCall], chain: publishing.PublisherChain, as_json: bool) -> None:

@@ -29,7 +29,7 @@ from chain_watcher.release import BlockRef
 from chain_watcher.rpc import RpcLimits
 from chain_watcher.watcher import Watcher
 from dcupgrade import gates, logs
-from dcupgrade.adapters import KEPT_ENVIRONMENT, Chain, Nodes, SystemClock, Vault
+from dcupgrade.adapters import KEPT_ENVIRONMENT, Chain, Nodes, SystemClock, Vault, release_of
 from dcupgrade.containers import open_node_driver
 from dcupgrade.effects import Limits
 from dcupgrade.errors import DcupgradeError, failure_of
@@ -37,6 +37,7 @@ from dcupgrade.journal import Journal
 from dcupgrade.orchestrator import Orchestrator
 from dcupgrade.plan import plan
 from dcupgrade.ports import JournalPort
+from dcupgrade.prefetch import Prefetcher
 from dcupgrade.settings import Settings
 from dcupgrade.transitions import Budgets
 from dcupgrade.web import Site, make_app
@@ -141,6 +142,7 @@ async def _assemble(
         watcher_config(settings, journal.chain_progress()),
         keys.verify,
         on_progress=_remember_progress(settings, journal),
+        on_speculation=lambda program: prefetcher(release_of(program)),
     )
     chain = Chain(watcher)
     vault = Vault(client, node_url=f"http://127.0.0.1:{settings.node.port}", protocol=settings.node.protocol)
@@ -156,13 +158,23 @@ async def _assemble(
         sealed_copies=sealed_copies,
         images=nodes_by[1],
     )
+    clock = SystemClock()
+
+    def wanted(enclave_id: str) -> bool:
+        state = orchestrator.state
+        known = (state.running, state.target, state.previous, state.chain.program if state.chain else None)
+        return any(release is not None and release.enclave_id == enclave_id for release in known)
+
+    prefetcher = Prefetcher(nodes, wanted, clock.sleep)
+    stack.push_async_callback(prefetcher.close)
+    nodes.give_way = prefetcher.give_way
     rules = gate_rules(settings)
     orchestrator = Orchestrator(
         journal=wrap_journal(journal) if wrap_journal else journal,
         chain=chain,
         vault=vault,
         nodes=nodes,
-        clock=SystemClock(),
+        clock=clock,
         limits=limits(settings),
         budgets=budgets(settings),
         rules=rules,
