@@ -119,3 +119,22 @@ def test_the_pools_refusal_is_told_in_its_own_words() -> None:
     refusal = ValueError({"code": 1010, "message": "Invalid Transaction", "data": "Inability to pay some fees"})
     with pytest.raises(DcupgradeError, match=r"PUBLISH_EXTRINSIC_REFUSED.*Invalid Transaction Inability to pay"):
         submitted(refusal)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "calls"), [(("enclave_id",), 1), (("enclave_id", "signature"), 2), (("_enclave_id", "_signature"), 2)]
+)
+def test_every_entry_of_an_id_is_revoked_where_the_call_asks_for_the_signature(
+    arguments: tuple[str, ...], calls: int
+) -> None:
+    listed = (
+        publish.Entry(1, "a" * 64, "bone"),
+        publish.Entry(2, "b" * 64, "bother"),
+        publish.Entry(3, "a" * 64, "btwo"),
+    )
+    substrate = FakeSubstrate(arguments=arguments)
+    made = PublisherChain(substrate).revoke_calls(publish.PalletState("0x", listed, None), "a" * 64)
+    assert len(made) == calls
+    sent = [values.get(arguments[-1]) for _, _, values in substrate.composed]
+    ids = ["0x" + ("a" * 64).encode().hex()]
+    assert sent == (ids if calls == 1 else ["0x" + text.hex() for text in (b"bone", b"btwo")])
