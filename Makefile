@@ -17,7 +17,7 @@ setup: ## make .venv from requirements.lock
 	@PYTHON=$(PYTHON) .ci/setup
 
 demo: setup ## a whole upgrade on a development chain, before your eyes
-	@$(RUN) devnet demo --handover $(HANDOVER)
+	@$(RUN) devnet demo --handover $(HANDOVER) $(if $(STAY),--stay)
 
 test: lint types unit e2e ## everything a change must pass
 

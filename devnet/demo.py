@@ -94,7 +94,8 @@ def object_bytes(index: int, size: int, seed: int) -> bytes:
 @click.option("--objects", type=click.IntRange(1), default=OBJECTS, show_default=True, help="How many objects.")
 @click.option("--seed", type=int, default=1, show_default=True, help="Draws the objects' sizes and contents.")
 @click.option("--folder", type=click.Path(path_type=Path, file_okay=False), help="Work folder. [default: run/demo-…]")
-def demo(handover: str, objects: int, seed: int, folder: Path | None) -> None:
+@click.option("--stay", is_flag=True, help="Leave everything running at the end, until Ctrl-C, to look around.")
+def demo(handover: str, objects: int, seed: int, folder: Path | None, stay: bool) -> None:
     """Run a whole upgrade on a development chain and verify every object; exit code 0 only if all was verified."""
     console = Console(highlight=False)
     folder = folder or ROOT / "run" / f"demo-{datetime.now().astimezone():%Y%m%d-%H%M%S}"
@@ -108,7 +109,7 @@ def demo(handover: str, objects: int, seed: int, folder: Path | None) -> None:
     )
     facts = Facts()
     try:
-        asyncio.run(Demo(console, folder.resolve(), objects, seed, facts, handover).run())
+        asyncio.run(Demo(console, folder.resolve(), objects, seed, facts, handover, stay=stay).run())
     except (DemoError, WorldError, DevnetError, aiohttp.ClientError, OSError) as error:
         console.print(f"[bold red]failed[/]: {error}", markup=True)
         console.print(f"logs and journal: {folder}")
@@ -123,11 +124,19 @@ class Demo:
     """The steps of the demonstration; the container trial takes them over and adds its own."""
 
     def __init__(
-        self, console: Console, folder: Path, objects: int, seed: int, facts: Facts, handover: str = "v2"
+        self,
+        console: Console,
+        folder: Path,
+        objects: int,
+        seed: int,
+        facts: Facts,
+        handover: str = "v2",
+        *,
+        stay: bool = False,
     ) -> None:
         self.console, self.folder, self.seed, self.facts = console, folder, seed, facts
         self.sizes = object_sizes(objects, seed)
-        self.handover = handover
+        self.handover, self.stay = handover, stay
         self.digests: dict[str, str] = {}
 
     async def run(self) -> None:
@@ -159,9 +168,13 @@ class Demo:
             facts.new = await asyncio.to_thread(world.builder.good, "1.1.0")
         with self._step("1.0.0 published; `dcupgrade watch --first-install` launched it, it made its keys"):
             await world.install(facts.old)
+        self.console.print(f"  look on: http://127.0.0.1:{world.ports['agent']}/ shows the upgrade machine at work")
         await self._store(world)
         await self._upgrade(world)
         await self._read_back(world)
+        if self.stay:
+            self.console.print("everything goes on running; Ctrl-C ends it")
+            await asyncio.Event().wait()
         with self._step("agent, nodes, vault and chain stopped"):
             await world.close()
 
