@@ -68,8 +68,11 @@ def add_upgrader_routes(
     ``version`` is ``<enclave id>@<version>``. Unlike the original, ``/exit`` needs the agent's token.
     """
 
-    async def told(text: str) -> web.Response:
-        return web.Response(text=text)
+    def telling(text: Callable[[], str]) -> Handler:
+        async def tell(_: web.Request) -> web.Response:
+            return web.Response(text=text())
+
+        return tell
 
     async def leave_if_allowed(request: web.Request) -> web.Response:
         given = request.headers.get("Authorization", "").encode("utf-8", "surrogateescape")
@@ -83,9 +86,9 @@ def add_upgrader_routes(
         leave()
         return web.Response(text="true")
 
-    app.router.add_get("/version", lambda _: told(version))
-    app.router.add_get("/secretflag", lambda _: told(str(secret_flag()).lower()))
-    app.router.add_get("/upgradeflag", lambda _: told(str(upgrade_flag()).lower()))
+    app.router.add_get("/version", telling(lambda: version))
+    app.router.add_get("/secretflag", telling(lambda: str(secret_flag()).lower()))
+    app.router.add_get("/upgradeflag", telling(lambda: str(upgrade_flag()).lower()))
     app.router.add_get("/exit", leave_if_allowed)
 
 
