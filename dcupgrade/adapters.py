@@ -105,14 +105,33 @@ def release_of(program: VerifiedRelease) -> Release:
 class Vault:
     """The vault port over its client."""
 
-    def __init__(self, client: VaultClient, *, node_url: str, protocol: str) -> None:
+    def __init__(self, client: VaultClient, *, node_url: str, protocol: str, allow_simulated: bool) -> None:
         self._client = client
         self._node_url = node_url
         self._protocol = protocol
+        self._allow_simulated = allow_simulated
+        self.last: Mapping[str, Any] = {}
 
     async def status(self) -> Mapping[str, Any]:
-        """The vault's own account."""
-        return await self._client.status()
+        """The vault's own account, asked for before each collection and permit.
+
+        Raises TEE_SIMULATED where the settings do not allow a simulated TEE: nothing is collected then.
+        """
+        self.last = await self._client.status()
+        if self.last["tee"] == "simulated" and not self._allow_simulated:
+            raise DcupgradeError(
+                code="TEE_SIMULATED",
+                what="the vault is not used",
+                why="its TEE is simulated and vault.unsafe_simulated_tee is not true",
+                action="Run a vault in a real TEE; on a development machine allow it in the settings.",
+                kind="transient",
+            )
+        return self.last
+
+    def facts(self) -> dict[str, Any]:
+        """What is shown of the vault, from its last answer: ``tee`` ("unknown" before it) and ``sealed_unix_s``."""
+        kept = [item["collected_at_unix_s"] for item in self.last.get("key_sets", ()) if not item["wiped"]]
+        return {"tee": self.last.get("tee", "unknown"), "sealed_unix_s": max(kept, default=0)}
 
     async def collect(self, source_id: str, evidence: Mapping[str, Any]) -> str:
         """Have the vault take and seal the running node's key set."""

@@ -53,6 +53,7 @@ if TYPE_CHECKING:
 log = logging.getLogger("dcupgrade")
 
 VAULT_NAME = "vault"
+VAULT_LOOK_S = 15.0
 RPC_TIMEOUT_S = 4.0
 PROGRESS_EVERY_BLOCKS = 10
 VAULT_READY_S = 30.0
@@ -115,12 +116,13 @@ async def serve(settings: Settings, *, first_install: bool = False, wrap_journal
 class _Parts:
     """What `serve` keeps running."""
 
-    def __init__(self, orchestrator: Orchestrator, watcher: Watcher, chain: Chain, rules: gates.GateRules) -> None:
-        self.orchestrator, self.watcher, self.chain, self.rules = orchestrator, watcher, chain, rules
+    def __init__(self, orchestrator: Orchestrator, watcher: Watcher, vault: Vault, rules: gates.GateRules) -> None:
+        self.orchestrator, self.watcher, self.vault, self.rules = orchestrator, watcher, vault, rules
 
     def tasks(self, settings: Settings, driver: ProcessDriver) -> list[tuple[str, Any]]:
         """Names and coroutines of the tasks that never end by themselves."""
         out = [("orchestrator", self.orchestrator.run()), ("watcher", self.watcher.run()), ("tend", _tend(driver))]
+        out.append(("vault facts", _look_at_vault(self.vault)))
         if settings.vault.start:
             out.append(("vault", _keep_vault(settings, driver)))
         return out
@@ -145,7 +147,12 @@ async def _assemble(
         on_speculation=lambda program: prefetcher(release_of(program)),
     )
     chain = Chain(watcher)
-    vault = Vault(client, node_url=f"http://127.0.0.1:{settings.node.port}", protocol=settings.node.protocol)
+    vault = Vault(
+        client,
+        node_url=f"http://127.0.0.1:{settings.node.port}",
+        protocol=settings.node.protocol,
+        allow_simulated=settings.vault.unsafe_simulated_tee,
+    )
 
     async def sealed_copies() -> Any:
         return (await vault.status()).get("key_sets")
@@ -180,7 +187,7 @@ async def _assemble(
         rules=rules,
         commands_poll_s=0.25,
     )
-    return _Parts(orchestrator, watcher, chain, rules)
+    return _Parts(orchestrator, watcher, vault, rules)
 
 
 # --- settings to values ----------------------------------------------------------------------------------------------
@@ -342,6 +349,21 @@ def _path(path: Path | None) -> str:
     return "" if path is None else str(path.resolve())
 
 
+async def _look_at_vault(vault: Vault) -> None:
+    """Ask the vault now and then what it is and holds, for status page and metrics."""
+    told = ""
+    while True:
+        problem = ""
+        try:
+            await vault.status()
+        except Exception as error:
+            problem = failure_of(error).detail
+            if problem != told and vault.last:
+                log.warning("the vault: %s", problem)
+        told = problem
+        await asyncio.sleep(VAULT_LOOK_S if vault.last else 1.0)
+
+
 async def _keep_vault(settings: Settings, driver: ProcessDriver) -> None:
     """Keep the vault's process up; it is found again after the agent's restart."""
     tries = 0
@@ -391,8 +413,8 @@ async def _face(settings: Settings, journal: Journal, parts: _Parts) -> AsyncIte
     orchestrator = parts.orchestrator
 
     def status() -> dict[str, Any]:
-        tee = "simulated" if settings.vault.unsafe_simulated_tee else "sgx"
-        facts = {"node_id": settings.node.id, "tee": tee, "chain": parts.watcher.health()}
+        vault = parts.vault.facts()
+        facts = {"node_id": settings.node.id, "tee": vault["tee"], "vault": vault, "chain": parts.watcher.health()}
         return {**orchestrator.snapshot(), **facts}
 
     def plan_now() -> dict[str, Any]:
