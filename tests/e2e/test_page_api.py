@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 from typing import Any
 
 import jsonschema
@@ -53,6 +54,13 @@ async def test_live_answers_follow_the_published_schemas(world: World) -> None:
     jsonschema.validate(json.loads(await world.dcupgrade(*config, "plan", "--json")), schema("plan"))
     rows = json.loads(await world.dcupgrade(*config, "history", "--json"))
     jsonschema.validate({"rows": rows}, schema("history"))
+
+    assert told["tee"] == "simulated"
+    async with world.session.get(url.removesuffix("/api/v1") + "/metrics") as answer:
+        exposed = {line.split("{")[0].split(" ")[0] for line in (await answer.text()).splitlines() if line[:1] != "#"}
+    documented = set(re.findall(r"^\| `(dcupgrade_\w+)`", (ROOT / "docs" / "metrics.md").read_text(), re.MULTILINE))
+    # the two that have a row only once something was refused or raised an alarm
+    assert documented - exposed == {"dcupgrade_alarm", "dcupgrade_releases_refused_total"}
 
     await world.stop_agent()
     told = json.loads(await world.dcupgrade(*config, "status", "--json"))
