@@ -42,8 +42,20 @@ class SimulatedLoop(asyncio.BaseEventLoop):
     def time(self) -> float:
         return self.now_s
 
+    def create_task(self, *args: Any, **kwargs: Any) -> asyncio.Task[Any]:
+        """Start a task; when the power goes inside it, the loop has been told already and nobody asks the task."""
+        task = super().create_task(*args, **kwargs)
+        task.add_done_callback(_died_of_power_cut)
+        return task
+
     def _process_events(self, event_list: list[Any]) -> None:
         return None
 
     def _write_to_self(self) -> None:
         return None
+
+
+def _died_of_power_cut(task: asyncio.Task[Any]) -> None:
+    """Take note of a power cut, which asyncio would else report at whatever later moment the task is collected."""
+    if not task.cancelled() and isinstance(task._exception, PowerCut):
+        task.exception()
