@@ -8,7 +8,7 @@ SEEDS ?= 100000
 RUN := .venv/bin/python -m
 CODE := dcupgrade chain_watcher attestation keyvault process_supervisor devnet tests benchmarks docs
 
-.PHONY: help setup demo test lint types unit e2e e2e-node e2e-compose simulate kill-matrix bench docs lock clean install uninstall
+.PHONY: help setup demo test lint types unit e2e e2e-node e2e-compose e2e-systemd simulate kill-matrix bench docs lock clean install uninstall
 
 help: ## list the targets
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -32,7 +32,7 @@ unit: setup ## unit, property, simulation and conformance tests
 	$(RUN) pytest -q -n 2 --dist loadgroup -m "not e2e" tests
 
 e2e: setup ## real processes on a development chain
-	$(RUN) pytest -q -n 3 --dist loadgroup -m "e2e and not node and not compose" tests
+	$(RUN) pytest -q -n 3 --dist loadgroup -m "e2e and not node and not compose and not systemd" tests
 
 e2e-node: setup ## the upgrade on a real node with GRANDPA finality
 	@$(RUN) devnet node-build --apt
@@ -41,6 +41,10 @@ e2e-node: setup ## the upgrade on a real node with GRANDPA finality
 e2e-compose: setup ## the upgrade in containers
 	@$(RUN) devnet.docker.engine --apt
 	$(RUN) pytest -q -m "e2e and compose" tests
+
+e2e-systemd: setup ## the upgrade under the systemd units, in a Debian that is booted for it
+	@$(RUN) devnet.systemd_host --apt
+	$(RUN) pytest -q -m "e2e and systemd" tests
 
 simulate: setup ## SEEDS=n simulated upgrades with faults
 	$(RUN) tests.simulation.run --seeds $(SEEDS)

@@ -78,6 +78,9 @@ async def read_metadata(metadata: str, *, timeout_s: float = PARSE_TIMEOUT_S) ->
             with contextlib.suppress(ProcessLookupError):
                 child.kill()
             await child.wait()
+        if child.stdin is not None:  # before 3.12 asyncio logs what became of an unread pipe, unless one asks
+            with contextlib.suppress(OSError):
+                await child.stdin.wait_closed()
     if child.returncode != 0 or len(output) > _RESULT_BYTES_MAX:
         last = complaint.decode(errors="replace").strip().splitlines()[-1:] or ["no message"]
         raise _process_failed(f"exit code {child.returncode}: {last[0][:200]}")

@@ -28,7 +28,7 @@ from chain_watcher.endpoints import PoolLimits
 from chain_watcher.release import BlockRef
 from chain_watcher.rpc import RpcLimits
 from chain_watcher.watcher import Watcher
-from dcupgrade import gates, logs
+from dcupgrade import gates, logs, notify
 from dcupgrade.adapters import KEPT_ENVIRONMENT, Chain, Nodes, SystemClock, Vault, release_of
 from dcupgrade.containers import open_node_driver
 from dcupgrade.effects import Limits
@@ -96,7 +96,8 @@ async def serve(settings: Settings, *, first_install: bool = False, wrap_journal
             tasks.append(asyncio.create_task(run_all(hooks), name="webhooks"))
         notifier = sdnotify.SystemdNotifier()
         notifier.notify("READY=1")
-        tasks.append(asyncio.create_task(_tell_systemd(notifier, parts.orchestrator), name="systemd"))
+        telling = notify.keep_telling(notifier, lambda: parts.orchestrator.state, notify.period_s(os.environ))
+        tasks.append(asyncio.create_task(telling, name="systemd"))
         waiter = asyncio.create_task(stop.wait(), name="signal")
         try:
             done, _ = await asyncio.wait({waiter, *tasks}, return_when=asyncio.FIRST_COMPLETED)
@@ -449,11 +450,3 @@ async def _face(settings: Settings, journal: Journal, parts: _Parts) -> AsyncIte
         yield
     finally:
         await runner.cleanup()
-
-
-async def _tell_systemd(notifier: Any, orchestrator: Orchestrator) -> None:
-    """Status line and watchdog: it is fed from the event loop that does the work."""
-    while True:
-        notifier.notify(f"STATUS={orchestrator.state.name.value}")
-        notifier.notify("WATCHDOG=1")
-        await asyncio.sleep(5)

@@ -9,7 +9,7 @@ from pathlib import Path
 import click
 
 from devnet.chain import START_TIMEOUT_S, WASM, ChainProcess, DevChain
-from devnet.tools import DEVNET, DevnetError, cache_dir, digest_of, install_once, run_tool
+from devnet.tools import DEVNET, DevnetError, apt_install, cache_dir, digest_of, install_once, run_tool
 
 BINARY = "devnet-node"
 DEBIAN_PACKAGES = ("rustc-web", "cargo-web", "gcc", "libc6-dev", "protobuf-compiler", "libprotobuf-dev")
@@ -48,12 +48,8 @@ def _tool(name: str) -> str | None:
 
 def install_toolchain() -> None:
     """Installs what the build needs by apt-get, where something is missing. Raises DevnetError when that fails."""
-    if all(_tool(name) for name in TOOLS):
-        return
-    env = {**os.environ, "DEBIAN_FRONTEND": "noninteractive"}
-    run_tool(["apt-get", "update", "--quiet"], what="apt-get update", env=env)
-    argv = ["apt-get", "install", "--quiet", "--yes", "--no-install-recommends", *DEBIAN_PACKAGES]
-    run_tool(argv, what="installing the toolchain", env=env)
+    if not all(_tool(name) for name in TOOLS):
+        apt_install(DEBIAN_PACKAGES, "the toolchain")
 
 
 def _build(part: Path) -> None:

@@ -12,7 +12,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -77,6 +77,25 @@ def run_tool(argv: list[str], *, what: str, cwd: Path | None = None, env: dict[s
         tail = "\n".join((done.stdout + done.stderr).strip().splitlines()[-15:])
         raise DevnetError(f"{what} failed (exit code {done.returncode}):\n{tail}")
     return done.stdout
+
+
+def find_tool(name: str) -> str | None:
+    """A program's path, also in the folders of root, which are not on everybody's PATH; None if it is not there."""
+    return shutil.which(name, path=f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin")
+
+
+def apt_install(packages: Iterable[str], what: str) -> None:
+    """Install Debian packages (as root). Raises DevnetError with what apt-get said."""
+    env = {**os.environ, "DEBIAN_FRONTEND": "noninteractive"}
+    run_tool(["apt-get", "update", "--quiet"], what="apt-get update", env=env)
+    argv = ["apt-get", "install", "--quiet", "--yes", "--no-install-recommends", *packages]
+    run_tool(argv, what=f"installing {what}", env=env)
+
+
+def apt_install_missing(packages: Mapping[str, str], what: str) -> None:
+    """Install packages, each named by a tool it brings, where a tool is missing and this is root on Debian."""
+    if os.geteuid() == 0 and find_tool("apt-get") and not all(map(find_tool, packages)):
+        apt_install(packages.values(), what)
 
 
 def _node_is_new_enough(node: str) -> bool:

@@ -18,7 +18,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from devnet.tools import DevnetError, cache_dir, digest_of, install_once, run_tool
+from devnet.tools import DevnetError, apt_install_missing, cache_dir, digest_of, find_tool, install_once, run_tool
 
 SUITE = "bookworm"
 PACKAGES = {"dockerd": "docker.io", "docker-compose": "docker-compose", "debootstrap": "debootstrap"}
@@ -32,11 +32,9 @@ STOP_TIMEOUT_S = 30.0
 def missing_tools() -> list[str]:
     """What this machine lacks for a private engine, in words; [] if nothing."""
     lacks = [] if os.geteuid() == 0 else ["root (dockerd makes namespaces and mounts)"]
-    return lacks + [f"{tool} (apt-get install {package})" for tool, package in PACKAGES.items() if _tool(tool) is None]
-
-
-def _tool(name: str) -> str | None:
-    return shutil.which(name, path=f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin")
+    return lacks + [
+        f"{tool} (apt-get install {package})" for tool, package in PACKAGES.items() if find_tool(tool) is None
+    ]
 
 
 def base_archive() -> Path:
@@ -48,7 +46,7 @@ def base_archive() -> Path:
     def build(part: Path) -> None:
         rootfs = part / "rootfs"
         include = f"--include={','.join(BASE_PACKAGES)}"
-        argv = [_tool("debootstrap") or "debootstrap", "--variant=minbase", include, SUITE, str(rootfs)]
+        argv = [find_tool("debootstrap") or "debootstrap", "--variant=minbase", include, SUITE, str(rootfs)]
         run_tool(argv, what="making the base image with debootstrap")
         for path in ("var/cache/apt/archives", "var/lib/apt/lists", "usr/share/doc", "usr/share/man"):
             shutil.rmtree(rootfs / path, ignore_errors=True)
@@ -131,7 +129,7 @@ class PrivateEngine:
     def start(self) -> None:
         """Start the daemon and wait until it answers; also after `stop`, with the same data."""
         argv = [
-            *(_tool("dockerd") or "dockerd", "--data-root", str(self._data_root)),
+            *(find_tool("dockerd") or "dockerd", "--data-root", str(self._data_root)),
             *("--exec-root", str(self.folder / "exec"), "--pidfile", str(self.folder / "docker.pid")),
             *("--host", self.url, "--bridge", "none", "--iptables=false", "--ip6tables=false", "--ip-forward=false"),
             *("--config-file", str(self._empty_config()), "--log-level", "warn", "--group", str(self._group)),
@@ -173,7 +171,7 @@ class PrivateEngine:
 
     def docker(self, *arguments: str, what: str = "") -> str:
         """Run the docker client on this engine; returns its output. Raises DevnetError."""
-        argv = [_tool("docker") or "docker", *arguments]
+        argv = [find_tool("docker") or "docker", *arguments]
         return run_tool(argv, what=what or f"docker {arguments[0]}", env=self.environment())
 
     def environment(self) -> dict[str, str]:
@@ -222,7 +220,7 @@ class PrivateEngine:
             if self._folder is not None:
                 self._end_leftovers()
                 for mount in sorted(_mounts_below(self._folder), reverse=True):
-                    subprocess.run([_tool("umount") or "umount", "--lazy", mount], check=False, capture_output=True)
+                    subprocess.run([find_tool("umount") or "umount", "--lazy", mount], check=False, capture_output=True)
                 shutil.rmtree(self._folder, ignore_errors=True)
                 self._folder = None
             if self._lock is not None:
@@ -266,17 +264,7 @@ def _mounts_below(folder: Path) -> Iterator[str]:
             yield mount
 
 
-def install_tools() -> None:
-    """Install what is missing by apt-get, where this is root on Debian. Raises DevnetError when that fails."""
-    if os.geteuid() != 0 or _tool("apt-get") is None or all(map(_tool, PACKAGES)):
-        return
-    env = {**os.environ, "DEBIAN_FRONTEND": "noninteractive"}
-    run_tool(["apt-get", "update", "--quiet"], what="apt-get update", env=env)
-    argv = ["apt-get", "install", "--quiet", "--yes", "--no-install-recommends", *PACKAGES.values()]
-    run_tool(argv, what="installing the container engine", env=env)
-
-
 if __name__ == "__main__":
     if "--apt" in sys.argv[1:]:
-        install_tools()
+        apt_install_missing(PACKAGES, "the container engine")
     sys.stdout.write("".join(f"missing for trials in containers: {item}\n" for item in missing_tools()))

@@ -158,7 +158,7 @@ async def test_a_liar_is_never_believed_and_named(chain: DevChain, name: str) ->
                 assert health["endpoints"][0]["accusations"] == [code]
 
 
-async def test_the_primary_dies_and_freezes(chain: DevChain) -> None:
+async def test_a_primary_that_is_cut_off_costs_no_more_than_a_block(chain: DevChain) -> None:
     await chain.wait_finalized(2)
     settings = await proven(chain.ws_url)
     root = Root(chain.ws_url)
@@ -180,6 +180,27 @@ async def test_the_primary_dies_and_freezes(chain: DevChain) -> None:
             assert number - view.block_number <= 2
     finally:
         await proxy.cut()
+
+
+async def test_a_primary_that_freezes_or_is_killed_costs_no_more_than_a_block() -> None:
+    async with Network(block_time_ms=SLOT_MS) as network:
+        await network.full.wait_finalized(1)
+        settings = await proven(network.alice.ws_url)
+        root = Root(network.alice.ws_url)
+        async with at_work(network.full.ws_url, network.alice.ws_url, **settings) as work:
+            early, frozen, killed = next(FRESH), next(FRESH), next(FRESH)
+            await publish(root, early, "1.0.0")
+            await work.until_program(early)
+            assert work.watcher.health()["endpoint"] == network.full.ws_url
+            network.full.pause()  # its sockets stay open and fall silent
+            await publish(root, frozen, "1.1.0")
+            view = await work.until_program(frozen)
+            assert (await network.alice.finalized())[0] - view.block_number <= 1
+            network.full.resume()
+            network.full.kill()
+            await publish(root, killed, "1.2.0")
+            view = await work.until_program(killed)
+            assert (await network.alice.finalized())[0] - view.block_number <= 1
 
 
 async def test_a_live_runtime_upgrade() -> None:

@@ -1,0 +1,156 @@
+"""The units under a real systemd: `make install`, an upgrade, and a node that outlives its agent.
+
+The commands are those of docs/operations.md. Only the TEE differs: a drop-in starts the vault in a simulated one.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+from contextlib import AsyncExitStack
+from pathlib import Path
+
+import pytest
+
+from attestation.simulated import init_cpu
+from devnet.chain import DevChain
+from devnet.release_builder import ROOT
+from devnet.systemd_host import SystemdHost, missing_tools
+from devnet.tools import DevnetError
+from devnet.world import World
+
+pytestmark = [pytest.mark.e2e, pytest.mark.systemd, pytest.mark.slow, pytest.mark.timeout(900)]
+
+AGENT, VAULT = "dcupgrade.service", "dcupgrade-vault.service"
+PYTHON = "/usr/local/lib/dcupgrade/venv/bin/python"
+SIMULATED_VAULT = f"""[Service]
+WorkingDirectory=/
+ExecStart=
+ExecStart={PYTHON} -m keyvault serve --listen 127.0.0.1:%d --store /var/lib/dcupgrade-vault/store \
+--token-file /etc/dcupgrade/vault.token --auth-file /trial/vault-image/vault.auth --cpu /var/lib/dcupgrade-vault/cpu \
+--image /trial/vault-image/vault.pyz --sigstruct /trial/vault-image/vault.sig
+"""
+OVERRIDES = {
+    "agent": {"state_dir": "/var/lib/dcupgrade"},
+    "node": {"data_dir": "/srv/dcnode"},
+    "vault": {"start": False, "token_file": "/etc/dcupgrade/vault.token"},
+}
+OBJECTS = {f"object-{index}": os.urandom(1 << (2 * index)) for index in range(10)}
+
+
+def install(host: SystemdHost, world: World) -> None:
+    """What docs/operations.md tells an operator to do."""
+    host.run("make", "-C", "/src", "install")
+    host.run("systemd-sysusers", "/usr/local/lib/sysusers.d/dcupgrade.conf")
+    host.write("/etc/dcupgrade/dcupgrade.toml", world.settings_path.read_text())
+    host.write("/etc/dcupgrade/agent.env", "WATCH_OPTIONS=--first-install\n")
+    token = ("install", "-m", "640", "-g", "dcvault", "/dev/stdin", "/etc/dcupgrade/vault.token")
+    host.run(*token, stdin=os.urandom(32).hex())
+    host.run("install", "-d", "-m", "700", "-o", "dcupgrade", "-g", "dcupgrade", "/srv/dcnode")
+    # One simulated CPU for two users: each has a copy of its root keys. Hardware needs nothing of this.
+    for user, state in (("dcupgrade", "/var/lib/dcupgrade"), ("dcvault", "/var/lib/dcupgrade-vault")):
+        host.run("install", "-d", "-m", "700", "-o", user, "-g", user, state, f"{state}/cpu")
+        host.run("install", "-m", "600", "-o", user, "-g", user, "/trial/cpu/root-keys", f"{state}/cpu/root-keys")
+    host.write(f"/etc/systemd/system/{VAULT}.d/simulated.conf", SIMULATED_VAULT % world.ports["vault"])
+    host.write(f"/etc/systemd/system/{AGENT}.d/impatient.conf", "[Service]\nWatchdogSec=3\n")
+    host.run("systemctl", "daemon-reload")
+    host.run("systemctl", "enable", "--now", VAULT, AGENT)
+
+
+def node_pid(host: SystemdHost) -> int:
+    """The enclave of the node, as a process inside."""
+    return int(host.run("pgrep", "--full", "--newest", "--", "--upgrader"))
+
+
+async def until(host: SystemdHost, unit: str, name: str, wanted: str) -> None:
+    async with asyncio.timeout(30):
+        while await asyncio.to_thread(host.shows, unit, name) != wanted:  # noqa: ASYNC110 - systemd tells by asking
+            await asyncio.sleep(0.1)
+
+
+async def see_it_outlive_its_agent(host: SystemdHost, world: World) -> None:
+    """Restarted, killed, or ended by the watchdog: the node is never touched, and the agent finds it again."""
+    node = node_pid(host)
+    host.run("systemctl", "restart", AGENT)
+    host.run("systemctl", "kill", "--kill-whom=main", "--signal=KILL", AGENT)
+    await until(host, AGENT, "NRestarts", "1")
+    await until(host, AGENT, "ActiveState", "active")
+    host.run("systemctl", "kill", "--kill-whom=main", "--signal=STOP", AGENT)  # hangs: no word to the watchdog any more
+    await until(host, AGENT, "NRestarts", "2")
+    await until(host, AGENT, "ActiveState", "active")
+    host.write(f"/run/systemd/system/{AGENT}.d/deaf.conf", "[Service]\nKillSignal=SIGCONT\nTimeoutStopSec=1\n")
+    host.run("systemctl", "daemon-reload")
+    host.run("systemctl", "restart", AGENT)  # does not hear the word to stop: SIGKILL after its time
+    host.run("rm", f"/run/systemd/system/{AGENT}.d/deaf.conf")
+    host.run("systemctl", "daemon-reload")
+    host.run("systemctl", "stop", AGENT)
+    assert host.shows(AGENT, "ActiveState") == "inactive"
+    health = await world.node.health()
+    assert health is not None
+    assert health["status"] == "serving"
+    host.run("systemctl", "start", AGENT)
+    assert node_pid(host) == node
+
+
+async def see_the_vault_come_back(host: SystemdHost, world: World) -> None:
+    host.run("systemctl", "kill", "--signal=KILL", VAULT)
+    await until(host, VAULT, "NRestarts", "1")
+    await until(host, VAULT, "ActiveState", "active")
+    status = await world.status()
+    assert status is not None
+    assert status["state"]["name"] == "idle"
+
+
+async def see_an_operators_hold_wait_for_the_agent(host: SystemdHost, world: World) -> None:
+    """Root's commands reach the agent of another user, also when they were said while it was down."""
+    host.run("systemctl", "stop", AGENT)
+    host.run("dcupgrade", "hold", "--reason", "trial")
+    host.run("systemctl", "start", AGENT)
+    async with asyncio.timeout(30):
+        while "hold" not in [row["kind"] for row in world.history()]:  # noqa: ASYNC110 - another process
+            await asyncio.sleep(0.05)
+    host.run("dcupgrade", "check")
+    host.run("dcupgrade", "unhold")
+    status = json.loads(host.run("dcupgrade", "status", "--json"))
+    assert status["state"]["name"] == "idle"
+
+
+async def test_an_upgrade_under_hardened_units_and_a_node_that_outlives_its_agent(tmp_path: Path) -> None:
+    if lacks := missing_tools():
+        pytest.skip(f"no systemd of our own to boot: it needs {'; '.join(lacks)}")
+    async with AsyncExitStack() as stack:
+        chain = await stack.enter_async_context(DevChain(block_time_ms=500))
+        world = await stack.enter_async_context(World.open(tmp_path / "world", chain.ws_url, overrides=OVERRIDES))
+        init_cpu(world.folder / "cpu")
+        for place in (world.state_dir, world.data_dir):
+            place.mkdir()
+        old, new = [await asyncio.to_thread(world.builder.good, version) for version in ("1.0.0", "1.1.0")]
+        await world.publish(old)
+        binds = {"/var/lib/dcupgrade": world.state_dir, "/srv/dcnode": world.data_dir}
+        try:
+            host = stack.enter_context(SystemdHost(binds, {"/src": ROOT, "/trial": world.folder}))
+        except DevnetError as error:
+            pytest.skip(f"this machine does not boot a systemd: {error}")
+        try:
+            install(host, world)
+            await world.wait_committed(old.enclave_id)
+            await world.wait_serving(old.enclave_id)
+            for name, data in OBJECTS.items():
+                await world.node.put(name, data)
+            await see_it_outlive_its_agent(host, world)
+            await see_the_vault_come_back(host, world)
+            await see_an_operators_hold_wait_for_the_agent(host, world)
+            await world.publish(new)
+            await world.wait_committed(new.enclave_id, after=world.last_seq())
+            await world.wait_serving(new.enclave_id)
+            assert {name: await world.node.get(name) for name in await world.node.names()} == OBJECTS
+            await until(host, AGENT, "StatusText", f"idle; running 1.1.0 {new.enclave_id[:8]}")
+            assert host.shows(AGENT, "NRestarts") == "0", "since it was started last"
+            assert node_pid(host) not in map(int, host.run("pgrep", "-u", "dcvault").split())
+            assert " ERROR " not in host.journal(AGENT, lines=1000)
+            host.run("make", "-C", "/src", "uninstall")
+            assert (world.state_dir / "journal.sqlite3").exists()
+            host.run("test", "-d", "/var/lib/dcupgrade-vault/store")
+        except Exception as error:
+            raise AssertionError(f"{error}\n{host.journal(VAULT)}\n{host.journal(AGENT)}") from error
