@@ -193,7 +193,7 @@ class Nodes:
         await self.give_way(release.enclave_id)
         await self.fetch(release, progress)
 
-    async def fetch(self, release: Release, progress: Progress) -> None:
+    async def fetch(self, release: Release, progress: Progress, *, allow_file_urls: bool = False) -> None:
         """The same, for the early fetch itself."""
 
         def tell(item: DownloadProgress) -> None:
@@ -219,6 +219,7 @@ class Nodes:
             DownloadLimits(
                 size_bytes_max=download.size_max_bytes,
                 idle_s_max=download.stall_s,
+                allow_file_urls=allow_file_urls,
                 ipfs_gateways=download.ipfs_gateways,
                 archive=ArchiveLimits(
                     member_bytes_max=min(2 * GIB, download.unpacked_max_bytes),
@@ -250,14 +251,14 @@ class Nodes:
             raise DcupgradeError(
                 code="NODE_STILL_RUNS", what=f"slot of {enclave_id}", why="this version runs", kind="invariant"
             )
-        await self._driver.remove(_name(enclave_id))
+        await self._driver.remove(node_name(enclave_id))
         await asyncio.to_thread(_remove_tree, self.slots / enclave_id)
 
     async def discover(self) -> Release | None:
         """The version whose process lives, else the one that was started last on data that has keys."""
         found: list[tuple[bool, float, str]] = []
         for slot in self.slots.iterdir() if self.slots.is_dir() else ():
-            record = await self._driver.find(_name(slot.name)) if len(slot.name) == 64 else None
+            record = await self._driver.find(node_name(slot.name)) if len(slot.name) == 64 else None
             if record is not None:
                 found.append((await self._living(record) is not None, record.started_unix_s, slot.name))
         if not found or not (max(found)[0] or await self.key_set_id()):
@@ -335,7 +336,7 @@ class Nodes:
 
     async def wait_exit(self, enclave_id: str) -> NodeExit:
         """Return when the version's process is gone."""
-        record = await self._driver.find(_name(enclave_id))
+        record = await self._driver.find(node_name(enclave_id))
         if record is None:
             return NodeExit("it was never started")
         if record.kind == "process" and record.boot_id != boot_id():
@@ -348,7 +349,7 @@ class Nodes:
     async def stop(self, enclave_id: str) -> None:
         """Stop a version and wait until data and port are free. Raises NODE_STOP_FAILED, DATA_LOCKED, PORT_TAKEN."""
         async with self._lock:
-            record = await self._driver.find(_name(enclave_id))
+            record = await self._driver.find(node_name(enclave_id))
             handle = await self._driver.adopt(record) if record is not None else None
             if handle is not None:
                 await self._driver.stop(handle, self._settings.node.stop_grace_s)
@@ -363,7 +364,7 @@ class Nodes:
             probe.require_ports_free([self._settings.node.port])
 
     async def _handle(self, enclave_id: str) -> NodeHandle | None:
-        record = await self._driver.find(_name(enclave_id))
+        record = await self._driver.find(node_name(enclave_id))
         return await self._living(record) if record is not None else None
 
     async def _living(self, record: NodeRecord) -> NodeHandle | None:
@@ -377,7 +378,7 @@ class Nodes:
     def _names(self) -> list[str]:
         """Driver names of every version that is or was here."""
         slots = self.slots.iterdir() if self.slots.is_dir() else ()
-        return sorted(_name(item.name) for item in slots if len(item.name) == 64)
+        return sorted(node_name(item.name) for item in slots if len(item.name) == 64)
 
     def _spec(self, release: Release, first_install: bool) -> LaunchSpec:
         settings = self._settings
@@ -397,11 +398,11 @@ class Nodes:
         }
         argv = tuple(text for item in settings.node.command if (text := item.format_map(values)))
         spec = LaunchSpec(
-            name=_name(release.enclave_id),
+            name=node_name(release.enclave_id),
             argv=argv,
             env={name: os.environ[name] for name in KEPT_ENVIRONMENT if name in os.environ},
             cwd=settings.node.data_dir.resolve(),
-            log_path=settings.agent.state_dir / "logs" / f"{_name(release.enclave_id)}.log",
+            log_path=settings.agent.state_dir / "logs" / f"{node_name(release.enclave_id)}.log",
         )
         return spec if settings.node.driver == "process" else in_container(settings, spec, slot)
 
@@ -485,7 +486,8 @@ def _signature_file(release: Release) -> bytes:
     return "".join(f"{encode_multibase(item)}\n" for item in release.signatures).encode()
 
 
-def _name(enclave_id: str) -> str:
+def node_name(enclave_id: str) -> str:
+    """The name by which the driver knows a version."""
     return f"node-{enclave_id[:20]}" if enclave_id else f"node-{hashlib.sha256(b'').hexdigest()[:20]}"
 
 

@@ -12,6 +12,7 @@ import click
 
 OPERATOR = "dcupgrade.operator_cli"
 LAZY: dict[str, tuple[str, str, str]] = {
+    "adopt": ("dcupgrade.adopt", "adopt", "Take over a node that runs already."),
     "approve": (OPERATOR, "approve", "Approve the release on the chain."),
     "chain": ("dcupgrade.chain_cli", "chain", "Look at the chain: releases, and the checkpoint to pin."),
     "check": (OPERATOR, "check", "Examine host, chain, vault and node: the doctor."),

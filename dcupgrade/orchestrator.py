@@ -18,7 +18,7 @@ from dcupgrade.effects import Limits, Performer
 from dcupgrade.errors import DcupgradeError, failure_of
 from dcupgrade.machine import activity, step
 from dcupgrade.ports import ChainPort, ClockPort, Command, Entry, JournalPort, NodesPort, VaultPort
-from dcupgrade.states import Effect, Event, EventKind, Hold, State
+from dcupgrade.states import Effect, Event, EventKind, Hold, Name, State
 from dcupgrade.transitions import Budgets, newer
 
 log = logging.getLogger("dcupgrade")
@@ -51,6 +51,11 @@ class _Item:
     effect: Effect | None = None
     number: int = 0
     command_id: int = 0
+
+
+def _has_no_node(state: State) -> bool:
+    """Whether no node was ever started: nothing runs, and nothing is being launched."""
+    return state.running is None and state.name in (Name.IDLE, Name.STAGING, Name.STAGED, Name.ABANDONED)
 
 
 class Orchestrator:
@@ -94,7 +99,8 @@ class Orchestrator:
         Raises DcupgradeError: JOURNAL_CORRUPT from start-up, MACHINE_NO_TRANSITION for a fault of the program. Nodes
         are never touched by the end of this task.
         """
-        self.state = self._journal.load() or await self._begin()
+        stored = self._journal.load()
+        self.state = await self._begin(stored) if stored is None or _has_no_node(stored) else stored
         self._since_unix_s = self._clock.now()
         log.info("taking up state %s", self.state.name, extra={"event": "start", "state": self.state.name.value})
         sources = [asyncio.ensure_future(self._follow_chain()), asyncio.ensure_future(self._follow_commands())]
@@ -109,14 +115,18 @@ class Orchestrator:
             await asyncio.gather(*tasks, return_exceptions=True)
             self._jobs.clear()
 
-    async def _begin(self) -> State:
-        """The state of an empty journal: a node that is here already is taken over."""
+    async def _begin(self, stored: State | None) -> State:
+        """Where the journal knows of no node, one that is here already is taken over.
+
+        Without a journal this is also one that is down; with a journal that never had a node, only one that runs.
+        """
+        before = stored or State()
         found = await self._nodes.discover()
-        if found is None:
-            return State()
-        state = State(running=found)
-        event = Event(EventKind.ADOPTED, found.enclave_id, at_unix_s=self._clock.now(), detail="the journal was empty")
-        await self._store(Entry(State(), event, state, activity(state)))
+        if found is None or (stored is not None and not await self._nodes.is_alive(found.enclave_id)):
+            return before
+        state = State(running=found, hold=before.hold, records=before.records)
+        event = Event(EventKind.ADOPTED, found.enclave_id, at_unix_s=self._clock.now(), detail="no node was known")
+        await self._store(Entry(before, event, state, activity(state)))
         return state
 
     async def _take(self, item: _Item) -> None:

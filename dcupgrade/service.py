@@ -81,7 +81,7 @@ async def serve(settings: Settings, *, first_install: bool = False, wrap_journal
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
     async with AsyncExitStack() as stack:
-        _lock_folders(settings, stack)
+        lock_folders(settings, stack)
         journal = Journal(settings.agent.state_dir / "journal.sqlite3")
         stack.callback(journal.close)
         session = await stack.enter_async_context(aiohttp.ClientSession())
@@ -278,7 +278,7 @@ def _remember_progress(settings: Settings, journal: Journal) -> Callable[[Mappin
 # --- folders, tokens, locks ------------------------------------------------------------------------------------------
 
 
-def _lock_folders(settings: Settings, stack: AsyncExitStack) -> None:
+def lock_folders(settings: Settings, stack: AsyncExitStack) -> None:
     """One agent per state folder, and one per data folder. Raises AGENT_ALREADY_RUNNING, AGENT_STATE_UNUSABLE."""
     try:
         for folder in (settings.agent.state_dir, settings.node.data_dir):

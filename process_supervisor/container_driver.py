@@ -2,7 +2,7 @@
 
 A node's containers carry the label `dcupgrade.node=<name>` and a name made from the spec, so that creating one twice
 finds the first. Stopped containers stay until `remove`: a revert starts the former one again. A container that somebody
-else made and that carries the label (or the name) is adopted, stopped and started again like ours.
+else made is taken over by its name (`dcupgrade-<node name>`) or label, and then stopped and started again like ours.
 """
 
 import asyncio
@@ -17,7 +17,7 @@ from typing import Any
 import aiodocker
 import aiohttp
 
-from process_supervisor.driver import ExitStatus, LaunchSpec, NodeHandle, NodeRecord
+from process_supervisor.driver import ExitStatus, LaunchSpec, NodeHandle, NodeRecord, not_adoptable
 from process_supervisor.errors import ProcessSupervisorError
 from process_supervisor.limits import MIB
 from process_supervisor.process_driver import KILL_S_MAX, LogPolicy
@@ -197,8 +197,11 @@ class ContainerDriver:
             listed = await self._docker.containers.list(
                 all=True, filters=f'{{"label": ["{LABEL_NODE}={_label(name)}"]}}'
             )
-        found = [await self.inspect(item.id) for item in listed]
-        facts = [item for item in found if item is not None]
+        found = {item.id: await self.inspect(item.id) for item in listed}
+        taken_over = await self.inspect(_taken_over_name(name))
+        if taken_over is not None:
+            found[taken_over.container_id] = taken_over
+        facts = [item for item in found.values() if item is not None]
         return sorted(facts, key=lambda item: (item.running, item.started_at), reverse=True)
 
     # --- nodes -------------------------------------------------------------------------------------------------------
@@ -320,6 +323,21 @@ class ContainerDriver:
             known = self._handles[record.container_id] = ContainerHandle(record, self)
         return known
 
+    async def take_over(self, name: str, found: str) -> NodeRecord:
+        """Give a running container the name by which it is found as this node; it goes on running.
+
+        Raises NODE_NOT_ADOPTABLE, CONTAINER_ENGINE_*.
+        """
+        facts = await self.inspect(found) if found else None
+        if facts is None or not facts.running:
+            raise not_adoptable(name, f"no container {found!r} runs", "Name it as `docker ps` does")
+        if facts.labels.get(LABEL_NODE, _label(name)) != _label(name):
+            raise not_adoptable(name, f"container {found!r} carries the label of node {facts.labels[LABEL_NODE]!r}")
+        if facts.name != _taken_over_name(name) and LABEL_NODE not in facts.labels:
+            with engine_errors(f"name of container {found!r}"):
+                await self._docker.containers.container(facts.container_id).rename(_taken_over_name(name))
+        return self._record_of(name, facts)
+
     async def stop(self, handle: NodeHandle, grace_s: float) -> ExitStatus:
         """Set the restart policy to `no`, TERM, `grace_s` seconds, KILL; returns when the container does not run.
 
@@ -413,6 +431,10 @@ def _unix_s(text: str) -> float:
 def _is_of(facts: ContainerFacts, spec: LaunchSpec) -> bool:
     # One without our command label was made by somebody else for this node: it is what it is.
     return facts.labels.get(LABEL_COMMAND, spec.digest) == spec.digest
+
+
+def _taken_over_name(name: str) -> str:
+    return f"{NAME_PREFIX}{_label(name)}"
 
 
 def _label(name: str) -> str:

@@ -121,6 +121,13 @@ _FIELDS: dict[str, type] = {
 }
 
 
+def not_adoptable(name: str, why: str, action: str = "") -> ProcessSupervisorError:
+    """NODE_NOT_ADOPTABLE: something about a node that somebody else started keeps us from taking it over."""
+    return ProcessSupervisorError(
+        code="NODE_NOT_ADOPTABLE", what=f"taking over {name!r}", why=why, action=action, kind="rejected"
+    )
+
+
 class NodeHandle(Protocol):
     """A node that this driver watches."""
 
@@ -146,6 +153,12 @@ class NodeDriver(Protocol):
 
     async def adopt(self, record: NodeRecord) -> NodeHandle | None:
         """Watch a node again; None if nothing of it is left. A dead node's remains come as a handle that has ended."""
+
+    async def take_over(self, name: str, found: str) -> NodeRecord:
+        """Make a running node that somebody else started ours: `found` is its pid, or its container's name or id.
+
+        It is not touched. Raises NODE_NOT_ADOPTABLE.
+        """
 
     async def stop(self, handle: NodeHandle, grace_s: float) -> ExitStatus:
         """TERM, `grace_s` seconds, KILL; returns when every process of it is gone. Raises NODE_STOP_FAILED."""

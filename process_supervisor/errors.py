@@ -49,6 +49,7 @@ CODES: dict[str, str] = {
     "DOWNLOAD_TRUNCATED": "the connection ended before the whole artefact was received",
     "DOWNLOAD_UNREACHABLE": "the server cannot be reached or broke the connection",
     "NODE_ALREADY_RUNNING": "a node of this name runs already, started with another command",
+    "NODE_NOT_ADOPTABLE": "a node that runs already cannot be taken over as it is",
     "NODE_RECORD_INVALID": "a node's record cannot be decoded",
     "NODE_START_FAILED": "the node's program could not be started",
     "NODE_STOP_FAILED": "processes of the node are still there after they were killed",

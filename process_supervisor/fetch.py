@@ -221,7 +221,7 @@ async def fetch(
 async def _copy_file(source: UrlSource, part: _Part, limits: DownloadLimits, progress: ProgressFn) -> Fetched:
     if not limits.allow_file_urls:
         why = "the settings do not allow sources on this machine"
-        raise _error("DOWNLOAD_FILE_URL_REFUSED", source.url, why, "Set allow_file_urls = true for trials", "rejected")
+        raise _error("DOWNLOAD_FILE_URL_REFUSED", source.url, why, "Publish it behind an http(s) URL", "rejected")
 
     def opened() -> int:
         # O_NONBLOCK: opening a FIFO must not hang; a check of the type follows.

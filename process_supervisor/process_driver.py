@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
-from process_supervisor.driver import ExitStatus, LaunchSpec, NodeHandle, NodeRecord
+from process_supervisor.driver import ExitStatus, LaunchSpec, NodeHandle, NodeRecord, not_adoptable
 from process_supervisor.errors import ProcessSupervisorError
 from process_supervisor.limits import MIB
 from process_supervisor.procfs import ProcessFacts, boot_id, process_facts, session_members
@@ -278,6 +278,37 @@ class ProcessDriver:
         if not self._remains(record):
             return None
         return known or ProcessHandle(record, None)
+
+    async def take_over(self, name: str, found: str) -> NodeRecord:
+        """Record a running process as this node. Raises NODE_NOT_ADOPTABLE.
+
+        It must lead a session without a terminal, as services do: a stop signals the whole session, and that must be
+        the node and nothing else.
+        """
+        facts = process_facts(int(found)) if found.isdecimal() else None
+        if facts is None or not facts.alive:
+            raise not_adoptable(name, f"there is no process {found}", "Look with `ss -ltnp` which one the node is")
+        if facts.session != facts.pid or facts.terminal:
+            why = f"process {found} {'has a terminal' if facts.terminal else 'does not lead a session of its own'}"
+            raise not_adoptable(name, why, "Start it as a service, or by `setsid --fork`, and take that over")
+        try:
+            os.kill(facts.pid, 0)
+        except PermissionError as error:
+            raise not_adoptable(
+                name, f"process {found} belongs to another user", "Run agent and node as the same user"
+            ) from error
+        record = NodeRecord(
+            kind="process",
+            name=name,
+            started_unix_s=self._wall_clock(),
+            command_digest="",
+            pid=facts.pid,
+            start_time_ticks=facts.start_time_ticks,
+            boot_id=boot_id(),
+        )
+        self._run_dir.mkdir(parents=True, exist_ok=True)
+        self._write_record(record)
+        return record
 
     @staticmethod
     def _remains(record: NodeRecord) -> list[ProcessFacts]:

@@ -123,6 +123,31 @@ async def test_another_agent_adopts_by_container_id(
     await other.close()
 
 
+async def test_a_container_that_somebody_else_runs_is_taken_over(
+    driver: ContainerDriver, private_engine: PrivateEngine, spec: Make
+) -> None:
+    run = ("run", "--detach", "--name", "somebodys", "--network", "host", "--restart", "always", BASE_IMAGE)
+    container_id = private_engine.docker(*run, "python3", "-I", "-c", GENTLE).strip()
+    record = await driver.take_over("node", "somebodys")
+    assert record.container_id == container_id
+    await up(driver)
+    assert (await driver.take_over("node", container_id)).container_id == container_id
+    found = await driver.find("node")
+    assert found is not None
+    handle = await driver.adopt(found)
+    assert handle is not None
+    with pytest.raises(ProcessSupervisorError, match="NODE_NOT_ADOPTABLE"):
+        await driver.take_over("another", "somebody who is not there")
+    await driver.stop(handle, 30)
+    for name in (container_id, ""):
+        with pytest.raises(ProcessSupervisorError, match="NODE_NOT_ADOPTABLE"):
+            await driver.take_over("node", name)
+    again = await driver.start(spec(GENTLE))
+    assert again.container_id == container_id, "its own container is started again, not another one"
+    with pytest.raises(ProcessSupervisorError, match="NODE_ALREADY_RUNNING"):
+        await driver.remove("node")
+
+
 async def test_the_previous_container_waits_and_serves_again(driver: ContainerDriver, spec: Make) -> None:
     old, new = spec(GENTLE, "node-old"), spec("raise SystemExit(7)", "node-new")
     record = await started(driver, old)

@@ -6,7 +6,8 @@ from dataclasses import replace
 
 import pytest
 
-from dcupgrade.states import Name
+from dcupgrade.ports import Entry
+from dcupgrade.states import Event, EventKind, Hold, Name, Release, State
 from tests.simulation.simulator.world import Node
 from tests.unit.dcupgrade.scene import Scene
 
@@ -495,5 +496,37 @@ def test_a_crash_loop_raises_an_alarm_until_the_node_is_steady(scene: Scene) -> 
         scene.world.chain.releases[first.enclave_id] = replace(first, trait="good")
         await scene.until(lambda state: state.crashes == 0)
         assert scene.agent.alarms() == []
+
+    scene.play(act)
+
+
+@pytest.mark.parametrize("alive", [True, False])
+def test_a_node_of_somebody_else_is_taken_over_while_it_runs(scene: Scene, alive: bool) -> None:
+    """An agent that was refused a first install; then the node was named to it, by `adopt`."""
+
+    async def act(scene: Scene) -> None:
+        await scene.installed()
+        first = scene.state.running
+        assert first is not None
+        await scene.kill_agent()
+        if not alive:
+            only_node(scene).kill("signal 9")
+        scene.journal.append(
+            Entry(State(), Event(EventKind.CHAIN), State(Name.STAGED, target=first, hold=Hold("kept", "ann")), ())
+        )
+
+        async def discover() -> Release | None:
+            return first
+
+        scene.world.nodes.discover = discover  # type: ignore[method-assign]
+        scene.start_agent()
+        if not alive:
+            await scene.until(lambda state: state.name is Name.STAGED)
+            assert scene.state.running is None
+            return
+        await scene.until(lambda state: state.running is not None)
+        assert scene.state.name is Name.IDLE
+        assert scene.state.hold == Hold("kept", "ann")
+        assert only_node(scene).release.enclave_id == first.enclave_id
 
     scene.play(act)

@@ -5,6 +5,8 @@ import dataclasses
 import json
 import os
 import signal
+import socket
+import subprocess
 import sys
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
@@ -12,10 +14,11 @@ from pathlib import Path
 import pytest
 
 from process_supervisor import process_driver as driver_module
+from process_supervisor import procfs
 from process_supervisor.driver import ExitStatus, LaunchSpec, NodeRecord
 from process_supervisor.errors import ProcessSupervisorError
 from process_supervisor.process_driver import LogPolicy, ProcessDriver, rotate_log, tail_log
-from process_supervisor.procfs import process_facts, session_members
+from process_supervisor.procfs import listener_of, process_facts, session_members
 
 GENTLE = "import signal,sys,time; signal.signal(15, lambda *_: sys.exit(3)); print('up', flush=True); time.sleep(600)"
 STUBBORN = "import signal,time; signal.signal(15, signal.SIG_IGN); print('up', flush=True); time.sleep(600)"
@@ -155,6 +158,74 @@ async def test_another_agent_finds_and_stops_the_node(driver: ProcessDriver, spe
     assert {await driver.stop(handle, 20), await waiting} == {ExitStatus(code=3), ExitStatus()}
     assert await other.adopt(record) is None
     await other.close()
+
+
+DETACHED = """
+import os, signal, sys, time
+signal.signal(15, lambda *_: sys.exit(3))
+os.write(1, str(os.getpid()).encode())
+os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+time.sleep(600)
+"""
+
+
+async def test_a_node_that_somebody_else_started_is_taken_over(driver: ProcessDriver, spec: Make) -> None:
+    argv = ["setsid", "--fork", sys.executable, "-I", "-c", DETACHED]
+    pid = int((await asyncio.to_thread(subprocess.run, argv, stdout=subprocess.PIPE, check=True)).stdout)
+    record = await driver.take_over("node", str(pid))
+    assert await driver.find("node") == record
+    with pytest.raises(ProcessSupervisorError, match="NODE_ALREADY_RUNNING"):
+        await driver.start(spec(GENTLE))
+    handle = await driver.adopt(record)
+    assert handle is not None
+    assert handle.exit_status() is None
+    await driver.stop(handle, 20)
+    assert session_members(pid) == []
+    assert (await driver.start(spec(GENTLE))).pid != pid
+
+
+async def test_what_is_not_taken_over(driver: ProcessDriver, monkeypatch: pytest.MonkeyPatch) -> None:
+    pid = os.getpid()
+    facts = process_facts(pid)
+    assert facts is not None
+    leader = dataclasses.replace(facts, session=pid, terminal=0)
+    cases = {
+        "does not lead a session": dataclasses.replace(leader, session=1),
+        "has a terminal": dataclasses.replace(leader, terminal=34816),
+        "there is no process": dataclasses.replace(leader, state="Z"),
+    }
+    for why, seen in cases.items():
+        monkeypatch.setattr(driver_module, "process_facts", lambda _, seen=seen: seen)
+        with pytest.raises(ProcessSupervisorError, match=f"NODE_NOT_ADOPTABLE.*{why}"):
+            await driver.take_over("node", str(pid))
+    with pytest.raises(ProcessSupervisorError, match="NODE_NOT_ADOPTABLE"):
+        await driver.take_over("node", "the node")
+    assert await driver.find("node") is None
+
+
+def test_who_listens_on_a_port() -> None:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        port = listener.getsockname()[1]
+        assert listener_of(port) is None
+        listener.listen()
+        assert listener_of(port) == os.getpid()
+
+
+@pytest.mark.parametrize(
+    ("text", "unit"),
+    [
+        ("0::/system.slice/dcnode.service\n", "dcnode.service"),
+        ("2:cpu:/\n1:name=systemd:/system.slice/dcnode.service/inner\n", "dcnode.service"),
+        ("0::/user.slice/user-0.slice\n", ""),
+    ],
+)
+def test_which_unit_a_process_belongs_to(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str, unit: str) -> None:
+    monkeypatch.setattr(procfs, "PROC", tmp_path)
+    assert procfs.unit_of(7) == ""
+    (tmp_path / "7").mkdir()
+    (tmp_path / "7" / "cgroup").write_text(text)
+    assert procfs.unit_of(7) == unit
 
 
 async def test_letting_go_leaves_the_node_running(driver: ProcessDriver, spec: Make) -> None:
