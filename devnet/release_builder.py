@@ -20,6 +20,8 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.asymmetric.rsa import RSAPrivateKey, generate_private_key
 
 from dcupgrade.publish import network_key_text, sign_enclave_id
+from process_supervisor.archive import unpack
+from process_supervisor.limits import ArchiveLimits
 
 ROOT = Path(__file__).resolve().parent.parent
 NODE_MAIN = "devnet.reference_node.main:main"
@@ -74,6 +76,12 @@ class BuiltRelease:
     enclave_id: str
     signature: str
     archive: Path
+
+    def install(self, folder: Path) -> None:
+        """Unpack it by hand into a new folder, the network's signature beside it, as whoever has no agent does."""
+        folder.mkdir(parents=True)
+        unpack(self.archive, folder, ArchiveLimits(), None)
+        (folder / "network.sig").write_text(self.signature)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,7 +1,7 @@
 """What has to be there before agent and vault start: `python -m devnet.docker.setup FOLDER`, run by the compose file.
 
-Draws the release keys, builds and lists the vault, builds and publishes 1.0.0, writes the agent's settings and
-`world.json`. A folder that has a `world.json` is left as it is.
+Draws the release keys, builds and lists the vault, builds and publishes 1.0.0, installs it for the old node's service,
+writes the agent's settings and `world.json`. A folder that has a `world.json` is left as it is.
 """
 
 import asyncio
@@ -70,6 +70,7 @@ async def set_up(folder: Path, ports: Mapping[str, int]) -> None:
         world.write_settings()
         first = world.builder.good("1.0.0")
         await world.publish(first)
+        first.install(folder / "first")
         about = {**dataclasses.asdict(first), "archive": str(first.archive)}
         facts = {"genesis_hash": genesis, "ports": dict(ports), "vault_id": vault_id, "first": about}
         (folder / f"{WORLD_FILE}.new").write_text(json.dumps(facts, indent=1))

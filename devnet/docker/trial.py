@@ -19,7 +19,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import tarfile
 import tempfile
 import time
 from collections.abc import Iterator, Mapping
@@ -38,12 +37,15 @@ from devnet.docker.setup import NODE_IMAGE, PORTS, WORLD_FILE, make_world
 from devnet.release_builder import ROOT, BuiltRelease, NodeTraits, ReleaseKeys
 from devnet.tools import DevnetError, run_tool
 from devnet.world import World, WorldError, free_port
+from process_supervisor.archive import unpack
+from process_supervisor.limits import ArchiveLimits
 
 COMPOSE_FILE = ROOT / "devnet" / "compose.yaml"
 SERVICE_UID = 10001
 OBJECTS = 60
 INSTALL_WITHIN_S = 120.0
 UPGRADE_WITHIN_S = 120.0
+NAME_PREFIX = "dcupgrade-"
 LABEL_NODE = "dcupgrade.node"
 LABEL_VERSION = "dcupgrade.trial.version"
 
@@ -76,9 +78,15 @@ class Compose:
 
     def nodes(self) -> dict[str, dict[str, Any]]:
         """Containers of nodes by the node's name: what the engine says of each."""
-        found = self.docker("ps", "--all", "--quiet", "--no-trunc", "--filter", f"label={LABEL_NODE}").split()
+        found = self.docker("ps", "--all", "--quiet", "--no-trunc", "--filter", f"name={NAME_PREFIX}node-").split()
         shown = json.loads(self.docker("inspect", *found)) if found else []
-        return {item["Config"]["Labels"][LABEL_NODE]: item for item in shown}
+        return {_node_name(item): item for item in shown}
+
+
+def _node_name(container: Mapping[str, Any]) -> str:
+    """A node's name: its label, or the container's own name where somebody else made it."""
+    name = str(container["Name"]).removeprefix(f"/{NAME_PREFIX}")
+    return str(container["Config"]["Labels"].get(LABEL_NODE, name))
 
 
 @click.command()
@@ -172,6 +180,7 @@ def _environment(engine: PrivateEngine, folder: Path, base: str) -> dict[str, st
         "DC_GID": str(SERVICE_UID),
         "DC_ENGINE_GID": str(SERVICE_UID),
         "DC_ENGINE_SOCKET": str(engine.socket),
+        "DC_NODE_CONTAINER": f"dcnode{secrets.token_hex(3)}",
         "COMPOSE_PROJECT_NAME": f"dcupgrade{secrets.token_hex(3)}",
     }
 
@@ -202,8 +211,12 @@ class _Trial(demo.Demo):
     async def in_containers(self, world: World, compose: Compose, first: BuiltRelease) -> None:
         facts = self.facts
         facts.old, facts.new = first, await asyncio.to_thread(world.builder.good, "1.1.0")
-        with self._step("1.0.0 installed by the agent in its container; it made its keys"):
-            await world.wait_committed(first.enclave_id, within_s=INSTALL_WITHIN_S)
+        with self._step("1.0.0, a service of Compose's which made its keys, taken over by the agent"):
+            await world.wait_for(
+                "1.0.0 taken over",
+                lambda rows: any((row["kind"], row["running"]) == ("adopted", first.enclave_id) for row in rows),
+                within_s=INSTALL_WITHIN_S,
+            )
             await world.wait_serving(first.enclave_id)
         await self._store(world)
         await self._upgrade(world)
@@ -271,8 +284,7 @@ def _as_image(compose: Compose, release: BuiltRelease) -> BuiltRelease:
     with tempfile.TemporaryDirectory() as text:
         context = Path(text)
         (context / "release").mkdir()
-        with tarfile.open(release.archive) as tar:
-            tar.extractall(context / "release", filter="data")
+        unpack(release.archive, context / "release", ArchiveLimits(), None)
         label = f"LABEL {LABEL_VERSION}={release.version}"
         (context / "Dockerfile").write_text(f"FROM {NODE_IMAGE}\nCOPY release /release\n{label}\n")
         compose.docker("build", "--quiet", "--tag", reference, text)

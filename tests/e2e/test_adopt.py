@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import sys
-import tarfile
 
 import pytest
 
@@ -17,9 +16,7 @@ pytestmark = [pytest.mark.e2e, pytest.mark.slow, pytest.mark.timeout(240)]
 async def somebody_elses_node(world: World, release: BuiltRelease) -> int:
     """Install and start a version by hand, apart from the agent's folder; returns the pid of its main process."""
     slot = world.folder / "by-hand" / release.version
-    with tarfile.open(release.archive) as tar:
-        tar.extractall(slot, filter="data")
-    (slot / "network.sig").write_text(release.signature)
+    release.install(slot)
     world.data_dir.mkdir(exist_ok=True)
     world.state_dir.mkdir(exist_ok=True)
     ours = [

@@ -7,7 +7,6 @@ import json
 import shutil
 import signal
 import sys
-import tarfile
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -64,9 +63,7 @@ class Bench:
     def slot(self, release: BuiltRelease) -> Path:
         slot = self.folder / release.name
         if not slot.exists():
-            with tarfile.open(release.archive) as archive:
-                archive.extractall(slot, filter="data")
-            (slot / "network.sig").write_text(release.signature)
+            release.install(slot)
         return slot
 
     @asynccontextmanager
