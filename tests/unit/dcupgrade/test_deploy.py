@@ -10,6 +10,7 @@ from typing import Any
 import kubernetes_validate
 import pytest
 import yaml
+from prometheus_client import CollectorRegistry, generate_latest
 
 from dcupgrade.metrics import AgentCollector
 from dcupgrade.states import Name, State
@@ -19,17 +20,22 @@ DEPLOY = ROOT / "dcupgrade" / "deploy"
 UNITS = sorted((DEPLOY / "systemd").glob("*.service"))
 
 
+STATUS: dict[str, Any] = {
+    "state": {**State(Name.IDLE).to_json(), "running": {"enclave_id": "a" * 64, "version": "1"}},
+    "since_unix_s": 1.0,
+    "now_unix_s": 2.0,
+    "block_number": 1,
+    "alarms": [{"code": "RUNNING_REVOKED"}],
+    "progress": {},
+    "vault": {"sealed_unix_s": 1.0},
+    "chain": {"finalized_age_s": 1.0, "endpoint": "a", "endpoints": [{"url": "a"}], "refused": {"X": 1}},
+}
+
+
 def exposed() -> dict[str, set[str]]:
     """Every metric that can be scraped, with its labels."""
-    release = {"enclave_id": "a" * 64, "version": "1"}
-    status: dict[str, Any] = {
-        "state": {**State(Name.IDLE).to_json(), "running": release}, "since_unix_s": 1.0, "now_unix_s": 2.0,
-        "block_number": 1,
-        "alarms": [{"code": "RUNNING_REVOKED"}], "progress": {}, "vault": {"sealed_unix_s": 1.0},
-        "chain": {"finalized_age_s": 1.0, "endpoint": "a", "endpoints": [{"url": "a"}], "refused": {"X": 1}},
-    }  # fmt: skip
     found: dict[str, set[str]] = {}
-    for metric in AgentCollector(lambda: status, dict).collect():
+    for metric in AgentCollector(lambda: STATUS, dict).collect():
         for sample in metric.samples:
             found.setdefault(sample.name, set()).update(sample.labels)
     return found
@@ -58,6 +64,32 @@ def test_alert_labels_exist() -> None:
     text = (DEPLOY / "prometheus" / "alerts.yaml").read_text()
     for name, labels in re.findall(r"(dcupgrade_\w+)\{([^}]*)\}", text):
         assert set(re.findall(r"(\w+)[=!]", labels)) <= metrics[name]
+
+
+PROMTOOL = pytest.mark.skipif(shutil.which("promtool") is None, reason="promtool is not on this machine (prometheus)")
+
+
+def promtool(*arguments: str, stdin: bytes = b"") -> None:
+    done = subprocess.run(["promtool", *arguments], input=stdin, capture_output=True, check=False, timeout=60)
+    assert done.returncode == 0, (done.stdout + done.stderr).decode()
+
+
+@PROMTOOL
+def test_each_alert_fires_when_it_should() -> None:
+    tests = Path(__file__).with_name("alerts_test.yaml")
+    named = {
+        rule["alertname"] for case in yaml.safe_load(tests.read_text())["tests"] for rule in case["alert_rule_test"]
+    }
+    rules = yaml.safe_load((DEPLOY / "prometheus" / "alerts.yaml").read_text())["groups"][0]["rules"]
+    assert named == {rule["alert"] for rule in rules}
+    promtool("test", "rules", str(tests))
+
+
+@PROMTOOL
+def test_prometheus_finds_nothing_wrong_with_the_metrics() -> None:
+    registry = CollectorRegistry()
+    registry.register(AgentCollector(lambda: STATUS, dict))
+    promtool("check", "metrics", stdin=generate_latest(registry))
 
 
 def test_kubernetes_manifests_follow_the_published_schemas() -> None:

@@ -33,9 +33,9 @@ def test_services_that_stay_have_a_health_check(name: str) -> None:
     assert SERVICES[name]["healthcheck"]["test"][:4] == ["CMD", "python3", "-m", "devnet.docker.healthy"]
 
 
-def test_only_the_agent_gets_the_engines_socket() -> None:
+def test_only_the_agent_and_its_command_get_the_engines_socket() -> None:
     holders = [name for name, service in SERVICES.items() if "docker.sock" in str(service.get("volumes"))]
-    assert holders == ["upgrader"]
+    assert holders == ["adopt", "upgrader"]
 
 
 def test_images_take_their_base_as_an_argument_and_run_as_nobody_special() -> None:
