@@ -297,6 +297,10 @@ class Nodes:
         return found
 
     async def _first_install_findings(self) -> list[Finding]:
+        port = self._settings.node.port
+        if not probe.port_is_free(port):
+            why = f"something listens on port {port}; if it is the node, stop the agent and `dcupgrade adopt` it"
+            return [Finding("FIRST_INSTALL_REFUSED", why)]
         if not self._first_install_allowed:
             return [Finding("FIRST_INSTALL_REFUSED", "nothing runs here; allow it with `watch --first-install`")]
         data_dir = self._settings.node.data_dir
@@ -305,8 +309,6 @@ class Nodes:
             return [Finding("FIRST_INSTALL_REFUSED", f"{data_dir} is not empty ({', '.join(names[:3])})")]
         if await self._sealed_copies():
             return [Finding("FIRST_INSTALL_REFUSED", "the vault holds sealed keys of an earlier node")]
-        if not probe.port_is_free(self._settings.node.port):
-            return [Finding("PORT_TAKEN", f"something listens on port {self._settings.node.port}")]
         return []
 
     # --- processes ---------------------------------------------------------------------------------------------------

@@ -88,8 +88,8 @@ def _print_status(facts: Mapping[str, Any]) -> None:
         rows.append(("reason", f"{state['reason']} {state.get('detail', '')}".strip()))
     if state.get("hold"):
         rows.append(("hold", f"{state['hold']['reason']} (by {state['hold']['who'] or '?'})"))
-    for gate in facts.get("gates") or []:
-        rows.append((f"gate {gate['name']}", f"{'open' if gate['open'] else 'shut'}: {gate['why']}"))
+    for shut in (facts.get("progress") or {}).get("gates", {}).get("shut", []):
+        rows.append(("waits", f"{shut['code']}: {shut['detail']}"))
     for name, value in (facts.get("chain") or {}).items():
         if isinstance(value, str | int | float | bool):
             rows.append((f"chain {name}", str(value)))

@@ -9,13 +9,17 @@ from dcupgrade.gates import GateRules, Shut, shut_gates
 from dcupgrade.states import Name, State
 from dcupgrade.transitions import newer
 
-GATES = ("GATE_HELD", "GATE_APPROVAL_MISSING", "GATE_WINDOW_SHUT", "GATE_NOT_MY_TURN")
+PREFLIGHT = "GATE_PREFLIGHT"
+GATES = ("GATE_HELD", "GATE_APPROVAL_MISSING", "GATE_WINDOW_SHUT", "GATE_NOT_MY_TURN", PREFLIGHT)
 
 
-def plan(state: State, rules: GateRules, now_unix_s: float, since_unix_s: float) -> dict[str, Any]:
+def plan(
+    state: State, rules: GateRules, now_unix_s: float, since_unix_s: float, host: Sequence[Mapping[str, Any]] = ()
+) -> dict[str, Any]:
     """{"action", "lines", "target", "gates": [{"name", "open", "why", "opens_unix_s"}]}; JSON-able.
 
-    ``action``: "none", "upgrade", "install", "wait", "under_way" or "halted".
+    ``action``: "none", "upgrade", "install", "wait", "under_way" or "halted". ``host`` is what the agent's last look at
+    the host found against an upgrade ({"code", "detail"} each); it looks once the other gates are open.
     """
     target = state.target if state.name in (Name.STAGING, Name.STAGED) else newer(state)
     if state.name is Name.HALTED:
@@ -40,11 +44,23 @@ def plan(state: State, rules: GateRules, now_unix_s: float, since_unix_s: float)
         approved=state.approved,
         override=state.override,
     )
+    if not shut and state.name is Name.STAGED:
+        shut = _of_host(host)
     verb = "Would install" if state.running is None else f"Would upgrade {_named(state.running)} to"
     lines = [f"{verb} {_named(target)}, listed at height {target.added_height}."]
     lines += [f"Not yet: {item.code}: {item.detail}." for item in shut]
     action = "wait" if shut else "install" if state.running is None else "upgrade"
     return _answer(action, lines, target.enclave_id, shut)
+
+
+def _of_host(found: Sequence[Mapping[str, Any]]) -> tuple[Shut, ...]:
+    """The preflight as one gate; what an earlier look said of the other gates is no news of the host."""
+    words = [
+        item["detail"] if item["code"] == PREFLIGHT else f"{item['code']}: {item['detail']}"
+        for item in found
+        if item["code"] == PREFLIGHT or item["code"] not in GATES
+    ]
+    return (Shut(PREFLIGHT, "; ".join(words)),) if words else ()
 
 
 def _why_nothing(state: State) -> str:

@@ -421,7 +421,8 @@ async def _face(settings: Settings, journal: Journal, parts: _Parts) -> AsyncIte
     def plan_now() -> dict[str, Any]:
         state = orchestrator.state
         now = SystemClock().now()
-        return plan(state, parts.rules, now, state.target_since_unix_s or now)
+        host = orchestrator.snapshot()["progress"].get("gates", {}).get("shut", ())
+        return plan(state, parts.rules, now, state.target_since_unix_s or now, host)
 
     site = Site(
         status=status,

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import sys
+from pathlib import Path
 
 import pytest
 
-from devnet.release_builder import ROOT, BuiltRelease
+from devnet.chain import DevChain
+from devnet.release_builder import ROOT, BuiltRelease, ReleaseKeys
 from devnet.world import World, WorldError
 
 pytestmark = [pytest.mark.e2e, pytest.mark.slow, pytest.mark.timeout(240)]
@@ -50,6 +53,8 @@ async def test_a_node_of_before_is_taken_over_upgraded_and_gone_back_to(world: W
 
     await world.start_agent()  # before anybody told it of the node
     await world.wait_for("it looked", lambda rows: any(row["state_after"] == "staged" for row in rows), within_s=30)
+    plan = json.loads(await world.dcupgrade("--config", str(world.settings_path), "plan", "--json"))
+    assert "dcupgrade adopt" in json.dumps(plan)
     with pytest.raises(WorldError, match="AGENT_ALREADY_RUNNING"):
         await adopt(world)
     await world.stop_agent()
@@ -72,6 +77,24 @@ async def test_a_node_of_before_is_taken_over_upgraded_and_gone_back_to(world: W
     await world.dcupgrade("--config", str(world.settings_path), "revert")
     await world.wait_serving(old.enclave_id)
     assert await world.node.get("later") == b"data of after"
+
+
+async def test_a_node_of_handover_v1_is_taken_over_and_upgraded(
+    shared_chain: DevChain, release_keys: ReleaseKeys, tmp_path: Path
+) -> None:
+    opened = World.open(tmp_path / "world", shared_chain.ws_url, keys=release_keys, handover="v1")
+    async with opened as world:
+        old, new = [await asyncio.to_thread(world.builder.good, version) for version in ("1.0.0", "1.1.0")]
+        await world.publish(old)
+        pid = await somebody_elses_node(world, old)
+        await world.node.put("kept", b"data of before")
+        assert "is this agent's node now" in await adopt(world)
+        await world.start_agent()
+        await world.publish(new)
+        await world.wait_committed(new.enclave_id)
+        await world.wait_serving(new.enclave_id)
+        assert await world.node.get("kept") == b"data of before"
+        assert pid not in world.processes()
 
 
 async def test_what_cannot_be_taken_over_is_refused_with_the_reason(world: World) -> None:

@@ -2,6 +2,7 @@ import asyncio
 import json
 import re
 from collections.abc import AsyncIterator, Mapping
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -184,3 +185,19 @@ def test_the_plan_tells_what_would_happen_and_why_not_yet(state: State, action: 
     told = plan(state, GateRules(), 100.0, 90.0)
     assert told["action"] == action
     assert any(word in line for line in told["lines"])
+
+
+def test_the_plan_tells_what_the_host_has_against_it() -> None:
+    state = State(Name.STAGED, target=NEW, chain=CHAIN)
+    found = [
+        {"code": "GATE_HELD", "detail": "of an earlier look"},
+        {"code": "FIRST_INSTALL_REFUSED", "detail": "something listens"},
+        {"code": "GATE_PREFLIGHT", "detail": "only 7 bytes are free"},
+    ]
+    told = plan(state, GateRules(), 100.0, 90.0, found)
+    assert told["action"] == "wait"
+    assert "Not yet: GATE_PREFLIGHT: FIRST_INSTALL_REFUSED: something listens; only 7 bytes are free." in told["lines"]
+    assert [gate["name"] for gate in told["gates"] if not gate["open"]] == ["GATE_PREFLIGHT"]
+    held = plan(replace(state, hold=Hold("audit", "eve")), GateRules(), 100.0, 90.0, found)
+    assert [gate["name"] for gate in held["gates"] if not gate["open"]] == ["GATE_HELD"]
+    assert plan(state, GateRules(), 100.0, 90.0, found[:1])["action"] == "install"
