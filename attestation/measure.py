@@ -24,7 +24,7 @@ READ, WRITE, EXECUTE = 0x1, 0x2, 0x4
 TCS, REG = 0x100, 0x200
 BATCH_PAGES = 64
 BATCH = BATCH_PAGES * PAGE
-_CARRY = 1 << 24  # a batch's offsets differ below this bit only
+_CARRY = 1 << 24  # offsets are equal from this bit on, but for a batch that goes past a multiple of it
 _LINE = 64
 _PAGE_LOG = _LINE + PAGE // CHUNK * (_LINE + CHUNK)
 _ECREATE = struct.Struct("<8sIQ44s")
@@ -46,7 +46,7 @@ def _column(kind: Literal["H", "Q"], numbers: Iterable[int]) -> memoryview:
 
 
 class _BatchLog:
-    """Makes the log of `BATCH_PAGES` pages at a time, whose offsets are equal from bit 24 on."""
+    """Makes the log of `BATCH_PAGES` pages at a time."""
 
     def __init__(self, buffer: bytearray) -> None:
         self._buffer = buffer
@@ -63,9 +63,7 @@ class _BatchLog:
         """Give the log of adding and measuring `BATCH` bytes at `offset` with SECINFO.FLAGS `flags`."""
         if data.obj is not self._buffer:
             self._window[:] = data
-        # Bits 24 and up of all offsets in the batch are equal and travel in the line, bits 0 to 7 are zero.
-        line = bytearray(_EEXTEND.pack(b"EEXTEND", offset >> 24 << 24, b""))
-        log = line.join(self._pieces)
+        log = self._joined(offset)
         view = memoryview(log)
         quads = view.cast("Q")
         for column, numbers in self._fixed_columns(flags):
@@ -75,6 +73,18 @@ class _BatchLog:
         for column, numbers in self._offset_columns((offset >> 8) & 0xFFFF):
             shifted[column] = numbers
         return log
+
+    def _joined(self, offset: int) -> bytearray:
+        """Join the pieces by lines. Bits 24 and up of the offsets travel in the line, bits 0 to 7 are zero."""
+        low = offset // _CARRY * _CARRY
+        line = bytearray(_EEXTEND.pack(b"EEXTEND", low, b""))
+        pages = (low + _CARRY - offset) // PAGE
+        if pages >= BATCH_PAGES:
+            return line.join(self._pieces)
+        # The batch goes past a multiple of 2**24: the lines of its later pages differ in those bits.
+        cut = 1 + pages * (1 + PAGE // CHUNK)
+        rest = bytearray(_EEXTEND.pack(b"EEXTEND", low + _CARRY, b"")).join([b"", *self._pieces[cut:]])
+        return line.join(self._pieces[:cut]) + rest
 
     def _fixed_columns(self, flags: int) -> _Columns:
         """Give the EADDs' tag and SECINFO.FLAGS, ordered by place."""
@@ -89,7 +99,7 @@ class _BatchLog:
     def _offset_columns(self, first: int) -> _Columns:
         """Give bits 8 to 23 of the offsets: of the EADDs, then of each page's EEXTENDs."""
         if first not in self._moving:
-            numbers = _column("H", range(first, first + BATCH // CHUNK))
+            numbers = _column("H", (number & 0xFFFF for number in range(first, first + BATCH // CHUNK)))
             per_page, stride = PAGE // CHUNK, _PAGE_LOG // 2
             # Made contiguous here, once: copying from every sixteenth number takes almost twice as long.
             parts = [memoryview(numbers[chunk::per_page].tobytes()).cast("H") for chunk in range(per_page)]
@@ -131,7 +141,7 @@ class Measurement:
         view = memoryview(data)
         start = 0
         while start < len(view):
-            if len(view) - start >= BATCH and (offset + start) % _CARRY <= _CARRY - BATCH:
+            if len(view) - start >= BATCH:
                 if self._batch_log is None:
                     self._batch_log = _BatchLog(bytearray(BATCH) if self._buffer is None else self._buffer)
                 self._hash.update(self._batch_log.make(offset + start, flags, view[start : start + BATCH]))
