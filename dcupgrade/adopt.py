@@ -34,10 +34,9 @@ from process_supervisor.procfs import listener_of, process_facts, unit_of
 
 @click.command()
 @click.option("--container", help="Name or id of its container, where node.driver is `container`.")
-@click.option("--pid", type=click.IntRange(2), help="Its main process; default: whose session listens on node.port.")
 @click.option("--from", "source", help="Its release: URL, file:///path or image. Default: what the chain names for it.")
 @click.pass_obj
-def adopt(config_path: Path, container: str | None, pid: int | None, source: str | None) -> None:
+def adopt(config_path: Path, container: str | None, source: str | None) -> None:
     """Take over a node that runs already; it is neither stopped nor restarted.
 
     The settings' node.port and node.data_dir must be those of that node. Run this as the agent's user while the agent
@@ -45,7 +44,7 @@ def adopt(config_path: Path, container: str | None, pid: int | None, source: str
     """
     loaded = load(config_path)
     _need_own_folder(loaded.agent.state_dir)
-    release = asyncio.run(_adopt(loaded, container, pid, source))
+    release = asyncio.run(_adopt(loaded, container, source))
     click.echo(f"{release.version or '?'} {release.enclave_id} is this agent's node now. Start `dcupgrade watch`.")
 
 
@@ -84,19 +83,24 @@ async def _host(loaded: Settings) -> AsyncIterator[_Host]:
         )
 
 
-async def _adopt(loaded: Settings, container: str | None, pid: int | None, source: str | None) -> Release:
+async def _adopt(loaded: Settings, container: str | None, source: str | None) -> Release:
     async with _host(loaded) as host:
         running = await host.nodes.health("")
         if not running.enclave_id or running.status not in ("serving", "waiting_for_keys"):
             why = f"nothing at {host.nodes.url} says that it serves ({running.status}{_detail(running)})"
             raise not_adoptable("the node", why, "Start it, or correct node.port and node.protocol")
         _need_free_journal(loaded, running.enclave_id)
+        marked = await host.nodes.key_set_id()
+        if running.key_set_id and marked != running.key_set_id:
+            why = f"{loaded.node.data_dir} is not the folder that this node works on: its key set is {marked or 'none'}"
+            raise not_adoptable("the node", why, "Correct node.data_dir")
         release = await _release(loaded, running, source)
         await host.nodes.fetch(release, lambda _: None, allow_file_urls=source is not None)
         name = node_name(release.enclave_id)
         if not await host.nodes.is_alive(release.enclave_id):
-            found = container or "" if loaded.node.driver == "container" else str(pid or _leader_of(loaded.node.port))
-            await host.driver.take_over(name, found)
+            by_container = loaded.node.driver == "container"
+            found = container or "" if by_container else str(_leader_of(loaded.node.port))
+            await host.driver.take_over(name, found, loaded.node.data_dir)
             _warn_of_its_manager(found)
         known = await host.nodes.discover()
         if known is None or known.enclave_id != release.enclave_id:
@@ -143,7 +147,9 @@ def _leader_of(port: int) -> int:
     facts = process_facts(pid) if pid is not None else None
     if facts is None:
         why = f"no process of this user listens on port {port}"
-        raise not_adoptable("the node", why, "Name it: --pid PID, or --container NAME with node.driver = container")
+        raise not_adoptable(
+            "the node", why, "Run agent and node as one user; a container needs node.driver = container"
+        )
     return facts.session
 
 

@@ -12,6 +12,7 @@ from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from datetime import datetime
+from pathlib import Path
 from typing import Any
 
 import aiodocker
@@ -78,6 +79,7 @@ class ContainerFacts:
     exit_code: int
     started_at: str
     error: str
+    mount_sources: tuple[str, ...] = ()
 
 
 def _facts(shown: Mapping[str, Any]) -> ContainerFacts:
@@ -92,6 +94,7 @@ def _facts(shown: Mapping[str, Any]) -> ContainerFacts:
         exit_code=int(state.get("ExitCode") or 0),
         started_at=str(state.get("StartedAt") or ""),
         error=str(state.get("Error") or ""),
+        mount_sources=tuple(str(item["Source"]) for item in shown.get("Mounts") or () if item.get("Source")),
     )
 
 
@@ -323,8 +326,10 @@ class ContainerDriver:
             known = self._handles[record.container_id] = ContainerHandle(record, self)
         return known
 
-    async def take_over(self, name: str, found: str) -> NodeRecord:
+    async def take_over(self, name: str, found: str, data_dir: Path) -> NodeRecord:
         """Give a running container the name by which it is found as this node; it goes on running.
+
+        One that does not have the data folder cannot be the node, and is not taken for it.
 
         Raises NODE_NOT_ADOPTABLE, CONTAINER_ENGINE_*.
         """
@@ -333,6 +338,9 @@ class ContainerDriver:
             raise not_adoptable(name, f"no container {found!r} runs", "Name it as `docker ps` does")
         if facts.labels.get(LABEL_NODE, _label(name)) != _label(name):
             raise not_adoptable(name, f"container {found!r} carries the label of node {facts.labels[LABEL_NODE]!r}")
+        folder = data_dir.resolve()
+        if not any(folder.is_relative_to(source) for source in facts.mount_sources):
+            raise not_adoptable(name, f"container {found!r} has no mount of {folder}", "Name the node's container")
         if facts.name != _taken_over_name(name) and LABEL_NODE not in facts.labels:
             with engine_errors(f"name of container {found!r}"):
                 await self._docker.containers.container(facts.container_id).rename(_taken_over_name(name))

@@ -154,10 +154,10 @@ class NodeDriver(Protocol):
     async def adopt(self, record: NodeRecord) -> NodeHandle | None:
         """Watch a node again; None if nothing of it is left. A dead node's remains come as a handle that has ended."""
 
-    async def take_over(self, name: str, found: str) -> NodeRecord:
+    async def take_over(self, name: str, found: str, data_dir: Path) -> NodeRecord:
         """Make a running node that somebody else started ours: `found` is its pid, or its container's name or id.
 
-        It is not touched. Raises NODE_NOT_ADOPTABLE.
+        It is not touched. `data_dir` is the folder that a container must have. Raises NODE_NOT_ADOPTABLE.
         """
 
     async def stop(self, handle: NodeHandle, grace_s: float) -> ExitStatus:

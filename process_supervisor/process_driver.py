@@ -279,7 +279,7 @@ class ProcessDriver:
             return None
         return known or ProcessHandle(record, None)
 
-    async def take_over(self, name: str, found: str) -> NodeRecord:
+    async def take_over(self, name: str, found: str, data_dir: Path) -> NodeRecord:
         """Record a running process as this node. Raises NODE_NOT_ADOPTABLE.
 
         It must lead a session without a terminal, as services do: a stop signals the whole session, and that must be

@@ -113,7 +113,11 @@ async def test_what_cannot_be_taken_over_is_refused_with_the_reason(world: World
         await adopt(world)
     with pytest.raises(WorldError, match="STAGING_ENCLAVE_ID_MISMATCH"):
         await adopt(world, "--from", old.archive.as_uri())
-    with pytest.raises(WorldError, match=r"NODE_NOT_ADOPTABLE.*does not lead a session"):
-        await adopt(world, "--from", unlisted.archive.as_uri(), "--pid", str(world.enclaves()["node"][0]))
+    marker = world.data_dir / "keyset.json"
+    kept = marker.read_text()
+    marker.write_text(json.dumps({"key_set_id": "ab" * 32}))
+    with pytest.raises(WorldError, match=r"NODE_NOT_ADOPTABLE.*is not the folder that this node works on"):
+        await adopt(world)
+    marker.write_text(kept)
     assert "is this agent's node now" in await adopt(world, "--from", unlisted.archive.as_uri())
     assert pid in world.processes()

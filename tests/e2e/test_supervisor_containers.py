@@ -124,24 +124,28 @@ async def test_another_agent_adopts_by_container_id(
 
 
 async def test_a_container_that_somebody_else_runs_is_taken_over(
-    driver: ContainerDriver, private_engine: PrivateEngine, spec: Make
+    driver: ContainerDriver, private_engine: PrivateEngine, spec: Make, tmp_path: Path
 ) -> None:
-    run = ("run", "--detach", "--name", "somebodys", "--network", "host", "--restart", "always", BASE_IMAGE)
-    container_id = private_engine.docker(*run, "python3", "-I", "-c", GENTLE).strip()
-    record = await driver.take_over("node", "somebodys")
+    data = tmp_path / "data"
+    run = ("run", "--detach", "--name", "somebodys", "--network", "host", "--restart", "always")
+    argv = ("--volume", f"{tmp_path}:{tmp_path}", BASE_IMAGE, "python3", "-I", "-c", GENTLE)
+    container_id = private_engine.docker(*run, *argv).strip()
+    with pytest.raises(ProcessSupervisorError, match="NODE_NOT_ADOPTABLE.*has no mount of /srv/another"):
+        await driver.take_over("node", "somebodys", Path("/srv/another"))
+    record = await driver.take_over("node", "somebodys", data)
     assert record.container_id == container_id
     await up(driver)
-    assert (await driver.take_over("node", container_id)).container_id == container_id
+    assert (await driver.take_over("node", container_id, data)).container_id == container_id
     found = await driver.find("node")
     assert found is not None
     handle = await driver.adopt(found)
     assert handle is not None
     with pytest.raises(ProcessSupervisorError, match="NODE_NOT_ADOPTABLE"):
-        await driver.take_over("another", "somebody who is not there")
+        await driver.take_over("another", "somebody who is not there", data)
     await driver.stop(handle, 30)
     for name in (container_id, ""):
         with pytest.raises(ProcessSupervisorError, match="NODE_NOT_ADOPTABLE"):
-            await driver.take_over("node", name)
+            await driver.take_over("node", name, data)
     again = await driver.start(spec(GENTLE))
     assert again.container_id == container_id, "its own container is started again, not another one"
     with pytest.raises(ProcessSupervisorError, match="NODE_ALREADY_RUNNING"):

@@ -169,10 +169,12 @@ time.sleep(600)
 """
 
 
-async def test_a_node_that_somebody_else_started_is_taken_over(driver: ProcessDriver, spec: Make) -> None:
+async def test_a_node_that_somebody_else_started_is_taken_over(
+    driver: ProcessDriver, spec: Make, tmp_path: Path
+) -> None:
     argv = ["setsid", "--fork", sys.executable, "-I", "-c", DETACHED]
     pid = int((await asyncio.to_thread(subprocess.run, argv, stdout=subprocess.PIPE, check=True)).stdout)
-    record = await driver.take_over("node", str(pid))
+    record = await driver.take_over("node", str(pid), tmp_path)
     assert await driver.find("node") == record
     with pytest.raises(ProcessSupervisorError, match="NODE_ALREADY_RUNNING"):
         await driver.start(spec(GENTLE))
@@ -184,7 +186,7 @@ async def test_a_node_that_somebody_else_started_is_taken_over(driver: ProcessDr
     assert (await driver.start(spec(GENTLE))).pid != pid
 
 
-async def test_what_is_not_taken_over(driver: ProcessDriver, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_what_is_not_taken_over(driver: ProcessDriver, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     pid = os.getpid()
     facts = process_facts(pid)
     assert facts is not None
@@ -197,9 +199,9 @@ async def test_what_is_not_taken_over(driver: ProcessDriver, monkeypatch: pytest
     for why, seen in cases.items():
         monkeypatch.setattr(driver_module, "process_facts", lambda _, seen=seen: seen)
         with pytest.raises(ProcessSupervisorError, match=f"NODE_NOT_ADOPTABLE.*{why}"):
-            await driver.take_over("node", str(pid))
+            await driver.take_over("node", str(pid), tmp_path)
     with pytest.raises(ProcessSupervisorError, match="NODE_NOT_ADOPTABLE"):
-        await driver.take_over("node", "the node")
+        await driver.take_over("node", "the node", tmp_path)
     assert await driver.find("node") is None
 
 
