@@ -49,10 +49,14 @@ def root_folder() -> Path:
     return install_once(f"systemd-{SUITE}-{digest_of(bundle, ','.join(ROOT_PACKAGES))}", build) / "root"
 
 
+class CannotBootError(DevnetError):
+    """This machine refuses to boot a systemd in a container: systemd-nspawn gave up by itself."""
+
+
 class SystemdHost:
     """Boots on entry and is gone on exit. `binds` and `read_only`: folders of this machine by their place inside.
 
-    Raises DevnetError where it cannot boot.
+    Raises CannotBootError where this machine does not let it, DevnetError where it takes too long.
     """
 
     def __init__(self, binds: Mapping[str, Path], read_only: Mapping[str, Path]) -> None:
@@ -90,9 +94,11 @@ class SystemdHost:
         deadline = time.monotonic() + BOOT_TIMEOUT_S
         while not self._is_up():
             assert self._nspawn is not None  # noqa: S101 - for the type checker
-            if self._nspawn.poll() is not None or time.monotonic() > deadline:
+            ended, late = self._nspawn.poll() is not None, time.monotonic() > deadline
+            if ended or late:
                 console = (self._folder / "console.log").read_text(errors="replace")
-                raise DevnetError(f"systemd did not boot; its console ends with:\n{console[-2000:]}")
+                why = f"systemd did not boot; its console ends with:\n{console[-2000:]}"
+                raise CannotBootError(why) if ended else DevnetError(why)
             time.sleep(0.1)
 
     def _is_up(self) -> bool:

@@ -338,7 +338,7 @@ class ContainerDriver:
             raise not_adoptable(name, f"no container {found!r} runs", "Name it as `docker ps` does")
         if facts.labels.get(LABEL_NODE, _label(name)) != _label(name):
             raise not_adoptable(name, f"container {found!r} carries the label of node {facts.labels[LABEL_NODE]!r}")
-        folder = data_dir.resolve()
+        folder = await asyncio.to_thread(data_dir.resolve)
         if not any(folder.is_relative_to(source) for source in facts.mount_sources):
             raise not_adoptable(name, f"container {found!r} has no mount of {folder}", "Name the node's container")
         if facts.name != _taken_over_name(name) and LABEL_NODE not in facts.labels:

@@ -1,11 +1,22 @@
 """Fixtures every folder of tests may use."""
 
+import os
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 VECTORS = ROOT.parent / "shared" / "vectors"
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Add what was skipped, and why, to the file $SKIPS_FILE: a run of many parts tells it all at its end."""
+    path = os.environ.get("SKIPS_FILE")
+    if path:
+        with open(path, "a", encoding="utf-8") as file:
+            for report in terminalreporter.getreports("skipped"):
+                why = report.longrepr[2] if isinstance(report.longrepr, tuple) else report.longrepr
+                file.write(f"{report.nodeid}: {why}\n")
 
 
 @pytest.fixture(scope="session")

@@ -130,7 +130,7 @@ async def test_a_container_that_somebody_else_runs_is_taken_over(
     run = ("run", "--detach", "--name", "somebodys", "--network", "host", "--restart", "always")
     argv = ("--volume", f"{tmp_path}:{tmp_path}", BASE_IMAGE, "python3", "-I", "-c", GENTLE)
     container_id = private_engine.docker(*run, *argv).strip()
-    with pytest.raises(ProcessSupervisorError, match="NODE_NOT_ADOPTABLE.*has no mount of /srv/another"):
+    with pytest.raises(ProcessSupervisorError, match=r"NODE_NOT_ADOPTABLE.*has no mount of /srv/another"):
         await driver.take_over("node", "somebodys", Path("/srv/another"))
     record = await driver.take_over("node", "somebodys", data)
     assert record.container_id == container_id

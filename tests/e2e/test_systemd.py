@@ -16,8 +16,7 @@ import pytest
 from attestation.simulated import init_cpu
 from devnet.chain import DevChain
 from devnet.release_builder import ROOT
-from devnet.systemd_host import SystemdHost, missing_tools
-from devnet.tools import DevnetError
+from devnet.systemd_host import CannotBootError, SystemdHost, missing_tools
 from devnet.world import World
 
 pytestmark = [pytest.mark.e2e, pytest.mark.systemd, pytest.mark.slow, pytest.mark.timeout(900)]
@@ -130,7 +129,7 @@ async def test_an_upgrade_under_hardened_units_and_a_node_that_outlives_its_agen
         binds = {"/var/lib/dcupgrade": world.state_dir, "/srv/dcnode": world.data_dir}
         try:
             host = stack.enter_context(SystemdHost(binds, {"/src": ROOT, "/trial": world.folder}))
-        except DevnetError as error:
+        except CannotBootError as error:
             pytest.skip(f"this machine does not boot a systemd: {error}")
         try:
             install(host, world)
