@@ -15,6 +15,8 @@ from substrateinterface.exceptions import SubstrateRequestException
 
 from devnet.tools import DevnetError
 
+#: The GRANDPA key (ed25519) of //Alice, which substrate-interface cannot derive.
+ALICE_ED25519 = "0x88dc3417d5058ec4b4503e0c12ea1a0a89be200fe98922423d4334014fa6b0ee"
 _T = TypeVar("_T")
 # set_code weighs as much as a block; sudo runs it under the weight given here.
 _ANY_WEIGHT = {"ref_time": 1_000_000, "proof_size": 10_000}

@@ -16,7 +16,6 @@ import hashlib
 import itertools
 import os
 import signal
-import socket
 import time
 from collections.abc import Callable, Sequence
 from types import TracebackType
@@ -27,16 +26,9 @@ from nacl.signing import SigningKey
 
 from devnet.chain import ChainProcess, RuntimeName
 from devnet.node_process import spawn_node
-from devnet.tools import DevnetError
+from devnet.tools import DevnetError, free_port
 
 PEER_TIMEOUT_S = 60.0
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
 
 
 class NetworkNode(ChainProcess):
@@ -50,7 +42,7 @@ class NetworkNode(ChainProcess):
         public = bytes(SigningKey(self._network_key).verify_key)
         # A libp2p peer id: an identity multihash over a protobuf of key type (1: ed25519) and key.
         self.peer_id = base58.b58encode(bytes([0x00, 0x24, 0x08, 0x01, 0x12, 0x20]) + public).decode()
-        self._listen = f"/ip4/127.0.0.1/tcp/{_free_port()}"
+        self._listen = f"/ip4/127.0.0.1/tcp/{free_port()}"
         self.address = f"{self._listen}/p2p/{self.peer_id}"
 
     def start_now(self, chain_id: str, peers: Sequence[str]) -> None:

@@ -5,10 +5,13 @@ Everything that is installed goes into a cache outside the checkout (`$XDG_CACHE
 a second call finds it at once, and two processes that start together install it once.
 """
 
+import contextlib
 import fcntl
 import hashlib
 import os
+import random
 import shutil
+import socket
 import subprocess
 import sys
 import tempfile
@@ -136,3 +139,12 @@ def ensure_chopsticks() -> tuple[Path, Path]:
         run_tool(argv, what="installing Chopsticks from npm", cwd=part, env=env)
 
     return node, install_once(f"chopsticks-{digest_of(sources)}", build)
+
+
+def free_port() -> int:
+    """A TCP port on loopback that nobody listens on now, below those that outgoing connections are given (32768)."""
+    for port in random.SystemRandom().sample(range(12_000, 32_000), 100):
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            return port
+    raise DevnetError("no free port was found on loopback")

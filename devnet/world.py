@@ -11,9 +11,7 @@ import contextlib
 import io
 import json
 import os
-import random
 import signal
-import socket
 import sqlite3
 import sys
 import time
@@ -30,21 +28,13 @@ from devnet.artefact_server import ArtefactServer
 from devnet.extrinsics import Root
 from devnet.release_builder import ROOT, BuiltRelease, ReleaseBuilder, ReleaseKeys, build_vault
 from devnet.tcp_proxy import TcpProxy
+from devnet.tools import free_port
 
 SUDO = "//Alice"
 
 
 class WorldError(Exception):
     """Something of the trial's own machinery failed, with what it said."""
-
-
-def free_port() -> int:
-    """A TCP port on loopback that nobody listens on now, below those that outgoing connections are given (32768)."""
-    for port in random.SystemRandom().sample(range(12_000, 32_000), 100):
-        with socket.socket() as probe, contextlib.suppress(OSError):
-            probe.bind(("127.0.0.1", port))
-            return port
-    raise WorldError("no free port was found on loopback")
 
 
 def toml(settings: Mapping[str, Mapping[str, Any]]) -> str:

@@ -12,7 +12,7 @@ VECTORS = ROOT.parent / "shared" / "vectors"
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     """Add what was skipped, and why, to the file $SKIPS_FILE: a run of many parts tells it all at its end."""
     path = os.environ.get("SKIPS_FILE")
-    if path:
+    if path and not hasattr(terminalreporter.config, "workerinput"):  # xdist's workers report to the one process
         with open(path, "a", encoding="utf-8") as file:
             for report in terminalreporter.getreports("skipped"):
                 why = report.longrepr[2] if isinstance(report.longrepr, tuple) else report.longrepr

@@ -35,8 +35,8 @@ from devnet import demo
 from devnet.docker.engine import PrivateEngine, missing_tools
 from devnet.docker.setup import NODE_IMAGE, PORTS, WORLD_FILE, make_world
 from devnet.release_builder import ROOT, BuiltRelease, NodeTraits, ReleaseKeys
-from devnet.tools import DevnetError, run_tool
-from devnet.world import World, WorldError, free_port
+from devnet.tools import DevnetError, free_port, run_tool
+from devnet.world import World, WorldError
 from process_supervisor.archive import unpack
 from process_supervisor.limits import ArchiveLimits
 

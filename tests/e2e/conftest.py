@@ -8,8 +8,18 @@ from pathlib import Path
 import pytest
 
 from devnet.chain import DevChain
+from devnet.node_process import is_built
 from devnet.release_builder import ReleaseKeys
 from devnet.world import World
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Trials of the real node need it built, which takes too long to be done on the way."""
+    if not is_built():
+        why = pytest.mark.skip(reason="the node is not built: python -m devnet node-build (17 minutes, once)")
+        for item in items:
+            if item.get_closest_marker("node"):
+                item.add_marker(why)
 
 
 @pytest.fixture(scope="session")

@@ -8,21 +8,13 @@ import pytest
 from substrateinterface import Keypair
 
 from devnet.chain import WASM_FILES, DevChain
-from devnet.extrinsics import Root
+from devnet.extrinsics import ALICE_ED25519, Root
 from devnet.network import Network, NetworkNode
-from devnet.node_process import is_built
 
-pytestmark = [
-    pytest.mark.e2e,
-    pytest.mark.slow,
-    pytest.mark.node,
-    pytest.mark.skipif(not is_built(), reason="the node is not built: python -m devnet node-build (17 minutes, once)"),
-]
+pytestmark = [pytest.mark.e2e, pytest.mark.slow, pytest.mark.node]
 
 SLOT_MS = 1000
 ENCLAVE_ID = "cd" * 32
-# //Alice's ed25519 key, which substrate-interface cannot derive.
-ALICE_ED25519 = "0x88dc3417d5058ec4b4503e0c12ea1a0a89be200fe98922423d4334014fa6b0ee"
 
 
 @pytest.fixture(scope="module")

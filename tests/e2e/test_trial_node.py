@@ -14,23 +14,16 @@ import pytest
 
 from chain_watcher.survey import find_checkpoint
 from devnet.chain import WASM_FILES, ChainProcess, DevChain
-from devnet.extrinsics import Root
+from devnet.extrinsics import ALICE_ED25519, Root
 from devnet.network import Network
-from devnet.node_process import is_built
 from devnet.release_builder import ReleaseKeys
 from devnet.world import World
 
-pytestmark = [
-    pytest.mark.e2e,
-    pytest.mark.slow,
-    pytest.mark.node,
-    pytest.mark.skipif(not is_built(), reason="the node is not built: python -m devnet node-build (17 minutes, once)"),
-]
+pytestmark = [pytest.mark.e2e, pytest.mark.slow, pytest.mark.node]
 
 SLOT_MS = 1000
-ALICE_ED25519 = "0x88dc3417d5058ec4b4503e0c12ea1a0a89be200fe98922423d4334014fa6b0ee"
 FINALITY_TO_VIEW_S = 2.0
-"""The upgrade must begin within so many seconds of finality's return (issue 4)."""
+"""The upgrade must begin within so many seconds of finality's return."""
 
 
 @asynccontextmanager

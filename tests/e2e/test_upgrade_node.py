@@ -25,7 +25,8 @@ from devnet.release_builder import (
     ReleaseKeys,
     node_sources,
 )
-from devnet.world import NodeClient, free_port
+from devnet.tools import free_port
+from devnet.world import NodeClient
 
 pytestmark = [pytest.mark.e2e]
 GENESIS = "0x" + "11" * 32

@@ -11,9 +11,9 @@ from typing import Any
 
 import pytest
 
+from devnet.tools import free_port
 from keyvault.client import VaultClient
-from keyvault.errors import KeyvaultError
-from tests.e2e.vault_parts.kit import GENESIS, TOKEN, Artefact, Bench, Process, free_port
+from tests.e2e.vault_parts.kit import GENESIS, TOKEN, Artefact, Bench, Process, ready
 
 pytestmark = pytest.mark.e2e
 
@@ -38,17 +38,6 @@ def new(bench: Bench) -> Artefact:
 @pytest.fixture(scope="module")
 def vault(bench: Bench) -> Artefact:
     return bench.vault()
-
-
-async def ready(client: VaultClient) -> dict[str, Any]:
-    deadline = time.monotonic() + 30
-    while True:
-        try:
-            return await client.health()
-        except KeyvaultError as error:
-            if error.code != "VAULT_UNREACHABLE" or time.monotonic() > deadline:
-                raise
-        await asyncio.sleep(0.05)
 
 
 class Upgrade:

@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
+from devnet.tools import free_port
 from keyvault.client import VaultClient
-from keyvault.errors import KeyvaultError
-from tests.e2e.vault_parts.kit import TOKEN, Bench, free_port
+from tests.e2e.vault_parts.kit import TOKEN, Bench, ready
 
 pytestmark = pytest.mark.e2e
 
@@ -20,17 +20,6 @@ def bench(tmp_path: Path) -> Iterator[Bench]:
     made = Bench(tmp_path)
     yield made
     made.stop()
-
-
-async def ready(client: VaultClient) -> dict[str, Any]:
-    deadline = time.monotonic() + 20
-    while True:
-        try:
-            return await client.health()
-        except KeyvaultError as error:
-            if error.code != "VAULT_UNREACHABLE" or time.monotonic() > deadline:
-                raise
-        await asyncio.sleep(0.05)
 
 
 async def delivered(client: VaultClient, target: str, state: str) -> dict[str, Any]:

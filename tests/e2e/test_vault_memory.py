@@ -1,18 +1,16 @@
 """Where the bytes of a key set are while a vault collects and delivers it: read from memory and files of processes."""
 
-import asyncio
 import base64
 import os
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from devnet.scan import memory_pieces
+from devnet.tools import free_port
 from keyvault.client import VaultClient
-from keyvault.errors import KeyvaultError
-from tests.e2e.vault_parts.kit import TOKEN, Bench, free_port
+from tests.e2e.vault_parts.kit import TOKEN, Bench, ready
 
 pytestmark = pytest.mark.e2e
 
@@ -29,18 +27,6 @@ def copies(pid: int, secret: bytes) -> int:
     half = len(secret) // 2
     forms = [secret[:half], secret[half:], secret[:half].hex().encode(), base64.b64encode(secret[:24])]
     return sum(piece.count(form) for form in forms for piece in memory_pieces(pid, 2 * len(secret)))
-
-
-async def ready(client: VaultClient) -> None:
-    deadline = time.monotonic() + 30
-    while True:
-        try:
-            await client.health()
-            return
-        except KeyvaultError:
-            if time.monotonic() > deadline:
-                raise
-        await asyncio.sleep(0.05)
 
 
 async def test_a_vault_keeps_no_key_in_memory_between_calls_and_none_unsealed_on_disk(bench: Bench) -> None:

@@ -14,7 +14,7 @@ from chain_watcher.layout import standard_layout
 from chain_watcher.release import BlockRef
 from chain_watcher.survey import find_checkpoint, list_releases
 from devnet.chain import WASM_FILES, DevChain
-from devnet.extrinsics import Root
+from devnet.extrinsics import ALICE_ED25519, Root
 from devnet.lying_proxy import (
     Behind,
     ForgedHeader,
@@ -28,21 +28,13 @@ from devnet.lying_proxy import (
     WithheldChange,
 )
 from devnet.network import Network
-from devnet.node_process import is_built
 from devnet.tcp_proxy import TcpProxy
 
 from .watcher_at_work import at_work, proven, publish, verify
 
-pytestmark = [
-    pytest.mark.e2e,
-    pytest.mark.slow,
-    pytest.mark.node,
-    pytest.mark.skipif(not is_built(), reason="the node is not built: python -m devnet node-build (17 minutes, once)"),
-]
+pytestmark = [pytest.mark.e2e, pytest.mark.slow, pytest.mark.node]
 
 SLOT_MS = 600
-#: The ed25519 key of the development account //Alice.
-ALICE = "0x88dc3417d5058ec4b4503e0c12ea1a0a89be200fe98922423d4334014fa6b0ee"
 LAYOUT = standard_layout(fields=4)
 PROGRAM_KEY = "0x" + LAYOUT.keys["dc_program"].hex()
 FRESH = (f"{number:064x}" for number in itertools.count(1))
@@ -57,7 +49,7 @@ def chain() -> Iterator[DevChain]:
 
 async def change_set(chain: DevChain, root: Root, in_blocks: int) -> None:
     """Schedules a set and waits until it is the one that finalizes."""
-    arguments = {"authorities": [(ALICE, 1)], "in_blocks": in_blocks, "median_finalized": None}
+    arguments = {"authorities": [(ALICE_ED25519, 1)], "in_blocks": in_blocks, "median_finalized": None}
     block = await root.later(root.sudo, "Devnet", "schedule_authorities", arguments)
     await chain.wait_finalized(int((await chain.call("chain_getHeader", block))["number"], 16) + in_blocks + 1)
 

@@ -1,11 +1,11 @@
 """Building and running real vault and node processes under the simulated CPU."""
 
+import asyncio
 import datetime
 import json
 import os
 import select
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -23,16 +23,24 @@ import keyvault
 from attestation.artefact import build_image, build_sigstruct, verify_artefact
 from attestation.network import encode_multibase
 from keyvault.build import build_vault
+from keyvault.client import VaultClient
+from keyvault.errors import KeyvaultError
 
 GENESIS = "11" * 32
 TOKEN = "a-token-for-the-trial"
 DATE = datetime.date(2026, 1, 1)
 
 
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+async def ready(client: VaultClient) -> dict[str, Any]:
+    """The health of a vault that was just started, as soon as it listens."""
+    deadline = time.monotonic() + 30
+    while True:
+        try:
+            return await client.health()
+        except KeyvaultError as error:
+            if error.code != "VAULT_UNREACHABLE" or time.monotonic() > deadline:
+                raise
+        await asyncio.sleep(0.05)
 
 
 @dataclass(frozen=True)
