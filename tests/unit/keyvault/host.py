@@ -14,8 +14,9 @@ from attestation.cpu import SoftwareCpu
 from attestation.network import encode_multibase
 from keyvault.client import VaultClient
 from keyvault.crypto import RealCrypto
+from keyvault.errors import KeyvaultError
 from keyvault.handover import Limits
-from keyvault.keyset import KeySet
+from keyvault.keyset import KeySet, key_set_id
 from keyvault.node import NodeHandover, NodePolicy
 from keyvault.policy_file import VaultPolicy, parse_policy
 from keyvault.sealed import KIND_KEY_SET
@@ -28,6 +29,9 @@ from tests.unit.keyvault.test_store import CrashDisk
 
 TOKEN = "a-token-of-the-agent"
 NOW = 1_700_000_000
+OLD, NEW, VAULT = enclave_id("node 1"), enclave_id("node 2"), enclave_id("vault")
+KEYS_ID = key_set_id(SECRET)
+LISTED = {OLD: 3, NEW: 7, VAULT: 1}
 
 
 @dataclass
@@ -148,3 +152,20 @@ class NewNode:
 
 async def settle() -> None:
     await asyncio.sleep(0)
+
+
+async def refused(call: Any) -> str:
+    try:
+        await call
+    except KeyvaultError as error:
+        return error.code
+    return "nothing was refused"
+
+
+async def collect(client: VaultClient, **more: Any) -> dict[str, Any]:
+    async with node_serving("node 1") as (url, _):
+        return await client.collect(url, OLD, **more)
+
+
+async def permit(client: VaultClient, **fields: Any) -> dict[str, Any]:
+    return await client.permit(OLD, NEW, KEYS_ID, evidence(NEW, LISTED, **fields))

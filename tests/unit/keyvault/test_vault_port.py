@@ -1,0 +1,172 @@
+"""The vault's port: tokens, malformed requests, floods, slow and broken connections."""
+
+import asyncio
+import json
+from typing import Any
+
+import aiohttp
+import pytest
+
+from keyvault import web
+from keyvault.client import VaultClient
+from keyvault.handover import Limits, Requester
+from tests.unit.keyvault.host import (
+    KEYS_ID,
+    NEW,
+    OLD,
+    TOKEN,
+    VAULT,
+    Host,
+    base_url,
+    refused,
+    serving,
+)
+from tests.unit.keyvault.kit import SECRET, Enclave
+
+
+async def test_the_agents_calls_need_the_token() -> None:
+    async with serving(Host().vault()) as client:
+        for token in ("", "wrong", TOKEN[:-1], TOKEN + "x"):
+            async with VaultClient(base_url(client), token) as stranger:
+                for call in (stranger.status(), stranger.delivery(NEW), stranger.retain(KEYS_ID, 1)):
+                    assert await refused(call) == "VAULT_TOKEN_REFUSED"
+        assert (await client.health())["enclave_id"] == VAULT
+
+
+async def raw(client: VaultClient, path: str, body: bytes, token: str = TOKEN) -> tuple[int, dict[str, Any]]:
+    async with (
+        aiohttp.ClientSession() as session,
+        session.post(base_url(client) + path, data=body, headers={"Authorization": f"Bearer {token}"}) as answer,
+    ):
+        return answer.status, await answer.json()
+
+
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        ("/vault/permit", b"{}"),
+        ("/vault/permit", b'{"source_id":1,"target_id":"","key_set_id":"","evidence":{}}'),
+        ("/vault/collect", b'{"node_url":"x","node_url":"y"}'),
+        ("/vault/collect", b'{"node_url":"http://127.0.0.1:1","source_id":"short","protocol":"v2"}'),
+        ("/vault/collect", json.dumps({"node_url": "x", "source_id": OLD, "protocol": "v3"}).encode()),
+        ("/vault/collect", json.dumps({"node_url": "x", "source_id": OLD, "protocol": "v2", "more": 1}).encode()),
+        ("/vault/retain", json.dumps({"key_set_id": KEYS_ID, "until_unix_s": True}).encode()),
+        ("/vault/committed", b"[]"),
+    ],
+)
+async def test_malformed_requests_of_the_agent_are_refused(path: str, body: bytes) -> None:
+    async with serving(Host().vault()) as client:
+        status, answer = await raw(client, path, body)
+        assert (status, answer["code"], answer["kind"]) == (400, "VAULT_REQUEST_MALFORMED", "rejected")
+
+
+async def test_unknown_paths_methods_and_oversized_bodies_are_refused() -> None:
+    async with serving(Host().vault()) as client:
+        assert (await raw(client, "/v2/nothing", b""))[0] == 404
+        assert (await raw(client, "/healthz", b""))[1]["code"] == "VAULT_PATH_UNKNOWN"
+        status, answer = await raw(client, "/v2/hello", b"x" * 200_000)
+        assert (status, answer["code"]) == (413, "HANDOVER_MESSAGE_TOO_LARGE")
+
+        async def endless() -> Any:
+            for _ in range(100):
+                yield b"x" * 4096
+
+        async with (
+            aiohttp.ClientSession() as session,
+            session.post(base_url(client) + "/v2/hello", data=endless()) as answer,
+        ):
+            assert answer.status == 413
+
+
+async def test_a_session_flood_is_answered_with_a_transient_refusal() -> None:
+    vault = Host(limits=Limits(sessions_max=10, sessions_per_enclave_max=4)).vault()
+    async with serving(vault) as client:
+        codes = []
+        for number in range(30):
+            hello = Requester(Enclave(f"flood {number}").party).hello()
+            codes.append((await raw(client, "/v2/hello", hello))[0])
+        assert codes == [200] * 10 + [429] * 20
+        assert (await client.status())["sessions_open"] == 10
+
+
+@pytest.mark.parametrize("sent", [b"", b"POST /v2/hello HT", b"POST /v2/hello HTTP/1.1\r\nHost: x\r\nX-Slow: "])
+async def test_a_slow_loris_that_never_ends_its_header_is_cut_off(sent: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(web, "HEADER_TIMEOUT_S", 0.05)
+    async with serving(Host().vault()) as client:
+        port = int(base_url(client).rsplit(":", 1)[1])
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        writer.write(sent)
+        with pytest.raises((ConnectionError, asyncio.IncompleteReadError)):
+            await asyncio.wait_for(reader.readexactly(1), 5)
+        writer.close()
+        assert (await client.health())["status"] == "ok"
+
+
+async def test_a_slow_body_is_cut_off_and_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(web, "BODY_TIMEOUT_S", 0.05)
+    async with serving(Host().vault()) as client:
+        port = int(base_url(client).rsplit(":", 1)[1])
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        writer.write(b"POST /v2/hello HTTP/1.1\r\nHost: x\r\nContent-Length: 100\r\n\r\n{")
+        answer = await asyncio.wait_for(reader.readuntil(b"}"), 5)
+        assert b" 408 " in answer
+        assert b"VAULT_REQUEST_TOO_SLOW" in answer
+        writer.close()
+
+
+async def test_a_body_that_breaks_off_is_no_error_of_the_vault(caplog: pytest.LogCaptureFixture) -> None:
+    async with serving(Host().vault()) as client:
+        port = int(base_url(client).rsplit(":", 1)[1])
+        for head in (b"Content-Length: 100\r\n", b"Transfer-Encoding: chunked\r\n"):
+            _, writer = await asyncio.open_connection("127.0.0.1", port)
+            writer.write(b"POST /v2/hello HTTP/1.1\r\nHost: x\r\n" + head + b"\r\n5\r\n")
+            await writer.drain()
+            await asyncio.sleep(0.02)
+            writer.close()
+        assert (await client.health())["status"] == "ok"
+    assert "VAULT_INTERNAL" not in caplog.text
+
+
+async def test_a_second_request_on_a_kept_connection_has_its_own_deadline(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(web, "HEADER_TIMEOUT_S", 0.1)
+    async with serving(Host().vault()) as client:
+        port = int(base_url(client).rsplit(":", 1)[1])
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        for _ in range(2):
+            writer.write(b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n")
+            assert b"enclave_id" in await asyncio.wait_for(reader.readuntil(b"}"), 5)
+        writer.write(b"GET /health")
+        with pytest.raises((ConnectionError, asyncio.IncompleteReadError)):
+            await asyncio.wait_for(reader.readexactly(1), 5)
+        writer.close()
+
+
+async def test_connections_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(web, "CONNECTIONS_MAX", 4)
+    async with serving(Host().vault()) as client:
+        port = int(base_url(client).rsplit(":", 1)[1])
+        open_ones = [await asyncio.open_connection("127.0.0.1", port) for _ in range(4)]
+        assert await refused(client.health()) == "VAULT_UNREACHABLE"
+        for _, writer in open_ones:
+            writer.close()
+            await writer.wait_closed()
+        for _ in range(100):
+            if await refused(client.health()) == "nothing was refused":
+                break
+            await asyncio.sleep(0.01)
+        else:
+            pytest.fail("closed connections still count")
+
+
+async def test_unexpected_errors_are_told_and_logged_without_their_values(caplog: pytest.LogCaptureFixture) -> None:
+    vault = Host().vault()
+
+    async def broken(body: bytes) -> bytes:
+        raise ValueError(f"cannot handle {SECRET!r}")
+
+    vault.on_hello = broken  # type: ignore[method-assign]
+    async with serving(vault) as client:
+        status, answer = await raw(client, "/v2/hello", b"{}")
+    assert (status, answer["code"], answer["why"]) == (500, "VAULT_INTERNAL", "ValueError")
+    assert SECRET.decode()[:20] not in caplog.text + json.dumps(answer)
+    assert "VAULT_INTERNAL" in caplog.text
