@@ -6,7 +6,10 @@ Nothing in it depends on the machine: the same coroutines with the same random n
 from __future__ import annotations
 
 import asyncio
-from typing import Any
+from collections.abc import Coroutine
+from typing import Any, TypeVar
+
+T = TypeVar("T")
 
 
 class DeadlockError(Exception):
@@ -59,3 +62,10 @@ def _died_of_power_cut(task: asyncio.Task[Any]) -> None:
     """Take note of a power cut, which asyncio would else report at whatever later moment the task is collected."""
     if not task.cancelled() and isinstance(task._exception, PowerCut):
         task.exception()
+
+
+async def detached(work: Coroutine[Any, Any, T]) -> T:
+    """Wait for work that another process does: it goes on when the agent dies while it waits."""
+    task = asyncio.ensure_future(work)
+    task.add_done_callback(lambda done: done.cancelled() or done.exception())
+    return await asyncio.shield(task)

@@ -8,7 +8,7 @@ import pytest
 
 from dcupgrade.ports import Entry
 from dcupgrade.states import Event, EventKind, Hold, Name, Release, State
-from tests.simulation.simulator.world import Node
+from tests.simulation.simulator.nodes import Node
 from tests.unit.dcupgrade.scene import Scene
 
 Act = Callable[[Scene], Awaitable[None]]
