@@ -18,11 +18,12 @@ import click
 
 from attestation.network import NetworkKeys
 from chain_watcher.survey import first_view
-from dcupgrade.adapters import Nodes, node_name, release_of
+from dcupgrade.adapters import release_of
 from dcupgrade.chain_cli import FIRST_VIEW_S
 from dcupgrade.containers import open_node_driver
 from dcupgrade.errors import DcupgradeError
 from dcupgrade.journal import Journal
+from dcupgrade.nodes import Nodes, node_name
 from dcupgrade.ports import NodeHealth
 from dcupgrade.service import lock_folders, watcher_config
 from dcupgrade.settings import Settings, load

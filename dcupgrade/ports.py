@@ -1,7 +1,7 @@
 """What the orchestrator needs of the world, as narrow protocols.
 
-adapters.py implements them over the chain watcher, the vault's client and the process supervisor; the simulator
-implements them over a simulated world. All errors that a port raises carry `code` and `kind`.
+adapters.py and nodes.py implement them over the chain watcher, the vault's client and the process supervisor; the
+simulator implements them over a simulated world. All errors that a port raises carry `code` and `kind`.
 """
 
 from __future__ import annotations

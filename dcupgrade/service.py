@@ -29,11 +29,12 @@ from chain_watcher.release import BlockRef
 from chain_watcher.rpc import RpcLimits
 from chain_watcher.watcher import Watcher
 from dcupgrade import gates, logs, notify
-from dcupgrade.adapters import KEPT_ENVIRONMENT, Chain, Nodes, SystemClock, Vault, release_of
+from dcupgrade.adapters import Chain, SystemClock, Vault, release_of
 from dcupgrade.containers import open_node_driver
 from dcupgrade.effects import Limits
 from dcupgrade.errors import DcupgradeError, failure_of
 from dcupgrade.journal import Journal
+from dcupgrade.nodes import KEPT_ENVIRONMENT, Nodes
 from dcupgrade.orchestrator import Orchestrator
 from dcupgrade.plan import plan
 from dcupgrade.ports import JournalPort
