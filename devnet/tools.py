@@ -5,7 +5,6 @@ Everything that is installed goes into a cache outside the checkout (`$XDG_CACHE
 a second call finds it at once, and two processes that start together install it once.
 """
 
-import contextlib
 import fcntl
 import hashlib
 import os
@@ -141,10 +140,24 @@ def ensure_chopsticks() -> tuple[Path, Path]:
     return node, install_once(f"chopsticks-{digest_of(sources)}", build)
 
 
+_reserved: list[socket.socket] = []
+
+
 def free_port() -> int:
-    """A TCP port on loopback that nobody listens on now, below those that outgoing connections are given (32768)."""
+    """A TCP port on loopback for this process: nobody listens on it, and no other caller is given it meanwhile.
+
+    Below those that outgoing connections are given (32768). A name in the abstract namespace of unix sockets is the
+    reservation: it is this process's alone until it ends, and leaves nothing behind.
+    """
     for port in random.SystemRandom().sample(range(12_000, 32_000), 100):
-        with socket.socket() as probe, contextlib.suppress(OSError):
-            probe.bind(("127.0.0.1", port))
-            return port
+        reservation = socket.socket(socket.AF_UNIX)
+        try:
+            reservation.bind(f"\0dcupgrade-devnet-port-{port}")
+            with socket.socket() as probe:
+                probe.bind(("127.0.0.1", port))
+        except OSError:
+            reservation.close()
+            continue
+        _reserved.append(reservation)
+        return port
     raise DevnetError("no free port was found on loopback")
