@@ -140,9 +140,6 @@ def ensure_chopsticks() -> tuple[Path, Path]:
     return node, install_once(f"chopsticks-{digest_of(sources)}", build)
 
 
-_reserved: list[socket.socket] = []
-
-
 def free_port() -> int:
     """A TCP port on loopback for this process: nobody listens on it, and no other caller is given it meanwhile.
 
@@ -158,6 +155,6 @@ def free_port() -> int:
         except OSError:
             reservation.close()
             continue
-        _reserved.append(reservation)
+        reservation.detach()  # stays open, and so the port reserved, as long as this process lives
         return port
     raise DevnetError("no free port was found on loopback")
