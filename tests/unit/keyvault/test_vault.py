@@ -216,7 +216,8 @@ async def test_an_unreadable_sealed_copy_is_reported_and_kept() -> None:
     async with serving(host.vault()) as client:
         await collect(client)
         for name in [name for name in host.disk.files if "keys-" in name]:
-            host.disk.files[name] = host.disk.files[name][:-1] + b"\0"
+            sealed = host.disk.files[name]
+            host.disk.files[name] = sealed[:-1] + bytes([sealed[-1] ^ 1])
         assert await refused(NewNode("node 1").ask(base_url(client))) == "RELEASE_KEY_SET_UNREADABLE"
         assert (await client.delivery(OLD))["code"] == "RELEASE_KEY_SET_UNREADABLE"
         assert [name for name in host.disk.files if "keys-" in name]
