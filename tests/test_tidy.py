@@ -135,6 +135,16 @@ def test_nothing_names_a_machine() -> None:
     assert wrong == []
 
 
+@pytest.mark.parametrize("name", [".ci/setup", ".ci/install", "devnet/docker/Dockerfile"])
+def test_locks_are_installed_without_asking_what_is_newest(name: str) -> None:
+    """A pip that resolves refuses a complete lock once a package that is named with an extra has a newer release."""
+    installs = [
+        line for line in (ROOT / name).read_text(encoding="utf-8").splitlines() if ".lock" in line and "-m pip" in line
+    ]
+    assert installs
+    assert [line for line in installs if not {"--no-deps", "--require-hashes"} <= set(line.split())] == []
+
+
 @pytest.mark.parametrize("package", PACKAGES)
 def test_error_codes_belong_to_one_package(package: str) -> None:
     codes = {
