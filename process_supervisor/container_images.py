@@ -21,6 +21,7 @@ from process_supervisor.fetch import Progress, ProgressFn
 from process_supervisor.limits import MIB, ArchiveLimits, DownloadLimits
 from process_supervisor.sources import ImageReference
 from process_supervisor.stage import ReleaseImage
+from process_supervisor.threads import in_thread
 
 RELEASE_FOLDER = "/release"
 MANIFEST_BYTES_MAX = 1 * MIB
@@ -194,7 +195,7 @@ class ImageStore:
                                 action="This artefact is not used; tell its publisher",
                                 kind="rejected",
                             )
-                        await asyncio.to_thread(file.write, data)
+                        await in_thread(file.write, data)
         except aiodocker.DockerError as error:
             if error.status == 404:
                 return False

@@ -24,6 +24,7 @@ from multidict import CIMultiDictProxy
 from process_supervisor.errors import Kind, ProcessSupervisorError
 from process_supervisor.limits import MIB, DownloadLimits
 from process_supervisor.sources import ContentId, DigestCheck, UrlSource
+from process_supervisor.threads import in_thread
 
 SPACE_CHECK_BYTES = 16 * MIB
 _DISK_FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
@@ -207,7 +208,7 @@ async def fetch(
     part = _Part(path, source, cids, limits)
     try:
         async with asyncio.timeout(limits.total_s_max):
-            await asyncio.to_thread(part.open)
+            await in_thread(part.open)
             if source.scheme == "file":
                 return await _copy_file(source, part, limits, progress)
             return await _fetch_http(session, source, part, limits, progress, sleep)
@@ -234,17 +235,17 @@ async def _copy_file(source: UrlSource, part: _Part, limits: DownloadLimits, pro
         return fd
 
     try:
-        fd = await asyncio.to_thread(opened)
+        fd = await in_thread(opened)
     except OSError as error:
         raise _error("DOWNLOAD_UNREACHABLE", source.url, str(error), "Look at the path") from error
     try:
-        await asyncio.to_thread(part.require_room)
-        while data := await asyncio.to_thread(os.read, fd, limits.chunk_bytes):
-            await asyncio.to_thread(part.append, data)
+        await in_thread(part.require_room)
+        while data := await in_thread(os.read, fd, limits.chunk_bytes):
+            await in_thread(part.append, data)
             progress(Progress("download", source.url, part.size, part.total))
     finally:
         os.close(fd)
-    return await asyncio.to_thread(part.finish)
+    return await in_thread(part.finish)
 
 
 async def _fetch_http(
@@ -272,18 +273,18 @@ async def _attempt(
     session: aiohttp.ClientSession, source: UrlSource, part: _Part, limits: DownloadLimits, progress: ProgressFn
 ) -> Fetched:
     if part.total is not None and part.size == part.total:
-        return await asyncio.to_thread(part.finish)
+        return await in_thread(part.finish)
     headers = {"Accept-Encoding": "identity"}
     if part.size and part.validator is not None:
         headers |= {"Range": f"bytes={part.size}-", "If-Range": part.validator}
     try:
         async with await _get(session, source.url, headers, limits) as response:
-            await asyncio.to_thread(_accept_response, response.status, response.headers, part, source)
-            await asyncio.to_thread(part.require_room)
+            await in_thread(_accept_response, response.status, response.headers, part, source)
+            await in_thread(part.require_room)
             async for data in response.content.iter_chunked(limits.chunk_bytes):
-                await asyncio.to_thread(part.append, data)
+                await in_thread(part.append, data)
                 progress(Progress("download", source.url, part.size, part.total))
-        return await asyncio.to_thread(part.finish)
+        return await in_thread(part.finish)
     except aiohttp.ClientPayloadError as error:
         why = f"the connection ended after {part.size} bytes"
         raise _AttemptError(_error("DOWNLOAD_TRUNCATED", source.url, why, "It goes on later"), retry=True) from error

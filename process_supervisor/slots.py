@@ -24,6 +24,7 @@ from pathlib import Path
 
 from process_supervisor.errors import ProcessSupervisorError
 from process_supervisor.sources import is_enclave_id
+from process_supervisor.threads import in_thread
 
 RELEASE_FILES = frozenset({"release.json", "enclave.pyz", "enclave.sig"})
 STAGE_FILE = "stage.json"
@@ -173,10 +174,10 @@ async def open_slot(
     except OSError:
         raise
     except Exception:  # whatever makes it unverifiable: it is not used, and not deleted either
-        await asyncio.to_thread(set_aside, slots, enclave_id)
+        await in_thread(set_aside, slots, enclave_id)
         return None
     for name, data in (extra_files or {}).items():
-        await asyncio.to_thread(_refresh, path / name, data)
+        await in_thread(_refresh, path / name, data)
     return StagedRelease(path=path, enclave_id=enclave_id, facts=facts)
 
 

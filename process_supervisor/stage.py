@@ -1,6 +1,5 @@
 """Stages a release: download, unpack aside, verify, and only then give it its final name `slots/<enclave id>/`."""
 
-import asyncio
 import json
 import os
 import shutil
@@ -30,6 +29,7 @@ from process_supervisor.slots import (
     write_file,
 )
 from process_supervisor.sources import ContentId, ImageReference, UrlSource, decode_cid, decode_source, is_enclave_id
+from process_supervisor.threads import in_thread
 
 EXTRA_FILE_BYTES_MAX = 64 * 1024
 
@@ -102,7 +102,7 @@ async def stage(
     limits = limits or DownloadLimits()
     plan, refusals = _plan(request, limits, containers=images is not None)
     try:
-        await asyncio.to_thread(prepare, slots)
+        await in_thread(prepare, slots)
         with staging_lock(slots, request.enclave_id):
             existing = await _existing(request, slots, verify, images)
             if existing is not None:
@@ -128,7 +128,7 @@ async def _existing(request: StageRequest, slots: Path, verify: Verify, images: 
     if existing is None or images is None or not existing.facts.image_id or await images.has(existing.facts.image_id):
         return existing
     # The files are good, but the engine has lost the image they came with.
-    await asyncio.to_thread(set_aside, slots, request.enclave_id)
+    await in_thread(set_aside, slots, request.enclave_id)
     return None
 
 
@@ -229,10 +229,10 @@ class _Staging:
                 image = await self.images.load(fetched.path)
             except ProcessSupervisorError as error:
                 if error.kind == "rejected":
-                    await asyncio.to_thread(discard_part, fetched.path)
+                    await in_thread(discard_part, fetched.path)
                 raise
             if image is not None:
-                await asyncio.to_thread(discard_part, fetched.path)
+                await in_thread(discard_part, fetched.path)
                 return await self._from_image(image, fetched.sha256, fetched.size, fetched.source)
         return await self._unpack_and_name(fetched, _facts(fetched))
 
@@ -240,11 +240,11 @@ class _Staging:
         if self.images is None:
             raise _needs_containers(str(source))
         pin = self._incoming.with_name(f"{self.request.enclave_id}.pin")
-        pinned = await asyncio.to_thread(_read_pin, pin, str(source))
+        pinned = await in_thread(_read_pin, pin, str(source))
         image = await self.images.pull(source, pinned, self.progress)
         digest = image.reference.rpartition("@")[2] if "@" in image.reference else None
         if digest != pinned:
-            await asyncio.to_thread(write_file, pin, json.dumps({str(source): digest}).encode())
+            await in_thread(write_file, pin, json.dumps({str(source): digest}).encode())
         return await self._from_image(image, image.image_id.removeprefix("sha256:"), 0, image.reference)
 
     async def _from_image(self, image: ReleaseImage, digest: str, size: int, source: str) -> StagedRelease:
@@ -268,16 +268,16 @@ class _Staging:
         fresh = self._incoming.with_name(f"{self.request.enclave_id}.new")
         self.progress(Progress("unpack", fetched.source, fetched.size, fetched.size))
         try:
-            await asyncio.to_thread(_unpack_aside, fetched, facts, fresh, self.request, self.limits)
+            await in_thread(_unpack_aside, fetched, facts, fresh, self.request, self.limits)
             self.progress(Progress("verify", fetched.source, fetched.size, fetched.size))
             if facts.measured:
                 await verify_folder(fresh, self.request.enclave_id, self.verify)
         except Exception:
             # These bytes are bad as a whole: resuming them would only bring the same again.
-            await asyncio.to_thread(_discard_all, fetched.path, fresh)
+            await in_thread(_discard_all, fetched.path, fresh)
             raise
         final = self.slots / self.request.enclave_id
-        await asyncio.to_thread(_give_final_name, fresh, final, fetched.path)
+        await in_thread(_give_final_name, fresh, final, fetched.path)
         self.progress(Progress("ready", fetched.source, fetched.size, fetched.size))
         return StagedRelease(path=final, enclave_id=self.request.enclave_id, facts=facts)
 

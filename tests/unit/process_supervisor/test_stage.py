@@ -4,6 +4,7 @@ import asyncio
 import errno
 import json
 import os
+import threading
 from dataclasses import replace
 from pathlib import Path
 
@@ -475,3 +476,31 @@ async def test_a_part_of_another_source_is_not_resumed(
         fetched = await fetch(session, UrlSource("http", server.url), (), part, limits, lambda _: None)
         assert (fetched.sha256, part.read_bytes()) == (sha256(server.content), server.content)
     assert all("Range" not in item for item in server.requests)
+
+
+@pytest.mark.parametrize("step", ["_unpack_aside", "_give_final_name"])
+async def test_a_cancelled_staging_keeps_its_lock_until_its_thread_is_done(
+    server: FaultyServer, slots: Path, limits: DownloadLimits, monkeypatch: pytest.MonkeyPatch, step: str
+) -> None:
+    server.content = release_tar()
+    entered, go_on = threading.Event(), threading.Event()
+    real = getattr(stage_module, step)
+
+    def slow(*arguments: object) -> None:
+        entered.set()
+        go_on.wait(20)
+        real(*arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(stage_module, step, slow)
+        staging = asyncio.create_task(stage(request(server.url), slots, measure, limits))
+        await asyncio.to_thread(entered.wait, 20)
+        staging.cancel()
+        for _ in range(3):
+            with pytest.raises(ProcessSupervisorError, match="STAGING_BUSY"):
+                await stage(request(server.url), slots, measure, limits)
+            staging.cancel()
+        go_on.set()
+        with pytest.raises(asyncio.CancelledError):
+            await staging
+    assert (await stage(request(server.url), slots, measure, limits)).path == slots / ENCLAVE
