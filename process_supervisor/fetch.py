@@ -13,6 +13,8 @@ import shutil
 import stat
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
+from datetime import timedelta
+from email.utils import parsedate_to_datetime
 from pathlib import Path
 from typing import Literal
 from urllib.parse import urljoin, urlsplit
@@ -27,6 +29,7 @@ from process_supervisor.sources import ContentId, DigestCheck, UrlSource
 from process_supervisor.threads import in_thread
 
 SPACE_CHECK_BYTES = 16 * MIB
+MODIFIED_AGE_MIN = timedelta(seconds=60)
 _DISK_FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 _REDIRECTS = frozenset({301, 302, 303, 307, 308})
 _RETRIED_STATUS = frozenset({408, 425, 429})
@@ -45,12 +48,16 @@ class Progress:
 
 @dataclass(frozen=True, slots=True)
 class Fetched:
-    """A whole artefact in the part file: its size in bytes, SHA-256 as hex, and the source that gave it."""
+    """A whole artefact in the part file: its size in bytes, SHA-256 as hex, and the source that gave it.
+
+    `resumed` tells that it was put together from several answers, or from what an earlier run left on the disk.
+    """
 
     path: Path
     size: int
     sha256: str
     source: str
+    resumed: bool = False
 
 
 ProgressFn = Callable[[Progress], None]
@@ -107,6 +114,7 @@ class _Part:
         self.size = 0
         self.total: int | None = None
         self.validator: str | None = None
+        self.resumed = False
         self._meta = path.with_name(path.name + ".json")
         self._source = source
         self._cids = cids
@@ -126,7 +134,7 @@ class _Part:
         except (OSError, ValueError, KeyError, TypeError):
             self.reset(None, None)
             return
-        self.size, self.total, self.validator = size, meta["total"], meta["validator"]
+        self.size, self.total, self.validator, self.resumed = size, meta["total"], meta["validator"], True
         with self.path.open("rb") as file:
             while data := file.read(self._limits.chunk_bytes):
                 self._check.update(data)
@@ -135,7 +143,7 @@ class _Part:
         """Start from byte 0, remembering by what a later resume can be validated."""
         self.path.unlink(missing_ok=True)
         self._check = DigestCheck(self._source.sha256, self._cids)
-        self.size, self.total, self.validator, self._space_checked_at = 0, total, validator, 0
+        self.size, self.total, self.validator, self.resumed, self._space_checked_at = 0, total, validator, False, 0
         fd = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
         os.close(fd)
         meta = {"url": self._source.url, "validator": validator, "total": total}
@@ -177,7 +185,7 @@ class _Part:
             os.fsync(fd)
         finally:
             os.close(fd)
-        return Fetched(self.path, self.size, self._check.sha256, source)
+        return Fetched(self.path, self.size, self._check.sha256, source, self.resumed)
 
     def discard(self) -> None:
         self.path.unlink(missing_ok=True)
@@ -293,6 +301,10 @@ async def _attempt(
         failure = _error("DOWNLOAD_UNREACHABLE", source.url, why, "Look at the network and at the server")
         raise _AttemptError(failure, retry=True) from error
     except ProcessSupervisorError as error:
+        if error.code == "DOWNLOAD_DIGEST_MISMATCH" and part.resumed:
+            # It may be the pieces that do not belong together. Only what came in one piece tells about the source.
+            await in_thread(part.reset, None, None)
+            raise _AttemptError(error, retry=True) from error
         if error.code == "DOWNLOAD_TRUNCATED":
             raise _AttemptError(error, retry=True) from error
         raise
@@ -315,7 +327,11 @@ async def _get(
         if response.status not in _REDIRECTS or location is None:
             return response
         response.release()
-        current = urljoin(current, location)
+        try:
+            current = urljoin(current, location)
+            urlsplit(current)
+        except ValueError as error:
+            raise _redirect_refused(url, f"it leads to {location[:200]!r}: {error}") from error
     raise _redirect_refused(url, f"more than {limits.redirects_max} redirects")
 
 
@@ -329,6 +345,7 @@ def _accept_response(status: int, headers: CIMultiDictProxy[str], part: _Part, s
         part.reset(_strong_validator(headers), _length(headers))
         return
     if status == 206 and part.size and _continues(headers, part):
+        part.resumed = True
         return
     if status in (206, 416):
         part.reset(None, None)
@@ -353,10 +370,19 @@ def _continues(headers: CIMultiDictProxy[str], part: _Part) -> bool:
 
 
 def _strong_validator(headers: CIMultiDictProxy[str]) -> str | None:
+    """By what the server can tell later that nothing changed: an entity tag, or a time long before its own clock's.
+
+    A time is weak where the artefact may have changed twice within it (RFC 9110, 8.8.2.2 and 13.1.5).
+    """
     etag = headers.get("ETag")
-    if etag is not None and re.fullmatch(r'"[\x21\x23-\x7e]{1,200}"', etag):
-        return etag
-    return headers.get("Last-Modified") if etag is None else None
+    if etag is not None:
+        return etag if re.fullmatch(r'"[\x21\x23-\x7e]{1,200}"', etag) else None
+    modified = headers.get("Last-Modified", "")
+    try:
+        age = parsedate_to_datetime(headers.get("Date", "")) - parsedate_to_datetime(modified)
+    except (ValueError, TypeError):  # no date, or only one of them has a zone
+        return None
+    return modified if age >= MODIFIED_AGE_MIN else None
 
 
 def _length(headers: CIMultiDictProxy[str]) -> int | None:

@@ -3,11 +3,13 @@
 All names below a dot are ours and unverified:
 
     <enclave id>/               a verified release
-    .incoming/<id>.part[.json]  a download to be resumed
+    .incoming/<id>.<source>.part[.json]  a download to be resumed; one for each source
     .incoming/<id>.new/         being unpacked and verified; removed at the next try
     .incoming/<id>.pin          the digest that an image reference was resolved to
     .incoming/<id>.lock         held while this release is staged
     .aside/<id>.<n>/            a slot that failed verification, kept for a person to look at
+
+What a release that was given up leaves in .incoming is removed when another one is staged LEFTOVER_S later.
 """
 
 import asyncio
@@ -18,7 +20,7 @@ import os
 import shutil
 import stat
 from collections.abc import Awaitable, Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -28,6 +30,7 @@ from process_supervisor.threads import in_thread
 
 RELEASE_FILES = frozenset({"release.json", "enclave.pyz", "enclave.sig"})
 STAGE_FILE = "stage.json"
+LEFTOVER_S = 7 * 86400.0
 
 Verify = Callable[[Path], Awaitable[str] | str]
 
@@ -110,6 +113,32 @@ def staging_lock(slots: Path, enclave_id: str) -> Iterator[None]:
         yield
     finally:
         os.close(fd)
+
+
+def remove_leftovers(slots: Path, now: float) -> None:
+    """Remove what was received of other releases and not touched for LEFTOVER_S before `now` (Unix time). Blocking.
+
+    Locks and pins stay: both are small, and a pin says to which digest a reference was resolved once.
+    """
+    old: dict[str, list[Path]] = {}
+    for path in (slots / ".incoming").iterdir():
+        enclave_id = path.name.partition(".")[0]
+        if path.suffix not in (".lock", ".pin") and is_enclave_id(enclave_id):
+            old.setdefault(enclave_id, []).append(path)
+    for enclave_id, paths in old.items():
+        if any(now - path.lstat().st_mtime < LEFTOVER_S for path in paths):
+            continue
+        with suppress(ProcessSupervisorError), staging_lock(slots, enclave_id):
+            for path in paths:
+                remove_path(path)
+
+
+def remove_path(path: Path) -> None:
+    """Remove a file or a folder, if it is there; a link goes, not what it points to."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def write_file(path: Path, data: bytes) -> None:

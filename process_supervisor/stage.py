@@ -1,8 +1,9 @@
 """Stages a release: download, unpack aside, verify, and only then give it its final name `slots/<enclave id>/`."""
 
+import hashlib
 import json
 import os
-import shutil
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,6 +23,8 @@ from process_supervisor.slots import (
     Verify,
     open_slot,
     prepare,
+    remove_leftovers,
+    remove_path,
     set_aside,
     staging_lock,
     sync_folder,
@@ -108,6 +111,7 @@ async def stage(
             if existing is not None:
                 progress(Progress("ready", existing.source, existing.size, existing.size))
                 return existing
+            await in_thread(remove_leftovers, slots, time.time())
             if session is not None:
                 return await _Staging(request, slots, verify, limits, progress, session, images).run(plan, refusals)
             async with aiohttp.ClientSession(auto_decompress=False) as own:
@@ -199,9 +203,10 @@ class _Staging:
     def _incoming(self) -> Path:
         return self.slots / ".incoming" / self.request.enclave_id
 
-    @property
-    def _part(self) -> Path:
-        return self._incoming.with_name(f"{self.request.enclave_id}.part")
+    def _part(self, source: UrlSource) -> Path:
+        """One for each source: a look at the mirror must not cost what the other source gave."""
+        mark = hashlib.sha256(source.url.encode()).hexdigest()[:16]
+        return self._incoming.with_name(f"{self.request.enclave_id}.{mark}.part")
 
     async def run(
         self, plan: list[tuple[UrlSource | ImageReference, tuple[ContentId, ...]]], refusals: list[Exception]
@@ -223,7 +228,35 @@ class _Staging:
         raise _combined(failures, self.request)
 
     async def _from_url(self, source: UrlSource, cids: tuple[ContentId, ...]) -> StagedRelease:
-        fetched = await fetch(self.session, source, cids, self._part, self.limits, self.progress)
+        fetched = await self._fetch(source, cids)
+        try:
+            return await self._from_file(fetched)
+        except OSError:
+            raise
+        except Exception as error:
+            if not fetched.resumed or getattr(error, "kind", "rejected") == "transient":
+                raise
+        # Pieces from several answers, or from before a power cut, may not belong together. That must not condemn the
+        # release: only what came in one piece does. The bad one is gone, so this begins at the first byte.
+        return await self._from_file(await self._fetch(source, cids))
+
+    async def _fetch(self, source: UrlSource, cids: tuple[ContentId, ...]) -> Fetched:
+        part = self._part(source)
+        try:
+            return await fetch(self.session, source, cids, part, self.limits, self.progress)
+        except ProcessSupervisorError as error:
+            if error.code != "STAGING_DISK_FULL" or not await in_thread(self._discard_parts, part):
+                raise
+        return await fetch(self.session, source, cids, part, self.limits, self.progress)
+
+    def _discard_parts(self, but: Path | None = None) -> int:
+        """Remove what sources gave of this release, `but` the one named; returns how many went."""
+        doomed = [path for path in self._incoming.parent.glob(f"{self.request.enclave_id}.*part") if path != but]
+        for path in doomed:
+            discard_part(path)
+        return len(doomed)
+
+    async def _from_file(self, fetched: Fetched) -> StagedRelease:
         if self.images is not None:
             try:
                 image = await self.images.load(fetched.path)
@@ -272,12 +305,17 @@ class _Staging:
             self.progress(Progress("verify", fetched.source, fetched.size, fetched.size))
             if facts.measured:
                 await verify_folder(fresh, self.request.enclave_id, self.verify)
+        except OSError:
+            # Nothing is wrong with what was received: once there is room again, it is unpacked without a download.
+            await in_thread(remove_path, fresh)
+            raise
         except Exception:
             # These bytes are bad as a whole: resuming them would only bring the same again.
             await in_thread(_discard_all, fetched.path, fresh)
             raise
         final = self.slots / self.request.enclave_id
         await in_thread(_give_final_name, fresh, final, fetched.path)
+        await in_thread(self._discard_parts)
         self.progress(Progress("ready", fetched.source, fetched.size, fetched.size))
         return StagedRelease(path=final, enclave_id=self.request.enclave_id, facts=facts)
 
@@ -311,14 +349,13 @@ def _combined(failures: list[Exception], request: StageRequest) -> Exception:
 
 def _discard_all(part: Path, fresh: Path) -> None:
     discard_part(part)
-    shutil.rmtree(fresh, ignore_errors=True)
+    remove_path(fresh)
 
 
 def _unpack_aside(
     fetched: Fetched, facts: StageFacts, fresh: Path, request: StageRequest, limits: DownloadLimits
 ) -> None:
-    if fresh.is_symlink() or fresh.exists():
-        shutil.rmtree(fresh)
+    remove_path(fresh)
     fresh.mkdir(mode=0o755)
     if facts.measured:
         unpack(fetched.path, fresh, limits.archive, request.members)

@@ -12,8 +12,10 @@ import aiohttp
 import cid
 import pytest
 from aiohttp import web
+from multidict import CIMultiDict, CIMultiDictProxy
 
 from process_supervisor import fetch as fetch_module
+from process_supervisor import slots as slots_module
 from process_supervisor import stage as stage_module
 from process_supervisor.errors import ProcessSupervisorError
 from process_supervisor.fetch import Progress, fetch
@@ -27,6 +29,7 @@ from .conftest import ENCLAVE, FaultyServer, member, release_tar, sha256, tar_by
 # Above what the client's socket buffers hold (aiohttp drops those when a connection breaks), so that a part remains.
 BIG = b"image" * 200_000
 CUT = 700_000
+OTHER = "cd" * 32
 SIGNATURE = {"network.sig": b"bsignature"}
 
 
@@ -47,6 +50,12 @@ def measure(folder: Path) -> str:
 
 def request(*sources: str, cids: tuple[str, ...] = ()) -> StageRequest:
     return StageRequest(enclave_id=ENCLAVE, sources=sources, cids=cids, extra_files=SIGNATURE)
+
+
+def part_of(slots: Path) -> Path:
+    """The one part file that there is."""
+    (part,) = (slots / ".incoming").glob(f"{ENCLAVE}.*.part")
+    return part
 
 
 async def failure(req: StageRequest, slots: Path, limits: DownloadLimits) -> ProcessSupervisorError:
@@ -139,8 +148,7 @@ async def test_another_run_goes_on_where_the_former_died(
     server.content = release_tar(BIG)
     server.cut_after = [CUT]
     assert (await failure(request(server.url), slots, replace(limits, attempts_max=1))).code == "DOWNLOAD_TRUNCATED"
-    part = slots / ".incoming" / f"{ENCLAVE}.part"
-    size = part.stat().st_size
+    size = part_of(slots).stat().st_size
     assert 0 < size <= CUT
     staged = await stage(request(server.url), slots, measure, limits)
     assert server.requests[-1]["Range"] == f"bytes={size}-"
@@ -164,6 +172,113 @@ async def test_without_a_strong_validator_it_starts_again(
     server.content, server.cut_after, server.etag = release_tar(BIG), [CUT], etag
     await stage(request(server.url), slots, measure, limits)
     assert [item.get("Range") for item in server.requests] == [None, None]
+
+
+@pytest.mark.parametrize(
+    ("headers", "strong"),
+    [
+        ({"Last-Modified": "Thu, 01 Jan 2026 00:00:00 GMT", "Date": "Thu, 01 Jan 2026 00:01:00 GMT"}, True),
+        # It may have changed once more within that minute.
+        ({"Last-Modified": "Thu, 01 Jan 2026 00:00:00 GMT", "Date": "Thu, 01 Jan 2026 00:00:59 GMT"}, False),
+        ({"Last-Modified": "Thu, 01 Jan 2026 00:00:00 GMT", "Date": "Thu, 01 Jan 1970 00:00:00 GMT"}, False),
+        ({"Last-Modified": "Thu, 01 Jan 2026 00:00:00 GMT"}, False),
+        ({"Last-Modified": "yesterday", "Date": "Thu, 01 Jan 2026 00:01:00 GMT"}, False),
+        ({"Last-Modified": "Thu, 01 Jan 2026 00:00:00", "Date": "Thu, 01 Jan 2026 00:01:00 GMT"}, False),
+        ({}, False),
+    ],
+)
+def test_a_time_is_a_validator_where_it_is_long_past(headers: dict[str, str], strong: bool) -> None:
+    found = fetch_module._strong_validator(CIMultiDictProxy(CIMultiDict(headers)))
+    assert found == (headers["Last-Modified"] if strong else None)
+
+
+@pytest.mark.parametrize("mirror", ["http://127.0.0.1:1/a.tar", "{server}?mirror"])
+async def test_a_look_at_the_mirror_does_not_cost_what_the_origin_gave(
+    server: FaultyServer, slots: Path, limits: DownloadLimits, mirror: str
+) -> None:
+    server.content, server.cut_after = release_tar(BIG), [CUT, CUT // 2]
+    req = request(server.url, mirror.format(server=server.url))
+    await failure(req, slots, replace(limits, attempts_max=1))
+    metas = (slots / ".incoming").glob("*.part.json")
+    (origin,) = (path for path in metas if json.loads(path.read_text())["url"] == server.url)
+    size = origin.with_suffix("").stat().st_size
+    staged = await stage(req, slots, measure, limits)
+    assert staged.digest == sha256(server.content)
+    assert server.requests[-1]["Range"] == f"bytes={size}-"
+    assert [item.name for item in (slots / ".incoming").iterdir()] == [f"{ENCLAVE}.lock"]
+
+
+async def test_a_part_from_another_source_gives_way_where_there_is_no_room_for_both(
+    server: FaultyServer, slots: Path, limits: DownloadLimits, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server.content, server.cut_after = release_tar(BIG), [CUT]
+    await failure(request(server.url), slots, replace(limits, attempts_max=1))
+    first, real = part_of(slots), fetch_module.require_space
+
+    def require_space(folder: Path, needed: int, limits: DownloadLimits) -> None:
+        real(folder, 2**62 if first.exists() else needed, limits)
+
+    monkeypatch.setattr(fetch_module, "require_space", require_space)
+    assert (await stage(request(server.url + "?mirror"), slots, measure, limits)).path == slots / ENCLAVE
+    assert not first.exists()
+
+
+@pytest.mark.parametrize("pinned", [False, True])
+@pytest.mark.parametrize("damage", ["other bytes under the same tag", "zeros after a power cut"])
+async def test_pieces_that_do_not_belong_together_do_not_condemn_a_release(
+    server: FaultyServer, slots: Path, limits: DownloadLimits, damage: str, pinned: bool
+) -> None:
+    server.content, server.cut_after = release_tar(BIG), [CUT]
+    whole = sha256(server.content)
+    if damage.startswith("other"):
+        server.content = release_tar(b"older" * 200_000)
+    req = request(server.url + (f"#sha256={whole}" if pinned else ""))
+    await failure(req, slots, replace(limits, attempts_max=1))
+    if damage.startswith("zeros"):
+        part = part_of(slots)
+        part.write_bytes(bytes(part.stat().st_size))
+    server.content = release_tar(BIG)
+    staged = await stage(req, slots, measure, limits)
+    assert staged.digest == whole
+    assert ["Range" in item for item in server.requests] == [False, True, False]
+
+
+async def test_what_came_in_one_piece_is_asked_for_once(
+    server: FaultyServer, slots: Path, limits: DownloadLimits
+) -> None:
+    server.content = release_tar(b"other")
+    assert (await failure(request(server.url), slots, limits)).code == "STAGING_ENCLAVE_ID_MISMATCH"
+    assert len(server.requests) == 1
+
+
+async def test_what_a_release_that_was_given_up_left_is_removed(
+    server: FaultyServer, slots: Path, limits: DownloadLimits
+) -> None:
+    server.content = release_tar()
+    incoming = slots / ".incoming"
+    names = {
+        OTHER: ["0.part", "0.part.json", "new", "files", "removed", "pin", "lock"],
+        "ef" * 32: ["part", "lock"],
+        "12" * 32: ["0.part", "lock"],
+    }
+    for enclave_id, ends in names.items():
+        for end in ends:
+            path = incoming / f"{enclave_id}.{end}"
+            if end in ("new", "removed"):
+                (path / "inside").mkdir(parents=True)
+            else:
+                path.parent.mkdir(parents=True, exist_ok=True)
+                path.write_bytes(b"{}")
+            os.utime(path, (0, 0))
+    (slots / ("34" * 32)).mkdir()
+    os.utime(incoming / f"{'12' * 32}.0.part")
+    (incoming / "notes").write_text("not ours")
+    with slots_module.staging_lock(slots, "ef" * 32):
+        await stage(request(server.url), slots, measure, limits)
+    kept = {f"{ENCLAVE}.lock", f"{OTHER}.pin", f"{OTHER}.lock", "notes"}
+    kept |= {f"{'ef' * 32}.part", f"{'ef' * 32}.lock", f"{'12' * 32}.0.part", f"{'12' * 32}.lock"}
+    assert {path.name for path in incoming.iterdir()} == kept
+    assert (slots / ("34" * 32)).is_dir()
 
 
 @pytest.mark.parametrize("content_range", ["bytes 0-9/20", "bytes 9000-9100/99999", "rubbish", "bytes 9000-9000/*"])
@@ -233,11 +348,13 @@ async def test_redirects_are_followed_with_care(server: FaultyServer, slots: Pat
         if req.path.startswith("/hop"):
             left = int(req.path[4:])
             return web.Response(status=302, headers={"Location": f"/hop{left - 1}" if left else "/release.tar"})
-        return web.Response(status=302, headers={"Location": "file:///etc/passwd"}) if "evil" in req.path else None
+        location = {"/evil": "file:///etc/passwd", "/odd": "http://[::1"}.get(req.path)
+        return web.Response(status=302, headers={"Location": location}) if location else None
 
     server.behave = behave
     base = server.url.removesuffix("/release.tar")
     assert (await failure(request(f"{base}/evil"), slots, limits)).code == "DOWNLOAD_REDIRECT_REFUSED"
+    assert (await failure(request(f"{base}/odd"), slots, limits)).code == "DOWNLOAD_REDIRECT_REFUSED"
     assert (await failure(request(f"{base}/hop5"), slots, limits)).code == "DOWNLOAD_REDIRECT_REFUSED"
     assert (await stage(request(f"{base}/hop4"), slots, measure, limits)).source == f"{base}/hop4"
 
@@ -265,7 +382,7 @@ async def test_announced_and_unannounced_sizes_are_limited(
     server.content = release_tar()
     small = replace(limits, size_bytes_max=10_000)
     assert (await failure(request(server.url), slots, small)).code == "DOWNLOAD_TOO_LARGE"
-    assert not (slots / ".incoming" / f"{ENCLAVE}.part").exists()
+    assert not list((slots / ".incoming").glob("*.part"))
 
     def behave(_: web.Request) -> web.StreamResponse:
         async def endless() -> object:
@@ -308,7 +425,9 @@ async def test_a_disk_that_fills_while_unpacking(
 
     monkeypatch.setattr(os, "fsync", fsync)
     assert (await failure(request(server.url), slots, limits)).code == "STAGING_DISK_FULL"
+    assert not list((slots / ".incoming").glob("*.new"))
     assert (await stage(request(server.url), slots, measure, limits)).path == slots / ENCLAVE
+    assert len(server.requests) == 1, "what was received needs no second download"
 
 
 async def test_a_slots_folder_that_cannot_be_made(tmp_path: Path, limits: DownloadLimits) -> None:
