@@ -166,17 +166,27 @@ def _members(blocks: _Blocks, limits: ArchiveLimits) -> Iterator[tuple[str, byte
 
 
 def read_member(archive: Path, wanted: str, limits: ArchiveLimits, bytes_max: int) -> bytes | None:
-    """Content of the first plain file named `wanted`, of `bytes_max` at most; None without one. Blocking, ARCHIVE_*."""
+    """Content of the first plain file named `wanted`, of `bytes_max` at most; None without one. Blocking, ARCHIVE_*.
+
+    The whole archive is read, so that what is handed on to another reader is within `limits` too.
+    """
+    found: bytes | None = None
+    total = 0
     with archive.open("rb") as raw:
         blocks = _Blocks(_open_stream(raw))
         for name, kind, size in _members(blocks, limits):
-            if name.removeprefix("./") == wanted and kind in (tarfile.REGTYPE, tarfile.AREGTYPE):
+            total += size
+            if size > limits.member_bytes_max or total > limits.total_bytes_max:
+                why = f"{total} bytes are more than the limits allow"
+                raise _refuse("ARCHIVE_TOO_LARGE", f"archive member {name[:200]!r}", why)
+            if found is None and name.removeprefix("./") == wanted and kind in (tarfile.REGTYPE, tarfile.AREGTYPE):
                 if size > bytes_max:
                     raise _refuse("ARCHIVE_TOO_LARGE", f"archive member {wanted!r}", f"it has {size} bytes")
-                return blocks.read(size)
+                found = b"".join(blocks.chunks(size))
+                continue
             for _ in blocks.chunks(size):
                 pass
-    return None
+    return found
 
 
 def unpack(archive: Path, folder: Path, limits: ArchiveLimits, members: frozenset[str] | None) -> list[UnpackedFile]:

@@ -7,6 +7,7 @@ else made is taken over by its name (`dcupgrade-<node name>`) or label, and then
 
 import asyncio
 import contextlib
+import json
 import signal
 from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import asynccontextmanager
@@ -56,6 +57,8 @@ def engine_errors(what: str) -> Iterator[None]:
         ) from error
     except (aiohttp.ClientError, TimeoutError, OSError) as error:
         raise _unreachable(what, str(error) or type(error).__name__) from error
+    except json.JSONDecodeError as error:  # an engine that dies leaves half a line of a stream
+        raise _unreachable(what, f"its answer cannot be read ({error})") from error
 
 
 def _unreachable(what: str, why: str) -> ProcessSupervisorError:
@@ -387,13 +390,16 @@ class ContainerDriver:
                     raise
 
     async def remove(self, name: str) -> None:
-        """Remove a node's stopped containers, with their logs. Raises NODE_ALREADY_RUNNING if one runs."""
+        """Remove a node's stopped containers, with their logs. Raises NODE_ALREADY_RUNNING if one runs.
+
+        The data folder may be a nameless volume of a container that somebody else made: volumes of such a one stay.
+        """
         containers = await self._of_node(name)
         if containers and containers[0].running:
             raise _already_running(name, containers[0])
         for item in containers:
             with engine_errors(f"removal of container {item.name}"), _gone_is_fine():
-                await self._docker.containers.container(item.container_id).delete(v=True)
+                await self._docker.containers.container(item.container_id).delete(v=LABEL_COMMAND in item.labels)
 
     async def logs(self, name: str, lines: int) -> list[str]:
         """The last lines of a node's output."""

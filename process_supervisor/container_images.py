@@ -7,12 +7,13 @@ the very image that will run, and measured like those of an archive.
 import asyncio
 import json
 import re
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import aiodocker
 import aiohttp
+from aiodocker.jsonstream import json_stream_stream
 
 from process_supervisor.archive import read_member
 from process_supervisor.container_driver import CONNECT_S_MAX, engine_errors
@@ -25,26 +26,26 @@ from process_supervisor.threads import in_thread
 
 RELEASE_FOLDER = "/release"
 MANIFEST_BYTES_MAX = 1 * MIB
-# Layers of an image archive are members too; its layout is checked by the engine, its size by the download's limit.
-IMAGE_ARCHIVE = ArchiveLimits(members_max=4096, member_bytes_max=2**50, total_bytes_max=2**50)
+IMAGE_MEMBERS_MAX = 4096
+PULL_SILENCE_S_MAX = 600.0
 _IMAGE_ID = re.compile(r"sha256:[0-9a-f]{64}\Z")
 
 
-def image_tags(archive: Path) -> list[str] | None:
-    """Tags of the one image in an archive of `docker save`; None if the file is not such an archive. Blocking.
+def holds_image(archive: Path, limits: ArchiveLimits) -> bool:
+    """Whether the file is an archive of one image, as `docker save` makes it. Blocking.
 
-    Raises ARCHIVE_*; more than one image is refused.
+    Its layout is the engine's to check; here its unpacked size is. Raises ARCHIVE_*; more than one image is refused.
     """
-    data = read_member(archive, "manifest.json", IMAGE_ARCHIVE, MANIFEST_BYTES_MAX)
+    bytes_max = limits.total_bytes_max  # a layer is a member: it may have all that the whole may have
+    whole = ArchiveLimits(members_max=IMAGE_MEMBERS_MAX, member_bytes_max=bytes_max, total_bytes_max=bytes_max)
+    data = read_member(archive, "manifest.json", whole, MANIFEST_BYTES_MAX)
     if data is None:
-        return None
+        return False
     try:
         manifest = json.loads(data)
-        if len(manifest) != 1:
-            raise ValueError(f"it holds {len(manifest)} images")
-        tags = manifest[0].get("RepoTags") or []
-        return [str(tag) for tag in tags]
-    except (ValueError, TypeError, AttributeError, KeyError) as error:
+        if len(manifest) != 1 or not isinstance(manifest[0], dict):
+            raise ValueError(f"it describes {len(manifest)} images")
+    except (ValueError, TypeError, KeyError, RecursionError) as error:
         raise ProcessSupervisorError(
             code="ARCHIVE_CORRUPT",
             what="image archive",
@@ -52,6 +53,7 @@ def image_tags(archive: Path) -> list[str] | None:
             action="This artefact is not used; tell its publisher",
             kind="rejected",
         ) from error
+    return True
 
 
 class ImageStore:
@@ -91,7 +93,7 @@ class ImageStore:
                 raise ProcessSupervisorError(
                     code="CONTAINER_IMAGE_MISSING",
                     what=f"image {wanted}",
-                    why=why or "the engine pulled it and does not have it",
+                    why=why or "the pull ended, or fell silent, and the engine does not have it",
                     action="Look at the registry and at the engine's access to it",
                 )
         here = [item.rpartition("@")[2] for item in found.get("RepoDigests") or []]
@@ -102,7 +104,9 @@ class ImageStore:
                 why=f"the engine has it under {here}",
                 action="Remove that image from the engine; the release is pulled again",
             )
-        pin = digest or next(iter(here), None)
+        # The same image may be here from another repository too, under a digest that this one does not know.
+        own = [item for item in found.get("RepoDigests") or [] if item.rpartition("@")[0] == reference.name]
+        pin = digest or next((item.rpartition("@")[2] for item in own), None) or next(iter(here), None)
         return ReleaseImage(_checked_id(found["Id"]), f"{reference.name}@{pin}" if pin else wanted)
 
     async def _pull(self, wanted: str, progress: ProgressFn) -> str:
@@ -110,37 +114,50 @@ class ImageStore:
         layers: dict[str, tuple[int, int]] = {}
         try:
             with engine_errors(f"pull of {wanted}"):
-                async for item in self._docker.images.pull(wanted, stream=True):
-                    detail = item.get("progressDetail") or {}
-                    if item.get("status") == "Downloading" and "total" in detail:
-                        layers[str(item.get("id"))] = (int(detail.get("current", 0)), int(detail["total"]))
-                        done, total = (sum(column) for column in zip(*layers.values(), strict=True))
-                        progress(Progress("download", wanted, done, total))
+                # Where the registry falls silent, the engine does so too and never ends the pull by itself.
+                timeout = aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_S_MAX, sock_read=PULL_SILENCE_S_MAX)
+                pull = self._docker._query("images/create", "POST", params={"fromImage": wanted}, timeout=timeout)
+                # The client leaves a response that was not read to its end open; its connection would stay too.
+                async with pull as response, response:
+                    async for item in json_stream_stream(response):
+                        self._tell(item, wanted, layers, progress)
         except ProcessSupervisorError as error:
             if error.code == "CONTAINER_ENGINE_UNREACHABLE":
                 raise
             return error.why
         return ""
 
-    async def load(self, archive: Path) -> ReleaseImage | None:
+    @staticmethod
+    def _tell(item: Mapping[str, Any], wanted: str, layers: dict[str, tuple[int, int]], progress: ProgressFn) -> None:
+        detail = item.get("progressDetail") or {}
+        if item.get("status") == "Downloading" and "total" in detail:
+            layers[str(item.get("id"))] = (int(detail.get("current", 0)), int(detail["total"]))
+            done, total = (sum(column) for column in zip(*layers.values(), strict=True))
+            progress(Progress("download", wanted, done, total))
+
+    async def load(self, archive: Path, limits: DownloadLimits) -> ReleaseImage | None:
         """Load the one image of an archive; None if the file is no such archive.
 
-        Tags that other images had here before keep pointing to those. Raises ARCHIVE_*, CONTAINER_*.
+        Tags that are here keep pointing to the images that they point to, also if the load fails in its middle: an
+        archive is not verified yet, and other programs start what those tags name. Raises ARCHIVE_*, CONTAINER_*.
         """
-        tags = await asyncio.to_thread(image_tags, archive)
-        if tags is None:
+        if not await asyncio.to_thread(holds_image, archive, limits.archive):
             return None
-        before = {tag: found["Id"] for tag in tags if (found := await self.inspect(tag)) is not None}
+        before = await self._tags()
         lines: list[str] = []
-        with engine_errors(f"load of {archive.name}"):
-            file = await asyncio.to_thread(archive.open, "rb")
-            with file:
-                async for item in self._docker.images.import_image(_chunks(file), stream=True):
-                    lines += str(item.get("stream", "")).splitlines()
-        # "Loaded image: <tag>" for each tag, or "Loaded image ID: sha256:<hex>" for an image without one.
-        names = [line.partition(": ")[2].strip() for line in lines if line.startswith("Loaded image")]
-        facts = [await self.inspect(name) for name in names]
-        ids = {item["Id"] for item in facts if item is not None}
+        ids: set[str] | None = None
+        try:
+            with engine_errors(f"load of {archive.name}"):
+                file = await asyncio.to_thread(archive.open, "rb")
+                with file:
+                    async for item in self._docker.images.import_image(_chunks(file), stream=True):
+                        lines += str(item.get("stream", "")).splitlines()
+            # "Loaded image: <tag>" for each tag, or "Loaded image ID: sha256:<hex>" for an image without one.
+            names = [line.partition(": ")[2].strip() for line in lines if line.startswith("Loaded image")]
+            facts = [await self.inspect(name) for name in names]
+            ids = {item["Id"] for item in facts if item is not None}
+        finally:
+            await self._point_back(before, ids or None)
         if len(ids) != 1:
             raise ProcessSupervisorError(
                 code="CONTAINER_IMAGE_MISSING",
@@ -149,11 +166,26 @@ class ImageStore:
                 action="Publish an archive that `docker save` made of one image",
                 kind="rejected",
             )
-        image_id = _checked_id(ids.pop())
-        for tag, former in before.items():
-            if former != image_id:
-                await self._tag(former, tag)
-        return ReleaseImage(image_id, names[0])
+        return ReleaseImage(_checked_id(ids.pop()), names[0])
+
+    async def _tags(self) -> dict[str, str]:
+        """Every tag at the engine with the id of its image; what an archive says of its tags is not relied on."""
+        with engine_errors("list of images"):
+            listed = await self._docker.images.list()
+        return {tag: str(item["Id"]) for item in listed for tag in item.get("RepoTags") or () if "<none>" not in tag}
+
+    async def _point_back(self, before: Mapping[str, str], loaded: set[str] | None) -> None:
+        """Undo what a load did to the tags `before`: to those that name one of the images `loaded`.
+
+        Where that is not known, because the load broke, to those that name an image which had no tag. What others
+        tagged meanwhile stays.
+        """
+        now = await self._tags()
+        tagged = set(before.values())
+        for tag, image_id in before.items():
+            found = now.get(tag, image_id)
+            if found != image_id and (found not in tagged if loaded is None else found in loaded):
+                await self._tag(image_id, tag)
 
     async def _tag(self, image_id: str, reference: str) -> None:
         repository, _, tag = reference.rpartition(":")
@@ -180,9 +212,10 @@ class ImageStore:
         timeout = aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_S_MAX, sock_read=limits.idle_s_max)
         params = {"path": f"{RELEASE_FOLDER}/."}
         try:
-            async with self._docker._query(
-                f"containers/{container_id}/archive", params=params, timeout=timeout
-            ) as response:
+            async with (
+                self._docker._query(f"containers/{container_id}/archive", params=params, timeout=timeout) as response,
+                response,
+            ):
                 file = await asyncio.to_thread(path.open, "wb")
                 with file:
                     async for data in response.content.iter_chunked(limits.chunk_bytes):

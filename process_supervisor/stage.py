@@ -71,7 +71,7 @@ class Images(Protocol):
     async def pull(self, reference: ImageReference, pinned: str | None, progress: ProgressFn) -> ReleaseImage:
         """Bring an image here, by `pinned` where its reference was resolved to that digest before."""
 
-    async def load(self, archive: Path) -> ReleaseImage | None:
+    async def load(self, archive: Path, limits: DownloadLimits) -> ReleaseImage | None:
         """Load an archive of one image; None if the file is no such archive."""
 
     async def keep(self, image_id: str, enclave_id: str) -> None:
@@ -259,7 +259,7 @@ class _Staging:
     async def _from_file(self, fetched: Fetched) -> StagedRelease:
         if self.images is not None:
             try:
-                image = await self.images.load(fetched.path)
+                image = await self.images.load(fetched.path, self.limits)
             except ProcessSupervisorError as error:
                 if error.kind == "rejected":
                     await in_thread(discard_part, fetched.path)

@@ -15,7 +15,7 @@ from aiohttp import web
 
 from devnet.docker.engine import BASE_IMAGE, PrivateEngine, missing_tools
 from process_supervisor.container_driver import engine
-from process_supervisor.container_images import ImageStore, image_tags
+from process_supervisor.container_images import ImageStore, holds_image
 from process_supervisor.errors import ProcessSupervisorError
 from process_supervisor.limits import DownloadLimits
 from process_supervisor.sources import ImageReference
@@ -223,7 +223,7 @@ async def test_an_archive_of_an_image_is_loaded(
 ) -> None:
     private_engine.docker("tag", BASE_IMAGE, "dc/node:1.1.0")
     held = await docker.images.inspect("dc/node:1.1.0")
-    assert image_tags(archive) == ["dc/node:1.1.0"]
+    assert holds_image(archive, LIMITS.archive)
     store, slots = ImageStore(docker), tmp_path / "slots"
     staged = await stage(request(archive.as_uri()), slots, measure, LIMITS, images=store)
     assert (staged.path / "enclave.pyz").read_bytes() == b"image"
@@ -240,11 +240,11 @@ async def test_archives_that_are_no_image(docker: aiodocker.Docker, tmp_path: Pa
         path = tmp_path / f"{number}.tar"
         path.write_bytes(layer({"manifest.json": text}))
         with pytest.raises(ProcessSupervisorError) as caught:
-            await store.load(path)
+            await store.load(path, LIMITS)
         assert caught.value.code == "ARCHIVE_CORRUPT"
     path.write_bytes(layer({"manifest.json": b'[{"Config": "x.json", "Layers": []}]'}))
     with pytest.raises(ProcessSupervisorError) as caught:
-        await store.load(path)
+        await store.load(path, LIMITS)
     assert caught.value.code in ("CONTAINER_ENGINE_ERROR", "CONTAINER_IMAGE_MISSING")
     path.write_bytes(layer(RELEASE))
-    assert await store.load(path) is None
+    assert await store.load(path, LIMITS) is None

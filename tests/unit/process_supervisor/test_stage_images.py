@@ -42,7 +42,7 @@ class FakeImages:
             raise self.error
         return ReleaseImage(IMAGE_ID, f"{reference.name}@{DIGEST}")
 
-    async def load(self, archive: Path) -> ReleaseImage | None:
+    async def load(self, archive: Path, limits: DownloadLimits) -> ReleaseImage | None:
         self.calls.append(("load", archive.name))
         if self.error is not None:
             raise self.error

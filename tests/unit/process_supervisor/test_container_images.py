@@ -1,0 +1,210 @@
+"""Images and removals over a stand-in for the engine's API; the real engine is in tests/e2e."""
+
+import asyncio
+import gzip
+import json
+from collections.abc import AsyncIterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import aiodocker
+import pytest
+from aiohttp import web
+
+from process_supervisor import container_images as module
+from process_supervisor.container_driver import LABEL_COMMAND, LABEL_NODE, ContainerDriver, engine
+from process_supervisor.container_images import ImageStore, holds_image
+from process_supervisor.errors import ProcessSupervisorError
+from process_supervisor.limits import ArchiveLimits, DownloadLimits
+from process_supervisor.sources import ImageReference
+
+from .conftest import member, release_tar, tar_bytes
+
+OLD, NEW, THIRD = ("sha256:" + digit * 64 for digit in "123")
+LIMITS = DownloadLimits()
+MANIFEST = member("manifest.json", json.dumps([{"RepoTags": ["dc/node:2"]}]).encode())
+
+
+@dataclass
+class FakeEngine:
+    """The part of the Engine API that images and removals need. A load gives `loads` (tag to id), then says `says`."""
+
+    tags: dict[str, str] = field(default_factory=dict)
+    loads: dict[str, str] = field(default_factory=dict)
+    says: list[dict[str, object] | str] = field(default_factory=list)
+    digests: list[str] = field(default_factory=list)
+    containers: list[dict[str, object]] = field(default_factory=list)
+    deleted: list[tuple[str, str | None]] = field(default_factory=list)
+    go_on: asyncio.Event = field(default_factory=asyncio.Event)
+
+    def app(self) -> web.Application:
+        app = web.Application()
+        app.router.add_get("/version", self.version)
+        app.router.add_get("/{v}/images/json", self.list_images)
+        app.router.add_get("/{v}/images/{name:.+}/json", self.inspect)
+        app.router.add_post("/{v}/images/load", self.load)
+        app.router.add_post("/{v}/images/create", self.pull)
+        app.router.add_post("/{v}/images/{name:.+}/tag", self.tag)
+        app.router.add_get("/{v}/containers/json", self.list_containers)
+        app.router.add_get("/{v}/containers/{id}/json", self.container)
+        app.router.add_delete("/{v}/containers/{id}", self.delete)
+        return app
+
+    async def version(self, _: web.Request) -> web.Response:
+        return web.json_response({"ApiVersion": "1.41"})
+
+    async def list_containers(self, _: web.Request) -> web.Response:
+        return web.json_response(self.containers)
+
+    async def list_images(self, _: web.Request) -> web.Response:
+        ids = set(self.tags.values())
+        return web.json_response(
+            [{"Id": item, "RepoTags": [tag for tag, found in self.tags.items() if found == item]} for item in ids]
+        )
+
+    async def inspect(self, request: web.Request) -> web.Response:
+        name = request.match_info["name"]
+        found = name if name.startswith("sha256:") else self.tags.get(name)
+        if found is None:
+            return web.json_response({"message": "no such image"}, status=404)
+        return web.json_response({"Id": found, "RepoDigests": self.digests})
+
+    async def load(self, request: web.Request) -> web.Response:
+        await request.read()
+        self.tags |= self.loads
+        return web.Response(
+            text="".join(item if isinstance(item, str) else json.dumps(item) + "\n" for item in self.says)
+        )
+
+    async def pull(self, request: web.Request) -> web.StreamResponse:
+        response = web.StreamResponse()
+        await response.prepare(request)
+        await self.go_on.wait()
+        return response
+
+    async def tag(self, request: web.Request) -> web.Response:
+        self.tags[f"{request.query['repo']}:{request.query['tag']}"] = request.match_info["name"]
+        return web.Response(status=201)
+
+    async def container(self, request: web.Request) -> web.Response:
+        found = next((item for item in self.containers if item["Id"] == request.match_info["id"]), None)
+        return web.json_response(found) if found else web.json_response({"message": "none"}, status=404)
+
+    async def delete(self, request: web.Request) -> web.Response:
+        self.deleted.append((request.match_info["id"], request.query.get("v")))
+        return web.Response(status=204)
+
+
+@pytest.fixture
+def fake() -> FakeEngine:
+    return FakeEngine()
+
+
+@pytest.fixture
+async def docker(fake: FakeEngine) -> AsyncIterator[aiodocker.Docker]:
+    runner = web.AppRunner(fake.app(), shutdown_timeout=0.1)
+    await runner.setup()
+    await web.TCPSite(runner, "127.0.0.1", 0).start()
+    async with engine(f"tcp://127.0.0.1:{runner.addresses[0][1]}") as client:
+        yield client
+    fake.go_on.set()
+    await runner.cleanup()
+
+
+def archive(folder: Path) -> Path:
+    path = folder / "image.tar"
+    path.write_bytes(tar_bytes(MANIFEST, compress=False))
+    return path
+
+
+@pytest.mark.parametrize(
+    ("says", "code"),
+    [
+        ([{"stream": "Loaded image: dc/node:2\n"}, {"stream": "Loaded image: python:3\n"}], None),
+        ([{"stream": "Loaded image: dc/node:2\n"}, {"errorDetail": {}, "error": "x"}], "CONTAINER_ENGINE_ERROR"),
+        ([], "CONTAINER_IMAGE_MISSING"),
+        (["half a line"], "CONTAINER_ENGINE_UNREACHABLE"),
+    ],
+)
+async def test_an_archive_does_not_move_the_machines_tags(
+    fake: FakeEngine, docker: aiodocker.Docker, tmp_path: Path, says: list[dict[str, object] | str], code: str | None
+) -> None:
+    """Not even one whose manifest.json, as we read it, names other tags than the engine finds in it."""
+    fake.tags = {"python:3": OLD, "other:1": THIRD}
+    fake.loads = {"dc/node:2": NEW, "python:3": NEW}
+    fake.says = says
+    if code is None:
+        loaded = await ImageStore(docker).load(archive(tmp_path), LIMITS)
+        assert loaded is not None
+        assert loaded.image_id == NEW
+    else:
+        with pytest.raises(ProcessSupervisorError) as caught:
+            await ImageStore(docker).load(archive(tmp_path), LIMITS)
+        assert caught.value.code == code
+    if says:
+        assert fake.tags == {"python:3": OLD, "other:1": THIRD, "dc/node:2": NEW}
+
+
+async def test_what_others_tag_during_a_load_stays(fake: FakeEngine, docker: aiodocker.Docker, tmp_path: Path) -> None:
+    fake.tags = {"built:1": OLD}
+    fake.loads = {"dc/node:2": NEW, "built:1": THIRD}  # the second one by a build of somebody
+    fake.says = [{"stream": "Loaded image: dc/node:2\n"}]
+    await ImageStore(docker).load(archive(tmp_path), LIMITS)
+    assert fake.tags["built:1"] == THIRD
+
+
+def test_a_bomb_does_not_reach_the_engine(tmp_path: Path) -> None:
+    path = tmp_path / "bomb.tar"
+    limits = ArchiveLimits(total_bytes_max=1_000_000)
+    for layers in ([bytes(1_000_001)], [bytes(600_000)] * 2):
+        members = [member(f"{number}/layer.tar", data) for number, data in enumerate(layers)]
+        for order in ([MANIFEST, *members], [*members, MANIFEST]):
+            path.write_bytes(tar_bytes(*order))
+            with pytest.raises(ProcessSupervisorError, match="ARCHIVE_TOO_LARGE"):
+                holds_image(path, limits)
+    path.write_bytes(gzip.compress(tar_bytes(MANIFEST, member("a/layer.tar", bytes(900_000)), compress=False)))
+    assert holds_image(path, limits)
+    path.write_bytes(release_tar())
+    assert not holds_image(path, limits)
+
+
+@pytest.mark.parametrize("text", [b"[]", b"{}", b"[{}, {}]", b"x", b"[1]", b'{"a": 1}', b"5", b"[" * 100_000])
+def test_a_manifest_that_is_not_of_one_image(tmp_path: Path, text: bytes) -> None:
+    path = tmp_path / "image.tar"
+    path.write_bytes(tar_bytes(member("manifest.json", text)))
+    with pytest.raises(ProcessSupervisorError, match="ARCHIVE_CORRUPT"):
+        holds_image(path, LIMITS.archive)
+
+
+async def test_a_tag_is_pinned_to_the_digest_that_its_own_repository_knows(
+    fake: FakeEngine, docker: aiodocker.Docker
+) -> None:
+    fake.tags = {"dc/node:1": OLD}
+    fake.go_on.set()
+    digests = [f"sha256:{digit * 64}" for digit in "ab"]
+    fake.digests = [f"mirror.example/node@{digests[0]}", f"dc/node@{digests[1]}"]
+    pulled = await ImageStore(docker).pull(ImageReference("dc/node", "1", None), None, lambda _: None)
+    assert pulled.reference == f"dc/node@{digests[1]}"
+
+
+async def test_a_pull_that_says_nothing_any_more_ends(
+    fake: FakeEngine, docker: aiodocker.Docker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "PULL_SILENCE_S_MAX", 0.05)
+    with pytest.raises(ProcessSupervisorError) as caught:
+        await ImageStore(docker).pull(ImageReference("dc/node", "1", None), None, lambda _: None)
+    assert (caught.value.code, caught.value.kind) == ("CONTAINER_IMAGE_MISSING", "transient")
+    assert "fell silent" in caught.value.why
+
+
+async def test_nameless_volumes_of_a_container_that_was_taken_over_stay(
+    fake: FakeEngine, docker: aiodocker.Docker
+) -> None:
+    base: dict[str, object] = {"Image": OLD, "State": {"Running": False}, "Mounts": []}
+    ours = {LABEL_NODE: "node", LABEL_COMMAND: "x"}
+    fake.containers = [
+        {**base, "Id": "a" * 64, "Name": "/dcupgrade-node-1", "Config": {"Labels": ours}},
+        {**base, "Id": "b" * 64, "Name": "/dcnode", "Config": {"Labels": {LABEL_NODE: "node"}}},
+    ]
+    await ContainerDriver(docker).remove("node")
+    assert {(name[0], volumes) for name, volumes in fake.deleted} == {("a", "1"), ("b", None)}
