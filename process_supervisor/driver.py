@@ -83,8 +83,8 @@ class NodeRecord:
         return json.dumps({name: getattr(self, name) for name in _FIELDS}, sort_keys=True)
 
     @classmethod
-    def from_json(cls, text: str) -> "NodeRecord":
-        """The record that `to_json` wrote; raises NODE_RECORD_INVALID for anything else."""
+    def from_json(cls, text: str, where: str = "a node's record") -> "NodeRecord":
+        """The record that `to_json` wrote; raises NODE_RECORD_INVALID, which names `where`, for anything else."""
         try:
             if len(text) > RECORD_CHARS_MAX:
                 raise ValueError("it is too long")
@@ -100,7 +100,7 @@ class NodeRecord:
         except (ValueError, TypeError, RecursionError) as error:
             raise ProcessSupervisorError(
                 code="NODE_RECORD_INVALID",
-                what="a node's record",
+                what=where,
                 why=str(error),
                 action="Look whether the node still runs and stop it by hand; keep the record for the report",
                 kind="invariant",

@@ -21,7 +21,7 @@ from typing import IO
 from process_supervisor.driver import ExitStatus, LaunchSpec, NodeHandle, NodeRecord, not_adoptable
 from process_supervisor.errors import ProcessSupervisorError
 from process_supervisor.limits import MIB
-from process_supervisor.procfs import ProcessFacts, boot_id, process_facts, session_members
+from process_supervisor.procfs import ProcessFacts, boot_id, open_pidfd, process_facts, session_members
 from process_supervisor.slots import sync_folder
 
 KILL_S_MAX = 10.0
@@ -52,15 +52,20 @@ def rotate_log(path: Path, policy: LogPolicy) -> bool:
             return False
     except FileNotFoundError:
         return False
-    for number in range(policy.kept, 1, -1):
-        older = path.with_name(f"{path.name}.{number - 1}")
-        if older.exists():
-            os.replace(older, path.with_name(f"{path.name}.{number}"))
     with path.open("r+b") as log:
         if policy.kept > 0:
             aside = path.with_name(f"{path.name}.new")
-            with aside.open("wb") as copy:
-                shutil.copyfileobj(log, copy, MIB)
+            try:
+                with aside.open("wb") as copy:
+                    shutil.copyfileobj(log, copy, MIB)
+            except OSError:
+                # A full disk must not cost the older ones: they move up only once this one is whole.
+                aside.unlink(missing_ok=True)
+                raise
+            for number in range(policy.kept, 1, -1):
+                older = path.with_name(f"{path.name}.{number - 1}")
+                if older.exists():
+                    os.replace(older, path.with_name(f"{path.name}.{number}"))
             os.replace(aside, path.with_name(f"{path.name}.1"))
         log.truncate(0)
     return True
@@ -247,10 +252,12 @@ class ProcessDriver:
 
     async def find(self, name: str) -> NodeRecord | None:
         """The record of the node that was last started under `name`. Raises NODE_RECORD_INVALID."""
+        path = self._record_path(name)
         try:
-            return NodeRecord.from_json(self._record_path(name).read_text(encoding="utf-8"))
+            text = path.read_text(encoding="utf-8", errors="replace")
         except FileNotFoundError:
             return None
+        return NodeRecord.from_json(text, str(path))
 
     async def adopt(self, record: NodeRecord) -> ProcessHandle | None:
         """Watch a node again if pid, start time and boot are those of the record; None if nothing is left of it."""
@@ -260,18 +267,15 @@ class ProcessDriver:
             return known
         if record.kind != "process" or record.boot_id != boot_id():
             return None
-        try:
-            pidfd = os.pidfd_open(record.pid)
-        except ProcessLookupError:
-            pidfd = -1
+        pidfd = open_pidfd(record.pid)
         # Looked at after the pidfd was opened: were the pid taken over in between, the start time would tell.
         facts = process_facts(record.pid)
         same = facts is not None and facts.start_time_ticks == record.start_time_ticks
-        if pidfd >= 0 and same and facts is not None and facts.alive:
+        if pidfd is not None and same and facts is not None and facts.alive:
             handle = ProcessHandle(record, pidfd)
             self._handles[key] = handle
             return handle
-        if pidfd >= 0:
+        if pidfd is not None:
             if same:
                 _reap(pidfd)
             os.close(pidfd)
@@ -372,15 +376,17 @@ class ProcessDriver:
             # A stopped process gets the TERM only once it goes on.
             handle.signal_leader(signal.SIGCONT)
             return
-        with contextlib.suppress(ProcessLookupError):
-            pidfd = os.pidfd_open(item.pid)
-            try:
-                facts = process_facts(item.pid)
-                if facts is not None and facts.start_time_ticks == item.start_time_ticks:
+        pidfd = open_pidfd(item.pid)
+        if pidfd is None:
+            return
+        try:
+            facts = process_facts(item.pid)
+            if facts is not None and facts.start_time_ticks == item.start_time_ticks:
+                with contextlib.suppress(ProcessLookupError):
                     signal.pidfd_send_signal(pidfd, number)
                     signal.pidfd_send_signal(pidfd, signal.SIGCONT)
-            finally:
-                os.close(pidfd)
+        finally:
+            os.close(pidfd)
 
     async def remove(self, name: str) -> None:
         """Forget a stopped node. Raises NODE_ALREADY_RUNNING if anything of it runs."""
@@ -401,12 +407,15 @@ class ProcessDriver:
     async def logs(self, name: str, lines: int) -> list[str]:
         """The last lines of a node's output."""
         record = await self.find(name)
-        return await asyncio.to_thread(tail_log, Path(record.log_path), lines) if record else []
+        if record is None or not record.log_path:
+            return []  # one that somebody else started writes where that one wanted it
+        return await asyncio.to_thread(tail_log, Path(record.log_path), lines)
 
     async def tend(self) -> None:
         """Rotate the logs of all watched nodes, and forget handles of those that ended."""
         for key, handle in list(self._handles.items()):
-            await asyncio.to_thread(rotate_log, Path(handle.record.log_path), self._log_policy)
+            if handle.record.log_path:
+                await asyncio.to_thread(rotate_log, Path(handle.record.log_path), self._log_policy)
             if handle.exit_status() is not None and not self._remains(handle.record):
                 del self._handles[key]
 

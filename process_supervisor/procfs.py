@@ -1,6 +1,7 @@
 """What Linux says of processes: identity beyond the pid, and who belongs to a session. proc(5)."""
 
 import contextlib
+import errno
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -30,10 +31,10 @@ class ProcessFacts:
 
 
 def process_facts(pid: int) -> ProcessFacts | None:
-    """Facts about `pid`, or None if there is no such process."""
+    """Facts about `pid`, or None if there is no such process, or only another user's where /proc hides those."""
     try:
         text = (PROC / str(pid) / "stat").read_bytes().decode("ascii", "replace")
-    except (FileNotFoundError, ProcessLookupError):
+    except (FileNotFoundError, ProcessLookupError, PermissionError):
         return None
     # The command's name, in brackets, may itself hold brackets and spaces: the last one ends it.
     fields = text[text.rindex(")") + 2 :].split()
@@ -49,6 +50,19 @@ def session_members(session: int) -> list[ProcessFacts]:
             if facts is not None and facts.session == session and facts.alive:
                 found.append(facts)
     return found
+
+
+def open_pidfd(pid: int) -> int | None:
+    """A pidfd of the process `pid`, or None if there is none. The caller closes it.
+
+    A number that went on to a thread of another process is no process either: EINVAL, or ENOENT since Linux 6.9.
+    """
+    try:
+        return os.pidfd_open(pid)
+    except OSError as error:
+        if error.errno in (errno.ESRCH, errno.EINVAL, errno.ENOENT):
+            return None
+        raise
 
 
 def boot_id() -> str:

@@ -2,14 +2,18 @@
 
 import asyncio
 import dataclasses
+import errno
 import json
 import os
+import queue
 import signal
 import socket
 import subprocess
 import sys
+import threading
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
+from typing import IO
 
 import pytest
 
@@ -181,6 +185,8 @@ async def test_a_node_that_somebody_else_started_is_taken_over(
     handle = await driver.adopt(record)
     assert handle is not None
     assert handle.exit_status() is None
+    await driver.tend()
+    assert await driver.logs("node", 5) == []
     await driver.stop(handle, 20)
     assert session_members(pid) == []
     assert (await driver.start(spec(GENTLE))).pid != pid
@@ -259,6 +265,46 @@ async def test_a_pid_of_nobody(driver: ProcessDriver) -> None:
     )
     record = dataclasses.replace(record, boot_id=driver_module.boot_id(), pid=4_000_000)
     assert await driver.adopt(record) is None
+
+
+async def test_a_pid_that_went_on_to_a_thread_of_another_process(driver: ProcessDriver) -> None:
+    done, ids = threading.Event(), queue.SimpleQueue[int]()
+    thread = threading.Thread(target=lambda: (ids.put(threading.get_native_id()), done.wait(60)))
+    thread.start()
+    try:
+        record = NodeRecord(
+            kind="process", name="x", started_unix_s=0, command_digest="", pid=ids.get(timeout=60), start_time_ticks=1
+        )
+        assert await driver.adopt(dataclasses.replace(record, boot_id=driver_module.boot_id())) is None
+    finally:
+        done.set()
+        thread.join()
+
+
+def test_processes_that_proc_hides_are_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
+    """/proc mounted with hidepid=1: the folders of other users' processes are listed, their files cannot be read."""
+    real, own = Path.read_bytes, os.getpid()
+
+    def read_bytes(path: Path) -> bytes:
+        if path.name == "stat" and path.parent.name != str(own):
+            raise PermissionError(1, "Operation not permitted", str(path))
+        return real(path)
+
+    monkeypatch.setattr(Path, "read_bytes", read_bytes)
+    facts = process_facts(own)
+    assert facts is not None
+    assert {item.pid for item in session_members(facts.session)} == {own}
+
+
+@pytest.mark.parametrize("data", [b"", b"\xff\xfe", b"{}"])
+async def test_a_damaged_record_is_named(driver: ProcessDriver, tmp_path: Path, data: bytes) -> None:
+    path = tmp_path / "run" / "node.json"
+    path.parent.mkdir()
+    path.write_bytes(data)
+    with pytest.raises(ProcessSupervisorError) as caught:
+        await driver.find("node")
+    assert (caught.value.code, caught.value.what) == ("NODE_RECORD_INVALID", str(path))
+    path.unlink()
 
 
 async def test_programs_that_cannot_start(driver: ProcessDriver, spec: Make, tmp_path: Path) -> None:
@@ -372,6 +418,30 @@ def test_rotation_keeps_a_number_of_files(tmp_path: Path) -> None:
     log.write_text("x" * 11)
     assert rotate_log(log, LogPolicy(size_bytes_max=10, kept=0))
     assert tail_log(log, 0) == []
+
+
+def test_a_full_disk_does_not_cost_the_older_logs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    log, policy = tmp_path / "log", LogPolicy(size_bytes_max=10, kept=3)
+    for number in (1, 2):
+        (tmp_path / f"log.{number}").write_text(f"old {number}")
+    log.write_text("x" * 11)
+
+    def full(source: object, target: IO[bytes], size: int) -> None:
+        target.write(b"x")
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(driver_module.shutil, "copyfileobj", full)
+        for _ in range(3):
+            with pytest.raises(OSError, match="No space"):
+                rotate_log(log, policy)
+    assert {path.name: path.read_text() for path in tmp_path.iterdir()} == {
+        "log": "x" * 11,
+        "log.1": "old 1",
+        "log.2": "old 2",
+    }
+    assert rotate_log(log, policy)
+    assert [(tmp_path / f"log.{number}").read_text() for number in (1, 2, 3)] == ["x" * 11, "old 1", "old 2"]
 
 
 @pytest.mark.parametrize(
