@@ -240,6 +240,8 @@ def _write(folder: Path, path: PurePosixPath, chunks: Iterator[bytes]) -> None:
         why = "another member has this path, or a part of it, already"
         raise _refuse("ARCHIVE_DUPLICATE_MEMBER", f"archive member {str(path)!r}", why) from error
     with os.fdopen(fd, "wb") as file:
+        # Whatever the umask: a container's user, who may be another one, has to read it.
+        os.fchmod(fd, 0o644)
         for chunk in chunks:
             file.write(chunk)
         file.flush()

@@ -44,7 +44,7 @@ CODES: dict[str, str] = {
     "DOWNLOAD_HTTP_STATUS": "the server answered with an error status",
     "DOWNLOAD_REDIRECT_REFUSED": "the server redirects too often, to another scheme or from https to http",
     "DOWNLOAD_SOURCES_FAILED": "no source gave a good artefact; each one's reason is listed",
-    "DOWNLOAD_SOURCE_UNSUPPORTED": "the source is neither an http(s) or file URL nor a CID that can be verified",
+    "DOWNLOAD_SOURCE_UNSUPPORTED": "the source is neither a usable URL nor an image reference nor a CID with a gateway",
     "DOWNLOAD_TOO_LARGE": "the artefact is larger than the limits allow",
     "DOWNLOAD_TRUNCATED": "the connection ended before the whole artefact was received",
     "DOWNLOAD_UNREACHABLE": "the server cannot be reached or broke the connection",

@@ -147,6 +147,7 @@ def write_file(path: Path, data: bytes) -> None:
     aside.unlink(missing_ok=True)
     fd = os.open(aside, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o644)
     with os.fdopen(fd, "wb") as file:
+        os.fchmod(fd, 0o644)  # as the files of the release: what lies in a slot is public
         file.write(data)
         file.flush()
         os.fsync(file.fileno())

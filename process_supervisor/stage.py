@@ -172,9 +172,26 @@ def _plan(
         else:
             plan.append((decoded, tuple(cids)))
     for gateway in limits.ipfs_gateways:
-        base = gateway.rstrip("/")
-        plan += [(UrlSource(base.split(":")[0], f"{base}/ipfs/{item.text}"), (item,)) for item in cids]
+        plan += [(_at_gateway(gateway, item), (item,)) for item in cids]
+    if cids and not limits.ipfs_gateways:
+        refusals.append(_needs_gateway(cids[0]))
     return plan, refusals
+
+
+def _at_gateway(gateway: str, cid: ContentId) -> UrlSource:
+    """Where a gateway has the CID: in place of `{cid}`, else below `/ipfs/`."""
+    url = gateway if "{cid}" in gateway else f"{gateway.rstrip('/')}/ipfs/{{cid}}"
+    return UrlSource(url.partition(":")[0].lower(), url.replace("{cid}", cid.text))
+
+
+def _needs_gateway(cid: ContentId) -> ProcessSupervisorError:
+    return ProcessSupervisorError(
+        code="DOWNLOAD_SOURCE_UNSUPPORTED",
+        what=f"CID {cid.text}",
+        why="no IPFS gateway is set",
+        action="Set download.ipfs_gateways, or publish an http(s) URL too",
+        kind="rejected",
+    )
 
 
 def _needs_containers(text: str) -> ProcessSupervisorError:
@@ -356,7 +373,8 @@ def _unpack_aside(
     fetched: Fetched, facts: StageFacts, fresh: Path, request: StageRequest, limits: DownloadLimits
 ) -> None:
     remove_path(fresh)
-    fresh.mkdir(mode=0o755)
+    fresh.mkdir()
+    fresh.chmod(0o755)  # whatever the umask: see archive.py
     if facts.measured:
         unpack(fetched.path, fresh, limits.archive, request.members)
     write_file(fresh / STAGE_FILE, facts.to_json())

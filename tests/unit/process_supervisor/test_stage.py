@@ -30,6 +30,8 @@ from .conftest import ENCLAVE, FaultyServer, member, release_tar, sha256, tar_by
 BIG = b"image" * 200_000
 CUT = 700_000
 OTHER = "cd" * 32
+# Names the root of a tree; it cannot be compared with a stream of bytes.
+TREE_CID = "QmYwAPJzv5CZsnA625s3Xf2nemtYgPpHdWEz79ojWnPbdG"
 SIGNATURE = {"network.sig": b"bsignature"}
 
 
@@ -479,6 +481,32 @@ async def test_a_gateway_serves_a_cid(server: FaultyServer, slots: Path, limits:
     assert (await failure(req, slots, limits)).code == "DOWNLOAD_SOURCE_UNSUPPORTED"
     staged = await stage(req, slots, measure, replace(limits, ipfs_gateways=(gateway,)))
     assert staged.source == f"{gateway}/ipfs/{mine}"
+
+
+async def test_the_settings_say_where_in_a_gateways_address_the_cid_goes(
+    server: FaultyServer, slots: Path, limits: DownloadLimits
+) -> None:
+    server.content = release_tar()
+    gateway = server.url.replace("/release.tar", "/get/{cid}/file?download=true").replace("http:", "HTTP:")
+    req = request(cids=(TREE_CID,))
+    error = await failure(req, slots, limits)
+    assert (error.code, error.kind) == ("DOWNLOAD_SOURCE_UNSUPPORTED", "rejected")
+    assert "download.ipfs_gateways" in error.action
+    await stage(req, slots, measure, replace(limits, ipfs_gateways=(gateway,)))
+    assert server.requests[-1][":path"] == f"/get/{TREE_CID}/file?download=true"
+
+
+async def test_what_lies_in_a_slot_can_be_read_by_a_containers_user(
+    server: FaultyServer, slots: Path, limits: DownloadLimits
+) -> None:
+    server.content = release_tar()
+    former = os.umask(0o077)  # as in the agent's unit
+    try:
+        staged = await stage(request(server.url), slots, measure, limits)
+    finally:
+        os.umask(former)
+    assert staged.path.stat().st_mode & 0o7777 == 0o755
+    assert {path.stat().st_mode & 0o7777 for path in staged.path.iterdir()} == {0o644}
 
 
 async def test_file_urls_need_a_setting(tmp_path: Path, slots: Path, limits: DownloadLimits) -> None:
