@@ -7,7 +7,7 @@ All names below a dot are ours and unverified:
     .incoming/<id>.new/         being unpacked and verified; removed at the next try
     .incoming/<id>.pin          the digest that an image reference was resolved to
     .incoming/<id>.lock         held while this release is staged
-    .aside/<id>.<n>/            a slot that failed verification, kept for a person to look at
+    .aside/<id>.<n>/            a slot that failed verification, kept for a person to look at: the last ASIDE_KEPT
 
 What a release that was given up leaves in .incoming is removed when another one is staged LEFTOVER_S later.
 """
@@ -30,6 +30,7 @@ from process_supervisor.threads import in_thread
 
 RELEASE_FILES = frozenset({"release.json", "enclave.pyz", "enclave.sig"})
 STAGE_FILE = "stage.json"
+ASIDE_KEPT = 3
 LEFTOVER_S = 7 * 86400.0
 
 Verify = Callable[[Path], Awaitable[str] | str]
@@ -247,9 +248,12 @@ def set_aside(slots: Path, enclave_id: str) -> Path:
     """Move a slot that cannot be used to `.aside/<id>.<n>` and return that path. Blocking."""
     folder = slots / ".aside"
     folder.mkdir(parents=True, exist_ok=True)
-    number = 1
-    while os.path.lexists(folder / f"{enclave_id}.{number}"):
-        number += 1
+    ends = [path.name.rpartition(".")[2] for path in folder.glob(f"{enclave_id}.*")]
+    kept = sorted(int(end) for end in ends if end.isdecimal())
+    number = kept[-1] + 1 if kept else 1
+    # A disk that goes bad damages a slot again and again; keeping each one would fill it.
+    for old in kept[: max(0, len(kept) + 1 - ASIDE_KEPT)]:
+        remove_path(folder / f"{enclave_id}.{old}")
     target = folder / f"{enclave_id}.{number}"
     os.rename(slots / enclave_id, target)
     sync_folder(folder)

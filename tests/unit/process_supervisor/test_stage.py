@@ -132,6 +132,22 @@ async def test_a_damaged_slot_is_set_aside_and_staged_anew(
     assert (slots / ".aside" / f"{ENCLAVE}.2" / "enclave.pyz").read_bytes() == b"other"
 
 
+async def test_a_disk_that_goes_bad_is_not_filled_with_damaged_slots(
+    server: FaultyServer, slots: Path, limits: DownloadLimits
+) -> None:
+    server.content = release_tar()
+    (slots / ".aside").mkdir(parents=True)
+    (slots / ".aside" / f"{OTHER}.1").mkdir()
+    (slots / ".aside" / f"{ENCLAVE}.note").write_text("not ours")
+    for number in range(1, 13):
+        staged = await stage(request(server.url), slots, measure, limits)
+        (staged.path / "enclave.pyz").write_bytes(b"bad %d" % number)
+    await stage(request(server.url), slots, measure, limits)
+    kept = {path.name: path for path in (slots / ".aside").iterdir()}
+    assert set(kept) == {f"{OTHER}.1", f"{ENCLAVE}.note", *(f"{ENCLAVE}.{number}" for number in (10, 11, 12))}
+    assert (kept[f"{ENCLAVE}.12"] / "enclave.pyz").read_bytes() == b"bad 12"
+
+
 async def test_a_broken_download_goes_on_where_it_stopped(
     server: FaultyServer, slots: Path, limits: DownloadLimits
 ) -> None:
