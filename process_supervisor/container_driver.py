@@ -83,6 +83,7 @@ class ContainerFacts:
     started_at: str
     error: str
     mount_sources: tuple[str, ...] = ()
+    auto_remove: bool = False
 
 
 def _facts(shown: Mapping[str, Any]) -> ContainerFacts:
@@ -98,6 +99,7 @@ def _facts(shown: Mapping[str, Any]) -> ContainerFacts:
         started_at=str(state.get("StartedAt") or ""),
         error=str(state.get("Error") or ""),
         mount_sources=tuple(str(item["Source"]) for item in shown.get("Mounts") or () if item.get("Source")),
+        auto_remove=bool((shown.get("HostConfig") or {}).get("AutoRemove")),
     )
 
 
@@ -341,6 +343,9 @@ class ContainerDriver:
             raise not_adoptable(name, f"no container {found!r} runs", "Name it as `docker ps` does")
         if facts.labels.get(LABEL_NODE, _label(name)) != _label(name):
             raise not_adoptable(name, f"container {found!r} carries the label of node {facts.labels[LABEL_NODE]!r}")
+        if facts.auto_remove:
+            why = f"container {found!r} runs with --rm: its stop would remove it, with its nameless volumes"
+            raise not_adoptable(name, why, "Start the node's container without --rm")
         folder = await asyncio.to_thread(data_dir.resolve)
         if not any(folder.is_relative_to(source) for source in facts.mount_sources):
             raise not_adoptable(name, f"container {found!r} has no mount of {folder}", "Name the node's container")

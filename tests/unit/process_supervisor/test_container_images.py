@@ -197,6 +197,25 @@ async def test_a_pull_that_says_nothing_any_more_ends(
     assert "fell silent" in caught.value.why
 
 
+async def test_a_container_that_its_stop_would_remove_is_not_taken_over(
+    fake: FakeEngine, docker: aiodocker.Docker, tmp_path: Path
+) -> None:
+    shown: dict[str, object] = {
+        "Id": "a" * 64,
+        "Name": "/dcupgrade-node",
+        "Image": OLD,
+        "State": {"Running": True},
+        "Config": {},
+        "Mounts": [{"Source": str(tmp_path)}],
+    }
+    fake.containers = [{**shown, "HostConfig": {"AutoRemove": True}}]
+    driver = ContainerDriver(docker)
+    with pytest.raises(ProcessSupervisorError, match="NODE_NOT_ADOPTABLE.*--rm"):
+        await driver.take_over("node", "a" * 64, tmp_path)
+    fake.containers = [{**shown, "HostConfig": {"AutoRemove": False}}]
+    assert (await driver.take_over("node", "a" * 64, tmp_path)).container_id == "a" * 64
+
+
 async def test_nameless_volumes_of_a_container_that_was_taken_over_stay(
     fake: FakeEngine, docker: aiodocker.Docker
 ) -> None:
