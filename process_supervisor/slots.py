@@ -127,11 +127,18 @@ def remove_leftovers(slots: Path, now: float) -> None:
         if path.suffix not in (".lock", ".pin") and is_enclave_id(enclave_id):
             old.setdefault(enclave_id, []).append(path)
     for enclave_id, paths in old.items():
-        if any(now - path.lstat().st_mtime < LEFTOVER_S for path in paths):
+        if any(_age_s(path, now) < LEFTOVER_S for path in paths):
             continue
         with suppress(ProcessSupervisorError), staging_lock(slots, enclave_id):
             for path in paths:
                 remove_path(path)
+
+
+def _age_s(path: Path, now: float) -> float:
+    try:
+        return now - path.lstat().st_mtime
+    except FileNotFoundError:  # whoever stages that release is at work
+        return 0.0
 
 
 def remove_path(path: Path) -> None:

@@ -210,7 +210,7 @@ async def test_a_container_that_its_stop_would_remove_is_not_taken_over(
     }
     fake.containers = [{**shown, "HostConfig": {"AutoRemove": True}}]
     driver = ContainerDriver(docker)
-    with pytest.raises(ProcessSupervisorError, match="NODE_NOT_ADOPTABLE.*--rm"):
+    with pytest.raises(ProcessSupervisorError, match=r"NODE_NOT_ADOPTABLE.*--rm"):
         await driver.take_over("node", "a" * 64, tmp_path)
     fake.containers = [{**shown, "HostConfig": {"AutoRemove": False}}]
     assert (await driver.take_over("node", "a" * 64, tmp_path)).container_id == "a" * 64

@@ -132,6 +132,21 @@ async def test_a_damaged_slot_is_set_aside_and_staged_anew(
     assert (slots / ".aside" / f"{ENCLAVE}.2" / "enclave.pyz").read_bytes() == b"other"
 
 
+def test_what_goes_while_leftovers_are_looked_for(slots: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (slots / ".incoming").mkdir(parents=True)
+    part = slots / ".incoming" / f"{OTHER}.0.part"
+    part.write_bytes(b"x")
+    real = Path.lstat
+
+    def lstat(path: Path) -> os.stat_result:
+        part.unlink()
+        return real(path)
+
+    monkeypatch.setattr(Path, "lstat", lstat)
+    slots_module.remove_leftovers(slots, 2**40)
+    assert not list((slots / ".incoming").glob("*.lock")), "it was left to whoever stages it"
+
+
 async def test_a_disk_that_goes_bad_is_not_filled_with_damaged_slots(
     server: FaultyServer, slots: Path, limits: DownloadLimits
 ) -> None:
