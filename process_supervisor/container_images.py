@@ -205,7 +205,8 @@ class ImageStore:
             try:
                 return await self._copy_folder(container.id, path, limits)
             finally:
-                await container.delete(force=True)
+                # With the volumes that the engine made for it, where the image declares some.
+                await container.delete(force=True, v=True)
 
     async def _copy_folder(self, container_id: str, path: Path, limits: DownloadLimits) -> bool:
         size = 0

@@ -4,7 +4,7 @@ import asyncio
 import gzip
 import json
 from collections.abc import AsyncIterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import aiodocker
@@ -47,6 +47,8 @@ class FakeEngine:
         app.router.add_post("/{v}/images/{name:.+}/tag", self.tag)
         app.router.add_get("/{v}/containers/json", self.list_containers)
         app.router.add_get("/{v}/containers/{id}/json", self.container)
+        app.router.add_post("/{v}/containers/create", self.create)
+        app.router.add_get("/{v}/containers/{id}/archive", self.files)
         app.router.add_delete("/{v}/containers/{id}", self.delete)
         return app
 
@@ -89,6 +91,12 @@ class FakeEngine:
     async def container(self, request: web.Request) -> web.Response:
         found = next((item for item in self.containers if item["Id"] == request.match_info["id"]), None)
         return web.json_response(found) if found else web.json_response({"message": "none"}, status=404)
+
+    async def create(self, _: web.Request) -> web.Response:
+        return web.json_response({"Id": "made"}, status=201)
+
+    async def files(self, _: web.Request) -> web.Response:
+        return web.Response(body=release_tar(), content_type="application/x-tar")
 
     async def delete(self, request: web.Request) -> web.Response:
         self.deleted.append((request.match_info["id"], request.query.get("v")))
@@ -195,6 +203,18 @@ async def test_a_pull_that_says_nothing_any_more_ends(
         await ImageStore(docker).pull(ImageReference("dc/node", "1", None), None, lambda _: None)
     assert (caught.value.code, caught.value.kind) == ("CONTAINER_IMAGE_MISSING", "transient")
     assert "fell silent" in caught.value.why
+
+
+async def test_reading_an_image_leaves_nothing_at_the_engine(
+    fake: FakeEngine, docker: aiodocker.Docker, tmp_path: Path
+) -> None:
+    path = tmp_path / "files"
+    assert await ImageStore(docker).release_files(OLD, path, LIMITS)
+    assert path.read_bytes() == release_tar()
+    small = replace(LIMITS, archive=ArchiveLimits(total_bytes_max=100))
+    with pytest.raises(ProcessSupervisorError, match="ARCHIVE_TOO_LARGE"):
+        await ImageStore(docker).release_files(OLD, path, small)
+    assert fake.deleted == [("made", "1")] * 2
 
 
 async def test_a_container_that_its_stop_would_remove_is_not_taken_over(
