@@ -101,6 +101,8 @@ class Vault:
         self._facts = Facts()
         #: enclave id -> how its newest try stands, for the agent: "challenged", "received" or a refusal's code
         self._attempts: dict[str, str] = {}
+        #: key sets whose time is over and whose sealed copy could not be wiped yet
+        self._unwiped: set[str] = set()
         self._collecting = asyncio.Lock()
         self._counted_at = self._clocks.monotonic_s()
         self._uncounted_s = 0.0
@@ -133,7 +135,7 @@ class Vault:
                 self._save(self._facts)
             for collected in self._facts.collected.values():
                 if collected.wiped:
-                    self._store.wipe(KIND_KEY_SET, collected.key_set_id)
+                    self._wipe(collected.key_set_id)
 
     def _adopt(self, entries: list[Entry]) -> None:
         """A crash can fall between sealing a key set and the facts: what its header says is authenticated."""
@@ -369,9 +371,22 @@ class Vault:
         ]
         for key_set_id in over:
             self._save(core.record_wiped(self._facts, key_set_id))
-            self._store.wipe(KIND_KEY_SET, key_set_id)
-            log.info("wiped key set %s after its retention time", key_set_id)
+            log.info("the retention time of key set %s is over: its sealed copy is wiped", key_set_id)
+            self._unwiped.add(key_set_id)
+        for key_set_id in sorted(self._unwiped):
+            self._wipe(key_set_id)
         return over
+
+    def _wipe(self, key_set_id: str) -> None:
+        """Wipe what the facts call wiped; a disk that fails keeps no vault from serving, and is tried again."""
+        self._unwiped.discard(key_set_id)
+        if not self._facts.collected[key_set_id].wiped:  # collected again meanwhile
+            return
+        try:
+            self._store.wipe(KIND_KEY_SET, key_set_id)
+        except KeyvaultError as error:
+            log.error("%s", error)
+            self._unwiped.add(key_set_id)
 
     def _count_kept(self, *, everything: bool = False) -> None:
         """Count the time this vault runs towards the retention times; sealed once an hour, and when one is over."""
@@ -405,8 +420,12 @@ class Vault:
         try:
             release = core.decide_release(self._facts, self._rules, requester_id, wanted, self._now())
             key_set = self._open_key_set(release.key_set_id)
-            if release.facts is not self._facts:
-                self._save(release.facts)
+            try:
+                if release.facts is not self._facts:
+                    self._save(release.facts)
+            except KeyvaultError:
+                key_set.wipe()
+                raise
         except KeyvaultError as error:
             self._note(requester_id, "challenged" if error.kind == "transient" else error.code)
             raise
