@@ -1,12 +1,15 @@
 """The vault over a disk that fails: nothing that serving does not need keeps it from serving, and no key is lost."""
 
+from dataclasses import replace
+
 import pytest
 
+from attestation.cpu import SoftwareCpu
 from keyvault.errors import KeyvaultError
 from keyvault.keyset import KeySet
 from keyvault.service import Vault
-from tests.unit.keyvault.host import KEYS_ID, NEW, Host, NewNode, base_url, collect, permit, serving
-from tests.unit.keyvault.kit import SECRET
+from tests.unit.keyvault.host import KEYS_ID, NEW, OLD, Host, NewNode, base_url, collect, permit, serving
+from tests.unit.keyvault.kit import CPU, SECRET
 
 
 async def retained(host: Host) -> Vault:
@@ -74,3 +77,21 @@ async def test_key_material_of_a_hand_out_that_could_not_be_counted_is_wiped(mon
         vault.hand_out(NEW)
     (key_set,) = opened
     assert not any(key_set.buffer)
+
+
+async def test_a_newer_cpu_security_version_on_a_full_disk_loses_neither_facts_nor_keys(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    host = Host()
+    async with serving(host.vault()) as client:
+        await collect(client)
+        await permit(client)
+    host.cpu = SoftwareCpu(replace(CPU.root, cpusvn_level=2))
+    with monkeypatch.context() as patch:
+        patch.setattr(host.disk, "write", broken, raising=False)
+        vault = host.vault()
+        assert vault.condition is None
+        with vault.hand_out(OLD) as key_set:
+            assert bytes(key_set.view()) == SECRET
+    with host.vault().hand_out(NEW) as key_set:
+        assert bytes(key_set.view()) == SECRET
