@@ -44,8 +44,9 @@ async def exchange(
             method,
             url,
             data=body,
-            headers={"Content-Type": "application/json", **(headers or {})},
+            headers={"Content-Type": "application/json", "Accept-Encoding": "identity", **(headers or {})},
             allow_redirects=False,
+            auto_decompress=False,  # unpacked, an answer could be a thousand times its limit
             timeout=aiohttp.ClientTimeout(total=timeout_s),
         ) as answer:
             content = await _bounded(answer, limit)
