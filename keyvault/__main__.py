@@ -116,7 +116,12 @@ def _open_vault(args: argparse.Namespace, tee: Tee) -> Vault:
         )
     signatures = read_signatures(_read(args.auth_file, "network signature file"))
     policy.network.verify(tee.target_info().enclave_id, signatures)
-    disk = FolderDisk(args.store)
+    try:
+        disk = FolderDisk(args.store)
+    except OSError as error:
+        raise _refused(
+            f"the store {args.store} cannot be used ({error.strerror})", "Give it a folder that is its own."
+        ) from None
     _lock(disk)
     store = SealedStore(disk, tee, os.urandom, allow_simulated=policy.unsafe_simulated_tee)
     vault = Vault(tee, policy, store, RealCrypto(), signatures)
@@ -234,14 +239,24 @@ def _command_build(args: argparse.Namespace, _: list[str]) -> int:
 
 def _command_verify(args: argparse.Namespace, _: list[str]) -> int:
     """Verify a vault artefact: SIGSTRUCT over the image, and the network's signature over the enclave id."""
-    from zipfile import ZipFile
+    from zipfile import BadZipFile, ZipFile
 
     from attestation.artefact import verify_artefact
+    from keyvault.build import IMAGE_NAME
     from keyvault.policy_file import FILE_NAME, parse_policy
 
     enclave_id = verify_artefact(args.image, args.sigstruct)
-    with ZipFile(args.image) as archive:
-        policy = parse_policy(archive.read(f"keyvault/{FILE_NAME}"))
+    try:
+        with ZipFile(args.image) as archive:
+            data = archive.read(f"keyvault/{FILE_NAME}")
+    except (BadZipFile, KeyError, OSError):
+        raise KeyvaultError(
+            code="VAULT_POLICY_INVALID",
+            what=f"{args.image} was not verified",
+            why="it is no vault image: it holds no measured policy",
+            action=f"Give the {IMAGE_NAME} that python -m keyvault build made.",
+        ) from None
+    policy = parse_policy(data)
     if args.auth_file is not None:
         policy.network.verify(enclave_id, read_signatures(_read(args.auth_file, "network signature file")))
     signed = "signed by the network" if args.auth_file is not None else "network signature not looked at"
@@ -255,6 +270,10 @@ def _command_inspect(args: argparse.Namespace, _: list[str]) -> int:
     """Print the headers of a store's sealed files as JSON; needs no TEE and unseals nothing."""
     from keyvault.sealed import decode_header
 
+    if not args.store.is_dir():
+        raise KeyvaultError(
+            code="STORE_READ_FAILED", what=f"{args.store} cannot be read", why="it is no folder", kind="invariant"
+        )
     found = []
     for path in sorted(args.store.glob("*.sealed*")):
         row: dict[str, object] = {"file": path.name}
