@@ -97,13 +97,14 @@ async def test_a_session_flood_is_answered_with_a_transient_refusal() -> None:
 
 @pytest.mark.parametrize("sent", [b"", b"POST /v2/hello HT", b"POST /v2/hello HTTP/1.1\r\nHost: x\r\nX-Slow: "])
 async def test_a_slow_loris_that_never_ends_its_header_is_cut_off(sent: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(web, "HEADER_TIMEOUT_S", 0.05)
     async with serving(Host().vault()) as client:
         port = int(base_url(client).rsplit(":", 1)[1])
-        reader, writer = await asyncio.open_connection("127.0.0.1", port)
-        writer.write(sent)
-        with pytest.raises((ConnectionError, asyncio.IncompleteReadError)):
-            await asyncio.wait_for(reader.readexactly(1), 5)
+        with monkeypatch.context() as patch:  # an honest request on a busy machine gets the whole time
+            patch.setattr(web, "HEADER_TIMEOUT_S", 0.05)
+            reader, writer = await asyncio.open_connection("127.0.0.1", port)
+            writer.write(sent)
+            with pytest.raises((ConnectionError, asyncio.IncompleteReadError)):
+                await asyncio.wait_for(reader.readexactly(1), 8)
         writer.close()
         assert (await client.health())["status"] == "ok"
 
@@ -134,16 +135,16 @@ async def test_a_body_that_breaks_off_is_no_error_of_the_vault(caplog: pytest.Lo
 
 
 async def test_a_second_request_on_a_kept_connection_has_its_own_deadline(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(web, "HEADER_TIMEOUT_S", 0.1)
     async with serving(Host().vault()) as client:
         port = int(base_url(client).rsplit(":", 1)[1])
         reader, writer = await asyncio.open_connection("127.0.0.1", port)
         for _ in range(2):
             writer.write(b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n")
             assert b"enclave_id" in await asyncio.wait_for(reader.readuntil(b"}"), 5)
+        monkeypatch.setattr(web, "HEADER_TIMEOUT_S", 0.05)
         writer.write(b"GET /health")
         with pytest.raises((ConnectionError, asyncio.IncompleteReadError)):
-            await asyncio.wait_for(reader.readexactly(1), 5)
+            await asyncio.wait_for(reader.readexactly(1), 8)
         writer.close()
 
 
