@@ -277,11 +277,14 @@ class Vault:
         return verify_proven(evidence, trust_root(self.policy.genesis_hash, pinned, self.policy.layouts))
 
     async def permit(self, source_id: str, target_id: str, key_set_id: str, evidence: object) -> dict[str, Any]:
-        """Verify the evidence and issue (or renew, or repeat) the release permit; sealed before it is told."""
+        """Verify the evidence and issue (or renew, or repeat) the release permit; sealed before it is told.
+
+        The old node is stopped on this word, so the sealed copy must open now, whenever it was read back last.
+        """
         self._check_condition()
-        facts, state = await self._admit(evidence)
+        admitted, state = await self._admit(evidence)
         facts, outcome = core.decide_permit(
-            facts,
+            admitted,
             self._rules,
             state,
             self._verify_chain_signatures,
@@ -290,6 +293,11 @@ class Vault:
             key_set_id=key_set_id,
             now=self._now(),
         )
+        if isinstance(outcome, Permit):
+            try:
+                self._open_key_set(key_set_id).wipe()
+            except KeyvaultError as error:
+                facts, outcome = admitted, error
         if facts != self._facts:
             self._save(facts)
         if isinstance(outcome, KeyvaultError):
@@ -360,7 +368,8 @@ class Vault:
         return {"attestation": True, "opened": len(kept) - len(failed), "failed": failed}
 
     def sweep(self) -> list[str]:
-        """Wipe the sealed copies whose time is over; returns their key set ids. Call it now and then."""
+        """Wipe what is over: sessions, and sealed copies, whose key set ids it returns. Call it now and then."""
+        self._holder.sweep(self._clocks.monotonic_s())
         if self.condition is not None:
             return []
         self._count_kept()
@@ -394,7 +403,11 @@ class Vault:
         self._uncounted_s += now - self._counted_at
         self._counted_at = now
         counted = core.count_kept(self._facts, int(self._uncounted_s))
-        over = any(core.kept_long_enough(counted, self._rules, name) for name in counted.permits)
+        over = any(
+            core.kept_long_enough(counted, self._rules, name)
+            and not core.kept_long_enough(self._facts, self._rules, name)
+            for name in counted.permits
+        )
         if everything or over or self._uncounted_s >= _COUNT_EVERY_S:
             self._uncounted_s = 0.0
             if counted is not self._facts:

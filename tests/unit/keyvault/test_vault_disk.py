@@ -1,15 +1,31 @@
-"""The vault over a disk that fails: nothing that serving does not need keeps it from serving, and no key is lost."""
+"""The vault over a disk that fails, and over time: nothing that serving does not need keeps it from serving."""
 
 from dataclasses import replace
 
+import aiohttp
 import pytest
 
 from attestation.cpu import SoftwareCpu
 from keyvault.errors import KeyvaultError
+from keyvault.exchange import fetch_key_set
+from keyvault.handover import Requester
 from keyvault.keyset import KeySet
 from keyvault.service import Vault
-from tests.unit.keyvault.host import KEYS_ID, NEW, OLD, Host, NewNode, base_url, collect, permit, serving
-from tests.unit.keyvault.kit import CPU, SECRET
+from tests.unit.keyvault.host import (
+    KEYS_ID,
+    NEW,
+    NOW,
+    OLD,
+    Host,
+    NewNode,
+    base_url,
+    collect,
+    permit,
+    policy,
+    refused,
+    serving,
+)
+from tests.unit.keyvault.kit import CPU, SECRET, Enclave
 
 
 async def retained(host: Host) -> Vault:
@@ -95,3 +111,53 @@ async def test_a_newer_cpu_security_version_on_a_full_disk_loses_neither_facts_n
             assert bytes(key_set.view()) == SECRET
     with host.vault().hand_out(NEW) as key_set:
         assert bytes(key_set.view()) == SECRET
+
+
+async def test_no_permit_is_given_over_a_sealed_copy_that_no_longer_opens() -> None:
+    """The agent stops the old node on the permit, and that node may hold the last good copy."""
+    host = Host()
+    async with serving(host.vault()) as client:
+        await collect(client)
+    sound = dict(host.disk.files)
+    for name in [name for name in host.disk.files if "keys-" in name]:
+        host.disk.files[name] = host.disk.files[name][:-1]
+    async with serving(host.vault()) as client:
+        assert await refused(permit(client)) == "RELEASE_KEY_SET_UNREADABLE"
+        status = await client.status()
+        assert (status["permits"], status["chain"]["height_floor"]) == ([], 10)  # what the chain said is kept
+        host.disk.files.update({name: data for name, data in sound.items() if "keys-" in name})
+        assert (await permit(client))["target_id"] == NEW
+
+
+async def test_time_is_sealed_once_an_hour_while_another_set_waits_for_the_end_of_its_retention() -> None:
+    host = Host(policy=policy(retention_s=10_000))
+    vault = host.vault()
+    async with serving(vault) as client:
+        await collect(client)
+        await permit(client)
+        await NewNode("node 2").ask(base_url(client))
+        await client.committed(NEW, KEYS_ID)
+        await client.retain(KEYS_ID, NOW + 100_000)
+    written = []
+    real = host.disk.write
+    host.disk.write = lambda name, data: (written.append(name), real(name, data))[1]  # type: ignore[method-assign]
+    for _ in range(400):
+        host.clock.unix_s += 60
+        host.clock.monotonic_s += 60
+        assert vault.sweep() == []
+    assert len(written) == 6  # in 24,000 s: every hour, and once when the retention time was over
+
+
+async def test_receipt_keys_of_deliveries_that_ran_out_are_wiped_without_another_message() -> None:
+    host = Host()
+    vault = host.vault()
+    async with serving(vault) as client:
+        await collect(client)
+        requester = Requester(Enclave("node 1").party)
+        async with aiohttp.ClientSession() as session:
+            (await fetch_key_set(session, base_url(client), requester)).wipe()
+    (delivery,) = vault._holder._deliveries.values()
+    assert any(delivery.receipt_key)
+    host.clock.monotonic_s += 901
+    vault.sweep()
+    assert not any(delivery.receipt_key)
