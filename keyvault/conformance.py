@@ -9,6 +9,7 @@ from __future__ import annotations
 import base64
 import json
 import os
+import re
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final
@@ -94,6 +95,21 @@ class Node:
         """Return a requester and its request, not yet sent."""
         requester = self.requester()
         return requester, requester.on_challenge(await self.good("hello", requester.hello()))
+
+
+async def find_genesis(session: aiohttp.ClientSession, url: str) -> bytes:
+    """Return the genesis hash (32 bytes) that a node names when it refuses a stranger's; raises CONFORMANCE_FAILED."""
+    strange = os.urandom(32)
+    _, answer = await Node(session, url, strange).post("hello", Node(session, url, strange).hello())
+    told = set(re.findall(r"\b[0-9a-f]{64}\b", answer.decode("utf-8", "replace"))) - {strange.hex()}
+    if len(told) != 1:
+        raise KeyvaultError(
+            code="CONFORMANCE_FAILED",
+            what=f"{url} was not tried",
+            why="it does not say which genesis hash it expects",
+            action="Give its chain's with --genesis.",
+        )
+    return bytes.fromhex(told.pop())
 
 
 def _code(body: bytes) -> str:

@@ -13,7 +13,7 @@ import aiohttp
 import pytest
 
 from keyvault import handover, messages
-from keyvault.conformance import FLOOD, INSIDE, OUTSIDE, Node, as_json, as_text, run_suite
+from keyvault.conformance import FLOOD, INSIDE, OUTSIDE, Node, as_json, as_text, find_genesis, run_suite
 from keyvault.errors import KeyvaultError
 from keyvault.handover import Holder
 from keyvault.keyset import KeySet
@@ -60,6 +60,23 @@ async def test_a_node_that_is_not_there_fails_every_check_and_ends_the_suite() -
         assert "FAILED" in as_text(results)
         with pytest.raises(KeyvaultError):
             await Node(session, "http://127.0.0.1:1", GENESIS).post("hello", b"")
+
+
+async def test_a_node_is_asked_for_its_genesis_hash() -> None:
+    async with node() as made:
+        assert await find_genesis(made.session, made.url) == GENESIS
+
+
+async def test_a_node_that_does_not_tell_its_genesis_hash_is_not_tried() -> None:
+    def silent(port: Any) -> None:
+        async def on_hello(_: bytes) -> bytes:
+            return b"{}"
+
+        port.on_hello = on_hello
+
+    async with node(silent) as made:
+        with pytest.raises(KeyvaultError, match="--genesis"):
+            await find_genesis(made.session, made.url)
 
 
 def no_limit(port: Any) -> None:
