@@ -6,6 +6,7 @@ import asyncio
 import json
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Final
+from urllib.parse import urlsplit
 
 import aiohttp
 
@@ -128,3 +129,22 @@ async def _insist(session: aiohttp.ClientSession, url: str, message: Callable[[]
                 raise
             await asyncio.sleep(_LOST_ANSWER_PAUSE_S * 2**attempt)
     return await exchange(session, "POST", url, message())
+
+
+def node_base_url(url: str) -> str:
+    """Return a node's address without a slash at its end; raises ``VAULT_NODE_URL_REFUSED``.
+
+    A node is plain http on this machine: scheme, host and port, nothing else.
+    """
+    try:
+        parts = urlsplit(url)
+        fine = parts.scheme == "http" and parts.hostname is not None and parts.port is not None
+    except ValueError:
+        fine = False
+    if not fine or parts.username is not None or parts.path not in ("", "/") or parts.query or parts.fragment:
+        raise KeyvaultError(
+            code="VAULT_NODE_URL_REFUSED",
+            what="collecting keys was refused",
+            why="the node's address is not http://host:port",
+        )
+    return f"http://{parts.netloc}"

@@ -12,7 +12,6 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Final
-from urllib.parse import urlsplit
 
 import aiohttp
 
@@ -22,7 +21,7 @@ from attestation.policy import Policy, Role
 from keyvault import core
 from keyvault.errors import KeyvaultError
 from keyvault.evidence import UNPROVEN_MODES, ChainState, decode_unproven, malformed
-from keyvault.exchange import confirm, fetch_key_set
+from keyvault.exchange import confirm, fetch_key_set, node_base_url
 from keyvault.facts import Facts, Permit, decode_facts
 from keyvault.handover import Holder, Limits, Requester
 from keyvault.hygiene import lock_key_set
@@ -202,7 +201,7 @@ class Vault:
         """Take the running node's key set, seal it, read it back; returns its id, source and epoch."""
         async with self._collecting:
             self._check_condition()
-            base_url = _node_base_url(node_url)
+            base_url = node_base_url(node_url)
             if evidence is not None:
                 self._save((await self._admit(evidence))[0])
             core.check_collect(self._facts, self._rules)
@@ -509,19 +508,3 @@ def _permit_json(permit: Permit) -> Mapping[str, Any]:
         "state": permit.state,
         "committed": permit.committed_at_unix_s != 0,
     }
-
-
-def _node_base_url(url: str) -> str:
-    """A node is plain http on this machine: scheme, host and port, nothing else."""
-    try:
-        parts = urlsplit(url)
-        fine = parts.scheme == "http" and parts.hostname is not None and parts.port is not None
-    except ValueError:
-        fine = False
-    if not fine or parts.username is not None or parts.path not in ("", "/") or parts.query or parts.fragment:
-        raise KeyvaultError(
-            code="VAULT_NODE_URL_REFUSED",
-            what="collecting keys was refused",
-            why="the node's address is not http://host:port",
-        )
-    return f"http://{parts.netloc}"
