@@ -501,6 +501,31 @@ def test_a_new_folder_is_synced_into_its_parents(tmp_path: Path, monkeypatch: py
     assert len(synced) == 2
 
 
+@pytest.mark.parametrize("taken", [True, False])
+def test_reading_back_asks_the_disk_and_not_the_pages_that_were_written(
+    taken: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    steps: list[str] = []
+    fsync, fadvise = os.fsync, os.posix_fadvise
+
+    def synced(fd: int) -> None:
+        steps.append("fsync")
+        fsync(fd)
+
+    def forgotten(fd: int, offset: int, length: int, advice: int) -> None:
+        steps.append("forget" if (offset, length, advice) == (0, 0, os.POSIX_FADV_DONTNEED) else "?")
+        if not taken:
+            raise OSError(38, "Function not implemented")
+        fadvise(fd, offset, length, advice)
+
+    disk = FolderDisk(tmp_path)
+    monkeypatch.setattr(os, "fsync", synced)
+    monkeypatch.setattr(os, "posix_fadvise", forgotten)
+    put(store(disk))
+    assert steps == ["fsync", "forget", "fsync"]  # the file, then the folder
+    disk.close()
+
+
 def test_two_processes_cannot_use_one_folder(tmp_path: Path) -> None:
     first, second = FolderDisk(tmp_path), FolderDisk(tmp_path)
     first.lock()
