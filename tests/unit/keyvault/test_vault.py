@@ -415,15 +415,6 @@ async def test_addresses_that_are_not_plain_http_are_refused(url: str) -> None:
         assert await refused(client.collect(url, OLD)) == "VAULT_NODE_URL_REFUSED"
 
 
-async def test_an_older_signed_node_cannot_take_the_keys_from_a_running_node_that_names_its_vault() -> None:
-    async with node_serving("node 1", upgraders=frozenset({VAULT})) as (url, _):
-        assert await refused(NewNode("node 0").ask(url)) == "PEER_NOT_UPGRADER"
-        async with serving(Host().vault()) as client:
-            assert (await client.collect(url, OLD))["key_set_id"] == KEYS_ID
-    async with node_serving("node 1") as (url, _):  # the control: a signature has no role in it (docs/threat-model.md)
-        assert await NewNode("node 0").ask(url) == SECRET
-
-
 async def test_downgrade_to_v1_is_refused_unless_the_measured_policy_names_the_node() -> None:
     async with serving(Host().vault()) as client, node_serving("node 1") as (url, _):
         assert await refused(client.collect(url, OLD, protocol="v1")) == "HANDOVER_DOWNGRADE_REFUSED"
