@@ -116,7 +116,12 @@ def _open_vault(args: argparse.Namespace, tee: Tee) -> Vault:
         )
     signatures = read_signatures(_read(args.auth_file, "network signature file"))
     policy.network.verify(tee.target_info().enclave_id, signatures)
-    disk = FolderDisk(args.store)
+    try:
+        disk = FolderDisk(args.store)
+    except OSError as error:
+        raise _refused(
+            f"the store {args.store} cannot be used ({error.strerror})", "Give it a folder that is its own."
+        ) from None
     _lock(disk)
     store = SealedStore(disk, tee, os.urandom, allow_simulated=policy.unsafe_simulated_tee)
     vault = Vault(tee, policy, store, RealCrypto(), signatures)
@@ -182,18 +187,8 @@ def _command_serve(args: argparse.Namespace, arguments: list[str]) -> int:
 
 def _command_conformance(args: argparse.Namespace, arguments: list[str]) -> int:
     """Run the suite against a node; from inside a TEE if an image is given."""
-    party = None
-    if args.image is not None or "DC_TEE" in os.environ:
-        from attestation.policy import Policy, Role
-        from keyvault.crypto import RealCrypto
-        from keyvault.ports import Party, peer_verifier
-
-        tee = _open_tee(args, arguments)
-        policy = measured_policy(None)
-        verify = peer_verifier(tee, Policy(network=policy.network), Role.UPGRADER, None)
-        signatures = read_signatures(_read(args.auth_file, "network signature file")) if args.auth_file else ()
-        party = Party(bytes.fromhex(args.genesis), signatures, tee, RealCrypto(), verify)
-    results = asyncio.run(_conformance(args.url.rstrip("/"), bytes.fromhex(args.genesis), party))
+    tee = _open_tee(args, arguments) if args.image is not None or "DC_TEE" in os.environ else None
+    results = asyncio.run(_conformance(args, tee))
     from keyvault.conformance import as_json, as_text
 
     sys.stdout.write(json.dumps(as_json(results), indent=2) + "\n" if args.json else as_text(results))
@@ -207,13 +202,25 @@ def _command_conformance(args: argparse.Namespace, arguments: list[str]) -> int:
     return 0
 
 
-async def _conformance(url: str, genesis: bytes, party: Party | None) -> list[Result]:
+async def _conformance(args: argparse.Namespace, tee: Tee | None) -> list[Result]:
     import aiohttp
 
-    from keyvault.conformance import Node, run_suite
+    from keyvault.conformance import Node, find_genesis, run_suite
 
+    url = args.url.rstrip("/")
     async with aiohttp.ClientSession() as session:
-        return await run_suite(Node(session, url, genesis, party))
+        genesis = bytes.fromhex(args.genesis) if args.genesis else await find_genesis(session, url)
+        return await run_suite(Node(session, url, genesis, _suite_party(args, tee, genesis) if tee else None))
+
+
+def _suite_party(args: argparse.Namespace, tee: Tee, genesis: bytes) -> Party:
+    from attestation.policy import Policy, Role
+    from keyvault.crypto import RealCrypto
+    from keyvault.ports import Party, peer_verifier
+
+    verify = peer_verifier(tee, Policy(network=measured_policy(None).network), Role.UPGRADER, None)
+    signatures = read_signatures(_read(args.auth_file, "network signature file")) if args.auth_file else ()
+    return Party(genesis, signatures, tee, RealCrypto(), verify)
 
 
 def _genesis(text: str) -> str:
@@ -234,14 +241,24 @@ def _command_build(args: argparse.Namespace, _: list[str]) -> int:
 
 def _command_verify(args: argparse.Namespace, _: list[str]) -> int:
     """Verify a vault artefact: SIGSTRUCT over the image, and the network's signature over the enclave id."""
-    from zipfile import ZipFile
+    from zipfile import BadZipFile, ZipFile
 
     from attestation.artefact import verify_artefact
+    from keyvault.build import IMAGE_NAME
     from keyvault.policy_file import FILE_NAME, parse_policy
 
     enclave_id = verify_artefact(args.image, args.sigstruct)
-    with ZipFile(args.image) as archive:
-        policy = parse_policy(archive.read(f"keyvault/{FILE_NAME}"))
+    try:
+        with ZipFile(args.image) as archive:
+            data = archive.read(f"keyvault/{FILE_NAME}")
+    except (BadZipFile, KeyError, OSError):
+        raise KeyvaultError(
+            code="VAULT_POLICY_INVALID",
+            what=f"{args.image} was not verified",
+            why="it is no vault image: it holds no measured policy",
+            action=f"Give the {IMAGE_NAME} that python -m keyvault build made.",
+        ) from None
+    policy = parse_policy(data)
     if args.auth_file is not None:
         policy.network.verify(enclave_id, read_signatures(_read(args.auth_file, "network signature file")))
     signed = "signed by the network" if args.auth_file is not None else "network signature not looked at"
@@ -255,6 +272,10 @@ def _command_inspect(args: argparse.Namespace, _: list[str]) -> int:
     """Print the headers of a store's sealed files as JSON; needs no TEE and unseals nothing."""
     from keyvault.sealed import decode_header
 
+    if not args.store.is_dir():
+        raise KeyvaultError(
+            code="STORE_READ_FAILED", what=f"{args.store} cannot be read", why="it is no folder", kind="invariant"
+        )
     found = []
     for path in sorted(args.store.glob("*.sealed*")):
         row: dict[str, object] = {"file": path.name}
@@ -303,7 +324,9 @@ def _parser() -> argparse.ArgumentParser:
     inspect.set_defaults(run=_command_inspect)
     conformance = commands.add_parser("conformance", help="try a node's handover v2 over HTTP")
     conformance.add_argument("url", help="like http://127.0.0.1:6667")
-    conformance.add_argument("--genesis", type=_genesis, required=True, help="genesis hash of the node's chain")
+    conformance.add_argument(
+        "--genesis", type=_genesis, help="genesis hash of the node's chain (else the node is asked)"
+    )
     conformance.add_argument("--auth-file", type=Path, help="network signature over the image's enclave id")
     conformance.add_argument("--json", action="store_true")
     conformance.set_defaults(run=_command_conformance)

@@ -21,12 +21,14 @@ SIGSTRUCT_NAME: Final = "vault.sig"
 _DATE: Final = datetime.date(2026, 1, 1)
 
 
+def _refused(why: str) -> KeyvaultError:
+    return KeyvaultError(code="VAULT_START_REFUSED", what="the vault cannot be built", why=why)
+
+
 def _folder(package: str) -> Path:
     spec = importlib.util.find_spec(package)
     if spec is None or spec.origin is None:
-        raise KeyvaultError(
-            code="VAULT_START_REFUSED", what="the vault cannot be built", why=f"package {package} is not installed"
-        )
+        raise _refused(f"package {package} is not installed")
     return Path(spec.origin).parent
 
 
@@ -47,19 +49,28 @@ def vault_sources(policy: bytes) -> dict[str, Path | bytes]:
 
 
 def load_signing_key(pem: Path) -> RSAPrivateKey:
-    """Load the RSA-3072 (e = 3) key that signs the SIGSTRUCT."""
-    key = load_pem_private_key(pem.read_bytes(), password=None)
+    """Load the RSA-3072 (e = 3) key that signs the SIGSTRUCT. Raises VAULT_START_REFUSED."""
+    try:
+        key = load_pem_private_key(pem.read_bytes(), password=None)
+    except OSError as error:
+        raise _refused(f"{pem} cannot be read ({error.strerror})") from None
+    except (ValueError, TypeError):  # TypeError: it is encrypted
+        raise _refused(f"{pem} is no private key in PEM without a password") from None
     if not isinstance(key, RSAPrivateKey):
-        raise KeyvaultError(
-            code="VAULT_START_REFUSED", what="the vault cannot be built", why=f"{pem} holds no RSA private key"
-        )
+        raise _refused(f"{pem} holds no RSA private key")
     return key
 
 
 def build_vault(policy: bytes, key: RSAPrivateKey, out: Path, *, isvsvn: int = 0) -> str:
-    """Write ``vault.pyz`` and ``vault.sig`` into ``out`` and return the vault's enclave id."""
-    out.mkdir(parents=True, exist_ok=True)
+    """Write ``vault.pyz`` and ``vault.sig`` into ``out`` and return the vault's enclave id.
+
+    Raises VAULT_POLICY_INVALID, VAULT_START_REFUSED, and AttestationError for a key or number SGX has no room for.
+    """
     image, sigstruct = out / IMAGE_NAME, out / SIGSTRUCT_NAME
-    build_image(image, vault_sources(policy), "keyvault.__main__:main")
-    sigstruct.write_bytes(build_sigstruct(image, key, isvsvn=isvsvn, date=_DATE))
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        build_image(image, vault_sources(policy), "keyvault.__main__:main")
+        sigstruct.write_bytes(build_sigstruct(image, key, isvsvn=isvsvn, date=_DATE))
+    except OSError as error:
+        raise _refused(f"{error.filename or out} cannot be written ({error.strerror})") from None
     return verify_artefact(image, sigstruct)

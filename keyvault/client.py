@@ -63,7 +63,7 @@ class VaultClient:
         )
         try:
             answer = json.loads(content)
-        except ValueError:
+        except (ValueError, RecursionError):
             answer = None
         if not isinstance(answer, dict):
             raise KeyvaultError(

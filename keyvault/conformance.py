@@ -9,6 +9,7 @@ from __future__ import annotations
 import base64
 import json
 import os
+import re
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final
@@ -20,7 +21,7 @@ from keyvault import messages
 from keyvault.errors import KeyvaultError
 from keyvault.handover import Requester
 from keyvault.ports import Party
-from keyvault.transcript import CHALLENGE_TAG, opening
+from keyvault.transcript import CHALLENGE_TAG, REQUEST_TAG, add_request, opening
 
 _ANSWER_TIMEOUT_S: Final = 20.0
 
@@ -84,16 +85,31 @@ class Node:
         values = {"versions": (2,), "genesis": self.genesis, "nonce": b"\x01" * 32, "target_info": nobody.encode()}
         return messages.HELLO.encode(**{**values, **fields})
 
-    def requester(self) -> Requester:
+    def requester(self, wanted: str = "") -> Requester:
         """Return a real requester (inside a TEE only)."""
         if self.party is None:
             raise NonconformanceError("this check needs a TEE")
-        return Requester(self.party)
+        return Requester(self.party, wanted)
 
     async def request(self) -> tuple[Requester, bytes]:
         """Return a requester and its request, not yet sent."""
         requester = self.requester()
         return requester, requester.on_challenge(await self.good("hello", requester.hello()))
+
+
+async def find_genesis(session: aiohttp.ClientSession, url: str) -> bytes:
+    """Return the genesis hash (32 bytes) that a node names when it refuses a stranger's; raises CONFORMANCE_FAILED."""
+    strange = os.urandom(32)
+    _, answer = await Node(session, url, strange).post("hello", Node(session, url, strange).hello())
+    told = set(re.findall(r"\b[0-9a-f]{64}\b", answer.decode("utf-8", "replace"))) - {strange.hex()}
+    if len(told) != 1:
+        raise KeyvaultError(
+            code="CONFORMANCE_FAILED",
+            what=f"{url} was not tried",
+            why="it does not say which genesis hash it expects",
+            action="Give its chain's with --genesis.",
+        )
+    return bytes.fromhex(told.pop())
 
 
 def _code(body: bytes) -> str:
@@ -107,6 +123,16 @@ def _code(body: bytes) -> str:
 
 def _with(message: bytes, **fields: object) -> bytes:
     return json.dumps({**json.loads(message), **fields}).encode()
+
+
+def _with_more(message: bytes) -> bytes:
+    return _with(message, more=1)
+
+
+def _with_twice(message: bytes) -> bytes:
+    """Return the message with its first field in it twice, both times alike."""
+    name, value = next(iter(json.loads(message).items()))
+    return message[:-1] + b"," + json.dumps({name: value})[1:].encode()
 
 
 def _spoiled(text: str) -> str:
@@ -146,8 +172,8 @@ async def _check_fresh(node: Node) -> None:
 async def _check_strict(node: Node) -> None:
     hello = node.hello()
     value = json.loads(hello)
-    await node.refused("hello", hello[:-1] + b',"versions":[2]}', MALFORMED)
-    await node.refused("hello", _with(hello, more=1), MALFORMED)
+    await node.refused("hello", _with_twice(hello), MALFORMED)
+    await node.refused("hello", _with_more(hello), MALFORMED)
     await node.refused("hello", hello + b"x", MALFORMED)
     await node.refused("hello", b"[]", MALFORMED)
     await node.refused("hello", b"", MALFORMED)
@@ -159,11 +185,14 @@ async def _check_strict(node: Node) -> None:
     await node.refused("hello", _with(hello, nonce=value["nonce"][:-2] + "F="), MALFORMED)
     reserved = base64.b64encode(bytes(511) + b"\1").decode()
     await node.refused("hello", _with(hello, target_info=reserved), MALFORMED)
+    for spoil in (_with_more, _with_twice):
+        await node.refused("request", spoil(_forged_request((await _challenge(node))["session"])), MALFORMED)
 
 
 async def _check_oversized(node: Node) -> None:
-    body = b" " * (messages.MESSAGE_BYTES_MAX + 1)
-    await node.refused("hello", body, "HANDOVER_MESSAGE_TOO_LARGE")
+    too_large = "HANDOVER_MESSAGE_TOO_LARGE"
+    await node.refused("hello", b" " * (messages.MESSAGE_BYTES_MAX + 1), too_large)
+    await node.refused("hello", node.hello().ljust(messages.SMALL_MESSAGE_BYTES_MAX + 1), too_large)
     await node.good("hello", node.hello())
 
 
@@ -233,6 +262,37 @@ async def _check_bound(node: Node) -> None:
     await node.refused("request", _with(first, session=json.loads(second)["session"]), mismatch)
 
 
+async def _check_peer_changed(node: Node) -> None:
+    """A session that was opened for one enclave is no other's, even if everything else is in order."""
+    party = node.party
+    if party is None:
+        raise NonconformanceError("this check needs a TEE")
+    hello = messages.HELLO.decode(node.hello())
+    fields = await _challenge(node)
+    holder = Report.decode(fields["report"])
+    target = TargetInfo.decode(hello["target_info"])
+    transcript = opening(
+        (2,), node.genesis, hello["nonce"], target, fields["session"], fields["nonce"], holder.mrenclave
+    )
+    public_key = party.crypto.kem_generate()[1]
+    add_request(transcript, public_key, "")
+    request = messages.REQUEST.encode(
+        session=fields["session"],
+        kem_public_key=public_key,
+        key_set_id="",
+        report=party.tee.report(holder.target_info(), transcript.report_data(REQUEST_TAG)).encode(),
+        network_signatures=party.network_signatures,
+    )
+    await node.refused("request", request, "HANDOVER_PEER_CHANGED")
+
+
+async def _check_wanted(node: Node) -> None:
+    """Who asks for one key set must not be given another."""
+    requester = node.requester("0" * 64)
+    request = requester.on_challenge(await node.good("hello", requester.hello()))
+    await node.refused("request", request, "HANDOVER_KEY_SET_MISMATCH")
+
+
 async def _check_unsigned(node: Node) -> None:
     _, request = await node.request()
     signatures = [_spoiled(text) for text in json.loads(request)["network_signatures"]]
@@ -256,7 +316,11 @@ async def _check_receipts(node: Node) -> None:
     await node.refused("received", _with(receipt, mac=base64.b64encode(bytes(32)).decode()), "HANDOVER_RECEIPT_BAD")
     durable = requester.durable(canary=False)
     await node.refused("durable", durable, "HANDOVER_OUT_OF_ORDER")
+    for spoil in (_with_more, _with_twice):
+        await node.refused("received", spoil(receipt), MALFORMED)
     await node.good("received", receipt)
+    for spoil in (_with_more, _with_twice):
+        await node.refused("durable", spoil(durable), MALFORMED)
     await node.refused("durable", _with(durable, key_set_id="0" * 64), "HANDOVER_KEY_SET_MISMATCH")
     await node.refused("durable", _with(durable, canary=True), "HANDOVER_REPORTDATA_MISMATCH")
     report = json.loads(durable)["report"]
@@ -292,6 +356,8 @@ OUTSIDE: Final[tuple[tuple[str, str, Check], ...]] = (
 INSIDE: Final[tuple[tuple[str, str, Check], ...]] = (
     ("handover", "the whole exchange works, receipts may be repeated, a request may not", _check_handover),
     ("bound", "every part of a request is bound to its session", _check_bound),
+    ("peer-changed", "a session belongs to the enclave it was opened for", _check_peer_changed),
+    ("wanted", "a node that knows its key set must not be given another", _check_wanted),
     ("unsigned", "an enclave without the network's signature gets nothing", _check_unsigned),
     ("mistargeted", "a report for another enclave must be refused", _check_mistargeted),
     ("confirmations", "received and durable cannot be forged, and durable follows received", _check_receipts),

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Final, Literal
 
 Kind = Literal["transient", "rejected", "invariant"]
+_CODE: Final = re.compile(r"[A-Z][A-Z0-9_]{0,79}")
 KINDS: Final[tuple[Kind, ...]] = ("transient", "rejected", "invariant")
 
 
@@ -42,15 +44,25 @@ def _rebuild(code: str, what: str, why: str, action: str, kind: Kind) -> Keyvaul
 
 
 def error_from_json(value: Mapping[str, object]) -> KeyvaultError | None:
-    """Return the error a peer answered with, or None if the object is not one. Texts are cut to 500 characters."""
+    """Return the error a peer answered with, or None if the object is not one.
+
+    Texts are cut to 500 characters and lose what cannot be printed: they go into logs, where a line break of a
+    stranger's would begin a line of its own.
+    """
     texts = [value.get(name) for name in ("code", "what", "why", "action", "kind")]
     if not all(isinstance(text, str) for text in texts):
         return None
-    code, what, why, action, kind_text = (str(text)[:500] for text in texts)
+    code, what, why, action, kind_text = (_printable(str(text)[:500]) for text in texts)
+    if not _CODE.fullmatch(code):
+        return None
     for kind in KINDS:
         if kind == kind_text:
             return KeyvaultError(code=code, what=what, why=why, action=action, kind=kind)
     return None
+
+
+def _printable(text: str) -> str:
+    return "".join(character if character.isprintable() else " " for character in text)
 
 
 CODES: Final[dict[str, str]] = {

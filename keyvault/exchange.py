@@ -6,16 +6,20 @@ import asyncio
 import json
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Final
+from urllib.parse import urlsplit
 
 import aiohttp
 
-from keyvault.errors import KeyvaultError, error_from_json
+from attestation.errors import CODES as ATTESTATION_CODES
+from keyvault.errors import CODES, KeyvaultError, error_from_json
 from keyvault.handover import Requester
 from keyvault.keyset import KeySet
 from keyvault.messages import MESSAGE_BYTES_MAX
 
 _LOST_ANSWER_TRIES: Final = 3
 _LOST_ANSWER_PAUSE_S: Final = 0.1
+#: Conditions of a vault are its own: whoever answers on a node's port could otherwise stop the agent for a person.
+_PEERS_SAY: Final = {*CODES, *ATTESTATION_CODES} - {"VAULT_REPLACED", "VAULT_FACTS_MISSING"}
 
 
 async def exchange(
@@ -32,9 +36,9 @@ async def exchange(
 ) -> bytes:
     """Send one request and return the body of its 200 answer, of at most ``limit`` bytes.
 
-    The peer's own refusal is raised as it came. Raises ``HANDOVER_PEER_UNREACHABLE`` or ``HANDOVER_ANSWER_MALFORMED``
-    (with ``who="VAULT"``: ``VAULT_UNREACHABLE``, ``VAULT_ANSWER_MALFORMED``). ``shown_url`` stands in errors where the
-    URL itself carries values.
+    The peer's own refusal is raised as it came, if a peer can say such a thing. Raises ``HANDOVER_PEER_UNREACHABLE`` or
+    ``HANDOVER_ANSWER_MALFORMED`` (with ``who="VAULT"``: ``VAULT_UNREACHABLE``, ``VAULT_ANSWER_MALFORMED``).
+    ``shown_url`` stands in errors where the URL itself carries values.
     """
     shown = shown_url if shown_url is not None else url
     unreachable = "VAULT_UNREACHABLE" if who == "VAULT" else "HANDOVER_PEER_UNREACHABLE"
@@ -44,8 +48,9 @@ async def exchange(
             method,
             url,
             data=body,
-            headers={"Content-Type": "application/json", **(headers or {})},
+            headers={"Content-Type": "application/json", "Accept-Encoding": "identity", **(headers or {})},
             allow_redirects=False,
+            auto_decompress=False,  # unpacked, an answer could be a thousand times its limit
             timeout=aiohttp.ClientTimeout(total=timeout_s),
         ) as answer:
             content = await _bounded(answer, limit)
@@ -61,14 +66,16 @@ async def exchange(
     if status == 200 and content is not None:
         return content
     refusal = _told(content)
-    if refusal is not None:
+    if refusal is not None and (who == "VAULT" or refusal.code in _PEERS_SAY):
         raise refusal
+    told = f", {refusal.code}: {refusal.why}" if refusal is not None else ", or too long"
+    known_kind = refusal.kind if refusal is not None and refusal.kind != "invariant" else None
     raise KeyvaultError(
         code=strange,
         what=f"{method} {shown} failed",
-        why=f"status {status} with an answer that is not of the protocol, or too long",
+        why=f"status {status} with an answer that is not of the protocol{told}",
         action="See what listens there.",
-        kind="transient" if status >= 500 else "rejected",
+        kind=known_kind or ("transient" if status >= 500 else "rejected"),
     )
 
 
@@ -127,3 +134,22 @@ async def _insist(session: aiohttp.ClientSession, url: str, message: Callable[[]
                 raise
             await asyncio.sleep(_LOST_ANSWER_PAUSE_S * 2**attempt)
     return await exchange(session, "POST", url, message())
+
+
+def node_base_url(url: str) -> str:
+    """Return a node's address without a slash at its end; raises ``VAULT_NODE_URL_REFUSED``.
+
+    A node is plain http on this machine: scheme, host and port, nothing else.
+    """
+    try:
+        parts = urlsplit(url)
+        fine = parts.scheme == "http" and parts.hostname is not None and parts.port is not None
+    except ValueError:
+        fine = False
+    if not fine or parts.username is not None or parts.path not in ("", "/") or parts.query or parts.fragment:
+        raise KeyvaultError(
+            code="VAULT_NODE_URL_REFUSED",
+            what="collecting keys was refused",
+            why="the node's address is not http://host:port",
+        )
+    return f"http://{parts.netloc}"

@@ -265,10 +265,11 @@ class Holder:
 
     @property
     def sessions_open(self) -> int:
-        """How many sessions are held now (expired ones are dropped at the next hello)."""
+        """How many sessions are held now (expired ones are dropped at the next ``sweep``)."""
         return len(self._sessions)
 
-    def _sweep(self, now: float) -> None:
+    def sweep(self, now: float) -> None:
+        """Drop sessions that ran out, and wipe the receipt keys of such deliveries; hello and deliver do it too."""
         for session in [s for s, entry in self._sessions.items() if entry.expires_at <= now]:
             del self._sessions[session]
         for session in [s for s, entry in self._deliveries.items() if entry.expires_at <= now]:
@@ -311,7 +312,7 @@ class Holder:
 
     def _make_room(self, requester_id: str, now: float) -> None:
         """No session evicts another: a flood is refused, and one enclave id cannot take every place."""
-        self._sweep(now)
+        self.sweep(now)
         of_this = sum(entry.requester_id == requester_id for entry in self._sessions.values())
         if len(self._sessions) >= self._limits.sessions_max or of_this >= self._limits.sessions_per_enclave_max:
             raise protocol_error(
@@ -370,7 +371,7 @@ class Holder:
         transcript = Transcript(request.transcript)
         add_ciphertext(transcript, ciphertext)
         report = self._party.tee.report(request.report.target_info(), transcript.report_data(DELIVERY_TAG))
-        self._sweep(now)
+        self.sweep(now)
         while len(self._deliveries) >= self._limits.deliveries_max:
             wipe(self._deliveries.pop(next(iter(self._deliveries))).receipt_key)
         self._deliveries[request.session] = _Delivery(

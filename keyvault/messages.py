@@ -33,7 +33,7 @@ CIPHERTEXT_OVERHEAD_BYTES: Final = KEM_ENCAPSULATION_BYTES + AEAD_TAG_BYTES + RE
 CIPHERTEXT_BYTES_MAX: Final = KEY_SET_BYTES_MAX + CIPHERTEXT_OVERHEAD_BYTES
 #: The largest message is a delivery: its ciphertext in base64, a report, and the names around them.
 MESSAGE_BYTES_MAX: Final = 96 * 1024
-_SMALL_MESSAGE_BYTES_MAX: Final = 8 * 1024
+SMALL_MESSAGE_BYTES_MAX: Final = 8 * 1024
 
 
 def _malformed(what: str, why: str) -> KeyvaultError:
@@ -164,7 +164,7 @@ class Shape:
 
     name: str
     fields: Mapping[str, Decoder]
-    limit: int = _SMALL_MESSAGE_BYTES_MAX
+    limit: int = SMALL_MESSAGE_BYTES_MAX
 
     def decode(self, body: bytes | bytearray) -> dict[str, Any]:
         """Return the decoded fields; raises ``HANDOVER_MESSAGE_MALFORMED`` or ``HANDOVER_MESSAGE_TOO_LARGE``."""

@@ -16,7 +16,7 @@ from keyvault.errors import KeyvaultError
 from keyvault.messages import is_hex_id, strict_json
 from keyvault.service import Vault
 from keyvault.v1_http import add_upgrader_routes, add_v1_routes
-from keyvault.web import add_handover_routes, new_app, read_body
+from keyvault.web import add_handover_routes, new_app, read_body, shown_path
 
 _SMALL_BYTES_MAX: Final = 64 * 1024
 #: Proven evidence carries justifications, headers and trie nodes.
@@ -65,7 +65,7 @@ class _AgentApi:
             if not hmac.compare_digest(given, self._expected):
                 raise KeyvaultError(
                     code="VAULT_TOKEN_REFUSED",
-                    what=f"{request.path[:80]} was refused",
+                    what=f"{shown_path(request)} was refused",
                     why="the request does not carry the agent's token",
                     action="Give the vault and the agent the same token file.",
                 )

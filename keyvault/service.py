@@ -12,7 +12,6 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Final
-from urllib.parse import urlsplit
 
 import aiohttp
 
@@ -22,7 +21,7 @@ from attestation.policy import Policy, Role
 from keyvault import core
 from keyvault.errors import KeyvaultError
 from keyvault.evidence import UNPROVEN_MODES, ChainState, decode_unproven, malformed
-from keyvault.exchange import confirm, fetch_key_set
+from keyvault.exchange import confirm, fetch_key_set, node_base_url
 from keyvault.facts import Facts, Permit, decode_facts
 from keyvault.handover import Holder, Limits, Requester
 from keyvault.hygiene import lock_key_set
@@ -101,6 +100,8 @@ class Vault:
         self._facts = Facts()
         #: enclave id -> how its newest try stands, for the agent: "challenged", "received" or a refusal's code
         self._attempts: dict[str, str] = {}
+        #: key sets whose time is over and whose sealed copy could not be wiped yet
+        self._unwiped: set[str] = set()
         self._collecting = asyncio.Lock()
         self._counted_at = self._clocks.monotonic_s()
         self._uncounted_s = 0.0
@@ -133,7 +134,7 @@ class Vault:
                 self._save(self._facts)
             for collected in self._facts.collected.values():
                 if collected.wiped:
-                    self._store.wipe(KIND_KEY_SET, collected.key_set_id)
+                    self._wipe(collected.key_set_id)
 
     def _adopt(self, entries: list[Entry]) -> None:
         """A crash can fall between sealing a key set and the facts: what its header says is authenticated."""
@@ -200,7 +201,7 @@ class Vault:
         """Take the running node's key set, seal it, read it back; returns its id, source and epoch."""
         async with self._collecting:
             self._check_condition()
-            base_url = _node_base_url(node_url)
+            base_url = node_base_url(node_url)
             if evidence is not None:
                 self._save((await self._admit(evidence))[0])
             core.check_collect(self._facts, self._rules)
@@ -275,11 +276,14 @@ class Vault:
         return verify_proven(evidence, trust_root(self.policy.genesis_hash, pinned, self.policy.layouts))
 
     async def permit(self, source_id: str, target_id: str, key_set_id: str, evidence: object) -> dict[str, Any]:
-        """Verify the evidence and issue (or renew, or repeat) the release permit; sealed before it is told."""
+        """Verify the evidence and issue (or renew, or repeat) the release permit; sealed before it is told.
+
+        The old node is stopped on this word, so the sealed copy must open now, whenever it was read back last.
+        """
         self._check_condition()
-        facts, state = await self._admit(evidence)
+        admitted, state = await self._admit(evidence)
         facts, outcome = core.decide_permit(
-            facts,
+            admitted,
             self._rules,
             state,
             self._verify_chain_signatures,
@@ -288,6 +292,11 @@ class Vault:
             key_set_id=key_set_id,
             now=self._now(),
         )
+        if isinstance(outcome, Permit):
+            try:
+                self._open_key_set(key_set_id).wipe()
+            except KeyvaultError as error:
+                facts, outcome = admitted, error
         if facts != self._facts:
             self._save(facts)
         if isinstance(outcome, KeyvaultError):
@@ -358,7 +367,8 @@ class Vault:
         return {"attestation": True, "opened": len(kept) - len(failed), "failed": failed}
 
     def sweep(self) -> list[str]:
-        """Wipe the sealed copies whose time is over; returns their key set ids. Call it now and then."""
+        """Wipe what is over: sessions, and sealed copies, whose key set ids it returns. Call it now and then."""
+        self._holder.sweep(self._clocks.monotonic_s())
         if self.condition is not None:
             return []
         self._count_kept()
@@ -369,9 +379,22 @@ class Vault:
         ]
         for key_set_id in over:
             self._save(core.record_wiped(self._facts, key_set_id))
-            self._store.wipe(KIND_KEY_SET, key_set_id)
-            log.info("wiped key set %s after its retention time", key_set_id)
+            log.info("the retention time of key set %s is over: its sealed copy is wiped", key_set_id)
+            self._unwiped.add(key_set_id)
+        for key_set_id in sorted(self._unwiped):
+            self._wipe(key_set_id)
         return over
+
+    def _wipe(self, key_set_id: str) -> None:
+        """Wipe what the facts call wiped; a disk that fails keeps no vault from serving, and is tried again."""
+        self._unwiped.discard(key_set_id)
+        if not self._facts.collected[key_set_id].wiped:  # collected again meanwhile
+            return
+        try:
+            self._store.wipe(KIND_KEY_SET, key_set_id)
+        except KeyvaultError as error:
+            log.error("%s", error)
+            self._unwiped.add(key_set_id)
 
     def _count_kept(self, *, everything: bool = False) -> None:
         """Count the time this vault runs towards the retention times; sealed once an hour, and when one is over."""
@@ -379,7 +402,11 @@ class Vault:
         self._uncounted_s += now - self._counted_at
         self._counted_at = now
         counted = core.count_kept(self._facts, int(self._uncounted_s))
-        over = any(core.kept_long_enough(counted, self._rules, name) for name in counted.permits)
+        over = any(
+            core.kept_long_enough(counted, self._rules, name)
+            and not core.kept_long_enough(self._facts, self._rules, name)
+            for name in counted.permits
+        )
         if everything or over or self._uncounted_s >= _COUNT_EVERY_S:
             self._uncounted_s = 0.0
             if counted is not self._facts:
@@ -405,8 +432,12 @@ class Vault:
         try:
             release = core.decide_release(self._facts, self._rules, requester_id, wanted, self._now())
             key_set = self._open_key_set(release.key_set_id)
-            if release.facts is not self._facts:
-                self._save(release.facts)
+            try:
+                if release.facts is not self._facts:
+                    self._save(release.facts)
+            except KeyvaultError:
+                key_set.wipe()
+                raise
         except KeyvaultError as error:
             self._note(requester_id, "challenged" if error.kind == "transient" else error.code)
             raise
@@ -477,19 +508,3 @@ def _permit_json(permit: Permit) -> Mapping[str, Any]:
         "state": permit.state,
         "committed": permit.committed_at_unix_s != 0,
     }
-
-
-def _node_base_url(url: str) -> str:
-    """A node is plain http on this machine: scheme, host and port, nothing else."""
-    try:
-        parts = urlsplit(url)
-        fine = parts.scheme == "http" and parts.hostname is not None and parts.port is not None
-    except ValueError:
-        fine = False
-    if not fine or parts.username is not None or parts.path not in ("", "/") or parts.query or parts.fragment:
-        raise KeyvaultError(
-            code="VAULT_NODE_URL_REFUSED",
-            what="collecting keys was refused",
-            why="the node's address is not http://host:port",
-        )
-    return f"http://{parts.netloc}"

@@ -7,8 +7,10 @@ both use it.
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import hmac
+import logging
 import os
 import re
 from collections.abc import Callable
@@ -25,6 +27,7 @@ from keyvault.messages import is_hex_id
 from keyvault.ports import Tee
 from keyvault.sealed import FACTS_NAME, KIND_FACTS, KIND_KEY_SET, Header
 
+log = logging.getLogger("keyvault")
 _FILE: Final = re.compile(r"([0-9a-f]{64})\.(?:keys-([0-9a-f]{64})|facts)\.([ab])\.sealed")
 _GENERATIONS: Final = ("a", "b")
 
@@ -39,7 +42,7 @@ class Disk(Protocol):
         """Return a file's bytes, or None if it is absent."""
 
     def write(self, name: str, data: bytes) -> None:
-        """Create or truncate a file (mode 0600) and write it; not yet safe against a crash."""
+        """Create a file (mode 0600) or overwrite it in place with ``data``; not yet safe against a crash."""
 
     def sync(self, name: str) -> None:
         """Make a file's bytes survive a crash."""
@@ -58,10 +61,14 @@ class FolderDisk:
     """A folder of the file system, mode 0700, files 0600. Symbolic links in it are not followed."""
 
     def __init__(self, folder: Path) -> None:
+        made = [path for path in (folder, *folder.parents) if not path.exists()]
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         folder.chmod(0o700)
         self._folder = folder
         self._fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        for path in made:  # a folder that a power cut takes away takes along every file that was synced in it
+            with contextlib.suppress(PermissionError):  # of a parent that lets us make folders, but not list them
+                _sync_path(path.parent)
 
     def lock(self) -> None:
         """Take the folder for this process until ``close``; raises ``STORE_WRITE_FAILED`` if another has it."""
@@ -100,15 +107,18 @@ class FolderDisk:
             return file.read(sealed.FILE_BYTES_MAX + 1)
 
     def write(self, name: str, data: bytes) -> None:
-        """Create or truncate and write."""
-        with os.fdopen(self._open(name, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), "wb") as file:
+        """Create or overwrite. Truncating first would free the old bytes' blocks, and wiping would not reach them."""
+        with os.fdopen(self._open(name, os.O_WRONLY | os.O_CREAT), "wb") as file:
             file.write(data)
+            file.truncate()
 
     def sync(self, name: str) -> None:
-        """fsync a file."""
+        """fsync a file and forget its pages, so that the next ``read`` asks the disk and not the memory behind it."""
         fd = self._open(name, os.O_RDONLY)
         try:
             os.fsync(fd)
+            with contextlib.suppress(OSError):  # only advice; where it is not taken, reading works all the same
+                os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
         finally:
             os.close(fd)
 
@@ -123,6 +133,14 @@ class FolderDisk:
     def sync_folder(self) -> None:
         """fsync the folder."""
         os.fsync(self._fd)
+
+
+def _sync_path(folder: Path) -> None:
+    fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
 
 
 @dataclass(frozen=True)
@@ -209,6 +227,10 @@ class SealedStore:
         data = self._read(file)
         if data is None:
             raise KeyvaultError(code="STORE_MISSING", what=f"{file} cannot be read", why="it is not there")
+        return self._unseal(file, data)
+
+    def _unseal(self, file: str, data: bytes) -> Opened:
+        """Open what is, or is to be, in ``file``."""
         header = sealed.decode_header(data)
         if header.sealer != self._own.mrenclave:
             raise KeyvaultError(
@@ -252,7 +274,8 @@ class SealedStore:
     def get(self, kind: int, name: str) -> Opened:
         """Return the newest copy that opens; a copy sealed under an older CPUSVN is sealed anew.
 
-        ``name`` is a key set id, or "" for facts. Raises ``STORE_MISSING``, or what kept the last copy from opening.
+        On a full disk it is returned all the same, and sealed anew the next time. ``name`` is a key set id, or "" for
+        facts. Raises ``STORE_MISSING``, or what kept the last copy from opening.
         """
         base = self._base_name(kind, name)
         best, generation, problems = self._newest_good(base)
@@ -264,7 +287,10 @@ class SealedStore:
             )
         self._newest[base] = (best.header.epoch, generation)
         if best.header.key_request.cpusvn != self._own.cpusvn:
-            self.put(kind, name, best.header.source, best.payload)
+            try:
+                self.put(kind, name, best.header.source, best.payload)
+            except KeyvaultError as error:
+                log.warning("%s was not sealed anew for the newer CPU security version: %s", base, error)
         return best
 
     def put(self, kind: int, name: str, source: bytes, payload: bytes | bytearray | memoryview) -> int:
@@ -299,7 +325,7 @@ class SealedStore:
         return header.epoch
 
     def _write(self, file: str, data: bytes) -> None:
-        aside = f".{file}.aside"
+        aside = _aside(file)
         try:
             self._disk.write(aside, data)
             self._disk.sync(aside)
@@ -307,21 +333,17 @@ class SealedStore:
             self._disk.rename(aside, file)
             self._disk.sync_folder()
         except OSError as error:
-            raise KeyvaultError(
-                code="STORE_WRITE_FAILED",
-                what=f"{file} could not be written",
-                why=os.strerror(error.errno) if error.errno else type(error).__name__,
-                action="Free space or mend the disk; the earlier copy is untouched.",
-                kind="transient",
-            ) from error
+            raise _write_failed(f"{file} could not be written", error, "the earlier copy is untouched") from error
 
     def _set_unreadable_aside(self, file: str) -> None:
         """A copy that does not open may be all that is left of something: it gets another name, it is not replaced."""
-        if file in self._written or self._read(file) is None:
+        if file in self._written:
             return
         try:
             wipe(self._open(file).payload)
-        except KeyvaultError:
+        except KeyvaultError as problem:
+            if problem.code == "STORE_MISSING":
+                return
             taken = set(self._disk.names())
             number = next(n for n in range(1, 1_000_000) if f"{file}.kept-{n}" not in taken)
             self._disk.rename(file, f"{file}.kept-{number}")
@@ -343,22 +365,34 @@ class SealedStore:
             )
 
     def wipe(self, kind: int, name: str) -> None:
-        """Overwrite and unlink the copies of ``name`` that this enclave can open; others are kept."""
+        """Overwrite and unlink the copies of ``name`` that this enclave can open; others are kept.
+
+        What a crash left aside of them goes too. Raises ``STORE_READ_FAILED``, ``STORE_WRITE_FAILED``.
+        """
         base = self._base_name(kind, name)
+        self._newest.pop(base, None)
         for letter in _GENERATIONS:
             file = f"{base}.{letter}.sealed"
-            data = self._read(file)
-            if data is None:
-                continue
-            try:
-                wipe(self._open(file).payload)
-            except KeyvaultError:
-                continue
-            self._disk.write(file, bytes(len(data)))
+            for copy in (file, _aside(file)):
+                data = self._read(copy)
+                if data is not None and (not any(data) or self._opens(file, data)):  # zeros: a crash fell into a wipe
+                    self._overwrite(copy, len(data))
+
+    def _opens(self, file: str, data: bytes) -> bool:
+        try:
+            wipe(self._unseal(file, data).payload)
+        except KeyvaultError:
+            return False
+        return True
+
+    def _overwrite(self, file: str, size: int) -> None:
+        try:
+            self._disk.write(file, bytes(size))
             self._disk.sync(file)
             self._disk.remove(file)
-        self._disk.sync_folder()
-        self._newest.pop(base, None)
+            self._disk.sync_folder()
+        except OSError as error:
+            raise _write_failed(f"{file} could not be wiped", error, "it is tried again") from error
 
     def _base_name(self, kind: int, name: str) -> str:
         """Name files after their sealer: versions of an enclave can share a folder, none is in another's way."""
@@ -372,3 +406,17 @@ class SealedStore:
             why="a key set needs a name of 64 lower-case hex characters, facts have none",
             kind="invariant",
         )
+
+
+def _aside(file: str) -> str:
+    return f".{file}.aside"
+
+
+def _write_failed(what: str, error: OSError, left: str) -> KeyvaultError:
+    return KeyvaultError(
+        code="STORE_WRITE_FAILED",
+        what=what,
+        why=os.strerror(error.errno) if error.errno else type(error).__name__,
+        action=f"Free space or mend the disk; {left}.",
+        kind="transient",
+    )

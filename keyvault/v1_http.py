@@ -20,7 +20,7 @@ from keyvault.exchange import exchange
 from keyvault.keyset import KeySet
 from keyvault.ports import Party
 from keyvault.v1 import ANSWER_MAX_BYTES, REPORT_LENGTH, V1Holder, V1Requester
-from keyvault.web import log_refusal
+from keyvault.web import log_refusal, refuse_browsers
 
 VERSION_BYTES_MAX: Final = 512
 
@@ -98,6 +98,7 @@ Handler = Callable[[web.Request], Awaitable[web.Response]]
 def _told_the_v1_way(handler: Handler) -> Handler:
     async def handle(request: web.Request) -> web.Response:
         try:
+            refuse_browsers(request)
             return await handler(request)
         except (KeyvaultError, AttestationError) as error:
             log_refusal(error)

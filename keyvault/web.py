@@ -22,6 +22,8 @@ log = logging.getLogger("keyvault")
 
 BODY_TIMEOUT_S: Final = 10.0
 HEADER_TIMEOUT_S: Final = 10.0
+#: A client that does not read its answers may keep them waiting for so long.
+READING_TIMEOUT_S: Final = 10.0
 CONNECTIONS_MAX: Final = 256
 _STATUS: Final = {"rejected": 409, "transient": 503, "invariant": 500}
 _STATUS_BY_CODE: Final = {
@@ -55,6 +57,22 @@ def error_response(error: Exception) -> web.Response:
     """Return the HTTP answer for an error."""
     told = as_keyvault_error(error)
     return web.json_response(told.to_json(), status=_STATUS_BY_CODE.get(told.code, _STATUS[told.kind]))
+
+
+def shown_path(request: web.Request) -> str:
+    """Return the path as it came, for texts and logs: decoded, a line break in it would forge a line of the log."""
+    return request.rel_url.raw_path[:80].encode("ascii", "backslashreplace").decode("ascii")
+
+
+def refuse_browsers(request: web.Request) -> None:
+    """Raise ``HANDOVER_MESSAGE_MALFORMED`` for what a web page sends: it reaches loopback too, and could flood it."""
+    if "Origin" in request.headers or "Sec-Fetch-Site" in request.headers:
+        raise KeyvaultError(
+            code="HANDOVER_MESSAGE_MALFORMED",
+            what=f"{shown_path(request)} was refused",
+            why="a web page in a browser sent it",
+            action="Close that page; no browser takes part in a handover.",
+        )
 
 
 async def read_body(request: web.Request, limit: int) -> bytes:
@@ -119,7 +137,7 @@ async def _errors(
     except web.HTTPException as error:
         return error_response(
             KeyvaultError(
-                code="VAULT_PATH_UNKNOWN", what=f"{request.method} {request.path[:80]} was refused", why=error.reason
+                code="VAULT_PATH_UNKNOWN", what=f"{request.method} {shown_path(request)} was refused", why=error.reason
             )
         )
     except (KeyvaultError, AttestationError) as error:
@@ -131,7 +149,7 @@ async def _errors(
         while frames is not None and frames.tb_next is not None:
             frames = frames.tb_next
         place = f"{frames.tb_frame.f_code.co_name}:{frames.tb_lineno}" if frames is not None else "?"
-        log.error("VAULT_INTERNAL: %s in %s (%s)", type(error).__name__, place, request.path[:80])
+        log.error("VAULT_INTERNAL: %s in %s (%s)", type(error).__name__, place, shown_path(request))
         return error_response(error)
     finally:
         if guard is not None:
@@ -139,9 +157,9 @@ async def _errors(
 
 
 class _Guard(asyncio.Protocol):
-    """Stands before aiohttp's protocol of one connection: a deadline for each header, and a place in the count.
+    """Stands before aiohttp's protocol of one connection: deadlines for headers and for reading, a place in the count.
 
-    aiohttp has no deadline for headers of its own (slow-loris).
+    aiohttp has neither of these deadlines (slow-loris), and waits for ever for who does not read its answers.
     """
 
     def __init__(self, handler: asyncio.Protocol, guards: dict[object, _Guard]) -> None:
@@ -149,6 +167,7 @@ class _Guard(asyncio.Protocol):
         self._guards = guards
         self._transport: asyncio.Transport | None = None
         self._deadline: asyncio.TimerHandle | None = None
+        self._reading_deadline: asyncio.TimerHandle | None = None
         self._in_request = False
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -163,6 +182,7 @@ class _Guard(asyncio.Protocol):
 
     def connection_lost(self, exc: BaseException | None) -> None:
         self._disarm()
+        self._disarm_reading()
         if self._guards.pop(self._handler, None) is not None:
             self._handler.connection_lost(exc if isinstance(exc, Exception) else None)
 
@@ -176,8 +196,10 @@ class _Guard(asyncio.Protocol):
 
     def pause_writing(self) -> None:
         self._handler.pause_writing()
+        self._reading_deadline = asyncio.get_running_loop().call_later(READING_TIMEOUT_S, self._abort)
 
     def resume_writing(self) -> None:
+        self._disarm_reading()
         self._handler.resume_writing()
 
     def request_began(self) -> None:
@@ -197,8 +219,13 @@ class _Guard(asyncio.Protocol):
             self._deadline.cancel()
             self._deadline = None
 
+    def _disarm_reading(self) -> None:
+        if self._reading_deadline is not None:
+            self._reading_deadline.cancel()
+            self._reading_deadline = None
+
     def _abort(self) -> None:
-        self._deadline = None
+        self._disarm()
         if self._transport is not None:
             self._transport.abort()
 
@@ -211,8 +238,14 @@ class GuardedServer:
 
     def __init__(self, app: web.Application) -> None:
         self._guards = app[_GUARDS]
+        # No message of ours is compressed; unpacking a stranger's would let 90 KB keep this process busy for a second.
         self._runner = web.AppRunner(
-            app, access_log=None, keepalive_timeout=30.0, lingering_time=1.0, handle_signals=False
+            app,
+            access_log=None,
+            keepalive_timeout=30.0,
+            lingering_time=1.0,
+            handle_signals=False,
+            auto_decompress=False,
         )
         self._server: asyncio.Server | None = None
 
@@ -261,6 +294,7 @@ def add_handover_routes(app: web.Application, port: HandoverPort) -> None:
 
     def route(step: Callable[[bytes], Awaitable[bytes]]) -> Callable[[web.Request], Awaitable[web.Response]]:
         async def handle(request: web.Request) -> web.Response:
+            refuse_browsers(request)
             body = await read_body(request, MESSAGE_BYTES_MAX)
             return web.Response(body=await step(body), content_type="application/json")
 

@@ -1,15 +1,19 @@
 """The conformance suite passes for the node library, and finds each planted deviation."""
 
+import inspect
 import json
+import sys
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from dataclasses import replace
+from types import ModuleType
 from typing import Any
 
 import aiohttp
 import pytest
 
 from keyvault import handover, messages
-from keyvault.conformance import FLOOD, INSIDE, OUTSIDE, Node, as_json, as_text, run_suite
+from keyvault.conformance import FLOOD, INSIDE, OUTSIDE, Node, as_json, as_text, find_genesis, run_suite
 from keyvault.errors import KeyvaultError
 from keyvault.handover import Holder
 from keyvault.keyset import KeySet
@@ -56,6 +60,23 @@ async def test_a_node_that_is_not_there_fails_every_check_and_ends_the_suite() -
         assert "FAILED" in as_text(results)
         with pytest.raises(KeyvaultError):
             await Node(session, "http://127.0.0.1:1", GENESIS).post("hello", b"")
+
+
+async def test_a_node_is_asked_for_its_genesis_hash() -> None:
+    async with node() as made:
+        assert await find_genesis(made.session, made.url) == GENESIS
+
+
+async def test_a_node_that_does_not_tell_its_genesis_hash_is_not_tried() -> None:
+    def silent(port: Any) -> None:
+        async def on_hello(_: bytes) -> bytes:
+            return b"{}"
+
+        port.on_hello = on_hello
+
+    async with node(silent) as made:
+        with pytest.raises(KeyvaultError, match="--genesis"):
+            await find_genesis(made.session, made.url)
 
 
 def no_limit(port: Any) -> None:
@@ -149,3 +170,50 @@ async def test_the_suite_finds_durable_before_received(monkeypatch: pytest.Monke
 
     monkeypatch.setattr(Holder, "_delivery", delivery)
     assert await failed(lambda _: None) == {"confirmations"}
+
+
+def without(check: str, instead: str) -> Callable[[Any], None]:
+    """A holder whose source has one check replaced."""
+    source = inspect.getsource(handover)
+    start = source.index("class Holder")
+    assert source[start:].count(check) == 1, check
+    changed = ModuleType("keyvault.handover_changed")
+    with pytest.MonkeyPatch.context() as patch:  # dataclasses look their module up
+        patch.setitem(sys.modules, changed.__name__, changed)
+        exec(source[:start] + source[start:].replace(check, instead), changed.__dict__)  # noqa: S102 - our own source
+
+    def change(port: Any) -> None:
+        port._holder = changed.Holder(port._holder._party)
+
+    return change
+
+
+LOOSE = "messages.{0}.check({{k: v for k, v in __import__('json').loads({1}).items() if k in messages.{0}.fields}})"
+
+
+@pytest.mark.parametrize(
+    ("check", "instead", "names"),
+    [
+        ("class Holder", "class Holder", set()),
+        ('if messages.VERSION not in fields["versions"]', "if False", {"version"}),
+        ("if requester_id != session.requester_id", "if False", {"peer-changed"}),
+        ('if request.wanted not in ("", key_set.key_set_id)', "if False", {"wanted"}),
+        ('if fields["key_set_id"] != entry.key_set_id', "if False", {"confirmations"}),
+        ("nonce = self._party.crypto.random(messages.NONCE_BYTES)", "nonce = bytes(32)", {"fresh"}),
+        ("transcript.report_data(DELIVERY_TAG)", "bytes(64)", {"handover", "confirmations"}),
+        ("messages.REQUEST.check(unchecked)", LOOSE.format("REQUEST", "body"), {"strict-json"}),
+        ("messages.RECEIVED.decode(body)", LOOSE.format("RECEIVED", "body"), {"confirmations"}),
+        ("messages.DURABLE.decode(body)", LOOSE.format("DURABLE", "body"), {"confirmations"}),
+    ],
+    ids=[
+        "control", "any-version", "any-peer", "any-key-set", "any-durable", "same-nonce", "unbound-delivery",
+        "loose-request", "loose-receipt", "loose-durable",
+    ],
+)  # fmt: skip
+async def test_the_suite_finds_a_holder_without_one_of_its_checks(check: str, instead: str, names: set[str]) -> None:
+    assert await failed(without(check, instead)) == names
+
+
+async def test_the_suite_finds_small_messages_without_a_limit(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(handover.messages, "HELLO", replace(messages.HELLO, limit=messages.MESSAGE_BYTES_MAX))
+    assert await failed(lambda _: None) == {"oversized"}

@@ -109,9 +109,11 @@ def base_url(client: VaultClient) -> str:
 
 
 @asynccontextmanager
-async def node_serving(name: str, secret: bytes | None = SECRET) -> AsyncIterator[tuple[str, NodeHandover]]:
-    """A node that hands its keys to any signed upgrader; its address and its handover."""
-    node_policy = NodePolicy(KEYS, GENESIS)
+async def node_serving(
+    name: str, secret: bytes | None = SECRET, upgraders: frozenset[str] | None = None
+) -> AsyncIterator[tuple[str, NodeHandover]]:
+    """A node that hands its keys to its upgraders (None: any signed enclave); its address and its handover."""
+    node_policy = NodePolicy(KEYS, GENESIS, upgraders)
     keys = (lambda: KeySet(secret)) if secret is not None else (lambda: None)
     handover = NodeHandover(CpuTee(secs(name)), node_policy, sign(enclave_id(name)), keys)
     app = new_app()

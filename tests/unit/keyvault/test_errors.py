@@ -36,10 +36,22 @@ def test_errors_survive_json_and_pickle() -> None:
         assert (str(again), again.kind) == ("A_B: what: why. act", "transient")
 
 
-@pytest.mark.parametrize("value", [{}, {"code": 1}, {"code": "A", "what": "", "why": "", "action": "", "kind": "odd"}])
+TEXTS = {"what": "", "why": "", "action": ""}
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        {},
+        {"code": 1},
+        {"code": "A", **TEXTS, "kind": "odd"},
+        {"code": "a line\nof its own", **TEXTS, "kind": "rejected"},
+        {"code": "A" * 81, **TEXTS, "kind": "rejected"},
+    ],
+)
 def test_what_is_not_an_error_is_not_taken_for_one(value: dict[str, object]) -> None:
     assert error_from_json(value) is None
-    long = {name: "x" * 1000 for name in ("code", "what", "why", "action")} | {"kind": "invariant"}
+    long = {name: "x\n" * 1000 for name in ("what", "why", "action")} | {"code": "A_B", "kind": "invariant"}
     error = error_from_json(long)
     assert error is not None
-    assert len(error.why) == 500
+    assert error.why == "x " * 250

@@ -195,6 +195,58 @@ def test_wiping_overwrites_and_unlinks_only_what_this_enclave_can_open() -> None
     assert first in disk.files
 
 
+def test_wiping_takes_what_a_crash_left_aside_or_half_wiped() -> None:
+    disk = CrashDisk()
+    one = store(disk)
+    put(one)
+    put(one)
+    first, second = sorted(disk.files)
+    left = {f".{first}.aside": disk.files[first], second: bytes(len(disk.files[second]))}
+    disk.files.update({**left, f".{second}.aside": b"torn"})
+    one.wipe(KIND_KEY_SET, NAME)
+    assert disk.files == {f".{second}.aside": b"torn"}
+
+
+@pytest.mark.parametrize("step", ["write", "sync", "remove", "sync_folder"])
+def test_a_wipe_that_the_disk_refuses_is_transient_and_can_be_done_again(
+    step: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    disk = CrashDisk()
+    one = store(disk)
+    put(one)
+
+    def fails(*_: object) -> None:
+        raise OSError(5, "Input/output error")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(disk, step, fails, raising=False)
+        with pytest.raises(KeyvaultError) as caught:
+            one.wipe(KIND_KEY_SET, NAME)
+    assert (caught.value.code, caught.value.kind) == ("STORE_WRITE_FAILED", "transient")
+    one.wipe(KIND_KEY_SET, NAME)
+    assert disk.files == {}
+
+
+def test_an_older_generation_that_cannot_be_read_is_kept_and_does_not_stop_writing() -> None:
+    disk = CrashDisk()
+    one = store(disk)
+    put(one, b"old")
+    put(one, b"new")
+    bad = next(n for n in disk.files if sealed.decode_header(disk.files[n]).epoch == 1)
+    rotten, real = disk.files[bad], disk.read
+
+    def read(name: str) -> bytes | None:
+        data = real(name)
+        if data == rotten:
+            raise OSError(5, "Input/output error")
+        return data
+
+    disk.read = read  # type: ignore[method-assign]
+    assert put(store(disk), b"newer") == 3
+    assert disk.files[f"{bad}.kept-1"] == rotten
+    assert payload(store(disk)) == b"newer"
+
+
 def test_enclaves_share_a_folder_without_being_in_each_others_way() -> None:
     disk = CrashDisk()
     put(store(disk, "node 1"))
@@ -233,6 +285,24 @@ def test_a_newer_cpusvn_opens_the_old_blob_and_reseals_it() -> None:
     assert {sealed.decode_header(d).key_request.cpusvn for d in disk.files.values()} == {CPU.cpusvn, newer.cpusvn}
     assert payload(store(disk, cpu=newer)) == SECRET
     assert len(disk.files) == 2
+
+
+def test_a_full_disk_does_not_keep_a_blob_of_an_older_cpusvn_from_opening(caplog: pytest.LogCaptureFixture) -> None:
+    disk = CrashDisk()
+    put(store(disk))
+    newer = SoftwareCpu(replace(CPU.root, cpusvn_level=2))
+    before = dict(disk.files)
+
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    disk.write = full  # type: ignore[method-assign]
+    assert payload(store(disk, cpu=newer)) == SECRET
+    assert "STORE_WRITE_FAILED" in caplog.text
+    del disk.write
+    assert disk.files == before
+    assert payload(store(disk, cpu=newer)) == SECRET
+    assert len(disk.files) == 2  # the next time it is sealed anew
 
 
 def test_a_blob_of_a_newer_cpusvn_is_kept_and_reported() -> None:
@@ -392,6 +462,67 @@ def test_a_real_folder_has_private_modes_and_follows_no_links(tmp_path: Path) ->
     one.wipe(KIND_KEY_SET, NAME)
     assert disk.names() == []
     disk.close()
+    disk.close()
+
+
+def test_a_file_is_overwritten_where_it_lies_on_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Truncating first would free its blocks, and zeros written afterwards would go to others."""
+    disk = FolderDisk(tmp_path)
+    disk.write("file", b"sealed keys")
+    flags = []
+    real = os.open
+
+    def record(name: str, flag: int, *more: int, **fields: int) -> int:
+        flags.append(flag)
+        return real(name, flag, *more, **fields)
+
+    monkeypatch.setattr(os, "open", record)
+    disk.write("file", bytes(11))
+    assert flags
+    assert not any(flag & os.O_TRUNC for flag in flags)
+    assert disk.read("file") == bytes(11)
+    disk.write("file", b"short")
+    assert disk.read("file") == b"short"
+    disk.close()
+
+
+def test_a_new_folder_is_synced_into_its_parents(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    synced = []
+    real = os.fsync
+
+    def record(fd: int) -> None:
+        synced.append(Path(os.readlink(f"/proc/self/fd/{fd}")))
+        real(fd)
+
+    monkeypatch.setattr(os, "fsync", record)
+    FolderDisk(tmp_path / "a" / "b").close()
+    assert synced == [tmp_path / "a", tmp_path]
+    FolderDisk(tmp_path / "a" / "b").close()
+    assert len(synced) == 2
+
+
+@pytest.mark.parametrize("taken", [True, False])
+def test_reading_back_asks_the_disk_and_not_the_pages_that_were_written(
+    taken: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    steps: list[str] = []
+    fsync, fadvise = os.fsync, os.posix_fadvise
+
+    def synced(fd: int) -> None:
+        steps.append("fsync")
+        fsync(fd)
+
+    def forgotten(fd: int, offset: int, length: int, advice: int) -> None:
+        steps.append("forget" if (offset, length, advice) == (0, 0, os.POSIX_FADV_DONTNEED) else "?")
+        if not taken:
+            raise OSError(38, "Function not implemented")
+        fadvise(fd, offset, length, advice)
+
+    disk = FolderDisk(tmp_path)
+    monkeypatch.setattr(os, "fsync", synced)
+    monkeypatch.setattr(os, "posix_fadvise", forgotten)
+    put(store(disk))
+    assert steps == ["fsync", "forget", "fsync"]  # the file, then the folder
     disk.close()
 
 
