@@ -10,6 +10,7 @@ from typing import Any, Final, Literal
 
 from chain_watcher.endpoints import PoolLimits
 from chain_watcher.errors import ChainWatcherError
+from chain_watcher.grandpa import checkpoint_genesis
 from chain_watcher.release import BlockRef, VerifiedRelease
 from chain_watcher.rpc import RpcLimits
 
@@ -72,6 +73,11 @@ class WatcherConfig:
     pool: PoolLimits = field(default_factory=PoolLimits)
     rpc: RpcLimits = field(default_factory=lambda: RpcLimits(request_timeout_s=4.0))
 
+    @property
+    def genesis(self) -> str | None:
+        """The genesis hash as endpoints write it; settings may leave out the 0x."""
+        return None if self.genesis_hash is None else "0x" + self.genesis_hash.removeprefix("0x")
+
     def require_consistent(self) -> None:
         """Raise WATCHER_CONFIG_INVALID for settings that contradict each other."""
         wrong = None
@@ -83,8 +89,13 @@ class WatcherConfig:
             wrong = "mode proven and unsafe_unproven_reads exclude each other"
         elif self.finality == "quorum" and not 2 <= self.quorum <= len(set(self.endpoints)):
             wrong = f"a quorum of {self.quorum} needs at least 2 and at most as many endpoints as are named"
+        elif self.genesis is not None and self._checkpoint_genesis() not in (None, self.genesis):
+            wrong = f"the checkpoint is of the chain {self._checkpoint_genesis()}, genesis_hash is {self.genesis}"
         if wrong is not None:
             raise ChainWatcherError(code="WATCHER_CONFIG_INVALID", what="chain settings", why=wrong)
+
+    def _checkpoint_genesis(self) -> str | None:
+        return None if self.checkpoint is None else checkpoint_genesis(self.checkpoint)
 
 
 @dataclass(frozen=True, slots=True)

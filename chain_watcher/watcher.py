@@ -65,7 +65,7 @@ class Watcher:
         self._clock = clock or SystemClock()
         self.pool = EndpointPool(
             config.endpoints,
-            genesis_hash=config.genesis_hash,
+            genesis_hash=config.genesis,
             limits=config.pool,
             rpc_limits=config.rpc,
             clock=self._clock,
