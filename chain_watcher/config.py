@@ -31,7 +31,14 @@ LYING: Final = frozenset(
 )
 #: Codes that no other endpoint can help with: the chain itself is not what this program can read.
 CHAIN_WIDE: Final = frozenset(
-    {"CHAIN_WITHOUT_PALLET", "LAYOUT_INVALID", "LAYOUT_NOT_PINNED", "METADATA_UNREADABLE", "ENDPOINT_NO_PROOFS"}
+    {
+        "CHAIN_WITHOUT_PALLET",
+        "ENDPOINT_NO_PROOFS",
+        "LAYOUT_INVALID",
+        "LAYOUT_MISMATCH",
+        "LAYOUT_NOT_PINNED",
+        "METADATA_UNREADABLE",
+    }
 )
 #: What metadata can be at fault for: it is forged where another endpoint's metadata is good.
 BY_METADATA: Final = CHAIN_WIDE - {"ENDPOINT_NO_PROOFS"}

@@ -26,7 +26,7 @@ from chain_watcher.trie import read_proof
 LAST_UPGRADE_KEY: Final = storage_key("System", "LastRuntimeUpgrade")
 #: Metadata is some hundred kilobytes and comes once for each runtime.
 METADATA_TIMEOUT_S: Final = 30.0
-REFUSED_MAX: Final = 64
+SAID_MAX: Final = 64
 QUERY_STORAGE: Final = "state_queryStorageAt"
 ZERO_ROOT: Final = bytes(32)
 
@@ -85,6 +85,7 @@ class StateReader:
         layout_hashes: tuple[str, ...],
         others: Callable[[Endpoint], list[Endpoint]],
         layouts: LayoutCache | None = None,
+        blame: Callable[[Endpoint, ChainWatcherError], None] = lambda _endpoint, _problem: None,
     ) -> None:
         self.unproven_allowed = unproven_allowed
         self.current: tuple[int, ChainLayout] | None = None
@@ -93,8 +94,9 @@ class StateReader:
         self._layout_hashes = frozenset(layout_hashes)
         self._others = others
         self._layouts = layouts or LayoutCache()
-        #: Metadata is large: what an endpoint gave for a runtime and was refused is not asked for again.
-        self._refused: OrderedDict[tuple[str, int], ChainWatcherError] = OrderedDict()
+        self._blame = blame
+        #: Metadata is large: what an endpoint (URL) gave for a runtime, or was refused for, is not asked for again.
+        self._said: OrderedDict[tuple[str, int], ChainLayout | ChainWatcherError] = OrderedDict()
         self._genesis = ""
 
     async def header(self, endpoint: Endpoint, block_hash: str) -> Header:
@@ -110,19 +112,60 @@ class StateReader:
         return header
 
     async def read(self, endpoint: Endpoint, header: Header, genesis_hash: str) -> BlockState:
-        """Both items and the timestamp at ``header``; ENDPOINT_*, RPC_*, CHAIN_WITHOUT_PALLET, LAYOUT_*, SCALE_*."""
+        """Both items and the timestamp at ``header``; ENDPOINT_*, RPC_*, CHAIN_WITHOUT_PALLET, LAYOUT_*, SCALE_*.
+
+        A layout is kept for a runtime once values were decoded by it whose proof names that runtime: what an endpoint
+        merely says of its version or its metadata leaves nothing behind.
+        """
         self._genesis = genesis_hash
-        if self.current is None:
-            self.current = await self._first_layout(endpoint, header)
-        spec, found = self.current
+        spec, found = self.current or await self._first_layout(endpoint, header)
         values = await self._values(endpoint, header, found.layout)
         executed_by = _spec_version(values[LAST_UPGRADE_KEY])
         if executed_by is None:
             executed_by = await self._asked_version(endpoint, _parent_or_self(header))
         if executed_by != spec:
-            self.current = spec, found = executed_by, await self._layout(endpoint, header, executed_by)
+            if self.current is None:
+                self._said.pop((endpoint.url, spec), None)
+            found = await self._layout(endpoint, header, executed_by)
             values = await self._values(endpoint, header, found.layout)
-        return _decode(header, values, found.layout, spec, endpoint.url, proven=not self._unproven(endpoint, header))
+        proven = not self._unproven(endpoint, header)
+        try:
+            state = _decode(header, values, found.layout, executed_by, endpoint.url, proven=proven)
+        except ChainWatcherError as problem:
+            if not proven:
+                raise
+            found, state = await self._read_otherwise(endpoint, header, executed_by, found, problem)
+        self.current = executed_by, found
+        self._layouts.put(self._genesis, executed_by, found)
+        return state
+
+    async def _read_otherwise(
+        self, endpoint: Endpoint, header: Header, version: int, wrong: ChainLayout, problem: ChainWatcherError
+    ) -> tuple[ChainLayout, BlockState]:
+        """Proven values that do not follow a layout: by this endpoint's own metadata, where it says something else.
+
+        Whoever gave the wrong metadata is named then. LAYOUT_MISMATCH where it says the same, or does not fit either.
+        """
+        own = await self._said_by(endpoint, header, version)
+        try:
+            if own.layout == wrong.layout:
+                raise problem
+            values = await self._values(endpoint, header, own.layout)
+            state = _decode(header, values, own.layout, version, endpoint.url, proven=True)
+        except ChainWatcherError as still:
+            if isinstance(still, RpcError) or still.code.startswith("ENDPOINT_"):
+                raise
+            raise ChainWatcherError(
+                code="LAYOUT_MISMATCH",
+                what=f"{endpoint.url}, runtime {version}, block {header.number}",
+                why=f"proven values do not follow the layout of its metadata ({still})",
+                action="Where no other endpoint's metadata fits either, the chain's items need to be set anew",
+            ) from still
+        for other in self._others(endpoint):
+            said = self._said.get((other.url, version))
+            if isinstance(said, ChainLayout) and said.layout == wrong.layout:
+                self._blame(other, forged("ENDPOINT_METADATA_FORGED", other, f"block {header.number}: {problem}"))
+        return own, state
 
     def _unproven(self, endpoint: Endpoint, header: Header) -> bool:
         return header.state_root == ZERO_ROOT or not endpoint.offers(READ_PROOF)
@@ -197,21 +240,25 @@ class StateReader:
         same, byte by byte, where they answer.
         """
         known = self._layouts.get(self._genesis, version)
-        if known is not None:
-            return known
-        refused = self._refused.get((endpoint.url, version))
-        if refused is not None:
-            raise refused
-        try:
-            found = await self._read_layout(endpoint, header, version)
-        except ChainWatcherError as problem:
-            if problem.kind == "rejected" and not isinstance(problem, RpcError):
-                self._refused[(endpoint.url, version)] = problem
-                while len(self._refused) > REFUSED_MAX:
-                    self._refused.popitem(last=False)
-            raise
-        self._layouts.put(self._genesis, version, found)
-        return found
+        return known if known is not None else await self._said_by(endpoint, header, version)
+
+    async def _said_by(self, endpoint: Endpoint, header: Header, version: int) -> ChainLayout:
+        """The layout in this endpoint's own metadata, asked for once."""
+        key = (endpoint.url, version)
+        said = self._said.get(key)
+        if said is None:
+            try:
+                said = await self._read_layout(endpoint, header, version)
+            except ChainWatcherError as problem:
+                if problem.kind != "rejected" or isinstance(problem, RpcError):
+                    raise
+                said = problem
+            self._said[key] = said
+            while len(self._said) > SAID_MAX:
+                self._said.popitem(last=False)
+        if isinstance(said, ChainWatcherError):
+            raise said
+        return said
 
     async def _read_layout(self, endpoint: Endpoint, header: Header, version: int) -> ChainLayout:
         at = _parent_or_self(header)

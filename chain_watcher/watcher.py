@@ -114,6 +114,7 @@ class Watcher:
             layout_hashes=pins,
             others=lambda endpoint: [one for one in self.pool.usable() if one is not endpoint],
             layouts=layouts,
+            blame=self._blame,
         )
 
     def _make_decider(self) -> Decider:

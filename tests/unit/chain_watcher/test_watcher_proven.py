@@ -16,8 +16,8 @@ from chain_watcher.layout import standard_layout
 from chain_watcher.release import BlockRef
 
 from .fake_chain import FakeChain, FakeNode, hash256, octets, until
-from .metadata_maker import make_metadata, vec
-from .watching import ID_1, ID_2, ID_3, Watching, publish, watching
+from .metadata_maker import PROGRAM_FIELDS, make_metadata, vec
+from .watching import ID_1, ID_2, ID_3, Watching, program, publish, watching
 
 PINNED = standard_layout(fields=4).hash
 
@@ -264,6 +264,64 @@ async def test_forged_metadata(chain: ProvenChain, node: FakeNode, honest: FakeN
     fields = ("mirror_url", "origin_url", "enclave_id", "version")
     node.overrides["state_getMetadata"] = lambda at=None: "0x" + make_metadata(fields=fields).hex()
     await believed(chain, node, honest, "ENDPOINT_METADATA_FORGED")
+
+
+async def test_metadata_with_the_other_standard_layout_is_found_out(
+    chain: ProvenChain, node: FakeNode, honest: FakeNode
+) -> None:
+    """Both standard layouts pass the pin; the proven values show which one is the chain's."""
+    fields = (*PROGRAM_FIELDS, "mirr_cids")
+    node.overrides["state_getMetadata"] = lambda at=None: "0x" + make_metadata(fields=fields).hex()
+    await chain.advance()
+    await honest.stop()
+    async with proven(chain, node, honest, speculate=False) as watch:
+        await watch.view()  # without a program either layout fits
+        await honest.start()
+        await until(lambda: len(watch.watcher.pool.usable()) == 2)
+        await chain.advance(publish(chain, ID_1, 2))
+        view = await watch.view()
+        assert view.program is not None
+        assert view.program.enclave_id == ID_1
+        await until(lambda: watch.watcher.health()["lying"])
+        health = watch.watcher.health()
+        assert health["lying"] == [node.url]
+        assert set(health["endpoints"][0]["accusations"]) == {"ENDPOINT_METADATA_FORGED"}
+
+
+async def test_values_that_no_metadata_fits_are_the_chains_own_fault(
+    chain: ProvenChain, node: FakeNode, honest: FakeNode
+) -> None:
+    """A runtime upgrade that forgets to migrate: nobody is cut off, and the next proper value is read."""
+    await chain.advance(publish(chain, ID_1, 1))
+    async with proven(chain, node, honest, speculate=False) as watch:
+        await watch.view()
+        await until(lambda: len(watch.watcher.pool.usable()) == 2)
+        await chain.advance(chain.change(program(ID_1, "1.1.0") + b"\0"))
+        await until(lambda: watch.watcher.counters.read_failures >= 2)
+        health = watch.watcher.health()
+        assert health["problem"]["code"] == "LAYOUT_MISMATCH"
+        assert (health["lying"], [one["connections"] for one in health["endpoints"]]) == ([], [1, 1])
+        await chain.advance(chain.change(program(ID_1, "1.2.0")))
+        view = await watch.view()
+        assert view.program is not None
+        assert view.program.version == "1.2.0"
+        asked = node.count("state_getMetadata") + honest.count("state_getMetadata")
+        assert asked <= 4, "each is asked once by the reader, and once by the auditor"
+
+
+async def test_metadata_under_a_version_that_is_not_yet_is_forgotten(chain: ProvenChain, node: FakeNode) -> None:
+    """An endpoint that names a later version cannot leave today's layout behind for it."""
+    node.overrides["state_getRuntimeVersion"] = lambda at=None: {"specVersion": 2}
+    await chain.advance(publish(chain, ID_1, 1))
+    async with proven(chain, node, speculate=False) as watch:
+        await watch.view()
+        fields = (*PROGRAM_FIELDS, "mirr_cids")
+        chain.set_code(2, make_metadata(fields=fields))
+        await chain.finalize()
+        await chain.advance(chain.change(program(ID_1, "1.0.0", cids=["bafy1"])))
+        view = await watch.view()
+        assert view.program is not None
+        assert view.program.cids == ("bafy1",)
 
 
 async def test_old_state_and_withheld_changes_cost_nothing(
