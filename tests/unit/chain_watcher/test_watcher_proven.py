@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import AsyncIterator
 from typing import Any
+from unittest import mock
 
 import pytest
 from nacl.signing import SigningKey
@@ -189,6 +190,30 @@ async def test_evidence_verifies_from_the_vaults_own_checkpoint(chain: ProvenCha
         future = Checkpoint(99, 7, middle.authorities).to_json()
         with pytest.raises(ChainWatcherError, match="EVIDENCE_NOT_READY"):
             await watch.watcher.evidence(ID_1, ID_2, {"chain": {"authorities": future}})
+
+
+async def test_evidence_that_cannot_be_completed_accuses_nobody(chain: ProvenChain, node: FakeNode) -> None:
+    """A node that keeps no old justifications has not lied, nor has one whose chain left the vault far behind."""
+    state = {"chain": {"authorities": chain.start.to_json()}}
+    await chain.advance()
+    async with proven(chain, node) as watch:
+        await watch.view()
+        for number in range(2):
+            chain.hand_over(voters(f"set {number}"))
+            await chain.finalize()
+        await chain.advance(publish(chain, ID_1, 4))
+        await until(lambda: watch.watcher.health()["last_number"] == chain.finalized)
+        watch.watcher._decider.hand_overs.clear()  # type: ignore[attr-defined] # as after a restart
+        node.overrides["grandpa_proveFinality"] = lambda _number: None
+        with pytest.raises(ChainWatcherError, match="ENDPOINT_NO_JUSTIFICATIONS"):
+            await watch.watcher.evidence(ID_1, ID_2, state)
+        node.overrides.clear()
+        with (
+            mock.patch("chain_watcher.prover.SET_CHANGES_MAX", 1),
+            pytest.raises(ChainWatcherError, match="EVIDENCE_TOO_LARGE"),
+        ):
+            await watch.watcher.evidence(ID_1, ID_2, state)
+        assert watch.watcher.health()["lying"] == []
 
 
 # --- liars: the first of two endpoints lies, the second is honest
