@@ -15,7 +15,7 @@ from chain_watcher.config import Counters
 from chain_watcher.endpoints import JUSTIFICATIONS, PROVE_FINALITY, Endpoint, EndpointPool, Event
 from chain_watcher.errors import ChainWatcherError
 from chain_watcher.evidence import SetChange
-from chain_watcher.grandpa import Checkpoint, Justification, verify_finality
+from chain_watcher.grandpa import Checkpoint, Justification, verify_finality, verify_justification
 from chain_watcher.header import Header
 from chain_watcher.reads import StateReader, forged, hash_text
 from chain_watcher.rpc import RpcError
@@ -206,10 +206,12 @@ class ProvenDecider:
         if header.number <= floor or (event.endpoint.offers(JUSTIFICATIONS) and last is not None):
             return None
         found = await self.justification_for(event.endpoint, header)
-        return None if found is None else await self._verified(event.endpoint, found, last)
+        if found is None or _target(event.endpoint, found).target_number <= floor:
+            return None  # nodes answer with the best one they have, which may be an older block's
+        return await self._verified(event.endpoint, found, last)
 
     async def justification_for(self, endpoint: Endpoint, header: Header) -> bytes | None:
-        """A justification for ``header`` or a block above it, unverified; None where there is none yet."""
+        """A justification for ``header`` or another block, unverified; None where there is none yet."""
         if endpoint.offers(PROVE_FINALITY):
             answer = await _prove_finality(endpoint, header.number)
             if answer is not None:
@@ -224,7 +226,7 @@ class ProvenDecider:
         floor = max(self.checkpoint.number, last.number if last else 0)
         chain = await ancestry(self._reader, self._headers, endpoint, header, floor, self._gap_max)
         if chain is None:
-            await self._hop(endpoint, header)
+            await self._hop(endpoint, header, data, floor)
             floor = max(self.checkpoint.number, header.number - CHANGE_DELAY_MAX)
             chain = await ancestry(self._reader, self._headers, endpoint, header, floor, self._gap_max) or [header]
             self._pending = []
@@ -284,30 +286,52 @@ class ProvenDecider:
             self.hand_overs.popitem(last=False)
         self._counters.set_changes += 1
 
-    async def _hop(self, endpoint: Endpoint, target: Header) -> None:
-        """Cross many blocks by the last block of each authority set, as ``grandpa_proveFinality`` gives them."""
+    async def _hop(self, endpoint: Endpoint, target: Header, data: bytes, known: int) -> None:
+        """Cross many blocks by the last block of each authority set, as ``grandpa_proveFinality`` gives them.
+
+        ``known`` is the last final block. Nodes send all headers from the block asked for to the end of its set, so
+        the first question begins there and not where the set began.
+        """
         while self.checkpoint.number < target.number:
-            found = await self.hand_over(endpoint, self.checkpoint)
+            found = await self.hand_over(endpoint, self.checkpoint, known)
             if found is None:
+                self._require_running(endpoint, target, data)
                 return
             self._apply(endpoint, list(found.change.headers), found.change.justification)
 
-    async def hand_over(self, endpoint: Endpoint, checkpoint: Checkpoint) -> HandOver | None:
+    def _require_running(self, endpoint: Endpoint, target: Header, data: bytes) -> None:
+        """No proof that the set ended: then it has to be the one that signed, or the endpoint cannot lead us there."""
+        try:
+            verify_justification(data, self.checkpoint.set_id, self.checkpoint.authorities)
+        except ChainWatcherError as problem:
+            why = f"block {target.number} is not signed by set {self.checkpoint.set_id}, and it does not prove its end"
+            raise ChainWatcherError(
+                code="ENDPOINT_NO_JUSTIFICATIONS",
+                what=endpoint.url,
+                why=why,
+                action="Name an endpoint that keeps old justifications, or pin a newer checkpoint",
+                kind="transient",
+            ) from problem
+
+    async def hand_over(self, endpoint: Endpoint, checkpoint: Checkpoint, known: int = 0) -> HandOver | None:
         """The proof that ``checkpoint``'s set handed over; None while it is the running set. Verified.
 
+        ``known`` is a block that this set finalized, if one is known above the checkpoint.
         ENDPOINT_NO_JUSTIFICATIONS where the endpoint cannot prove finality, ENDPOINT_JUSTIFICATION_FORGED.
         """
-        known = self.hand_overs.get(checkpoint.set_id)
-        if known is not None:
-            return known
+        kept = self.hand_overs.get(checkpoint.set_id)
+        if kept is not None:
+            return kept
         if not endpoint.offers(PROVE_FINALITY):
             why = "it does not offer grandpa_proveFinality, which is needed to cross many blocks"
             raise ChainWatcherError(code="ENDPOINT_NO_JUSTIFICATIONS", what=endpoint.url, why=why, kind="transient")
-        answer = await _prove_finality(endpoint, checkpoint.number + 1)
+        answer = await _prove_finality(endpoint, max(checkpoint.number, known) + 1)
         if answer is None:
             return None
         block_hash, data = decode_finality_proof(endpoint, answer)
         last = await self._reader.header(endpoint, "0x" + block_hash.hex())
+        if last.number <= checkpoint.number:
+            return None
         part = [last]
         if last.grandpa_change() is None:
             floor = max(checkpoint.number, last.number - CHANGE_DELAY_MAX)

@@ -10,13 +10,14 @@ from unittest import mock
 import pytest
 from nacl.signing import SigningKey
 
+from chain_watcher.config import WatchLimits
 from chain_watcher.errors import ChainWatcherError
 from chain_watcher.evidence import TrustRoot, verify_evidence
 from chain_watcher.grandpa import Checkpoint
 from chain_watcher.layout import standard_layout
 from chain_watcher.release import BlockRef
 
-from .fake_chain import FakeChain, FakeNode, hash256, octets, until
+from .fake_chain import FakeChain, FakeNode, RpcFaultError, hash256, octets, until
 from .metadata_maker import PROGRAM_FIELDS, make_metadata, vec
 from .watching import ID_1, ID_2, ID_3, Watching, program, publish, watching
 
@@ -105,8 +106,6 @@ async def test_authority_sets_are_followed_live(chain: ProvenChain, node: FakeNo
 
 @pytest.mark.parametrize("gap_max", [512, 3])
 async def test_authority_sets_are_followed_while_away(chain: ProvenChain, node: FakeNode, gap_max: int) -> None:
-    from chain_watcher.config import WatchLimits
-
     for number in range(3):
         for _ in range(6):
             chain.grow()
@@ -119,6 +118,61 @@ async def test_authority_sets_are_followed_while_away(chain: ProvenChain, node: 
         view = await watch.view()
         assert view.block_number == chain.best.number
         assert watch.watcher.counters.set_changes == 3
+
+
+@pytest.mark.parametrize("headers_max", [20, 0])
+async def test_a_long_set_is_left_by_a_question_near_its_end(
+    chain: ProvenChain, node: FakeNode, headers_max: int
+) -> None:
+    """Nodes refuse an answer that is too large; where none fits, the endpoint cannot help, and has not lied."""
+    truth = node.grandpa_proveFinality
+
+    def bounded(number: int) -> str | None:
+        last = min((at for at in chain.handovers if at >= number), default=chain.finalized)
+        if last - number > headers_max:
+            raise RpcFaultError(-32008, "Response is too big")
+        return truth(number)
+
+    node.overrides["grandpa_proveFinality"] = bounded
+    for _ in range(29):
+        chain.grow()
+    await chain.advance()
+    async with proven(chain, node, limits=WatchLimits(gap_blocks_max=3)) as watch:
+        assert (await watch.view()).block_number == 30
+        await node.stop()
+        for _ in range(10):
+            chain.grow()
+        chain.hand_over(voters("after a long set"))
+        for _ in range(60):
+            chain.grow()
+        await node.start()
+        await until(lambda: len(node.sockets) == 3 and watch.watcher.pool.usable())
+        blamed: list[str] = []
+        distrust = watch.watcher.pool.distrust
+        watch.watcher.pool.distrust = lambda one, why: (blamed.append(why.code), distrust(one, why))  # type: ignore
+        await chain.advance(publish(chain, ID_1, 50))
+        if headers_max:
+            while (await watch.view()).program is None:
+                pass
+        else:
+            await until(lambda: "ENDPOINT_NO_JUSTIFICATIONS" in blamed)
+        assert watch.watcher.health()["lying"] == []
+
+
+async def test_a_justification_of_an_older_block_is_no_lie(chain: ProvenChain, node: FakeNode) -> None:
+    """A node that has nothing newer answers with the best one it has."""
+    for _ in range(2):
+        await chain.advance()
+    old = chain.main[1]
+    await chain.advance(publish(chain, ID_1, 3))
+    answer = "0x" + (old.hash + octets(chain.justify(old)) + vec([])).hex()
+    node.overrides["grandpa_proveFinality"] = lambda _number: answer
+    start = Checkpoint(2, 0, chain.start.authorities)
+    async with proven(chain, node, checkpoint=start.to_json()) as watch:
+        await until(lambda: node.count("grandpa_proveFinality"))
+        await chain.advance()
+        assert (await watch.view()).program is not None
+        assert watch.watcher.health()["lying"] == []
 
 
 async def test_a_change_that_takes_effect_after_a_restart(chain: ProvenChain, node: FakeNode) -> None:
