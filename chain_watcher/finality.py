@@ -6,8 +6,9 @@ endpoint. Proven finality follows the authority sets from the pinned checkpoint 
 
 from __future__ import annotations
 
+import asyncio
 import re
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from dataclasses import dataclass
 from typing import Any, Final, Protocol
 
@@ -114,7 +115,7 @@ class QuorumDecider:
         self._heights_max = heights_max
 
     async def decide(self, event: Event, last: Header | None) -> FinalBlock | None:
-        """Count votes at the event's height; endpoints that have passed it are asked for their hash."""
+        """Count votes at the event's height; as long as they are too few, endpoints that have passed it are asked."""
         if event.kind != "finalized":
             return None
         header = Header.from_json(event.value)
@@ -129,20 +130,34 @@ class QuorumDecider:
         return self._count(header.number, votes)
 
     async def _ask_others(self, number: int, votes: dict[str, str]) -> None:
-        for other in self._pool.usable():
-            if other.url not in votes and other.claimed_number >= number:
-                try:
-                    answer = await other.ask("chain_getBlockHash", number)
-                except ChainWatcherError as problem:
-                    self._pool.distrust(other, problem)
-                    continue
-                if isinstance(answer, str) and _BLOCK_HASH.fullmatch(answer):
-                    votes[other.url] = answer
+        """All at once, and no longer than until they agree: the slowest is not waited for."""
+        waiting = {
+            asyncio.create_task(self._ask(other, number, votes))
+            for other in self._pool.usable()
+            if other.url not in votes and other.claimed_number >= number
+        }
+        try:
+            while waiting and self._agreed(votes) is None:
+                _, waiting = await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for task in waiting:
+                task.cancel()
+            await asyncio.gather(*waiting, return_exceptions=True)
+
+    async def _ask(self, other: Endpoint, number: int, votes: dict[str, str]) -> None:
+        try:
+            answer = await other.ask("chain_getBlockHash", number)
+        except ChainWatcherError as problem:
+            self._pool.distrust(other, problem)
+            return
+        if isinstance(answer, str) and _BLOCK_HASH.fullmatch(answer):
+            votes[other.url] = answer
+
+    def _agreed(self, votes: dict[str, str]) -> str | None:
+        return next((one for one, count in Counter(votes.values()).items() if count >= self._needed), None)
 
     def _count(self, number: int, votes: dict[str, str]) -> FinalBlock | None:
-        agreed = next(
-            (one for one in votes.values() if sum(1 for v in votes.values() if v == one) >= self._needed), None
-        )
+        agreed = self._agreed(votes)
         if agreed is None:
             return None
         voters = [endpoint for endpoint in self._pool.usable() if votes.get(endpoint.url) == agreed]

@@ -218,6 +218,28 @@ async def test_a_quorum_waits_for_the_slower_one() -> None:
         assert (await watch.view()).program is not None
 
 
+async def test_a_quorum_that_is_reached_waits_for_nobody_else() -> None:
+    chain = FakeChain()
+    await chain.advance()
+    async with (
+        FakeNode(chain) as one,
+        FakeNode(chain) as two,
+        FakeNode(chain) as slow,
+        watching(slow, one, two, finality="quorum", speculate=False) as watch,
+    ):
+        await watch.view()
+        endpoints = watch.watcher.pool.endpoints
+        await until(lambda: len(watch.watcher.pool.usable()) == 3)
+        slow.overrides["chain_getBlockHash"] = lambda _number: asyncio.Event().wait()
+        for node, endpoint in ((slow, endpoints[0]), (two, endpoints[2])):
+            node.muted.add("chain_subscribeFinalizedHeads")
+            endpoint.claimed_number = 99  # both passed the block, and are asked for its hash
+        endpoints[0].latency_s = 0.0
+        await chain.advance(publish(chain, ID_1, 2))
+        assert (await watch.view()).program is not None
+        assert (endpoints[0].problem, endpoints[0].connections) == (None, 1), "it was not waited for until it failed"
+
+
 async def test_unproven_values_need_the_quorum_too() -> None:
     chain = FakeChain(zero_root=True)
     await chain.advance(publish(chain, ID_1, 1))
