@@ -50,6 +50,9 @@ class WatchLimits:
 
     tick_s: float = 0.25
     retry_s: float = 1.0
+    patience_s: float = 6.0
+    given_up_max: int = 5
+    given_up_pause_s: float = 60.0
     gap_blocks_max: int = 512
     known_headers_max: int = 1024
     known_states_max: int = 64

@@ -221,6 +221,11 @@ class EndpointPool:
                 return None
         return self._events.popleft() if self._events else None
 
+    def has_news_besides(self, endpoint: Endpoint) -> bool:
+        """Whether another usable endpoint's word on finality waits to be heard."""
+        kinds = ("finalized", "justification")
+        return any(one.kind in kinds and one.endpoint is not endpoint and one.endpoint.usable for one in self._events)
+
     def choose(self) -> Endpoint | None:
         """Choose the primary anew; counts a failover when it changes hands."""
         now = self._clock.monotonic()

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import random
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
 from types import MappingProxyType
 from typing import Any
 
@@ -27,6 +27,8 @@ from chain_watcher.metadata import LayoutCache
 from chain_watcher.prover import ProofBase, not_ready, prove
 from chain_watcher.reads import BlockState, StateReader, forged, hash_text, state_facts
 from chain_watcher.release import BlockRef, SignatureVerifier, VerifiedRelease, verify_release
+from chain_watcher.rpc import RpcError
+from chain_watcher.turns import in_turn
 
 __all__ = ["ChainView", "Watcher", "WatcherConfig"]
 
@@ -81,6 +83,7 @@ class Watcher:
         self._last: Header | None = None
         self._last_at = 0.0
         self._refused: dict[str, int] = {}
+        self._given_up: dict[str, int] = {}
         self._view: ChainView | None = None
         self._state: BlockState | None = None
         self._proof_base: ProofBase | None = None
@@ -173,11 +176,25 @@ class Watcher:
                     kind="transient",
                 )
             if event is not None:
-                await self._handle(event)
+                await self._in_turn(event.endpoint, self._handle(event))
             elif self._owed is not None and self._clock.monotonic() - self._owed_at >= self.config.limits.retry_s:
-                await self._retry(self._owed)
+                await self._in_turn(self._owed.endpoint, self._retry(self._owed))
             if primary is not None and before is not None and primary is not before and primary.last_head is not None:
-                await self._handle(Event(primary, "finalized", primary.last_head))
+                await self._in_turn(primary, self._handle(Event(primary, "finalized", primary.last_head)))
+
+    async def _in_turn(self, endpoint: Endpoint, work: Coroutine[Any, Any, None]) -> None:
+        """What an endpoint's news ask for; given up when that is slow while others have news. Nothing is lost by it:
+        what was learned is kept, and the next news lead to the same blocks. Who is slow again and again has to pause.
+        """
+        limits = self.config.limits
+        if await in_turn(work, limits.patience_s, lambda: self.pool.has_news_besides(endpoint)):
+            return
+        times = self._given_up[endpoint.url] = self._given_up.get(endpoint.url, 0) + 1
+        if times >= limits.given_up_max and self.config.finality != "quorum":  # a quorum's questions go to others
+            self._given_up[endpoint.url] = 0
+            why = f"its news took over {limits.patience_s:g} s to follow, {times} times while others had some"
+            slow = RpcError(code="RPC_TIMEOUT", what=endpoint.url, why=why, retry_after_s=limits.given_up_pause_s)
+            self._blame(endpoint, slow)
 
     async def _handle(self, event: Event) -> None:
         endpoint = event.endpoint
@@ -367,6 +384,7 @@ class Watcher:
             self.counters.finalized_blocks += 1
             self.counters.runtime_upgrades += sum(1 for one in line if one.runtime_updated)
         self._last, self._last_at = header, self._clock.monotonic()
+        self._given_up.pop(found.endpoint.url, None)
         if found.justification is not None and self._state is not None and self.pool.genesis_hash:
             genesis = bytes.fromhex(self.pool.genesis_hash[2:])
             self._proof_base = ProofBase(genesis, header, found.justification, self._state.layout)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 from collections.abc import AsyncIterator
 from typing import Any
@@ -401,6 +402,39 @@ async def test_metadata_under_a_version_that_is_not_yet_is_forgotten(chain: Prov
         view = await watch.view()
         assert view.program is not None
         assert view.program.cids == ("bafy1",)
+
+
+async def test_a_slow_liar_does_not_keep_the_others_waiting(
+    chain: ProvenChain, node: FakeNode, honest: FakeNode
+) -> None:
+    """It makes up a long line of blocks and answers each question just within the deadline."""
+    await chain.advance()
+    line = [chain.main[1]]
+    for _ in range(400):
+        line.append(chain.child(line[-1], salt=7))
+    made_up = {block.hash for block in line[1:]}
+
+    async def slow(at: str | None = None) -> Any:
+        if at is not None and bytes.fromhex(at[2:]) in made_up:
+            await asyncio.sleep(0.1)  # what makes it slow
+        return truth(at)
+
+    truth = node.chain_getHeader
+    node.overrides["chain_getHeader"] = slow
+    limits = WatchLimits(patience_s=0.5, given_up_max=2)
+    async with proven(chain, node, honest, limits=limits) as watch:
+        await watch.view()
+        await until(lambda: len(watch.watcher.pool.usable()) == 2)
+        forgery = chain.justify(line[-1], voters=voters("others"))
+        liar, seen = watch.watcher.pool.endpoints[0], 0
+        while liar.problem is None:
+            await node.notify("grandpa_subscribeJustifications", "0x" + forgery.hex())
+            await chain.advance(publish(chain, ID_1, 2, f"1.{seen}.0"))
+            assert (await watch.view()).program is not None
+            seen += 1
+            await until(lambda: liar.problem or watch.watcher.health()["last_number"] == chain.finalized)
+        assert (liar.problem.code, liar.retry_after_s) == ("RPC_TIMEOUT", 60.0)
+        assert node.count("chain_getHeader") < 100
 
 
 async def test_old_state_and_withheld_changes_cost_nothing(
