@@ -52,6 +52,7 @@ class WatchLimits:
     retry_s: float = 1.0
     patience_s: float = 6.0
     given_up_max: int = 5
+    given_up_window_s: float = 600.0
     given_up_pause_s: float = 60.0
     gap_blocks_max: int = 512
     known_headers_max: int = 1024

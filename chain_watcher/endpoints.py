@@ -21,11 +21,13 @@ from chain_watcher.rpc import RpcClient, RpcError, RpcLimits, Subscription
 EventKind = Literal["up", "down", "finalized", "best", "justification", "storage"]
 State = Literal["connecting", "connected", "waiting", "refused"]
 
-#: Methods that change what the watcher asks for.
 REFUSED_CODES: Final = frozenset({"ENDPOINT_WRONG_GENESIS", "RPC_TLS_FAILED"})
+#: Methods that change what the watcher asks for; of what ``rpc_methods`` names, only these are remembered.
 READ_PROOF: Final = "state_getReadProof"
 JUSTIFICATIONS: Final = "grandpa_subscribeJustifications"
 PROVE_FINALITY: Final = "grandpa_proveFinality"
+QUERY_STORAGE: Final = "state_queryStorageAt"
+ASKED_FOR: Final = frozenset({READ_PROOF, JUSTIFICATIONS, PROVE_FINALITY, QUERY_STORAGE})
 
 
 class Clock(Protocol):
@@ -53,6 +55,7 @@ class PoolLimits:
     block_silence_s: float = 45.0
     lag_grace_s: float = 2.0
     events_max: int = 1024
+    events_of_a_kind_max: int = 16
 
 
 @dataclass(slots=True, eq=False)
@@ -129,7 +132,7 @@ class Endpoint:
         }
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class Event:
     """Something an endpoint said or did; ``value`` is JSON as received (header, hex text, storage changes)."""
 
@@ -265,7 +268,12 @@ class EndpointPool:
         endpoint.cut.set()
 
     def _emit(self, endpoint: Endpoint, kind: EventKind, value: Any = None) -> None:
-        if len(self._events) == self._events.maxlen:
+        """Let it wait to be heard; of an endpoint's news of a kind only the newest, so that no flood drowns others'."""
+        alike = [one for one in self._events if one.endpoint is endpoint and one.kind == kind]
+        if len(alike) >= self._limits.events_of_a_kind_max:
+            self._events.remove(alike[0])
+            self.events_dropped += 1
+        elif len(self._events) == self._events.maxlen:
             self.events_dropped += 1
         self._events.append(Event(endpoint, kind, value))
         self._wake.set()
@@ -338,7 +346,7 @@ class EndpointPool:
         self.genesis_hash = genesis
         try:
             listed = await questions.call("rpc_methods")
-            endpoint.methods = frozenset(str(name) for name in listed["methods"])
+            endpoint.methods = ASKED_FOR & frozenset(name for name in listed["methods"] if isinstance(name, str))
         except (RpcError, TypeError, KeyError):
             endpoint.methods = frozenset()
 

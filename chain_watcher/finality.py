@@ -29,6 +29,8 @@ CHANGE_DELAY_MAX: Final = 64
 _BLOCK_HASH: Final = re.compile(r"0x[0-9a-f]{64}", re.ASCII)
 #: Set changes kept in memory for evidence; older ones are asked for again.
 CHANGES_KEPT: Final = 64
+#: Headers kept in memory: a thousand of a large network, whatever an endpoint makes up.
+HEADERS_BYTES_MAX: Final = 8 * 1024 * 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,17 +43,21 @@ class FinalBlock:
 
 
 class Headers:
-    """Headers by hash, the newest kept; each was checked by its hash when it came in."""
+    """Headers by hash, the newest kept, by number and by size; each was checked by its hash when it came in."""
 
-    def __init__(self, size_max: int) -> None:
+    def __init__(self, size_max: int, bytes_max: int = HEADERS_BYTES_MAX) -> None:
         self._known: OrderedDict[bytes, Header] = OrderedDict()
         self._size_max = size_max
+        self._bytes_max = bytes_max
+        self._bytes = 0
 
     def add(self, header: Header) -> None:
-        """Remember; the oldest gives way."""
+        """Remember; the oldest give way."""
+        if header.hash not in self._known:
+            self._bytes += len(header.encoded)
         self._known[header.hash] = header
-        while len(self._known) > self._size_max:
-            self._known.popitem(last=False)
+        while len(self._known) > self._size_max or self._bytes > self._bytes_max:
+            self._bytes -= len(self._known.popitem(last=False)[1].encoded)
 
     def get(self, block_hash: bytes) -> Header | None:
         """The header of that hash, if known."""

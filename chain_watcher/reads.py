@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
-from chain_watcher.endpoints import READ_PROOF, Endpoint
+from chain_watcher.endpoints import QUERY_STORAGE, READ_PROOF, Endpoint
 from chain_watcher.errors import ChainWatcherError
 from chain_watcher.header import Header
 from chain_watcher.layout import Layout, RawProgram, storage_key
@@ -27,7 +27,6 @@ LAST_UPGRADE_KEY: Final = storage_key("System", "LastRuntimeUpgrade")
 #: Metadata is some hundred kilobytes and comes once for each runtime.
 METADATA_TIMEOUT_S: Final = 30.0
 SAID_MAX: Final = 64
-QUERY_STORAGE: Final = "state_queryStorageAt"
 ZERO_ROOT: Final = bytes(32)
 
 

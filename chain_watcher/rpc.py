@@ -34,7 +34,8 @@ class RpcLimits:
     request_timeout_s: float = 15.0
     heartbeat_s: float = 15.0
     message_bytes_max: int = 16 * 1024 * 1024
-    notifications_max: int = 256
+    notification_bytes_max: int = 2 * 1024 * 1024
+    notifications_max: int = 32
 
 
 class RpcError(ChainWatcherError):
@@ -291,6 +292,9 @@ class RpcClient:
         if not isinstance(message, dict):
             raise self._garbage("not a JSON object")
         if "method" in message:
+            if len(text) > self.limits.notification_bytes_max:
+                why = f"a notification over {self.limits.notification_bytes_max} bytes"
+                raise RpcError(code="RPC_MESSAGE_TOO_BIG", what=self.url, why=why)
             self._take_notification(message)
         elif "id" in message:
             self._take_answer(message)

@@ -83,7 +83,7 @@ class Watcher:
         self._last: Header | None = None
         self._last_at = 0.0
         self._refused: dict[str, int] = {}
-        self._given_up: dict[str, int] = {}
+        self._given_up: dict[str, list[float]] = {}
         self._view: ChainView | None = None
         self._state: BlockState | None = None
         self._proof_base: ProofBase | None = None
@@ -189,10 +189,12 @@ class Watcher:
         limits = self.config.limits
         if await in_turn(work, limits.patience_s, lambda: self.pool.has_news_besides(endpoint)):
             return
-        times = self._given_up[endpoint.url] = self._given_up.get(endpoint.url, 0) + 1
-        if times >= limits.given_up_max and self.config.finality != "quorum":  # a quorum's questions go to others
-            self._given_up[endpoint.url] = 0
-            why = f"its news took over {limits.patience_s:g} s to follow, {times} times while others had some"
+        now = self._clock.monotonic()
+        times = [at for at in self._given_up.get(endpoint.url, ()) if now - at < limits.given_up_window_s] + [now]
+        self._given_up[endpoint.url] = times
+        if len(times) >= limits.given_up_max and self.config.finality != "quorum":  # a quorum's questions go to others
+            self._given_up[endpoint.url] = []
+            why = f"its news took over {limits.patience_s:g} s to follow, {len(times)} times while others had some"
             slow = RpcError(code="RPC_TIMEOUT", what=endpoint.url, why=why, retry_after_s=limits.given_up_pause_s)
             self._blame(endpoint, slow)
 
@@ -384,7 +386,6 @@ class Watcher:
             self.counters.finalized_blocks += 1
             self.counters.runtime_upgrades += sum(1 for one in line if one.runtime_updated)
         self._last, self._last_at = header, self._clock.monotonic()
-        self._given_up.pop(found.endpoint.url, None)
         if found.justification is not None and self._state is not None and self.pool.genesis_hash:
             genesis = bytes.fromhex(self.pool.genesis_hash[2:])
             self._proof_base = ProofBase(genesis, header, found.justification, self._state.layout)

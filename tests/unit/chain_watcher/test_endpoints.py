@@ -80,6 +80,34 @@ async def pool_of(
         await asyncio.gather(run, return_exceptions=True)
 
 
+async def test_a_flood_from_one_endpoint_drowns_nobody_elses_news() -> None:
+    pool = EndpointPool(
+        ["ws://liar", "ws://honest"],
+        genesis_hash=None,
+        limits=PoolLimits(events_of_a_kind_max=4),
+        rpc_limits=RpcLimits(),
+        clock=ManualClock(),
+        random=lambda: 1.0,
+    )
+    liar, honest = pool.endpoints
+    pool._emit(honest, "justification", "0x00")
+    for number in range(5000):
+        pool._emit(liar, "justification", number)
+        pool._emit(liar, "best", number)
+    heard = [await pool.event(1.0) for _ in range(9)]
+    assert [(one.endpoint, one.kind) for one in heard if one and one.endpoint is honest] == [(honest, "justification")]
+    assert [one.value for one in heard if one and one.kind == "best"] == [4996, 4997, 4998, 4999]
+    assert pool.events_dropped == 2 * 4996
+
+
+async def test_of_the_methods_only_those_that_matter_are_remembered() -> None:
+    async with FakeNode(FakeChain(), grandpa=True) as node:
+        node.overrides["rpc_methods"] = lambda: {"methods": ["state_getReadProof", 7, *(str(n) for n in range(9999))]}
+        async with pool_of(node, clock=ManualClock()) as pool:
+            await until(lambda: pool.usable())
+            assert pool.endpoints[0].methods == {"state_getReadProof"}
+
+
 async def test_a_wrong_genesis_is_refused_and_left_alone() -> None:
     clock = ManualClock()
     async with FakeNode(FakeChain()) as node, pool_of(node, clock=clock, genesis="0x" + "00" * 32) as pool:

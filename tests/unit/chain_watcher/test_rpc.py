@@ -129,6 +129,19 @@ async def test_a_message_over_the_limit(client: RpcClient, node: FakeNode) -> No
     assert (await failure(client, "state_getMetadata")).code == "RPC_MESSAGE_TOO_BIG"
 
 
+async def test_a_notification_over_its_limit(session: aiohttp.ClientSession, node: FakeNode) -> None:
+    """Many of them may wait to be heard, so each has to be small; answers come one at a time."""
+    client = await RpcClient.connect(session, node.url, RpcLimits(notification_bytes_max=1000))
+    heads = await client.subscribe(*FINALIZED)
+    await heads.next()
+    node.overrides["state_getMetadata"] = lambda: "x" * 2000
+    assert len(await client.call("state_getMetadata")) == 2000
+    await node.notify(FINALIZED[0], "x" * 2000)
+    with pytest.raises(RpcError, match="RPC_MESSAGE_TOO_BIG"):
+        await heads.next()
+    await client.close()
+
+
 async def test_a_cut_connection_wakes_questions_and_subscriptions(client: RpcClient, node: FakeNode) -> None:
     heads = await client.subscribe(*FINALIZED)
     await heads.next()
