@@ -16,7 +16,7 @@ from typing import Any, Final, Literal, Protocol
 import aiohttp
 
 from chain_watcher.errors import ChainWatcherError
-from chain_watcher.rpc import RpcClient, RpcError, RpcLimits, Subscription
+from chain_watcher.rpc import RpcClient, RpcError, RpcLimits, Subscription, open_session
 
 EventKind = Literal["up", "down", "finalized", "best", "justification", "storage"]
 State = Literal["connecting", "connected", "waiting", "refused"]
@@ -209,7 +209,7 @@ class EndpointPool:
 
     async def run(self) -> None:
         """Serve until cancelled."""
-        async with aiohttp.ClientSession() as session, asyncio.TaskGroup() as group:
+        async with open_session() as session, asyncio.TaskGroup() as group:
             for endpoint in self.endpoints:
                 group.create_task(self._serve(session, endpoint), name=f"endpoint {endpoint.url}")
 
