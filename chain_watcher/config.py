@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final, Literal
 
-from chain_watcher.endpoints import PoolLimits
+from chain_watcher.endpoints import PoolLimits, voice
 from chain_watcher.errors import ChainWatcherError
 from chain_watcher.grandpa import checkpoint_genesis
 from chain_watcher.release import BlockRef, VerifiedRelease
@@ -98,8 +98,8 @@ class WatcherConfig:
             wrong = "mode proven needs a checkpoint and the genesis hash"
         elif self.finality == "proven" and self.unsafe_unproven_reads:
             wrong = "mode proven and unsafe_unproven_reads exclude each other"
-        elif self.finality == "quorum" and not 2 <= self.quorum <= len(set(self.endpoints)):
-            wrong = f"a quorum of {self.quorum} needs at least 2 and at most as many endpoints as are named"
+        elif self.finality == "quorum" and not 2 <= self.quorum <= len({voice(url) for url in self.endpoints}):
+            wrong = f"a quorum of {self.quorum} needs at least 2 and at most as many different endpoints as are named"
         elif self.genesis is not None and self._checkpoint_genesis() not in (None, self.genesis):
             wrong = f"the checkpoint is of the chain {self._checkpoint_genesis()}, genesis_hash is {self.genesis}"
         if wrong is not None:

@@ -12,6 +12,7 @@ from collections import deque
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any, Final, Literal, Protocol
+from urllib.parse import urlsplit
 
 import aiohttp
 
@@ -157,6 +158,19 @@ def choose(
         if behind is None or now - behind <= grace_s:
             return current
     return max(usable, key=lambda endpoint: (height(endpoint), -endpoint.latency_s))
+
+
+def voice(url: str) -> str:
+    """Who speaks at a URL: two ways of writing one address (case, default port, ws for wss, a last slash) are one."""
+    try:
+        parts = urlsplit(url.strip())
+        port = parts.port
+    except ValueError:
+        return url
+    address = (parts.hostname or "").rstrip(".")
+    if port not in (None, {"ws": 80, "wss": 443}.get(parts.scheme)):
+        address += f":{port}"
+    return f"{address}{parts.path.rstrip('/')}?{parts.query}"
 
 
 def backoff_s(failures: int, limits: PoolLimits, random: float) -> float:

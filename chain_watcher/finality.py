@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any, Final, Protocol
 
 from chain_watcher.config import Counters
-from chain_watcher.endpoints import JUSTIFICATIONS, PROVE_FINALITY, Endpoint, EndpointPool, Event
+from chain_watcher.endpoints import JUSTIFICATIONS, PROVE_FINALITY, Endpoint, EndpointPool, Event, voice
 from chain_watcher.errors import ChainWatcherError
 from chain_watcher.evidence import SetChange
 from chain_watcher.grandpa import Checkpoint, Justification, verify_finality, verify_justification
@@ -160,7 +160,9 @@ class QuorumDecider:
             votes[other.url] = answer
 
     def _agreed(self, votes: dict[str, str]) -> str | None:
-        return next((one for one, count in Counter(votes.values()).items() if count >= self._needed), None)
+        """The hash that enough different voices call final: one endpoint under two URLs is one voice."""
+        counts = Counter(one for one, _voice in {(one, voice(url)) for url, one in votes.items()})
+        return next((one for one, count in counts.items() if count >= self._needed), None)
 
     def _count(self, number: int, votes: dict[str, str]) -> FinalBlock | None:
         agreed = self._agreed(votes)

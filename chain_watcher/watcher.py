@@ -16,7 +16,7 @@ from typing import Any
 from chain_watcher.ahead import ReadAhead
 from chain_watcher.audit import Auditor
 from chain_watcher.config import BY_METADATA, CHAIN_WIDE, LYING, ChainView, Counters, SystemClock, WatcherConfig
-from chain_watcher.endpoints import Clock, Endpoint, EndpointPool, Event
+from chain_watcher.endpoints import Clock, Endpoint, EndpointPool, Event, voice
 from chain_watcher.errors import ChainWatcherError
 from chain_watcher.evidence import STANDARD_LAYOUTS, claimed_evidence
 from chain_watcher.finality import Decider, FinalBlock, Headers, ProvenDecider, QuorumDecider, SingleDecider, ancestry
@@ -364,7 +364,7 @@ class Watcher:
                 continue
             agreed.append(state)
             needed = self.config.quorum if self.config.finality == "quorum" and not state.proven else 1
-            if sum(1 for one in agreed if one.values == state.values) < needed:
+            if len({voice(one.endpoint) for one in agreed if one.values == state.values}) < needed:
                 continue
             for suspect, offence in suspects:
                 self.pool.accuse(suspect, forged("ENDPOINT_METADATA_FORGED", suspect, str(offence)))

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from chain_watcher.endpoints import Endpoint, EndpointPool, PoolLimits, backoff_s, choose, head_number
+from chain_watcher.endpoints import Endpoint, EndpointPool, PoolLimits, backoff_s, choose, head_number, voice
 from chain_watcher.errors import ChainWatcherError
 from chain_watcher.rpc import RpcLimits
 
@@ -230,6 +230,45 @@ async def test_a_quorum_must_agree_and_a_dissenter_is_named() -> None:
             assert view.program is not None
             assert (view.program.enclave_id, view.finality) == (ID_1, "quorum")
             await until(lambda: watch.watcher.health()["lying"] == [liar.url])
+
+
+def test_ways_of_writing_one_address_are_one_voice() -> None:
+    same = [
+        "wss://one.example",
+        "WSS://One.Example/",
+        "wss://one.example:443",
+        "ws://one.example./",
+        "ws://one.example:80",
+    ]
+    assert len({voice(url) for url in same}) == 1
+    others = [
+        "wss://two.example",
+        "wss://one.example:9944",
+        "wss://one.example/a",
+        "wss://one.example/?key=1",
+        "ws://[::1]",
+    ]
+    assert len({voice(url) for url in [same[0], *others, "wss://one.example:none"]}) == 7
+
+
+async def test_one_endpoint_under_two_urls_is_one_voice() -> None:
+    chain, other = FakeChain(), FakeChain()
+    other.grow(publish(other, ID_3, 1))
+    await other.finalize()
+    await chain.advance(publish(chain, ID_1, 1))
+    async with FakeNode(chain) as one, FakeNode(chain) as two, FakeNode(other) as liar:
+        with pytest.raises(ChainWatcherError, match="WATCHER_CONFIG_INVALID"):
+            async with watching(liar, liar.url + "/", finality="quorum"):
+                pass
+        async with watching(liar, liar.url + "/", one, finality="quorum") as watch:
+            await until(lambda: len(watch.watcher.pool.usable()) == 3)
+            await until(lambda: all(endpoint.heads for endpoint in watch.watcher.pool.endpoints))
+            await until(lambda: not watch.watcher.pool._events)
+            assert (watch.waiting, watch.watcher.health()["last_number"]) == (0, None)
+        async with watching(liar, liar.url + "/", one, two, finality="quorum") as watch:
+            view = await watch.view()
+            assert view.program is not None
+            assert view.program.enclave_id == ID_1
 
 
 async def test_a_quorum_waits_for_the_slower_one() -> None:
