@@ -8,6 +8,7 @@ costs no reconnect and finalized heights can be compared. The pool moves bytes a
 from __future__ import annotations
 
 import asyncio
+import re
 from collections import deque
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
@@ -28,6 +29,7 @@ READ_PROOF: Final = "state_getReadProof"
 JUSTIFICATIONS: Final = "grandpa_subscribeJustifications"
 PROVE_FINALITY: Final = "grandpa_proveFinality"
 QUERY_STORAGE: Final = "state_queryStorageAt"
+BLOCK_HASH: Final = re.compile(r"0x[0-9a-f]{64}", re.ASCII)
 ASKED_FOR: Final = frozenset({READ_PROOF, JUSTIFICATIONS, PROVE_FINALITY, QUERY_STORAGE})
 
 
@@ -350,11 +352,15 @@ class EndpointPool:
 
     async def _introduce(self, endpoint: Endpoint, questions: RpcClient) -> None:
         genesis = await questions.call("chain_getBlockHash", [0])
-        if not isinstance(genesis, str) or (self.genesis_hash is not None and genesis != self.genesis_hash):
+        if (
+            not isinstance(genesis, str)
+            or not BLOCK_HASH.fullmatch(genesis)
+            or (self.genesis_hash is not None and genesis != self.genesis_hash)
+        ):
             raise ChainWatcherError(
                 code="ENDPOINT_WRONG_GENESIS",
                 what=endpoint.url,
-                why=f"genesis {str(genesis)[:80]} instead of {self.genesis_hash}",
+                why=f"genesis {str(genesis)[:80]} instead of {self.genesis_hash or 'a block hash'}",
                 action="Point this endpoint at the right chain, or correct genesis_hash",
             )
         self.genesis_hash = genesis

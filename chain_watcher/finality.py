@@ -7,13 +7,12 @@ endpoint. Proven finality follows the authority sets from the pinned checkpoint 
 from __future__ import annotations
 
 import asyncio
-import re
 from collections import Counter, OrderedDict
 from dataclasses import dataclass
 from typing import Any, Final, Protocol
 
 from chain_watcher.config import Counters
-from chain_watcher.endpoints import JUSTIFICATIONS, PROVE_FINALITY, Endpoint, EndpointPool, Event, voice
+from chain_watcher.endpoints import BLOCK_HASH, JUSTIFICATIONS, PROVE_FINALITY, Endpoint, EndpointPool, Event, voice
 from chain_watcher.errors import ChainWatcherError
 from chain_watcher.evidence import SetChange
 from chain_watcher.grandpa import Checkpoint, Justification, verify_finality, verify_justification
@@ -26,7 +25,6 @@ FINALITY_PROOF_BYTES_MAX: Final = 8 * 1024 * 1024
 UNKNOWN_HEADERS_MAX: Final = 100_000
 #: A scheduled change is looked for so many blocks before the block where it takes effect (delays are 0 in practice).
 CHANGE_DELAY_MAX: Final = 64
-_BLOCK_HASH: Final = re.compile(r"0x[0-9a-f]{64}", re.ASCII)
 #: Set changes kept in memory for evidence; older ones are asked for again.
 CHANGES_KEPT: Final = 64
 #: Headers kept in memory: a thousand of a large network, whatever an endpoint makes up.
@@ -156,7 +154,7 @@ class QuorumDecider:
         except ChainWatcherError as problem:
             self._pool.distrust(other, problem)
             return
-        if isinstance(answer, str) and _BLOCK_HASH.fullmatch(answer):
+        if isinstance(answer, str) and BLOCK_HASH.fullmatch(answer):
             votes[other.url] = answer
 
     def _agreed(self, votes: dict[str, str]) -> str | None:

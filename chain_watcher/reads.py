@@ -216,7 +216,7 @@ class StateReader:
             return None
         try:
             return bytes.fromhex(answer[2:])
-        except (TypeError, ValueError) as problem:
+        except (TypeError, KeyError, ValueError) as problem:  # KeyError: a slice of an object, from Python 3.12 on
             raise ChainWatcherError(
                 code="ENDPOINT_GARBAGE", what=endpoint.url, why="a storage value that is not hex"
             ) from problem

@@ -71,7 +71,7 @@ async def _authorities(client: RpcClient, number: int) -> tuple[str, str, Checkp
             (await client.call("state_call", ["GrandpaApi_grandpa_authorities", "0x", block_hash]))[2:]
         )
         set_id = bytes.fromhex((await client.call("state_call", ["GrandpaApi_current_set_id", "0x", block_hash]))[2:])
-    except (TypeError, ValueError) as problem:
+    except (TypeError, KeyError, ValueError) as problem:  # KeyError: a slice of an object, from Python 3.12 on
         raise ChainWatcherError(
             code="ENDPOINT_GARBAGE", what=client.url, why="a runtime answer that is not hex"
         ) from problem

@@ -119,6 +119,16 @@ async def test_a_wrong_genesis_is_refused_and_left_alone() -> None:
         assert pool.choose() is None
 
 
+@pytest.mark.parametrize("genesis", [None, "", "0x", "genesis", "0x" + "zz" * 32, ["0x"]])
+async def test_a_genesis_that_is_no_hash_is_refused(genesis: Any) -> None:
+    """Nothing is pinned here, so that the first answer would be taken for the chain's."""
+    clock = ManualClock()
+    async with FakeNode(FakeChain()) as node, pool_of(node, clock=clock) as pool:
+        node.overrides["chain_getBlockHash"] = lambda _number: genesis
+        await until(lambda: clock.sleeping)
+        assert (pool.endpoints[0].facts(clock.now)["code"], pool.genesis_hash) == ("ENDPOINT_WRONG_GENESIS", None)
+
+
 async def test_without_a_genesis_hash_all_must_serve_the_first_ones_chain() -> None:
     clock = ManualClock()
     other = FakeChain(metadata=make_metadata())
