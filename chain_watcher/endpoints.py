@@ -305,8 +305,10 @@ class EndpointPool:
                 endpoint.note_failure(problem)
             if endpoint.connections > connections:
                 self._emit(endpoint, "down", endpoint.accusation or endpoint.problem)
-            endpoint.state = "waiting"
+            endpoint.state, known = "waiting", endpoint.accusation
             await self._clock.sleep(self._pause_s(endpoint))
+            if endpoint.accusation is not known:  # found out after it had hung up
+                await self._clock.sleep(self._limits.liar_retry_s)
             endpoint.accusation = None  # served its time; the count and the last reason stay in its facts
 
     def _pause_s(self, endpoint: Endpoint) -> float:

@@ -157,6 +157,23 @@ async def test_back_off_and_rate_limits_are_waited_for() -> None:
             assert pool.endpoints[0].failures == 0, "a head ends a series of failures"
 
 
+async def test_a_liar_that_hangs_up_at_once_is_left_alone_all_the_same() -> None:
+    clock = ManualClock()
+    async with FakeNode(FakeChain()) as node, pool_of(node, clock=clock) as pool:
+        await until(lambda: pool.usable())
+        endpoint = pool.endpoints[0]
+        await node.cut()
+        await until(lambda: endpoint.state == "waiting" and clock.sleeping)
+        pool.accuse(endpoint, ChainWatcherError(code="ENDPOINT_JUSTIFICATION_FORGED", what="x", why="y"))
+        clock.advance(PoolLimits().backoff_max_s)
+        await until(lambda: clock.sleeping or endpoint.connections > 1)
+        clock.advance(PoolLimits().liar_retry_s - 1.0)
+        assert (endpoint.connections, endpoint.facts(clock.now)["state"]) == (1, "lying")
+        clock.advance(1.0)
+        await until(lambda: endpoint.connections == 2)
+        assert endpoint.usable
+
+
 async def test_a_dead_subscription_on_a_live_socket_is_noticed() -> None:
     clock = ManualClock()
     chain = FakeChain()
