@@ -61,16 +61,19 @@ async def read_metadata(metadata: str, *, timeout_s: float = PARSE_TIMEOUT_S) ->
     """
     if not isinstance(metadata, str) or len(metadata) > 2 * METADATA_BYTES_MAX + 2:
         raise _unreadable("not hex text of a usable size")
-    child = await asyncio.create_subprocess_exec(
-        sys.executable,
-        "-P",
-        "-m",
-        "chain_watcher.metadata",
-        stdin=asyncio.subprocess.PIPE,
-        stdout=asyncio.subprocess.PIPE,
-        stderr=asyncio.subprocess.PIPE,
-        env={"PYTHONPATH": _ROOT, "PYTHONDONTWRITEBYTECODE": "1", "LC_ALL": "C.UTF-8"},
-    )
+    try:
+        child = await asyncio.create_subprocess_exec(
+            sys.executable,
+            "-P",
+            "-m",
+            "chain_watcher.metadata",
+            stdin=asyncio.subprocess.PIPE,
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.PIPE,
+            env={"PYTHONPATH": _ROOT, "PYTHONDONTWRITEBYTECODE": "1", "LC_ALL": "C.UTF-8"},
+        )
+    except OSError as problem:  # no process or no memory left on this host
+        raise _process_failed(f"it cannot be started: {problem}") from problem
     try:
         async with asyncio.timeout(timeout_s):
             output, complaint = await child.communicate(metadata.encode())

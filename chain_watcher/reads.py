@@ -134,8 +134,9 @@ class StateReader:
             if not proven:
                 raise
             found, state = await self._read_otherwise(endpoint, header, executed_by, found, problem)
+        if self.current is None or self.current[1] is not found:
+            self._layouts.put(self._genesis, executed_by, found)
         self.current = executed_by, found
-        self._layouts.put(self._genesis, executed_by, found)
         return state
 
     async def _read_otherwise(

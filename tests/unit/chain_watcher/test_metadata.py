@@ -77,6 +77,9 @@ async def test_the_child_process_passes_errors_on() -> None:
 async def test_a_child_that_does_not_answer_is_ended(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(ChainWatcherError, match="METADATA_PROCESS_FAILED"):
         await read_metadata("0x", timeout_s=0.001)
+    monkeypatch.setattr(sys, "executable", "/nonexistent/python")
+    with pytest.raises(ChainWatcherError, match=r"METADATA_PROCESS_FAILED.*cannot be started"):
+        await read_metadata("0x")
     monkeypatch.setattr(sys, "executable", "/bin/false")
     with pytest.raises(ChainWatcherError, match="METADATA_PROCESS_FAILED"):
         await read_metadata("0x")
