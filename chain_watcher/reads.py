@@ -7,6 +7,7 @@ parent (after ``set_code`` in N the layout is still the old one). frame-system w
 
 from __future__ import annotations
 
+import asyncio
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -96,6 +97,7 @@ class StateReader:
         self._blame = blame
         #: Metadata is large: what an endpoint (URL) gave for a runtime, or was refused for, is not asked for again.
         self._said: OrderedDict[tuple[str, int], ChainLayout | ChainWatcherError] = OrderedDict()
+        self._reading: dict[tuple[str, int], asyncio.Task[ChainLayout]] = {}
         self._genesis = ""
 
     async def header(self, endpoint: Endpoint, block_hash: str) -> Header:
@@ -243,22 +245,36 @@ class StateReader:
         return known if known is not None else await self._said_by(endpoint, header, version)
 
     async def _said_by(self, endpoint: Endpoint, header: Header, version: int) -> ChainLayout:
-        """The layout in this endpoint's own metadata, asked for once."""
+        """The layout in this endpoint's own metadata, asked for once.
+
+        Fetching and parsing it may take long: whoever gives up waiting for it finds it further on the next time.
+        """
         key = (endpoint.url, version)
         said = self._said.get(key)
         if said is None:
-            try:
-                said = await self._read_layout(endpoint, header, version)
-            except ChainWatcherError as problem:
-                if problem.kind != "rejected" or isinstance(problem, RpcError):
-                    raise
-                said = problem
-            self._said[key] = said
-            while len(self._said) > SAID_MAX:
-                self._said.popitem(last=False)
+            reading = self._reading.get(key)
+            if reading is None:
+                reading = asyncio.create_task(self._read_layout(endpoint, header, version), name=f"metadata {key}")
+                self._reading[key] = reading
+                reading.add_done_callback(lambda done: self._take_said(key, done))
+            return await asyncio.shield(reading)
         if isinstance(said, ChainWatcherError):
             raise said
         return said
+
+    def _take_said(self, key: tuple[str, int], done: asyncio.Task[ChainLayout]) -> None:
+        self._reading.pop(key, None)
+        if done.cancelled():
+            return
+        problem = done.exception()
+        if problem is None:
+            self._said[key] = done.result()
+        elif (
+            isinstance(problem, ChainWatcherError) and problem.kind == "rejected" and not isinstance(problem, RpcError)
+        ):
+            self._said[key] = problem
+        while len(self._said) > SAID_MAX:
+            self._said.popitem(last=False)
 
     async def _read_layout(self, endpoint: Endpoint, header: Header, version: int) -> ChainLayout:
         at = _parent_or_self(header)
