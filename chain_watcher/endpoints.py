@@ -410,6 +410,11 @@ class EndpointPool:
                 else:
                     self.distrust(endpoint, problem)
 
+    def excuse_unproven(self) -> None:
+        """What is not proven yet may be so because it was not followed yet: count the time anew, for all."""
+        for endpoint in self.endpoints:
+            endpoint.unproven_since = None
+
     async def watch_storage(self, endpoint: Endpoint, keys: list[str]) -> None:
         """Ask for storage changes of ``keys`` as a hint; runs until the connection ends."""
         if endpoint.hints is None:

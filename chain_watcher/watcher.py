@@ -189,6 +189,7 @@ class Watcher:
         limits = self.config.limits
         if await in_turn(work, limits.patience_s, lambda: self.pool.has_news_besides(endpoint)):
             return
+        self.pool.excuse_unproven()
         now = self._clock.monotonic()
         times = [at for at in self._given_up.get(endpoint.url, ()) if now - at < limits.given_up_window_s] + [now]
         self._given_up[endpoint.url] = times

@@ -7,11 +7,13 @@ import dataclasses
 from unittest import mock
 
 from chain_watcher import ahead
-from chain_watcher.endpoints import Endpoint
+from chain_watcher.config import WatcherConfig, WatchLimits
+from chain_watcher.endpoints import Endpoint, EndpointPool
 from chain_watcher.finality import Headers
 from chain_watcher.header import DigestItem, Header
 from chain_watcher.layout import standard_layout
 from chain_watcher.reads import BlockState
+from chain_watcher.watcher import Watcher
 
 from . import makers
 from .fake_chain import until
@@ -69,6 +71,21 @@ async def test_states_read_ahead_are_kept_by_number_and_by_size() -> None:
         assert [one.header.number for one in reader._states.values()] == [1]
     run.cancel()
     await asyncio.gather(run, return_exceptions=True)
+
+
+async def test_an_endpoint_is_not_blamed_for_proofs_that_were_not_followed_yet() -> None:
+    """After a long absence a turn may be given up many times before the chain is caught up with."""
+    config = WatcherConfig(("ws://slow", "ws://other"), "single", limits=WatchLimits(patience_s=0.001, given_up_max=2))
+    watcher = Watcher(config, lambda _id, _signatures: None)
+    slow, other = watcher.pool.endpoints
+    with mock.patch.object(EndpointPool, "has_news_besides", lambda _pool, endpoint: endpoint is slow):
+        slow.unproven_since = other.unproven_since = 1.0
+        await watcher._in_turn(other, asyncio.sleep(0.01))
+        assert (slow.unproven_since, other.problem) == (1.0, None)
+        for expected in (None, "RPC_TIMEOUT"):
+            await watcher._in_turn(slow, asyncio.sleep(3600))
+            assert (slow.unproven_since, other.unproven_since) == (None, None)
+            assert (slow.problem and slow.problem.code) == expected
 
 
 def as_json(header: Header) -> dict[str, object]:
