@@ -193,7 +193,7 @@ class ProvenDecider:
         headers: Headers,
         gap_max: int,
         counters: Counters,
-        scan_from: int | None = None,
+        followed: int = 0,
     ) -> None:
         self.checkpoint = checkpoint
         self.hand_overs: OrderedDict[int, HandOver] = OrderedDict()
@@ -203,7 +203,8 @@ class ProvenDecider:
         self._counters = counters
         #: Headers from one that ordered a change not yet in force up to the last final one.
         self._pending: list[Header] = []
-        self._scan_from = scan_from
+        #: Up to this block changes of the set were looked for; what another mode held for final does not count.
+        self._followed = followed
 
     def to_json(self) -> dict[str, Any]:
         """What a restart needs: the set in force, and the block below the first header that orders its end, if any."""
@@ -243,8 +244,7 @@ class ProvenDecider:
         block_hash = _target(endpoint, data).target_hash
         header = self._headers.get(block_hash) or await self._reader.header(endpoint, "0x" + block_hash.hex())
         self._headers.add(header)
-        await self._find_pending(endpoint, last)
-        floor = max(self.checkpoint.number, last.number if last else 0)
+        floor = max(self.checkpoint.number, self._followed)
         chain = await ancestry(self._reader, self._headers, endpoint, header, floor, self._gap_max)
         if chain is None:
             await self._hop(endpoint, header, data, floor)
@@ -255,19 +255,9 @@ class ProvenDecider:
             why = f"block {chain[0].number} does not descend from the final block {last.number}"
             raise forged("ENDPOINT_FORKED_FINALITY", endpoint, why)
         await self._follow(endpoint, chain, data)
+        self._followed = header.number
         self._counters.justifications += 1
         return FinalBlock(endpoint, header, data)
-
-    async def _find_pending(self, endpoint: Endpoint, last: Header | None) -> None:
-        """After a restart: the headers that ordered a change before the journalled block, in force after it."""
-        if self._scan_from is None or last is None:
-            return
-        floor = max(self._scan_from, self.checkpoint.number)
-        if floor < last.number:
-            line = await ancestry(self._reader, self._headers, endpoint, last, floor, self._gap_max) or []
-            ordered = next((i for i, one in enumerate(line) if one.grandpa_change() is not None), len(line))
-            self._pending = line[ordered:]
-        self._scan_from = None
 
     async def _follow(self, endpoint: Endpoint, chain: list[Header], data: bytes) -> None:
         """Verify ``data`` for the end of ``chain``, by way of every set change inside it."""

@@ -125,15 +125,14 @@ class Watcher:
             return SingleDecider(self.pool)
         if self.config.finality == "quorum":
             return QuorumDecider(self.pool, self.config.quorum, self._headers)
-        start, stored, scan_from = Checkpoint.from_json(self.config.checkpoint), self.config.chain_state, None
+        start, stored, followed = Checkpoint.from_json(self.config.checkpoint), self.config.chain_state, 0
         if stored is not None:
             found = Checkpoint.from_json(stored.get("checkpoint"))
             if found.number >= start.number:  # a pin that was moved ahead by a person counts more than the journal
-                start, scan_from = found, stored.get("scan_from")
+                scan_from, since = stored.get("scan_from"), self.config.since
+                start, followed = found, scan_from if type(scan_from) is int else since.number if since else 0
         gap_max = self.config.limits.gap_blocks_max
-        return ProvenDecider(
-            start, self._reader, self._headers, gap_max, self.counters, scan_from if type(scan_from) is int else None
-        )
+        return ProvenDecider(start, self._reader, self._headers, gap_max, self.counters, followed)
 
     # --- running
 

@@ -203,6 +203,42 @@ async def test_a_change_that_takes_effect_after_a_restart(chain: ProvenChain, no
         assert watch.watcher.health()["lying"] == []
 
 
+@pytest.mark.parametrize("gap_max", [512, 3])
+async def test_sets_that_changed_while_another_mode_was_in_use_are_followed(
+    chain: ProvenChain, node: FakeNode, gap_max: int
+) -> None:
+    """The journal names a block, but not the set that was in force there."""
+    await chain.advance()
+    chain.hand_over(voters("unseen"))
+    for _ in range(8):
+        last = await chain.advance()
+    since = BlockRef(last.number, "0x" + last.hash.hex())
+    await chain.advance(publish(chain, ID_1, 11))
+    async with proven(chain, node, since=since, limits=WatchLimits(gap_blocks_max=gap_max)) as watch:
+        assert (await watch.view()).program is not None
+        health = watch.watcher.health()
+        assert (health["counters"]["set_changes"], health["lying"]) == (1, [])
+
+
+async def test_a_restart_does_not_go_through_a_long_set_again(chain: ProvenChain, node: FakeNode) -> None:
+    """The journal says how far the set was followed: the way from its beginning may be a hundred thousand headers."""
+    seen: list[dict[str, Any]] = []
+    for _ in range(29):
+        chain.grow()
+    await chain.advance(publish(chain, ID_1, 30))
+    async with proven(chain, node, on_progress=seen.append) as watch:
+        await watch.view()
+    since = BlockRef(seen[-1]["number"], seen[-1]["hash"])
+    for _ in range(2):
+        await chain.advance()
+    settings = {"since": since, "chain_state": seen[-1]["chain_state"], "limits": WatchLimits(gap_blocks_max=3)}
+    node.asked.clear()
+    async with proven(chain, node, **settings) as watch:
+        assert (await watch.view()).block_number == 32
+        asked = [params[0] for method, params in node.asked if method == "grandpa_proveFinality"]
+        assert all(number >= 30 for number in asked), asked
+
+
 async def test_without_the_grandpa_methods_stored_justifications_serve(chain: ProvenChain) -> None:
     await chain.advance(publish(chain, ID_1, 1))
     async with FakeNode(chain, grandpa=False) as node, proven(chain, node) as watch:
