@@ -25,6 +25,11 @@ FINALITY_PROOF_BYTES_MAX: Final = 8 * 1024 * 1024
 UNKNOWN_HEADERS_MAX: Final = 100_000
 #: A scheduled change is looked for so many blocks before the block where it takes effect (delays are 0 in practice).
 CHANGE_DELAY_MAX: Final = 64
+#: JSON-RPC error codes of an answer that is too large (jsonrpsee, and before its 0.16).
+TOO_LARGE_CODES: Final = frozenset({-32008, -32702})
+#: Nodes allow 15 MiB, in hex: more than so many headers, unless those are over 700 bytes each.
+SET_STEP_BLOCKS: Final = 10_000
+SET_STEPS_MAX: Final = 1000
 #: Set changes kept in memory for evidence; older ones are asked for again.
 CHANGES_KEPT: Final = 64
 #: Headers kept in memory: a thousand of a large network, whatever an endpoint makes up.
@@ -336,7 +341,7 @@ class ProvenDecider:
         if not endpoint.offers(PROVE_FINALITY):
             why = "it does not offer grandpa_proveFinality, which is needed to cross many blocks"
             raise ChainWatcherError(code="ENDPOINT_NO_JUSTIFICATIONS", what=endpoint.url, why=why, kind="transient")
-        answer = await _prove_finality(endpoint, max(checkpoint.number, known) + 1)
+        answer = await _prove_near_the_end(endpoint, max(checkpoint.number, known) + 1)
         if answer is None:
             return None
         block_hash, data = decode_finality_proof(endpoint, answer)
@@ -363,6 +368,24 @@ async def _prove_finality(endpoint: Endpoint, number: int) -> object:
         if problem.code == "RPC_REFUSED":
             return None
         raise
+
+
+async def _prove_near_the_end(endpoint: Endpoint, number: int) -> object:
+    """The finality proof for the set of block ``number``, asked for at a later block of it where it is too large.
+
+    It holds the headers from the block asked for to the end of the set. One that is too large shows that the set goes
+    on for more than ``SET_STEP_BLOCKS``, so that the block so far above still belongs to it.
+    """
+    for _ in range(SET_STEPS_MAX):
+        try:
+            return await endpoint.ask(PROVE_FINALITY, number)
+        except RpcError as problem:
+            if problem.code != "RPC_REFUSED":
+                raise
+            if problem.rpc_code not in TOO_LARGE_CODES:
+                return None
+        number += SET_STEP_BLOCKS
+    return None
 
 
 def decode_finality_proof(endpoint: Endpoint, answer: object) -> tuple[bytes, bytes]:

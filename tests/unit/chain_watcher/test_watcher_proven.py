@@ -121,6 +121,30 @@ async def test_authority_sets_are_followed_while_away(chain: ProvenChain, node: 
         assert watch.watcher.counters.set_changes == 3
 
 
+async def test_evidence_for_a_vault_that_knows_the_beginning_of_a_long_set(chain: ProvenChain, node: FakeNode) -> None:
+    """The proof of how the set ended is asked for nearer to its end, until it is small enough."""
+    await chain.advance({standard_layout(fields=4).proof_keys[-1]: bytes.fromhex(chain.genesis_hash[2:])})
+    for _ in range(60):
+        chain.grow()
+    chain.hand_over(voters("later"))
+    await chain.advance(publish(chain, ID_1, 63))
+    truth = node.grandpa_proveFinality
+
+    def bounded(number: int) -> str | None:
+        if 62 - number > 25:
+            raise RpcFaultError(-32008, "Response is too big")
+        return truth(number)
+
+    async with proven(chain, node) as watch:
+        await watch.view()
+        watch.watcher._decider.hand_overs.clear()  # type: ignore[attr-defined] # as after a restart
+        node.overrides["grandpa_proveFinality"] = bounded
+        state = {"chain": {"authorities": chain.start.to_json()}}
+        with mock.patch("chain_watcher.finality.SET_STEP_BLOCKS", 20):
+            evidence = await watch.watcher.evidence(ID_1, ID_2, state)
+        assert len(evidence["set_changes"]) == 1
+
+
 @pytest.mark.parametrize("headers_max", [20, 0])
 async def test_a_long_set_is_left_by_a_question_near_its_end(
     chain: ProvenChain, node: FakeNode, headers_max: int
