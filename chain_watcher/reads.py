@@ -100,6 +100,13 @@ class StateReader:
         self._reading: dict[tuple[str, int], asyncio.Task[ChainLayout]] = {}
         self._genesis = ""
 
+    async def close(self) -> None:
+        """End what is still being read for nobody."""
+        reading = list(self._reading.values())
+        for task in reading:
+            task.cancel()
+        await asyncio.gather(*reading, return_exceptions=True)
+
     async def header(self, endpoint: Endpoint, block_hash: str) -> Header:
         """The header of that hash. ENDPOINT_HEADER_FORGED when it is another's, ENDPOINT_GARBAGE when unknown."""
         answer = await endpoint.ask("chain_getHeader", block_hash)

@@ -150,6 +150,7 @@ class Watcher:
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
+            await self._reader.close()
 
     async def views(self) -> AsyncIterator[ChainView]:
         """States at finalized blocks: the first one read, each change, and again after a reconnect."""
@@ -298,12 +299,13 @@ class Watcher:
         since = self.config.since
         if since is None or now.header.number <= since.number:
             return
+        reader = self._new_reader(self._layouts)
         try:
-            self.history = await look_back(
-                found.endpoint, self._new_reader(self._layouts), self.pool.genesis_hash or "", since.number, now
-            )
+            self.history = await look_back(found.endpoint, reader, self.pool.genesis_hash or "", since.number, now)
         except ChainWatcherError as problem:
             self.history_problem = problem
+        finally:
+            await reader.close()
 
     async def _pay(self, found: FinalBlock) -> None:
         """Give the view that a final block deserves; kept and tried again where it cannot be read now."""

@@ -53,3 +53,19 @@ async def test_metadata_goes_on_being_read_when_somebody_gives_up_waiting() -> N
         state = await reader.read(endpoint, header, chain.genesis_hash)
     assert state.program is not None
     assert node.count("state_getMetadata") == 1
+
+
+async def test_what_is_read_for_nobody_is_ended() -> None:
+    chain = FakeChain()
+    endpoint = Direct("ws://x", methods=frozenset({READ_PROOF}))
+    endpoint.node = node = FakeNode(chain)
+    node.overrides["state_getMetadata"] = lambda at=None: asyncio.Event().wait()
+    reader = StateReader(unproven_allowed=False, layout_hashes=(), others=lambda _endpoint: [])
+    before = asyncio.all_tasks()
+    reading = asyncio.create_task(reader.read(endpoint, Header.from_json(chain.best.json), chain.genesis_hash))
+    await until(lambda: node.count("state_getMetadata"))
+    reading.cancel()
+    await asyncio.gather(reading, return_exceptions=True)
+    assert len(asyncio.all_tasks()) == len(before) + 1
+    await reader.close()
+    assert asyncio.all_tasks() == before
