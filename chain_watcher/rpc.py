@@ -36,7 +36,7 @@ class RpcLimits:
     request_timeout_s: float = 15.0
     heartbeat_s: float = 15.0
     message_bytes_max: int = 16 * 1024 * 1024
-    notification_bytes_max: int = 2 * 1024 * 1024
+    notification_bytes_max: int = 3 * 1024 * 1024  # a storage value of 1 MiB comes as hex
     notifications_max: int = 32
 
 
