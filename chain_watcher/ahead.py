@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, Final
 
 from chain_watcher.endpoints import Endpoint
 from chain_watcher.errors import ChainWatcherError
 from chain_watcher.finality import Headers
 from chain_watcher.header import Header
 from chain_watcher.reads import BlockState, StateReader, hash_text
+
+#: Values of all states that are kept: what lies over it is read again at finality.
+STATES_BYTES_MAX: Final = 4 * 1024 * 1024
 
 Read = Callable[[Endpoint, Header], Awaitable[BlockState]]
 
@@ -95,9 +98,13 @@ class ReadAhead:
         try:
             state = await self._read(endpoint, header)
             if not self._is_late(header) and self._on_state(state):
-                while len(self._states) >= self._states_max:
-                    self._states.pop(next(iter(self._states)))
                 self._states[header.hash] = state
+                while len(self._states) > self._states_max or sum(map(_size, self._states.values())) > STATES_BYTES_MAX:
+                    self._states.pop(next(iter(self._states)))
         finally:
             del self._in_flight[header.hash]
             done.set()
+
+
+def _size(state: BlockState) -> int:
+    return sum(len(value or b"") for value in state.values)

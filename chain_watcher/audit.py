@@ -43,13 +43,17 @@ class Auditor:
 
     async def run(self) -> None:
         """Audit until cancelled."""
-        while True:
-            await self._wake.wait()
-            self._wake.clear()
-            state = self._newest
-            if state is not None:
-                for endpoint in self._pool.usable():
-                    await self._check(endpoint, state)
+        try:
+            while True:
+                await self._wake.wait()
+                self._wake.clear()
+                state = self._newest
+                if state is not None:
+                    for endpoint in self._pool.usable():
+                        await self._check(endpoint, state)
+        finally:
+            for reader in self._readers.values():
+                await reader.close()
 
     async def _check(self, endpoint: Endpoint, state: BlockState) -> None:
         if endpoint.url == state.endpoint or not endpoint.usable:

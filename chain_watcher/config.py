@@ -8,8 +8,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final, Literal
 
-from chain_watcher.endpoints import PoolLimits
+from chain_watcher.endpoints import PoolLimits, voice
 from chain_watcher.errors import ChainWatcherError
+from chain_watcher.grandpa import checkpoint_genesis
 from chain_watcher.release import BlockRef, VerifiedRelease
 from chain_watcher.rpc import RpcLimits
 
@@ -30,7 +31,14 @@ LYING: Final = frozenset(
 )
 #: Codes that no other endpoint can help with: the chain itself is not what this program can read.
 CHAIN_WIDE: Final = frozenset(
-    {"CHAIN_WITHOUT_PALLET", "LAYOUT_INVALID", "LAYOUT_NOT_PINNED", "METADATA_UNREADABLE", "ENDPOINT_NO_PROOFS"}
+    {
+        "CHAIN_WITHOUT_PALLET",
+        "ENDPOINT_NO_PROOFS",
+        "LAYOUT_INVALID",
+        "LAYOUT_MISMATCH",
+        "LAYOUT_NOT_PINNED",
+        "METADATA_UNREADABLE",
+    }
 )
 #: What metadata can be at fault for: it is forged where another endpoint's metadata is good.
 BY_METADATA: Final = CHAIN_WIDE - {"ENDPOINT_NO_PROOFS"}
@@ -42,6 +50,10 @@ class WatchLimits:
 
     tick_s: float = 0.25
     retry_s: float = 1.0
+    patience_s: float = 6.0
+    given_up_max: int = 5
+    given_up_window_s: float = 600.0
+    given_up_pause_s: float = 60.0
     gap_blocks_max: int = 512
     known_headers_max: int = 1024
     known_states_max: int = 64
@@ -72,6 +84,11 @@ class WatcherConfig:
     pool: PoolLimits = field(default_factory=PoolLimits)
     rpc: RpcLimits = field(default_factory=lambda: RpcLimits(request_timeout_s=4.0))
 
+    @property
+    def genesis(self) -> str | None:
+        """The genesis hash as endpoints write it; settings may leave out the 0x."""
+        return None if self.genesis_hash is None else "0x" + self.genesis_hash.removeprefix("0x")
+
     def require_consistent(self) -> None:
         """Raise WATCHER_CONFIG_INVALID for settings that contradict each other."""
         wrong = None
@@ -81,10 +98,15 @@ class WatcherConfig:
             wrong = "mode proven needs a checkpoint and the genesis hash"
         elif self.finality == "proven" and self.unsafe_unproven_reads:
             wrong = "mode proven and unsafe_unproven_reads exclude each other"
-        elif self.finality == "quorum" and not 2 <= self.quorum <= len(set(self.endpoints)):
-            wrong = f"a quorum of {self.quorum} needs at least 2 and at most as many endpoints as are named"
+        elif self.finality == "quorum" and not 2 <= self.quorum <= len({voice(url) for url in self.endpoints}):
+            wrong = f"a quorum of {self.quorum} needs at least 2 and at most as many different endpoints as are named"
+        elif self.genesis is not None and self._checkpoint_genesis() not in (None, self.genesis):
+            wrong = f"the checkpoint is of the chain {self._checkpoint_genesis()}, genesis_hash is {self.genesis}"
         if wrong is not None:
             raise ChainWatcherError(code="WATCHER_CONFIG_INVALID", what="chain settings", why=wrong)
+
+    def _checkpoint_genesis(self) -> str | None:
+        return None if self.checkpoint is None else checkpoint_genesis(self.checkpoint)
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,24 +8,29 @@ costs no reconnect and finalized heights can be compared. The pool moves bytes a
 from __future__ import annotations
 
 import asyncio
+import re
 from collections import deque
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any, Final, Literal, Protocol
+from urllib.parse import urlsplit
 
 import aiohttp
 
 from chain_watcher.errors import ChainWatcherError
-from chain_watcher.rpc import RpcClient, RpcError, RpcLimits, Subscription
+from chain_watcher.rpc import RpcClient, RpcError, RpcLimits, Subscription, open_session
 
 EventKind = Literal["up", "down", "finalized", "best", "justification", "storage"]
 State = Literal["connecting", "connected", "waiting", "refused"]
 
-#: Methods that change what the watcher asks for.
 REFUSED_CODES: Final = frozenset({"ENDPOINT_WRONG_GENESIS", "RPC_TLS_FAILED"})
+#: Methods that change what the watcher asks for; of what ``rpc_methods`` names, only these are remembered.
 READ_PROOF: Final = "state_getReadProof"
 JUSTIFICATIONS: Final = "grandpa_subscribeJustifications"
 PROVE_FINALITY: Final = "grandpa_proveFinality"
+QUERY_STORAGE: Final = "state_queryStorageAt"
+BLOCK_HASH: Final = re.compile(r"0x[0-9a-f]{64}", re.ASCII)
+ASKED_FOR: Final = frozenset({READ_PROOF, JUSTIFICATIONS, PROVE_FINALITY, QUERY_STORAGE})
 
 
 class Clock(Protocol):
@@ -53,6 +58,7 @@ class PoolLimits:
     block_silence_s: float = 45.0
     lag_grace_s: float = 2.0
     events_max: int = 1024
+    events_of_a_kind_max: int = 16
 
 
 @dataclass(slots=True, eq=False)
@@ -129,7 +135,7 @@ class Endpoint:
         }
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class Event:
     """Something an endpoint said or did; ``value`` is JSON as received (header, hex text, storage changes)."""
 
@@ -154,6 +160,19 @@ def choose(
         if behind is None or now - behind <= grace_s:
             return current
     return max(usable, key=lambda endpoint: (height(endpoint), -endpoint.latency_s))
+
+
+def voice(url: str) -> str:
+    """Who speaks at a URL: two ways of writing one address (case, default port, ws for wss, a last slash) are one."""
+    try:
+        parts = urlsplit(url.strip())
+        port = parts.port
+    except ValueError:
+        return url
+    address = (parts.hostname or "").rstrip(".")
+    if port not in (None, {"ws": 80, "wss": 443}.get(parts.scheme)):
+        address += f":{port}"
+    return f"{address}{parts.path.rstrip('/')}?{parts.query}"
 
 
 def backoff_s(failures: int, limits: PoolLimits, random: float) -> float:
@@ -206,7 +225,7 @@ class EndpointPool:
 
     async def run(self) -> None:
         """Serve until cancelled."""
-        async with aiohttp.ClientSession() as session, asyncio.TaskGroup() as group:
+        async with open_session() as session, asyncio.TaskGroup() as group:
             for endpoint in self.endpoints:
                 group.create_task(self._serve(session, endpoint), name=f"endpoint {endpoint.url}")
 
@@ -220,6 +239,11 @@ class EndpointPool:
             except TimeoutError:
                 return None
         return self._events.popleft() if self._events else None
+
+    def has_news_besides(self, endpoint: Endpoint) -> bool:
+        """Whether another usable endpoint's word on finality waits to be heard."""
+        kinds = ("finalized", "justification")
+        return any(one.kind in kinds and one.endpoint is not endpoint and one.endpoint.usable for one in self._events)
 
     def choose(self) -> Endpoint | None:
         """Choose the primary anew; counts a failover when it changes hands."""
@@ -260,7 +284,12 @@ class EndpointPool:
         endpoint.cut.set()
 
     def _emit(self, endpoint: Endpoint, kind: EventKind, value: Any = None) -> None:
-        if len(self._events) == self._events.maxlen:
+        """Let it wait to be heard; of an endpoint's news of a kind only the newest, so that no flood drowns others'."""
+        alike = [one for one in self._events if one.endpoint is endpoint and one.kind == kind]
+        if len(alike) >= self._limits.events_of_a_kind_max:
+            self._events.remove(alike[0])
+            self.events_dropped += 1
+        elif len(self._events) == self._events.maxlen:
             self.events_dropped += 1
         self._events.append(Event(endpoint, kind, value))
         self._wake.set()
@@ -276,8 +305,10 @@ class EndpointPool:
                 endpoint.note_failure(problem)
             if endpoint.connections > connections:
                 self._emit(endpoint, "down", endpoint.accusation or endpoint.problem)
-            endpoint.state = "waiting"
+            endpoint.state, known = "waiting", endpoint.accusation
             await self._clock.sleep(self._pause_s(endpoint))
+            if endpoint.accusation is not known:  # found out after it had hung up
+                await self._clock.sleep(self._limits.liar_retry_s)
             endpoint.accusation = None  # served its time; the count and the last reason stay in its facts
 
     def _pause_s(self, endpoint: Endpoint) -> float:
@@ -323,17 +354,21 @@ class EndpointPool:
 
     async def _introduce(self, endpoint: Endpoint, questions: RpcClient) -> None:
         genesis = await questions.call("chain_getBlockHash", [0])
-        if not isinstance(genesis, str) or (self.genesis_hash is not None and genesis != self.genesis_hash):
+        if (
+            not isinstance(genesis, str)
+            or not BLOCK_HASH.fullmatch(genesis)
+            or (self.genesis_hash is not None and genesis != self.genesis_hash)
+        ):
             raise ChainWatcherError(
                 code="ENDPOINT_WRONG_GENESIS",
                 what=endpoint.url,
-                why=f"genesis {str(genesis)[:80]} instead of {self.genesis_hash}",
+                why=f"genesis {str(genesis)[:80]} instead of {self.genesis_hash or 'a block hash'}",
                 action="Point this endpoint at the right chain, or correct genesis_hash",
             )
         self.genesis_hash = genesis
         try:
             listed = await questions.call("rpc_methods")
-            endpoint.methods = frozenset(str(name) for name in listed["methods"])
+            endpoint.methods = ASKED_FOR & frozenset(name for name in listed["methods"] if isinstance(name, str))
         except (RpcError, TypeError, KeyError):
             endpoint.methods = frozenset()
 
@@ -374,6 +409,11 @@ class EndpointPool:
                     self.accuse(endpoint, problem)
                 else:
                     self.distrust(endpoint, problem)
+
+    def excuse_unproven(self) -> None:
+        """What is not proven yet may be so because it was not followed yet: count the time anew, for all."""
+        for endpoint in self.endpoints:
+            endpoint.unproven_since = None
 
     async def watch_storage(self, endpoint: Endpoint, keys: list[str]) -> None:
         """Ask for storage changes of ``keys`` as a hint; runs until the connection ends."""

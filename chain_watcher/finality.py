@@ -6,16 +6,16 @@ endpoint. Proven finality follows the authority sets from the pinned checkpoint 
 
 from __future__ import annotations
 
-import re
-from collections import OrderedDict
+import asyncio
+from collections import Counter, OrderedDict
 from dataclasses import dataclass
 from typing import Any, Final, Protocol
 
 from chain_watcher.config import Counters
-from chain_watcher.endpoints import JUSTIFICATIONS, PROVE_FINALITY, Endpoint, EndpointPool, Event
+from chain_watcher.endpoints import BLOCK_HASH, JUSTIFICATIONS, PROVE_FINALITY, Endpoint, EndpointPool, Event, voice
 from chain_watcher.errors import ChainWatcherError
 from chain_watcher.evidence import SetChange
-from chain_watcher.grandpa import Checkpoint, Justification, verify_finality
+from chain_watcher.grandpa import Checkpoint, Justification, verify_finality, verify_justification
 from chain_watcher.header import Header
 from chain_watcher.reads import StateReader, forged, hash_text
 from chain_watcher.rpc import RpcError
@@ -25,9 +25,15 @@ FINALITY_PROOF_BYTES_MAX: Final = 8 * 1024 * 1024
 UNKNOWN_HEADERS_MAX: Final = 100_000
 #: A scheduled change is looked for so many blocks before the block where it takes effect (delays are 0 in practice).
 CHANGE_DELAY_MAX: Final = 64
-_BLOCK_HASH: Final = re.compile(r"0x[0-9a-f]{64}", re.ASCII)
+#: JSON-RPC error codes of an answer that is too large (jsonrpsee, and before its 0.16).
+TOO_LARGE_CODES: Final = frozenset({-32008, -32702})
+#: Nodes allow 15 MiB, in hex: more than so many headers, unless those are over 700 bytes each.
+SET_STEP_BLOCKS: Final = 10_000
+SET_STEPS_MAX: Final = 1000
 #: Set changes kept in memory for evidence; older ones are asked for again.
 CHANGES_KEPT: Final = 64
+#: Headers kept in memory: a thousand of a large network, whatever an endpoint makes up.
+HEADERS_BYTES_MAX: Final = 8 * 1024 * 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,17 +46,21 @@ class FinalBlock:
 
 
 class Headers:
-    """Headers by hash, the newest kept; each was checked by its hash when it came in."""
+    """Headers by hash, the newest kept, by number and by size; each was checked by its hash when it came in."""
 
-    def __init__(self, size_max: int) -> None:
+    def __init__(self, size_max: int, bytes_max: int = HEADERS_BYTES_MAX) -> None:
         self._known: OrderedDict[bytes, Header] = OrderedDict()
         self._size_max = size_max
+        self._bytes_max = bytes_max
+        self._bytes = 0
 
     def add(self, header: Header) -> None:
-        """Remember; the oldest gives way."""
+        """Remember; the oldest give way."""
+        if header.hash not in self._known:
+            self._bytes += len(header.encoded)
         self._known[header.hash] = header
-        while len(self._known) > self._size_max:
-            self._known.popitem(last=False)
+        while len(self._known) > self._size_max or self._bytes > self._bytes_max:
+            self._bytes -= len(self._known.popitem(last=False)[1].encoded)
 
     def get(self, block_hash: bytes) -> Header | None:
         """The header of that hash, if known."""
@@ -114,7 +124,7 @@ class QuorumDecider:
         self._heights_max = heights_max
 
     async def decide(self, event: Event, last: Header | None) -> FinalBlock | None:
-        """Count votes at the event's height; endpoints that have passed it are asked for their hash."""
+        """Count votes at the event's height; as long as they are too few, endpoints that have passed it are asked."""
         if event.kind != "finalized":
             return None
         header = Header.from_json(event.value)
@@ -129,20 +139,36 @@ class QuorumDecider:
         return self._count(header.number, votes)
 
     async def _ask_others(self, number: int, votes: dict[str, str]) -> None:
-        for other in self._pool.usable():
-            if other.url not in votes and other.claimed_number >= number:
-                try:
-                    answer = await other.ask("chain_getBlockHash", number)
-                except ChainWatcherError as problem:
-                    self._pool.distrust(other, problem)
-                    continue
-                if isinstance(answer, str) and _BLOCK_HASH.fullmatch(answer):
-                    votes[other.url] = answer
+        """All at once, and no longer than until they agree: the slowest is not waited for."""
+        waiting = {
+            asyncio.create_task(self._ask(other, number, votes))
+            for other in self._pool.usable()
+            if other.url not in votes and other.claimed_number >= number
+        }
+        try:
+            while waiting and self._agreed(votes) is None:
+                _, waiting = await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for task in waiting:
+                task.cancel()
+            await asyncio.gather(*waiting, return_exceptions=True)
+
+    async def _ask(self, other: Endpoint, number: int, votes: dict[str, str]) -> None:
+        try:
+            answer = await other.ask("chain_getBlockHash", number)
+        except ChainWatcherError as problem:
+            self._pool.distrust(other, problem)
+            return
+        if isinstance(answer, str) and BLOCK_HASH.fullmatch(answer):
+            votes[other.url] = answer
+
+    def _agreed(self, votes: dict[str, str]) -> str | None:
+        """The hash that enough different voices call final: one endpoint under two URLs is one voice."""
+        counts = Counter(one for one, _voice in {(one, voice(url)) for url, one in votes.items()})
+        return next((one for one, count in counts.items() if count >= self._needed), None)
 
     def _count(self, number: int, votes: dict[str, str]) -> FinalBlock | None:
-        agreed = next(
-            (one for one in votes.values() if sum(1 for v in votes.values() if v == one) >= self._needed), None
-        )
+        agreed = self._agreed(votes)
         if agreed is None:
             return None
         voters = [endpoint for endpoint in self._pool.usable() if votes.get(endpoint.url) == agreed]
@@ -172,7 +198,7 @@ class ProvenDecider:
         headers: Headers,
         gap_max: int,
         counters: Counters,
-        scan_from: int | None = None,
+        followed: int = 0,
     ) -> None:
         self.checkpoint = checkpoint
         self.hand_overs: OrderedDict[int, HandOver] = OrderedDict()
@@ -182,7 +208,8 @@ class ProvenDecider:
         self._counters = counters
         #: Headers from one that ordered a change not yet in force up to the last final one.
         self._pending: list[Header] = []
-        self._scan_from = scan_from
+        #: Up to this block changes of the set were looked for; what another mode held for final does not count.
+        self._followed = followed
 
     def to_json(self) -> dict[str, Any]:
         """What a restart needs: the set in force, and the block below the first header that orders its end, if any."""
@@ -206,10 +233,12 @@ class ProvenDecider:
         if header.number <= floor or (event.endpoint.offers(JUSTIFICATIONS) and last is not None):
             return None
         found = await self.justification_for(event.endpoint, header)
-        return None if found is None else await self._verified(event.endpoint, found, last)
+        if found is None or _target(event.endpoint, found).target_number <= floor:
+            return None  # nodes answer with the best one they have, which may be an older block's
+        return await self._verified(event.endpoint, found, last)
 
     async def justification_for(self, endpoint: Endpoint, header: Header) -> bytes | None:
-        """A justification for ``header`` or a block above it, unverified; None where there is none yet."""
+        """A justification for ``header`` or another block, unverified; None where there is none yet."""
         if endpoint.offers(PROVE_FINALITY):
             answer = await _prove_finality(endpoint, header.number)
             if answer is not None:
@@ -220,11 +249,10 @@ class ProvenDecider:
         block_hash = _target(endpoint, data).target_hash
         header = self._headers.get(block_hash) or await self._reader.header(endpoint, "0x" + block_hash.hex())
         self._headers.add(header)
-        await self._find_pending(endpoint, last)
-        floor = max(self.checkpoint.number, last.number if last else 0)
+        floor = max(self.checkpoint.number, self._followed)
         chain = await ancestry(self._reader, self._headers, endpoint, header, floor, self._gap_max)
         if chain is None:
-            await self._hop(endpoint, header)
+            await self._hop(endpoint, header, data, floor)
             floor = max(self.checkpoint.number, header.number - CHANGE_DELAY_MAX)
             chain = await ancestry(self._reader, self._headers, endpoint, header, floor, self._gap_max) or [header]
             self._pending = []
@@ -232,19 +260,9 @@ class ProvenDecider:
             why = f"block {chain[0].number} does not descend from the final block {last.number}"
             raise forged("ENDPOINT_FORKED_FINALITY", endpoint, why)
         await self._follow(endpoint, chain, data)
+        self._followed = header.number
         self._counters.justifications += 1
         return FinalBlock(endpoint, header, data)
-
-    async def _find_pending(self, endpoint: Endpoint, last: Header | None) -> None:
-        """After a restart: the headers that ordered a change before the journalled block, in force after it."""
-        if self._scan_from is None or last is None:
-            return
-        floor = max(self._scan_from, self.checkpoint.number)
-        if floor < last.number:
-            line = await ancestry(self._reader, self._headers, endpoint, last, floor, self._gap_max) or []
-            ordered = next((i for i, one in enumerate(line) if one.grandpa_change() is not None), len(line))
-            self._pending = line[ordered:]
-        self._scan_from = None
 
     async def _follow(self, endpoint: Endpoint, chain: list[Header], data: bytes) -> None:
         """Verify ``data`` for the end of ``chain``, by way of every set change inside it."""
@@ -284,30 +302,52 @@ class ProvenDecider:
             self.hand_overs.popitem(last=False)
         self._counters.set_changes += 1
 
-    async def _hop(self, endpoint: Endpoint, target: Header) -> None:
-        """Cross many blocks by the last block of each authority set, as ``grandpa_proveFinality`` gives them."""
+    async def _hop(self, endpoint: Endpoint, target: Header, data: bytes, known: int) -> None:
+        """Cross many blocks by the last block of each authority set, as ``grandpa_proveFinality`` gives them.
+
+        ``known`` is the last final block. Nodes send all headers from the block asked for to the end of its set, so
+        the first question begins there and not where the set began.
+        """
         while self.checkpoint.number < target.number:
-            found = await self.hand_over(endpoint, self.checkpoint)
+            found = await self.hand_over(endpoint, self.checkpoint, known)
             if found is None:
+                self._require_running(endpoint, target, data)
                 return
             self._apply(endpoint, list(found.change.headers), found.change.justification)
 
-    async def hand_over(self, endpoint: Endpoint, checkpoint: Checkpoint) -> HandOver | None:
+    def _require_running(self, endpoint: Endpoint, target: Header, data: bytes) -> None:
+        """No proof that the set ended: then it has to be the one that signed, or the endpoint cannot lead us there."""
+        try:
+            verify_justification(data, self.checkpoint.set_id, self.checkpoint.authorities)
+        except ChainWatcherError as problem:
+            why = f"block {target.number} is not signed by set {self.checkpoint.set_id}, and it does not prove its end"
+            raise ChainWatcherError(
+                code="ENDPOINT_NO_JUSTIFICATIONS",
+                what=endpoint.url,
+                why=why,
+                action="Name an endpoint that keeps old justifications, or pin a newer checkpoint",
+                kind="transient",
+            ) from problem
+
+    async def hand_over(self, endpoint: Endpoint, checkpoint: Checkpoint, known: int = 0) -> HandOver | None:
         """The proof that ``checkpoint``'s set handed over; None while it is the running set. Verified.
 
+        ``known`` is a block that this set finalized, if one is known above the checkpoint.
         ENDPOINT_NO_JUSTIFICATIONS where the endpoint cannot prove finality, ENDPOINT_JUSTIFICATION_FORGED.
         """
-        known = self.hand_overs.get(checkpoint.set_id)
-        if known is not None:
-            return known
+        kept = self.hand_overs.get(checkpoint.set_id)
+        if kept is not None:
+            return kept
         if not endpoint.offers(PROVE_FINALITY):
             why = "it does not offer grandpa_proveFinality, which is needed to cross many blocks"
             raise ChainWatcherError(code="ENDPOINT_NO_JUSTIFICATIONS", what=endpoint.url, why=why, kind="transient")
-        answer = await _prove_finality(endpoint, checkpoint.number + 1)
+        answer = await _prove_near_the_end(endpoint, max(checkpoint.number, known) + 1)
         if answer is None:
             return None
         block_hash, data = decode_finality_proof(endpoint, answer)
         last = await self._reader.header(endpoint, "0x" + block_hash.hex())
+        if last.number <= checkpoint.number:
+            return None
         part = [last]
         if last.grandpa_change() is None:
             floor = max(checkpoint.number, last.number - CHANGE_DELAY_MAX)
@@ -328,6 +368,24 @@ async def _prove_finality(endpoint: Endpoint, number: int) -> object:
         if problem.code == "RPC_REFUSED":
             return None
         raise
+
+
+async def _prove_near_the_end(endpoint: Endpoint, number: int) -> object:
+    """The finality proof for the set of block ``number``, asked for at a later block of it where it is too large.
+
+    It holds the headers from the block asked for to the end of the set. One that is too large shows that the set goes
+    on for more than ``SET_STEP_BLOCKS``, so that the block so far above still belongs to it.
+    """
+    for _ in range(SET_STEPS_MAX):
+        try:
+            return await endpoint.ask(PROVE_FINALITY, number)
+        except RpcError as problem:
+            if problem.code != "RPC_REFUSED":
+                raise
+            if problem.rpc_code not in TOO_LARGE_CODES:
+                return None
+        number += SET_STEP_BLOCKS
+    return None
 
 
 def decode_finality_proof(endpoint: Endpoint, answer: object) -> tuple[bytes, bytes]:

@@ -33,6 +33,7 @@ SIGNATURE_BYTES: Final = 64
 _PRECOMMIT_BYTES: Final = HASH_BYTES + 4 + SIGNATURE_BYTES + 32
 #: Smallest header: three hashes, a number and an empty digest.
 _HEADER_BYTES_MIN: Final = 3 * HASH_BYTES + 2
+_CHECKPOINT_MEMBERS: Final = frozenset({"block_number", "set_id", "authorities"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,9 +119,14 @@ class Checkpoint:
 
     @classmethod
     def from_json(cls, value: object) -> Checkpoint:
-        """Read that form strictly. Raises CHECKPOINT_INVALID, AUTHORITY_SET_INVALID."""
-        if not isinstance(value, Mapping) or set(value) != {"block_number", "set_id", "authorities"}:
-            raise _bad_checkpoint("members are block_number, set_id and authorities")
+        """Read that form strictly. Raises CHECKPOINT_INVALID, AUTHORITY_SET_INVALID.
+
+        ``genesis_hash`` may stand beside the members, as ``chain checkpoint`` prints it: it says which chain the
+        checkpoint is of, and ``checkpoint_genesis`` reads it.
+        """
+        if not isinstance(value, Mapping) or set(value) - {"genesis_hash"} != _CHECKPOINT_MEMBERS:
+            raise _bad_checkpoint("members are block_number, set_id and authorities, and genesis_hash at will")
+        checkpoint_genesis(value)
         number = _uint(value["block_number"], U32_MAX, "block_number")
         set_id = _uint(value["set_id"], U64_MAX, "set_id")
         rows = value["authorities"]
@@ -129,6 +135,16 @@ class Checkpoint:
         checkpoint = cls(number, set_id, tuple(_authority(row) for row in rows))
         VoterSet(checkpoint.authorities)
         return checkpoint
+
+
+def checkpoint_genesis(value: object) -> str | None:
+    """Return the genesis hash (0x and 64 lower-case hex characters) that a checkpoint's JSON names, or None.
+
+    Raises CHECKPOINT_INVALID for one that is not 32 bytes of hex.
+    """
+    if not isinstance(value, Mapping) or "genesis_hash" not in value:
+        return None
+    return "0x" + _key_bytes(value["genesis_hash"], "the genesis hash").hex()
 
 
 def signed_message(target_hash: bytes, target_number: int, round_number: int, set_id: int) -> bytes:
@@ -293,7 +309,11 @@ def _uint(value: Any, maximum: int, name: str) -> int:
 def _authority(row: Any) -> tuple[bytes, int]:
     if not isinstance(row, list | tuple) or len(row) != 2 or not isinstance(row[0], str):
         raise _bad_checkpoint("an authority is a list of a hex key and a weight")
-    text = row[0].removeprefix("0x")
+    return _key_bytes(row[0], "an authority's key"), _uint(row[1], U64_MAX, "weight")
+
+
+def _key_bytes(value: Any, name: str) -> bytes:
+    text = value.removeprefix("0x") if isinstance(value, str) else ""
     if len(text) != 64 or not set(text) <= set("0123456789abcdefABCDEF"):
-        raise _bad_checkpoint("an authority's key is not 32 bytes of hex")
-    return bytes.fromhex(text), _uint(row[1], U64_MAX, "weight")
+        raise _bad_checkpoint(f"{name} is not 32 bytes of hex")
+    return bytes.fromhex(text)

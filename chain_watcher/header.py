@@ -96,6 +96,8 @@ class Header:
             reader = Reader(_hex(log, "digest.logs", None), "digest item")
             digest.append(_read_item(reader))
             reader.finish()
+        if sum(len(item.data) for item in digest) > HEADER_BYTES_MAX:
+            raise _invalid(f"its digest is over {HEADER_BYTES_MAX} bytes")
         return cls(
             parent_hash=_hex(value.get("parentHash"), "parentHash", HASH_BYTES),
             number=_number(value.get("number")),

@@ -29,6 +29,9 @@ PALLET: Final = "DcNode"
 CALLS: Final = ("set_enclave_id", "remove_enclave_id", "set_dc_program")
 METADATA_BYTES_MAX: Final = 8 * 1024 * 1024
 PARSE_TIMEOUT_S: Final = 60.0
+#: Address space of the child. Real metadata needs some 200 bytes for each of its own (270 KB: 55 MB); what an endpoint
+#: makes up could ask for gigabytes.
+CHILD_MEMORY_BYTES: Final = 512 * 1024 * 1024
 _RESULT_BYTES_MAX: Final = 256 * 1024
 _MAGIC: Final = b"meta"
 _ROOT: Final = str(Path(__file__).resolve().parent.parent)
@@ -58,16 +61,19 @@ async def read_metadata(metadata: str, *, timeout_s: float = PARSE_TIMEOUT_S) ->
     """
     if not isinstance(metadata, str) or len(metadata) > 2 * METADATA_BYTES_MAX + 2:
         raise _unreadable("not hex text of a usable size")
-    child = await asyncio.create_subprocess_exec(
-        sys.executable,
-        "-P",
-        "-m",
-        "chain_watcher.metadata",
-        stdin=asyncio.subprocess.PIPE,
-        stdout=asyncio.subprocess.PIPE,
-        stderr=asyncio.subprocess.PIPE,
-        env={"PYTHONPATH": _ROOT, "PYTHONDONTWRITEBYTECODE": "1", "LC_ALL": "C.UTF-8"},
-    )
+    try:
+        child = await asyncio.create_subprocess_exec(
+            sys.executable,
+            "-P",
+            "-m",
+            "chain_watcher.metadata",
+            stdin=asyncio.subprocess.PIPE,
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.PIPE,
+            env={"PYTHONPATH": _ROOT, "PYTHONDONTWRITEBYTECODE": "1", "LC_ALL": "C.UTF-8"},
+        )
+    except OSError as problem:  # no process or no memory left on this host
+        raise _process_failed(f"it cannot be started: {problem}") from problem
     try:
         async with asyncio.timeout(timeout_s):
             output, complaint = await child.communicate(metadata.encode())
@@ -220,6 +226,8 @@ def decode(raw: bytes) -> dict[str, Any]:
         decoded = config.create_scale_object("MetadataVersioned", data=ScaleBytes(bytearray(raw)))
         decoded.decode()
         inner: dict[str, Any] = decoded.value[1]["V14"]
+    except MemoryError:
+        raise
     except Exception as problem:  # scalecodec raises whatever its tables run into
         raise _unreadable(f"{type(problem).__name__}: {str(problem)[:120]}") from problem
     return inner
@@ -236,6 +244,8 @@ def answer(hex_text: str) -> dict[str, Any]:
             return extract(decode(raw))
         except (KeyError, TypeError, ValueError, IndexError, AttributeError) as problem:
             raise _unreadable(f"an unexpected shape ({problem!r})"[:200]) from problem
+        except MemoryError as problem:
+            raise _unreadable(f"it asks for more memory than {CHILD_MEMORY_BYTES} bytes") from problem
     except ChainWatcherError as error:
         return {"error": {"code": error.code, "what": error.what, "why": error.why, "action": error.action}}
 
@@ -257,5 +267,15 @@ def _process_failed(why: str) -> ChainWatcherError:
     return ChainWatcherError(code="METADATA_PROCESS_FAILED", what="metadata process", why=why, kind="transient")
 
 
+def limit_memory() -> None:
+    """Let this process (the child) have ``CHILD_MEMORY_BYTES`` of address space: MemoryError beyond."""
+    import resource
+
+    _, hard = resource.getrlimit(resource.RLIMIT_AS)
+    limit = CHILD_MEMORY_BYTES if hard == resource.RLIM_INFINITY else min(hard, CHILD_MEMORY_BYTES)
+    resource.setrlimit(resource.RLIMIT_AS, (limit, hard))
+
+
 if __name__ == "__main__":
+    limit_memory()
     json.dump(answer(sys.stdin.read()), sys.stdout)

@@ -8,7 +8,7 @@ from typing import Any
 
 from chain_watcher.endpoints import READ_PROOF, Endpoint, EndpointPool
 from chain_watcher.errors import ChainWatcherError
-from chain_watcher.evidence import SetChange, TrustRoot, build_evidence, verify_evidence
+from chain_watcher.evidence import SET_CHANGES_MAX, SetChange, TrustRoot, build_evidence, verify_evidence
 from chain_watcher.finality import ProvenDecider
 from chain_watcher.grandpa import Checkpoint
 from chain_watcher.header import Header
@@ -68,8 +68,15 @@ async def _prove_at(endpoint: Endpoint, decider: ProvenDecider, base: ProofBase,
     changes: list[SetChange] = []
     known = start
     while known.set_id < decider.checkpoint.set_id:
+        if len(changes) == SET_CHANGES_MAX:
+            why = f"the vault knows set {start.set_id}, the chain is at set {decider.checkpoint.set_id}"
+            action = "Build a vault with a newer checkpoint: a vault follows so many changes of the set in one step"
+            raise ChainWatcherError(code="EVIDENCE_TOO_LARGE", what="evidence", why=why, action=action)
         found = await decider.hand_over(endpoint, known)
-        if found is None or found.after.number >= base.header.number:
+        if found is None:
+            why = f"it gives no proof of how set {known.set_id} ended, and set {decider.checkpoint.set_id} is in force"
+            raise ChainWatcherError(code="ENDPOINT_NO_JUSTIFICATIONS", what=endpoint.url, why=why, kind="transient")
+        if found.after.number >= base.header.number:
             break
         changes.append(found.change)
         known = found.after
@@ -87,6 +94,8 @@ async def _prove_at(endpoint: Endpoint, decider: ProvenDecider, base: ProofBase,
     try:
         verify_evidence(evidence, TrustRoot(base.genesis_hash, start, frozenset({base.layout.hash})))
     except ChainWatcherError as problem:
+        if not problem.code.startswith("PROOF_"):
+            raise  # the rest was verified before it was put together: it is not this endpoint's doing
         raise forged(
             "ENDPOINT_PROOF_FORGED", endpoint, f"evidence for block {base.header.number}: {problem}"
         ) from problem

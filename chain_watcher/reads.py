@@ -7,12 +7,13 @@ parent (after ``set_code`` in N the layout is still the old one). frame-system w
 
 from __future__ import annotations
 
+import asyncio
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
-from chain_watcher.endpoints import READ_PROOF, Endpoint
+from chain_watcher.endpoints import QUERY_STORAGE, READ_PROOF, Endpoint
 from chain_watcher.errors import ChainWatcherError
 from chain_watcher.header import Header
 from chain_watcher.layout import Layout, RawProgram, storage_key
@@ -26,8 +27,7 @@ from chain_watcher.trie import read_proof
 LAST_UPGRADE_KEY: Final = storage_key("System", "LastRuntimeUpgrade")
 #: Metadata is some hundred kilobytes and comes once for each runtime.
 METADATA_TIMEOUT_S: Final = 30.0
-REFUSED_MAX: Final = 64
-QUERY_STORAGE: Final = "state_queryStorageAt"
+SAID_MAX: Final = 64
 ZERO_ROOT: Final = bytes(32)
 
 
@@ -85,6 +85,7 @@ class StateReader:
         layout_hashes: tuple[str, ...],
         others: Callable[[Endpoint], list[Endpoint]],
         layouts: LayoutCache | None = None,
+        blame: Callable[[Endpoint, ChainWatcherError], None] = lambda _endpoint, _problem: None,
     ) -> None:
         self.unproven_allowed = unproven_allowed
         self.current: tuple[int, ChainLayout] | None = None
@@ -93,9 +94,18 @@ class StateReader:
         self._layout_hashes = frozenset(layout_hashes)
         self._others = others
         self._layouts = layouts or LayoutCache()
-        #: Metadata is large: what an endpoint gave for a runtime and was refused is not asked for again.
-        self._refused: OrderedDict[tuple[str, int], ChainWatcherError] = OrderedDict()
+        self._blame = blame
+        #: Metadata is large: what an endpoint (URL) gave for a runtime, or was refused for, is not asked for again.
+        self._said: OrderedDict[tuple[str, int], ChainLayout | ChainWatcherError] = OrderedDict()
+        self._reading: dict[tuple[str, int], asyncio.Task[ChainLayout]] = {}
         self._genesis = ""
+
+    async def close(self) -> None:
+        """End what is still being read for nobody."""
+        reading = list(self._reading.values())
+        for task in reading:
+            task.cancel()
+        await asyncio.gather(*reading, return_exceptions=True)
 
     async def header(self, endpoint: Endpoint, block_hash: str) -> Header:
         """The header of that hash. ENDPOINT_HEADER_FORGED when it is another's, ENDPOINT_GARBAGE when unknown."""
@@ -110,19 +120,61 @@ class StateReader:
         return header
 
     async def read(self, endpoint: Endpoint, header: Header, genesis_hash: str) -> BlockState:
-        """Both items and the timestamp at ``header``; ENDPOINT_*, RPC_*, CHAIN_WITHOUT_PALLET, LAYOUT_*, SCALE_*."""
+        """Both items and the timestamp at ``header``; ENDPOINT_*, RPC_*, CHAIN_WITHOUT_PALLET, LAYOUT_*, SCALE_*.
+
+        A layout is kept for a runtime once values were decoded by it whose proof names that runtime: what an endpoint
+        merely says of its version or its metadata leaves nothing behind.
+        """
         self._genesis = genesis_hash
-        if self.current is None:
-            self.current = await self._first_layout(endpoint, header)
-        spec, found = self.current
+        spec, found = self.current or await self._first_layout(endpoint, header)
         values = await self._values(endpoint, header, found.layout)
         executed_by = _spec_version(values[LAST_UPGRADE_KEY])
         if executed_by is None:
             executed_by = await self._asked_version(endpoint, _parent_or_self(header))
         if executed_by != spec:
-            self.current = spec, found = executed_by, await self._layout(endpoint, header, executed_by)
+            if self.current is None:
+                self._said.pop((endpoint.url, spec), None)
+            found = await self._layout(endpoint, header, executed_by)
             values = await self._values(endpoint, header, found.layout)
-        return _decode(header, values, found.layout, spec, endpoint.url, proven=not self._unproven(endpoint, header))
+        proven = not self._unproven(endpoint, header)
+        try:
+            state = _decode(header, values, found.layout, executed_by, endpoint.url, proven=proven)
+        except ChainWatcherError as problem:
+            if not proven:
+                raise
+            found, state = await self._read_otherwise(endpoint, header, executed_by, found, problem)
+        if self.current is None or self.current[1] is not found:
+            self._layouts.put(self._genesis, executed_by, found)
+        self.current = executed_by, found
+        return state
+
+    async def _read_otherwise(
+        self, endpoint: Endpoint, header: Header, version: int, wrong: ChainLayout, problem: ChainWatcherError
+    ) -> tuple[ChainLayout, BlockState]:
+        """Proven values that do not follow a layout: by this endpoint's own metadata, where it says something else.
+
+        Whoever gave the wrong metadata is named then. LAYOUT_MISMATCH where it says the same, or does not fit either.
+        """
+        own = await self._said_by(endpoint, header, version)
+        try:
+            if own.layout == wrong.layout:
+                raise problem
+            values = await self._values(endpoint, header, own.layout)
+            state = _decode(header, values, own.layout, version, endpoint.url, proven=True)
+        except ChainWatcherError as still:
+            if isinstance(still, RpcError) or still.code.startswith("ENDPOINT_"):
+                raise
+            raise ChainWatcherError(
+                code="LAYOUT_MISMATCH",
+                what=f"{endpoint.url}, runtime {version}, block {header.number}",
+                why=f"proven values do not follow the layout of its metadata ({still})",
+                action="Where no other endpoint's metadata fits either, the chain's items need to be set anew",
+            ) from still
+        for other in self._others(endpoint):
+            said = self._said.get((other.url, version))
+            if isinstance(said, ChainLayout) and said.layout == wrong.layout:
+                self._blame(other, forged("ENDPOINT_METADATA_FORGED", other, f"block {header.number}: {problem}"))
+        return own, state
 
     def _unproven(self, endpoint: Endpoint, header: Header) -> bool:
         return header.state_root == ZERO_ROOT or not endpoint.offers(READ_PROOF)
@@ -174,7 +226,7 @@ class StateReader:
             return None
         try:
             return bytes.fromhex(answer[2:])
-        except (TypeError, ValueError) as problem:
+        except (TypeError, KeyError, ValueError) as problem:  # KeyError: a slice of an object, from Python 3.12 on
             raise ChainWatcherError(
                 code="ENDPOINT_GARBAGE", what=endpoint.url, why="a storage value that is not hex"
             ) from problem
@@ -197,21 +249,39 @@ class StateReader:
         same, byte by byte, where they answer.
         """
         known = self._layouts.get(self._genesis, version)
-        if known is not None:
-            return known
-        refused = self._refused.get((endpoint.url, version))
-        if refused is not None:
-            raise refused
-        try:
-            found = await self._read_layout(endpoint, header, version)
-        except ChainWatcherError as problem:
-            if problem.kind == "rejected" and not isinstance(problem, RpcError):
-                self._refused[(endpoint.url, version)] = problem
-                while len(self._refused) > REFUSED_MAX:
-                    self._refused.popitem(last=False)
-            raise
-        self._layouts.put(self._genesis, version, found)
-        return found
+        return known if known is not None else await self._said_by(endpoint, header, version)
+
+    async def _said_by(self, endpoint: Endpoint, header: Header, version: int) -> ChainLayout:
+        """The layout in this endpoint's own metadata, asked for once.
+
+        Fetching and parsing it may take long: whoever gives up waiting for it finds it further on the next time.
+        """
+        key = (endpoint.url, version)
+        said = self._said.get(key)
+        if said is None:
+            reading = self._reading.get(key)
+            if reading is None:
+                reading = asyncio.create_task(self._read_layout(endpoint, header, version), name=f"metadata {key}")
+                self._reading[key] = reading
+                reading.add_done_callback(lambda done: self._take_said(key, done))
+            return await asyncio.shield(reading)
+        if isinstance(said, ChainWatcherError):
+            raise said
+        return said
+
+    def _take_said(self, key: tuple[str, int], done: asyncio.Task[ChainLayout]) -> None:
+        self._reading.pop(key, None)
+        if done.cancelled():
+            return
+        problem = done.exception()
+        if problem is None:
+            self._said[key] = done.result()
+        elif (
+            isinstance(problem, ChainWatcherError) and problem.kind == "rejected" and not isinstance(problem, RpcError)
+        ):
+            self._said[key] = problem
+        while len(self._said) > SAID_MAX:
+            self._said.popitem(last=False)
 
     async def _read_layout(self, endpoint: Endpoint, header: Header, version: int) -> ChainLayout:
         at = _parent_or_self(header)

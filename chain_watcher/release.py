@@ -29,6 +29,8 @@ URL_BYTES_MAX: Final = 2048
 VERSION_BYTES_MAX: Final = 128
 CID_BYTES_MAX: Final = 256
 CIDS_MAX: Final = 32
+#: Refused entries are told of one by one up to here.
+REFUSALS_MAX: Final = 256
 #: More signatures for one id than this are not handed to the verifier (N of a network is far smaller).
 SIGNATURES_MAX: Final = 64
 
@@ -53,7 +55,7 @@ class ChainEntry:
 
 @dataclass(frozen=True, slots=True)
 class EntryList:
-    """``EnclaveIds`` read: entries in chain order, and an error for every entry or signature that was refused."""
+    """``EnclaveIds`` read: entries in chain order, and an error for each refused entry or signature (256 at most)."""
 
     entries: tuple[ChainEntry, ...]
     refused: tuple[ChainWatcherError, ...]
@@ -142,15 +144,21 @@ def read_entries(raw_entries: Iterable[RawEntry]) -> EntryList:
         try:
             enclave_id = decode_enclave_id(raw.enclave_id)
         except ChainWatcherError as error:
-            refused.append(error)
+            _note(refused, error)
             continue
         try:
             signature = decode_signature(raw.signature)
         except ChainWatcherError as error:
-            refused.append(error)
+            _note(refused, error)
             signature = b""
         entries.append(ChainEntry(raw.height, enclave_id, signature))
     return EntryList(tuple(entries), tuple(refused))
+
+
+def _note(refused: list[ChainWatcherError], error: ChainWatcherError) -> None:
+    """Keep the error; a large value of nothing but bad entries must not become hundreds of megabytes of errors."""
+    if len(refused) < REFUSALS_MAX:
+        refused.append(error.with_traceback(None))
 
 
 def lowest_heights(entries: Iterable[ChainEntry]) -> dict[str, int]:

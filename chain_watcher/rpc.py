@@ -21,6 +21,8 @@ from chain_watcher.errors import ChainWatcherError, Kind
 
 #: JSON-RPC error codes of a server that asks for fewer requests (jsonrpsee, public gateways) and of a missing method.
 RATE_LIMIT_CODES: Final = frozenset({-32005, -32029, -32999, 429})
+#: A server's wish to be left alone is granted up to here.
+RETRY_AFTER_MAX_S: Final = 3600.0
 METHOD_NOT_FOUND: Final = -32601
 #: Notifications for a subscription id not known yet (some servers send them before the id itself), at most so many.
 EARLY_NOTIFICATIONS_MAX: Final = 32
@@ -34,7 +36,8 @@ class RpcLimits:
     request_timeout_s: float = 15.0
     heartbeat_s: float = 15.0
     message_bytes_max: int = 16 * 1024 * 1024
-    notifications_max: int = 256
+    notification_bytes_max: int = 3 * 1024 * 1024  # a storage value of 1 MiB comes as hex
+    notifications_max: int = 32
 
 
 class RpcError(ChainWatcherError):
@@ -68,6 +71,21 @@ def tls_context(ca_file: str | None) -> ssl.SSLContext:
             action="Name a PEM file that holds the CA of the endpoint",
             kind="rejected",
         ) from problem
+
+
+def open_session() -> aiohttp.ClientSession:
+    """A session for ``RpcClient.connect``. Redirects are not followed: an endpoint could name an address inside this
+    host's network, or turn wss into ws."""
+    trace = aiohttp.TraceConfig()
+    trace.on_request_redirect.append(_refuse_redirect)
+    return aiohttp.ClientSession(trace_configs=[trace])
+
+
+async def _refuse_redirect(
+    _session: aiohttp.ClientSession, _context: object, found: aiohttp.TraceRequestRedirectParams
+) -> None:
+    why = f"HTTP {found.response.status} to the websocket handshake; redirects are not followed"
+    raise RpcError(code="RPC_CONNECT_FAILED", what=str(found.url), why=why, action="Check the address")
 
 
 def _closed(url: str, why: str) -> RpcError:
@@ -176,7 +194,7 @@ class RpcClient:
                 ws = await session.ws_connect(
                     url, ssl=tls, heartbeat=limits.heartbeat_s, max_msg_size=limits.message_bytes_max, compress=0
                 )
-        except aiohttp.ClientSSLError as problem:
+        except aiohttp.ClientConnectorCertificateError as problem:
             raise RpcError(
                 code="RPC_TLS_FAILED", what=url, why=str(problem), action="Check the endpoint's certificate or the CA"
             ) from problem
@@ -291,6 +309,9 @@ class RpcClient:
         if not isinstance(message, dict):
             raise self._garbage("not a JSON object")
         if "method" in message:
+            if len(text) > self.limits.notification_bytes_max:
+                why = f"a notification over {self.limits.notification_bytes_max} bytes"
+                raise RpcError(code="RPC_MESSAGE_TOO_BIG", what=self.url, why=why)
             self._take_notification(message)
         elif "id" in message:
             self._take_answer(message)
@@ -363,6 +384,6 @@ class RpcClient:
 def _handshake_error(url: str, problem: aiohttp.WSServerHandshakeError) -> RpcError:
     if problem.status == 429:
         wish = problem.headers.get("Retry-After", "") if problem.headers else ""
-        wait_s = float(wish) if wish.isdecimal() else 30.0
+        wait_s = min(float(wish), RETRY_AFTER_MAX_S) if wish.isdecimal() else 30.0
         return RpcError(code="RPC_RATE_LIMITED", what=url, why="HTTP 429", rpc_code=429, retry_after_s=wait_s)
     return RpcError(code="RPC_CONNECT_FAILED", what=url, why=f"HTTP {problem.status} to the websocket handshake")

@@ -8,8 +8,6 @@ from collections.abc import AsyncIterator, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
-import aiohttp
-
 from chain_watcher.config import ChainView, WatcherConfig
 from chain_watcher.endpoints import head_number
 from chain_watcher.errors import ChainWatcherError
@@ -18,7 +16,7 @@ from chain_watcher.header import decode_authorities
 from chain_watcher.layout import storage_key
 from chain_watcher.reads import BlockState
 from chain_watcher.release import SignatureVerifier
-from chain_watcher.rpc import RpcClient, RpcLimits
+from chain_watcher.rpc import RpcClient, RpcLimits, open_session
 from chain_watcher.scale import Reader
 from chain_watcher.watcher import Watcher
 
@@ -45,7 +43,7 @@ async def find_checkpoint(
     ENDPOINT_DISAGREES, ENDPOINT_GARBAGE.
     """
     limits = limits or RpcLimits()
-    async with aiohttp.ClientSession() as session, contextlib.AsyncExitStack() as stack:
+    async with open_session() as session, contextlib.AsyncExitStack() as stack:
         clients: list[RpcClient] = []
         for url in dict.fromkeys(urls):
             client = await RpcClient.connect(session, url, limits, ca_file=ca_file)
@@ -73,7 +71,7 @@ async def _authorities(client: RpcClient, number: int) -> tuple[str, str, Checkp
             (await client.call("state_call", ["GrandpaApi_grandpa_authorities", "0x", block_hash]))[2:]
         )
         set_id = bytes.fromhex((await client.call("state_call", ["GrandpaApi_current_set_id", "0x", block_hash]))[2:])
-    except (TypeError, ValueError) as problem:
+    except (TypeError, KeyError, ValueError) as problem:  # KeyError: a slice of an object, from Python 3.12 on
         raise ChainWatcherError(
             code="ENDPOINT_GARBAGE", what=client.url, why="a runtime answer that is not hex"
         ) from problem

@@ -9,14 +9,14 @@ from __future__ import annotations
 import asyncio
 import random
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
 from types import MappingProxyType
 from typing import Any
 
 from chain_watcher.ahead import ReadAhead
 from chain_watcher.audit import Auditor
 from chain_watcher.config import BY_METADATA, CHAIN_WIDE, LYING, ChainView, Counters, SystemClock, WatcherConfig
-from chain_watcher.endpoints import Clock, Endpoint, EndpointPool, Event
+from chain_watcher.endpoints import Clock, Endpoint, EndpointPool, Event, voice
 from chain_watcher.errors import ChainWatcherError
 from chain_watcher.evidence import STANDARD_LAYOUTS, claimed_evidence
 from chain_watcher.finality import Decider, FinalBlock, Headers, ProvenDecider, QuorumDecider, SingleDecider, ancestry
@@ -27,6 +27,8 @@ from chain_watcher.metadata import LayoutCache
 from chain_watcher.prover import ProofBase, not_ready, prove
 from chain_watcher.reads import BlockState, StateReader, forged, hash_text, state_facts
 from chain_watcher.release import BlockRef, SignatureVerifier, VerifiedRelease, verify_release
+from chain_watcher.rpc import RpcError
+from chain_watcher.turns import in_turn
 
 __all__ = ["ChainView", "Watcher", "WatcherConfig"]
 
@@ -65,7 +67,7 @@ class Watcher:
         self._clock = clock or SystemClock()
         self.pool = EndpointPool(
             config.endpoints,
-            genesis_hash=config.genesis_hash,
+            genesis_hash=config.genesis,
             limits=config.pool,
             rpc_limits=config.rpc,
             clock=self._clock,
@@ -81,6 +83,7 @@ class Watcher:
         self._last: Header | None = None
         self._last_at = 0.0
         self._refused: dict[str, int] = {}
+        self._given_up: dict[str, list[float]] = {}
         self._view: ChainView | None = None
         self._state: BlockState | None = None
         self._proof_base: ProofBase | None = None
@@ -114,6 +117,7 @@ class Watcher:
             layout_hashes=pins,
             others=lambda endpoint: [one for one in self.pool.usable() if one is not endpoint],
             layouts=layouts,
+            blame=self._blame,
         )
 
     def _make_decider(self) -> Decider:
@@ -121,15 +125,14 @@ class Watcher:
             return SingleDecider(self.pool)
         if self.config.finality == "quorum":
             return QuorumDecider(self.pool, self.config.quorum, self._headers)
-        start, stored, scan_from = Checkpoint.from_json(self.config.checkpoint), self.config.chain_state, None
+        start, stored, followed = Checkpoint.from_json(self.config.checkpoint), self.config.chain_state, 0
         if stored is not None:
             found = Checkpoint.from_json(stored.get("checkpoint"))
             if found.number >= start.number:  # a pin that was moved ahead by a person counts more than the journal
-                start, scan_from = found, stored.get("scan_from")
+                scan_from, since = stored.get("scan_from"), self.config.since
+                start, followed = found, scan_from if type(scan_from) is int else since.number if since else 0
         gap_max = self.config.limits.gap_blocks_max
-        return ProvenDecider(
-            start, self._reader, self._headers, gap_max, self.counters, scan_from if type(scan_from) is int else None
-        )
+        return ProvenDecider(start, self._reader, self._headers, gap_max, self.counters, followed)
 
     # --- running
 
@@ -147,6 +150,7 @@ class Watcher:
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
+            await self._reader.close()
 
     async def views(self) -> AsyncIterator[ChainView]:
         """States at finalized blocks: the first one read, each change, and again after a reconnect."""
@@ -172,11 +176,28 @@ class Watcher:
                     kind="transient",
                 )
             if event is not None:
-                await self._handle(event)
+                await self._in_turn(event.endpoint, self._handle(event))
             elif self._owed is not None and self._clock.monotonic() - self._owed_at >= self.config.limits.retry_s:
-                await self._retry(self._owed)
+                await self._in_turn(self._owed.endpoint, self._retry(self._owed))
             if primary is not None and before is not None and primary is not before and primary.last_head is not None:
-                await self._handle(Event(primary, "finalized", primary.last_head))
+                await self._in_turn(primary, self._handle(Event(primary, "finalized", primary.last_head)))
+
+    async def _in_turn(self, endpoint: Endpoint, work: Coroutine[Any, Any, None]) -> None:
+        """What an endpoint's news ask for; given up when that is slow while others have news. Nothing is lost by it:
+        what was learned is kept, and the next news lead to the same blocks. Who is slow again and again has to pause.
+        """
+        limits = self.config.limits
+        if await in_turn(work, limits.patience_s, lambda: self.pool.has_news_besides(endpoint)):
+            return
+        self.pool.excuse_unproven()
+        now = self._clock.monotonic()
+        times = [at for at in self._given_up.get(endpoint.url, ()) if now - at < limits.given_up_window_s] + [now]
+        self._given_up[endpoint.url] = times
+        if len(times) >= limits.given_up_max and self.config.finality != "quorum":  # a quorum's questions go to others
+            self._given_up[endpoint.url] = []
+            why = f"its news took over {limits.patience_s:g} s to follow, {len(times)} times while others had some"
+            slow = RpcError(code="RPC_TIMEOUT", what=endpoint.url, why=why, retry_after_s=limits.given_up_pause_s)
+            self._blame(endpoint, slow)
 
     async def _handle(self, event: Event) -> None:
         endpoint = event.endpoint
@@ -278,12 +299,13 @@ class Watcher:
         since = self.config.since
         if since is None or now.header.number <= since.number:
             return
+        reader = self._new_reader(self._layouts)
         try:
-            self.history = await look_back(
-                found.endpoint, self._new_reader(self._layouts), self.pool.genesis_hash or "", since.number, now
-            )
+            self.history = await look_back(found.endpoint, reader, self.pool.genesis_hash or "", since.number, now)
         except ChainWatcherError as problem:
             self.history_problem = problem
+        finally:
+            await reader.close()
 
     async def _pay(self, found: FinalBlock) -> None:
         """Give the view that a final block deserves; kept and tried again where it cannot be read now."""
@@ -344,7 +366,7 @@ class Watcher:
                 continue
             agreed.append(state)
             needed = self.config.quorum if self.config.finality == "quorum" and not state.proven else 1
-            if sum(1 for one in agreed if one.values == state.values) < needed:
+            if len({voice(one.endpoint) for one in agreed if one.values == state.values}) < needed:
                 continue
             for suspect, offence in suspects:
                 self.pool.accuse(suspect, forged("ENDPOINT_METADATA_FORGED", suspect, str(offence)))

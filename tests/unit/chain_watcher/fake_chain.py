@@ -479,6 +479,15 @@ class FakeNode:
     def state_getRuntimeVersion(self, at: str | None = None) -> dict[str, Any]:  # noqa: N802
         return {"specName": "fake", "specVersion": self._block(at).spec_version, "implName": "fake"}
 
+    def state_call(self, name: str, _data: str, _at: str | None = None) -> str:
+        """GRANDPA's runtime API of the set in force."""
+        listed = vec([key + weight.to_bytes(8, "little") for key, weight in self.chain.authorities()])
+        answers = {
+            "GrandpaApi_grandpa_authorities": listed,
+            "GrandpaApi_current_set_id": self.chain.set_id.to_bytes(8, "little"),
+        }
+        return "0x" + answers[name].hex()
+
     def state_getMetadata(self, at: str | None = None) -> str:  # noqa: N802
         return "0x" + self.chain.metadata[self._block(at).spec_version].hex()
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from chain_watcher.endpoints import Endpoint, EndpointPool, PoolLimits, backoff_s, choose, head_number
+from chain_watcher.endpoints import Endpoint, EndpointPool, PoolLimits, backoff_s, choose, head_number, voice
 from chain_watcher.errors import ChainWatcherError
 from chain_watcher.rpc import RpcLimits
 
@@ -80,6 +80,34 @@ async def pool_of(
         await asyncio.gather(run, return_exceptions=True)
 
 
+async def test_a_flood_from_one_endpoint_drowns_nobody_elses_news() -> None:
+    pool = EndpointPool(
+        ["ws://liar", "ws://honest"],
+        genesis_hash=None,
+        limits=PoolLimits(events_of_a_kind_max=4),
+        rpc_limits=RpcLimits(),
+        clock=ManualClock(),
+        random=lambda: 1.0,
+    )
+    liar, honest = pool.endpoints
+    pool._emit(honest, "justification", "0x00")
+    for number in range(5000):
+        pool._emit(liar, "justification", number)
+        pool._emit(liar, "best", number)
+    heard = [await pool.event(1.0) for _ in range(9)]
+    assert [(one.endpoint, one.kind) for one in heard if one and one.endpoint is honest] == [(honest, "justification")]
+    assert [one.value for one in heard if one and one.kind == "best"] == [4996, 4997, 4998, 4999]
+    assert pool.events_dropped == 2 * 4996
+
+
+async def test_of_the_methods_only_those_that_matter_are_remembered() -> None:
+    async with FakeNode(FakeChain(), grandpa=True) as node:
+        node.overrides["rpc_methods"] = lambda: {"methods": ["state_getReadProof", 7, *(str(n) for n in range(9999))]}
+        async with pool_of(node, clock=ManualClock()) as pool:
+            await until(lambda: pool.usable())
+            assert pool.endpoints[0].methods == {"state_getReadProof"}
+
+
 async def test_a_wrong_genesis_is_refused_and_left_alone() -> None:
     clock = ManualClock()
     async with FakeNode(FakeChain()) as node, pool_of(node, clock=clock, genesis="0x" + "00" * 32) as pool:
@@ -89,6 +117,16 @@ async def test_a_wrong_genesis_is_refused_and_left_alone() -> None:
         clock.advance(599.0)
         assert clock.sleeping == 1
         assert pool.choose() is None
+
+
+@pytest.mark.parametrize("genesis", [None, "", "0x", "genesis", "0x" + "zz" * 32, ["0x"]])
+async def test_a_genesis_that_is_no_hash_is_refused(genesis: Any) -> None:
+    """Nothing is pinned here, so that the first answer would be taken for the chain's."""
+    clock = ManualClock()
+    async with FakeNode(FakeChain()) as node, pool_of(node, clock=clock) as pool:
+        node.overrides["chain_getBlockHash"] = lambda _number: genesis
+        await until(lambda: clock.sleeping)
+        assert (pool.endpoints[0].facts(clock.now)["code"], pool.genesis_hash) == ("ENDPOINT_WRONG_GENESIS", None)
 
 
 async def test_without_a_genesis_hash_all_must_serve_the_first_ones_chain() -> None:
@@ -117,6 +155,23 @@ async def test_back_off_and_rate_limits_are_waited_for() -> None:
             await until(lambda: pool.usable())
             await until(lambda: pool.endpoints[0].claimed_number == 0)
             assert pool.endpoints[0].failures == 0, "a head ends a series of failures"
+
+
+async def test_a_liar_that_hangs_up_at_once_is_left_alone_all_the_same() -> None:
+    clock = ManualClock()
+    async with FakeNode(FakeChain()) as node, pool_of(node, clock=clock) as pool:
+        await until(lambda: pool.usable())
+        endpoint = pool.endpoints[0]
+        await node.cut()
+        await until(lambda: endpoint.state == "waiting" and clock.sleeping)
+        pool.accuse(endpoint, ChainWatcherError(code="ENDPOINT_JUSTIFICATION_FORGED", what="x", why="y"))
+        clock.advance(PoolLimits().backoff_max_s)
+        await until(lambda: clock.sleeping or endpoint.connections > 1)
+        clock.advance(PoolLimits().liar_retry_s - 1.0)
+        assert (endpoint.connections, endpoint.facts(clock.now)["state"]) == (1, "lying")
+        clock.advance(1.0)
+        await until(lambda: endpoint.connections == 2)
+        assert endpoint.usable
 
 
 async def test_a_dead_subscription_on_a_live_socket_is_noticed() -> None:
@@ -204,6 +259,45 @@ async def test_a_quorum_must_agree_and_a_dissenter_is_named() -> None:
             await until(lambda: watch.watcher.health()["lying"] == [liar.url])
 
 
+def test_ways_of_writing_one_address_are_one_voice() -> None:
+    same = [
+        "wss://one.example",
+        "WSS://One.Example/",
+        "wss://one.example:443",
+        "ws://one.example./",
+        "ws://one.example:80",
+    ]
+    assert len({voice(url) for url in same}) == 1
+    others = [
+        "wss://two.example",
+        "wss://one.example:9944",
+        "wss://one.example/a",
+        "wss://one.example/?key=1",
+        "ws://[::1]",
+    ]
+    assert len({voice(url) for url in [same[0], *others, "wss://one.example:none"]}) == 7
+
+
+async def test_one_endpoint_under_two_urls_is_one_voice() -> None:
+    chain, other = FakeChain(), FakeChain()
+    other.grow(publish(other, ID_3, 1))
+    await other.finalize()
+    await chain.advance(publish(chain, ID_1, 1))
+    async with FakeNode(chain) as one, FakeNode(chain) as two, FakeNode(other) as liar:
+        with pytest.raises(ChainWatcherError, match="WATCHER_CONFIG_INVALID"):
+            async with watching(liar, liar.url + "/", finality="quorum"):
+                pass
+        async with watching(liar, liar.url + "/", one, finality="quorum") as watch:
+            await until(lambda: len(watch.watcher.pool.usable()) == 3)
+            await until(lambda: all(endpoint.heads for endpoint in watch.watcher.pool.endpoints))
+            await until(lambda: not watch.watcher.pool._events)
+            assert (watch.waiting, watch.watcher.health()["last_number"]) == (0, None)
+        async with watching(liar, liar.url + "/", one, two, finality="quorum") as watch:
+            view = await watch.view()
+            assert view.program is not None
+            assert view.program.enclave_id == ID_1
+
+
 async def test_a_quorum_waits_for_the_slower_one() -> None:
     chain = FakeChain()
     await chain.advance()
@@ -216,6 +310,28 @@ async def test_a_quorum_waits_for_the_slower_one() -> None:
         two.muted.clear()
         await chain.finalize()
         assert (await watch.view()).program is not None
+
+
+async def test_a_quorum_that_is_reached_waits_for_nobody_else() -> None:
+    chain = FakeChain()
+    await chain.advance()
+    async with (
+        FakeNode(chain) as one,
+        FakeNode(chain) as two,
+        FakeNode(chain) as slow,
+        watching(slow, one, two, finality="quorum", speculate=False) as watch,
+    ):
+        await watch.view()
+        endpoints = watch.watcher.pool.endpoints
+        await until(lambda: len(watch.watcher.pool.usable()) == 3)
+        slow.overrides["chain_getBlockHash"] = lambda _number: asyncio.Event().wait()
+        for node, endpoint in ((slow, endpoints[0]), (two, endpoints[2])):
+            node.muted.add("chain_subscribeFinalizedHeads")
+            endpoint.claimed_number = 99  # both passed the block, and are asked for its hash
+        endpoints[0].latency_s = 0.0
+        await chain.advance(publish(chain, ID_1, 2))
+        assert (await watch.view()).program is not None
+        assert (endpoints[0].problem, endpoints[0].connections) == (None, 1), "it was not waited for until it failed"
 
 
 async def test_unproven_values_need_the_quorum_too() -> None:

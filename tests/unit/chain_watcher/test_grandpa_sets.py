@@ -5,7 +5,13 @@ from dataclasses import replace
 
 import pytest
 
-from chain_watcher.grandpa import Checkpoint, Justification, verify_finality, verify_justification
+from chain_watcher.grandpa import (
+    Checkpoint,
+    Justification,
+    checkpoint_genesis,
+    verify_finality,
+    verify_justification,
+)
 from chain_watcher.header import Header
 
 from . import makers
@@ -102,6 +108,10 @@ def test_checkpoints_as_json():
         assert Checkpoint.from_json(json.loads(json.dumps(checkpoint.to_json()))) == checkpoint
     bare = {**checkpoint.to_json(), "authorities": [[key.hex(), 1] for key, _ in FOUR]}
     assert Checkpoint.from_json(bare) == checkpoint
+    printed = {"genesis_hash": "0x" + "ab" * 32, **checkpoint.to_json()}
+    assert Checkpoint.from_json(printed) == checkpoint, "as `chain checkpoint` prints it"
+    assert checkpoint_genesis(printed) == "0x" + "ab" * 32
+    assert checkpoint_genesis(checkpoint.to_json()) is None
 
 
 GOOD = Checkpoint(7, 9, FOUR).to_json()
@@ -113,6 +123,9 @@ GOOD = Checkpoint(7, 9, FOUR).to_json()
         None,
         {},
         {**GOOD, "more": 1},
+        {**GOOD, "genesis_hash": None},
+        {**GOOD, "genesis_hash": "0x00"},
+        {"genesis_hash": "0x" + "00" * 32},
         {**GOOD, "block_number": "7"},
         {**GOOD, "block_number": True},
         {**GOOD, "block_number": -1},

@@ -161,6 +161,20 @@ def test_scale_form_is_strict():
     assert code_of(lambda: Header.decode(over)) == "SCALE_TOO_LARGE"
 
 
+def test_json_form_has_the_same_limit():
+    log = "0x00" + makers.compact(1 << 19).hex() + "00" * (1 << 19)
+    value = {
+        "parentHash": "0x" + "00" * 32,
+        "number": "0x1",
+        "stateRoot": "0x" + "00" * 32,
+        "extrinsicsRoot": "0x" + "00" * 32,
+        "digest": {"logs": [log]},
+    }
+    assert len(Header.from_json(value).encoded) > 1 << 19
+    value["digest"] = {"logs": [log] * 3}
+    assert code_of(lambda: Header.from_json(value)) == "HEADER_INVALID"
+
+
 def test_runtime_update_marker():
     assert makers.header(1, b"\0" * 32, DigestItem(0, b"", b"x"), DigestItem(8, b"", b"")).runtime_updated
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import sys
 
 import pytest
@@ -76,9 +77,27 @@ async def test_the_child_process_passes_errors_on() -> None:
 async def test_a_child_that_does_not_answer_is_ended(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(ChainWatcherError, match="METADATA_PROCESS_FAILED"):
         await read_metadata("0x", timeout_s=0.001)
+    monkeypatch.setattr(sys, "executable", "/nonexistent/python")
+    with pytest.raises(ChainWatcherError, match=r"METADATA_PROCESS_FAILED.*cannot be started"):
+        await read_metadata("0x")
     monkeypatch.setattr(sys, "executable", "/bin/false")
     with pytest.raises(ChainWatcherError, match="METADATA_PROCESS_FAILED"):
         await read_metadata("0x")
+
+
+async def test_the_childs_memory_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Made-up metadata may unfold to gigabytes in the parser: that ends in an error, in the child."""
+    hungry = "import chain_watcher.metadata as m; m.limit_memory(); bytearray(m.CHILD_MEMORY_BYTES)"
+    child = await asyncio.create_subprocess_exec(sys.executable, "-c", hungry, stderr=asyncio.subprocess.PIPE)
+    _, complaint = await child.communicate()
+    assert complaint.decode().strip().endswith("MemoryError")
+
+    def starved(_raw: bytes) -> dict[str, object]:
+        raise MemoryError
+
+    monkeypatch.setattr(metadata, "extract", starved)
+    with pytest.raises(ChainWatcherError, match=r"METADATA_UNREADABLE.*more memory"):
+        from_json(answer(make_metadata().hex()))
 
 
 @pytest.mark.parametrize("value", [{}, {"layout": {}}, {"calls": {}, "layout": []}, {"error": {}}, {"error": 1}])

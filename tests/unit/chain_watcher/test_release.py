@@ -163,6 +163,8 @@ def test_bad_entries_do_not_hide_good_ones():
     ]
     assert found.heights() == {ID: 3, OTHER: 7}
     assert read_entries([]).entries == ()
+    many = read_entries([*[RawEntry(4, b"", b"")] * 5000, good])
+    assert (many.entries, len(many.refused)) == ((entry(5),), 256), "errors of bad entries are kept up to a number"
 
 
 def test_the_lowest_height_counts():

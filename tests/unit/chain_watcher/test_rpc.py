@@ -18,7 +18,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
 from chain_watcher.errors import CODES
-from chain_watcher.rpc import RpcClient, RpcError, RpcLimits, tls_context
+from chain_watcher.rpc import RpcClient, RpcError, RpcLimits, open_session, tls_context
 
 from .fake_chain import FakeChain, FakeNode, RpcFaultError, until
 
@@ -129,6 +129,19 @@ async def test_a_message_over_the_limit(client: RpcClient, node: FakeNode) -> No
     assert (await failure(client, "state_getMetadata")).code == "RPC_MESSAGE_TOO_BIG"
 
 
+async def test_a_notification_over_its_limit(session: aiohttp.ClientSession, node: FakeNode) -> None:
+    """Many of them may wait to be heard, so each has to be small; answers come one at a time."""
+    client = await RpcClient.connect(session, node.url, RpcLimits(notification_bytes_max=1000))
+    heads = await client.subscribe(*FINALIZED)
+    await heads.next()
+    node.overrides["state_getMetadata"] = lambda: "x" * 2000
+    assert len(await client.call("state_getMetadata")) == 2000
+    await node.notify(FINALIZED[0], "x" * 2000)
+    with pytest.raises(RpcError, match="RPC_MESSAGE_TOO_BIG"):
+        await heads.next()
+    await client.close()
+
+
 async def test_a_cut_connection_wakes_questions_and_subscriptions(client: RpcClient, node: FakeNode) -> None:
     heads = await client.subscribe(*FINALIZED)
     await heads.next()
@@ -211,6 +224,39 @@ async def test_http_answers_to_the_handshake(session: aiohttp.ClientSession) -> 
     with pytest.raises(RpcError, match=r"RPC_CONNECT_FAILED.*404"):
         await RpcClient.connect(session, f"ws://127.0.0.1:{port}/other", LIMITS)
     await runner.cleanup()
+
+
+async def test_a_redirect_is_not_followed(node: FakeNode) -> None:
+    async def redirect(_: aiohttp.web.Request) -> aiohttp.web.Response:
+        return aiohttp.web.Response(status=302, headers={"Location": node.url.replace("ws:", "http:")})
+
+    application = aiohttp.web.Application()
+    application.router.add_get("/", redirect)
+    runner = aiohttp.web.AppRunner(application)
+    await runner.setup()
+    await aiohttp.web.TCPSite(runner, "127.0.0.1", 0).start()
+    async with open_session() as session:
+        with pytest.raises(RpcError, match=r"RPC_CONNECT_FAILED.*302.*not followed"):
+            await RpcClient.connect(session, f"ws://127.0.0.1:{runner.addresses[0][1]}", LIMITS)
+        assert not node.sockets
+        await (await RpcClient.connect(session, node.url, LIMITS)).close()
+    await runner.cleanup()
+
+
+async def test_a_handshake_that_breaks_says_nothing_of_the_certificate(session: aiohttp.ClientSession) -> None:
+    """A gateway that restarts is tried again soon; only a certificate that was refused is left alone for long."""
+
+    async def alert(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.read(100)
+        writer.write(bytes.fromhex("15030300020250"))  # a fatal alert: internal error
+        await writer.drain()
+        writer.close()
+
+    server = await asyncio.start_server(alert, "127.0.0.1", 0)
+    with pytest.raises(RpcError, match="RPC_CONNECT_FAILED"):
+        await RpcClient.connect(session, f"wss://127.0.0.1:{server.sockets[0].getsockname()[1]}", LIMITS)
+    server.close()
+    await server.wait_closed()
 
 
 def certificate(folder: Path) -> tuple[Path, ssl.SSLContext]:

@@ -46,6 +46,13 @@ async def test_first_view_then_each_change(chain: FakeChain, node: FakeNode) -> 
         assert health["finalized"]["proven_reads"] is True
 
 
+async def test_the_genesis_hash_may_be_given_without_0x(chain: FakeChain, node: FakeNode) -> None:
+    await chain.advance(publish(chain, ID_1, 1))
+    async with watching(node, genesis_hash=chain.genesis_hash[2:]) as watch:
+        await watch.view()
+        assert (await watch.watcher.evidence(ID_1, ID_2, {}))["genesis_hash"] == chain.genesis_hash
+
+
 async def test_refusals_are_views_too(chain: FakeChain, node: FakeNode) -> None:
     async with watching(node) as watch:
         first = await watch.view()
