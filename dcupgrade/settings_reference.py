@@ -28,7 +28,11 @@ def sections() -> Iterator[tuple[str, type, bool]]:
 
 def example_toml() -> str:
     """A settings file with every key: required ones to fill in, the others commented out at their default."""
-    lines = ["# Settings of dcupgrade. Keys that are commented out stand at their default.", ""]
+    lines = [
+        "# Settings of dcupgrade. Keys that are commented out stand at their default. Mode `proven`, the default, also",
+        "# needs chain.genesis_hash and chain.checkpoint_file; `dcupgrade config validate` lists what is missing.",
+        "",
+    ]
     for name, cls, repeated in sections():
         if repeated:
             lines += [f"# [[{name}]]  # {cls.__doc__}", *(f"# {line}" for line in _keys(cls)), ""]

@@ -11,6 +11,7 @@ from dcupgrade.machine import activity
 from dcupgrade.ports import Entry
 from dcupgrade.states import ChainFacts, Event, EventKind, Name, Release, State
 
+KEY = "bl3kr5jjklu2iijnmyhz7cy5lz3h5xhrlp7sim54bjhc4v3ztzfdq"
 NEW = Release("b" * 64, "1.1.0 [red]", added_height=9)
 
 
@@ -19,8 +20,9 @@ def config(tmp_path: Path) -> Path:
     path = tmp_path / "dcupgrade.toml"
     path.write_text(
         f'[agent]\nstate_dir = "{tmp_path}"\nhttp_listen = "127.0.0.1:9"\n'
-        '[chain]\nendpoints = ["ws://127.0.0.1:9"]\nnetwork_keys = ["b"]\n'
-        f'[node]\nid = "n1"\ndata_dir = "{tmp_path}"\n[vault]\nstart = false\n'
+        f'[chain]\nendpoints = ["ws://127.0.0.1:9"]\nnetwork_keys = ["{KEY}"]\n'
+        'finality = "single"\n'
+        f'[node]\nid = "n1"\ndata_dir = "{tmp_path}/data"\n[vault]\nstart = false\n'
     )
     return path
 
@@ -111,6 +113,7 @@ def test_explain_knows_every_code(config: Path) -> None:
 def test_the_example_settings_are_good_once_filled_in(config: Path, tmp_path: Path) -> None:
     example = tmp_path / "example.toml"
     text = run(config, "config", "example")[1].replace("[vault]", "[vault]\nstart = false")
+    text = text.replace("b…", KEY).replace("[chain]", '[chain]\nfinality = "single"')
     example.write_text(text)
     assert run(example, "config", "validate")[0] == 0
     assert json.loads(run(example, "config", "show")[1])["node"]["port"] == 6667

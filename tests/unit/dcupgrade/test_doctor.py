@@ -10,9 +10,9 @@ from dcupgrade import doctor, settings
 def made(tmp_path: Path, **sections: object) -> settings.Settings:
     raw = {
         "agent": {"state_dir": str(tmp_path / "state")},
-        "chain": {"endpoints": ["ws://127.0.0.1:9"], "network_keys": ["b"], "finality": "single"},
+        "chain": {"endpoints": ["ws://127.0.0.1:9"], "network_keys": ["11" * 32], "finality": "single"},
         "node": {"id": "n1", "data_dir": str(tmp_path / "data"), "port": 9},
-        "vault": {"start": False, "url": "http://127.0.0.1:9"},
+        "vault": {"start": False, "url": "http://127.0.0.1:10"},
     }
     return settings.structure({**raw, **sections}, environ={})
 
