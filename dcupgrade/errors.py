@@ -35,7 +35,7 @@ CODES: dict[str, str] = {
     "SETTINGS_INVALID": "the settings file has mistakes; all of them are listed",
     "UNKNOWN_CODE": "no part of the program knows the code that was asked about",
     "CHECKPOINT_UNREADABLE": "the file with the pinned checkpoint cannot be read",
-    "WEBHOOK_SECRET_UNREADABLE": "the secret of a webhook receiver cannot be read",
+    "WEBHOOK_SECRET_UNREADABLE": "the secret of a webhook receiver cannot be read, or is empty",
     # doctor.py: findings of `check`
     "FOLDER_OPEN_TO_OTHERS": "a folder with keys, tokens or the journal can be read by other users",
     "DISK_SPACE_LOW": "less space is free than the settings want to remain before an upgrade",
@@ -67,6 +67,11 @@ CODES: dict[str, str] = {
     "COMMIT_NOT_ACKNOWLEDGED": "the new version has not yet taken the word to commit",
     "RUNNING_REVOKED": "the network has withdrawn its signature from the running version; it goes on serving",
     "FIRST_INSTALL_REFUSED": "nothing runs here, and a first install is not allowed or not safe",
+    # web.py: answers of the status page and API
+    "HTTP_HOST_REFUSED": "a request names the status page by a host name that it does not answer to",
+    "HTTP_TOKEN_REFUSED": "an action came without the operator's token, or with a wrong one",
+    "HTTP_REFUSED": "a request to the status page or API cannot be served as it is",
+    "HTTP_BUSY": "as many readers follow the agent's events as it serves at once",
     # gates.py: why an upgrade does not begin yet
     "GATE_HELD": "an operator holds upgrades",
     "GATE_WINDOW_SHUT": "it is outside the maintenance windows",
