@@ -5,11 +5,11 @@ down, and history tells who said it and why.
 """
 
 import getpass
+import http.client
 import json
 import os
 import sys
 import time
-import urllib.error
 import urllib.request
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -20,8 +20,12 @@ import click
 from dcupgrade import settings
 from dcupgrade.errors import DcupgradeError
 from dcupgrade.journal import Journal
+from dcupgrade.text import one_line
+from dcupgrade.words import verify_word
 
 ANSWER_WAIT_S = 5.0
+HOLD_HOURS_MAX = 87600.0
+ANY_HOST = {"": "127.0.0.1", "0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104 - where one listens, not what one binds
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON; its schema is docs/schemas/.")
 
 
@@ -31,9 +35,18 @@ def journal_path(loaded: settings.Settings) -> Path:
 
 
 def open_journal(loaded: settings.Settings) -> Journal:
-    """The journal of this agent; raises DcupgradeError NO_JOURNAL where none was ever begun."""
+    """The journal of this agent; raises DcupgradeError NO_JOURNAL, JOURNAL_UNREADABLE, JOURNAL_CORRUPT or _TOO_NEW."""
     path = journal_path(loaded)
-    if not path.exists():
+    try:
+        there = path.exists()
+    except OSError as error:
+        raise DcupgradeError(
+            code="JOURNAL_UNREADABLE",
+            what=f"journal {path}",
+            why=str(error),
+            action="Run this as the agent's user or as root.",
+        ) from error
+    if not there:
         raise DcupgradeError(
             code="NO_JOURNAL",
             what=f"journal {path}",
@@ -43,14 +56,26 @@ def open_journal(loaded: settings.Settings) -> Journal:
     return Journal(path)
 
 
+def agent_address(listen: str) -> str:
+    """Host and port at which the agent is asked: its own address, or loopback where it listens on all of them."""
+    host, _, port = listen.rpartition(":")
+    bare = host.strip("[]")
+    bare = ANY_HOST.get(bare, bare)
+    return f"[{bare}]:{port}" if ":" in bare else f"{bare}:{port}"
+
+
 def ask_agent(loaded: settings.Settings, path: str, timeout_s: float = 1.0) -> dict[str, Any] | None:
-    """The running agent's answer to a GET on loopback, or None where nobody answers."""
+    """The running agent's answer to a GET, or None where nobody answers, or something else does."""
     if loaded.agent.http_listen == "off":
         return None
+    # the agent answers to this name whatever its address; a proxy of the environment has no business here
+    address = agent_address(loaded.agent.http_listen)
+    asked = urllib.request.Request(f"http://{address}{path}", headers={"Host": "localhost"})
+    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
     try:
-        with urllib.request.urlopen(f"http://{loaded.agent.http_listen}{path}", timeout=timeout_s) as answer:
+        with opener.open(asked, timeout=timeout_s) as answer:
             decoded = json.load(answer)
-    except (OSError, ValueError):
+    except (OSError, ValueError, http.client.HTTPException):
         return None
     return decoded if isinstance(decoded, dict) else None
 
@@ -62,7 +87,7 @@ def status(config_path: Path, as_json: bool) -> None:
     """Show what runs, what the machine is doing, and why it waits."""
     loaded = settings.load(config_path)
     live = ask_agent(loaded, "/api/v1/status")
-    if live is not None:
+    if live is not None and isinstance(live.get("state"), dict):
         facts = {**live, "agent": "running"}
     else:
         journal = open_journal(loaded)
@@ -129,16 +154,16 @@ def history(config_path: Path, as_json: bool, limit: int, all_events: bool) -> N
 
 
 def _print_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    """Rows in columns: with colours on a terminal, plain in a pipe."""
+    """Rows in columns: with colours on a terminal, plain in a pipe. What is in them is never obeyed by either."""
+    rows = [[one_line(cell) for cell in row] for row in rows]
     if sys.stdout.isatty():
         from rich.console import Console
-        from rich.markup import escape
         from rich.table import Table
+        from rich.text import Text
 
         table = Table(*header, show_header=any(header), box=None, pad_edge=False)
         for row in rows:
-            # escaped: what comes from the chain must not be read as markup
-            table.add_row(f"[bold]{escape(row[0])}[/bold]", *(escape(cell) for cell in row[1:]))
+            table.add_row(Text(row[0], style="bold"), *map(Text, row[1:]))
         Console().print(table)
         return
     widths = [max((len(row[column]) for row in rows), default=0) for column in range(len(header))]
@@ -156,7 +181,12 @@ def _word(name: str, teach: str, *options: Callable[[Any], Any]) -> click.Comman
         journal = open_journal(loaded)
         if "enclave_id" in arguments:
             arguments["enclave_id"] = arguments["enclave_id"] or _offered(journal)
-        number = journal.enqueue(name, _who(), {"reason": reason, **_plain(arguments)})
+        who = _who()
+        try:
+            told = verify_word(name, who, {"reason": reason, **_plain(arguments)})
+        except ValueError as error:
+            raise click.UsageError(str(error)) from error
+        number = journal.enqueue(name, who, told)
         if ask_agent(loaded, "/healthz") is None:
             click.echo(
                 f"{name}: queued. The agent is not running, or serves no HTTP: it takes this up when it is there."
@@ -197,14 +227,19 @@ def _plain(arguments: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _who() -> str:
-    return os.environ.get("SUDO_USER") or getpass.getuser()
+    try:
+        return os.environ.get("SUDO_USER") or getpass.getuser()
+    except (KeyError, OSError):  # a container's user that has no name
+        return f"uid {os.getuid()}"
 
 
 _id = click.argument("enclave_id", default="")
 hold = _word(
     "hold",
     "Start no upgrade until `unhold`, or for --hours. What is under way before `stopping` waits; later states go on.",
-    click.option("--hours", type=click.FloatRange(min=0, min_open=True), help="End by itself after so long."),
+    click.option(
+        "--hours", type=click.FloatRange(min=0, min_open=True, max=HOLD_HOURS_MAX), help="End by itself after so long."
+    ),
 )
 unhold = _word("unhold", "Lift the hold.")
 approve = _word(
@@ -234,7 +269,7 @@ def plan(config_path: Path, as_json: bool) -> None:
         click.echo(json.dumps(facts, indent=2, sort_keys=True))
         return
     for line in facts.get("lines", []):
-        click.echo(line)
+        click.echo(one_line(line))
 
 
 @click.command()
@@ -253,7 +288,7 @@ def check(config_path: Path, as_json: bool) -> None:
         for finding in findings:
             mark = {"good": "ok  ", "warning": "warn", "fault": "FAIL"}[finding.grade]
             code = f"  [{finding.code}]" if finding.code else ""
-            click.echo(f"{mark}  {finding.check}: {finding.text}{code}")
+            click.echo(one_line(f"{mark}  {finding.check}: {finding.text}{code}"))
     sys.exit(any(finding.grade == "fault" for finding in findings))
 
 

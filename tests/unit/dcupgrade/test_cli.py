@@ -1,11 +1,16 @@
+import io
 import json
+import socketserver
+import sys
+import threading
+from collections.abc import Iterator
 from pathlib import Path
 
 import click
 import pytest
 from click.testing import CliRunner
 
-from dcupgrade import cli, codes
+from dcupgrade import cli, codes, operator_cli, settings
 from dcupgrade.journal import Journal
 from dcupgrade.machine import activity
 from dcupgrade.ports import Entry
@@ -127,3 +132,160 @@ def test_completion_scripts_are_printed(config: Path, shell: str) -> None:
 def test_watch_with_dry_run_starts_nothing(config: Path, tmp_path: Path) -> None:
     assert "Would watch ws://127.0.0.1:9" in run(config, "watch", "--dry-run")[1]
     assert not (tmp_path / "journal.sqlite3").exists()
+
+
+class Answering(socketserver.ThreadingTCPServer):
+    """Something that listens where the agent should be: keeps what it was asked and says `reply`."""
+
+    daemon_threads = True
+
+    def __init__(self, reply: bytes) -> None:
+        self.reply, self.asked = reply, b""
+        super().__init__(("127.0.0.1", 0), _Handler)
+
+
+class _Handler(socketserver.BaseRequestHandler):
+    def handle(self) -> None:
+        assert isinstance(self.server, Answering)
+        self.server.asked = self.request.recv(65536)
+        self.request.sendall(self.server.reply)
+
+
+@pytest.fixture
+def answering() -> Iterator[Answering]:
+    body = b'{"state": {"name": "idle"}}'
+    head = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n" % len(body)
+    with Answering(head + body) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        yield server
+        server.shutdown()
+        thread.join()
+
+
+def listening(config: Path, address: str) -> settings.Settings:
+    config.write_text(config.read_text().replace('127.0.0.1:9"\n[', address + '"\n['))
+    return settings.load(config, {})
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "0.0.0.0"])  # noqa: S104 - settings
+def test_the_agent_is_asked_on_loopback_by_a_name_that_it_answers_to(
+    config: Path, answering: Answering, monkeypatch: pytest.MonkeyPatch, host: str
+) -> None:
+    monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")  # leads nowhere: the agent's answer would be lost
+    monkeypatch.delenv("no_proxy", raising=False)
+    loaded = listening(config, f"{host}:{answering.server_address[1]}")
+    assert operator_cli.ask_agent(loaded, "/api/v1/status") == {"state": {"name": "idle"}}
+    assert b"\r\nHost: localhost\r\n" in answering.asked
+
+
+@pytest.mark.parametrize(
+    ("listen", "address"), [("[::]:1", "[::1]:1"), ("::1:1", "[::1]:1"), ("10.0.0.7:1", "10.0.0.7:1")]
+)
+def test_every_form_of_the_agents_address_can_be_asked(listen: str, address: str) -> None:
+    assert operator_cli.agent_address(listen) == address
+
+
+@pytest.mark.usefixtures("journal")
+@pytest.mark.parametrize(
+    "reply", [b"SSH-2.0-OpenSSH\r\n", b"", b"HTTP/1.1 200 OK\r\n\r\n[]", b"HTTP/1.1 200 OK\r\n\r\n{}"]
+)
+def test_something_else_on_the_agents_port_is_not_the_agent(config: Path, answering: Answering, reply: bytes) -> None:
+    answering.reply = reply
+    listening(config, f"127.0.0.1:{answering.server_address[1]}")
+    code, text = run(config, "status")
+    assert (code, "not running" in text) == (0, True)
+
+
+def test_a_journal_that_cannot_be_looked_at_is_an_error_with_a_code(config: Path) -> None:
+    config.write_text(config.read_text().replace('state_dir = "', f'state_dir = "/{"x" * 300}'))
+    for command in ("status", "history", "hold"):
+        code, text = run(config, command)
+        assert (code, text.split(":")[0]) == (1, "JOURNAL_UNREADABLE")
+        assert "agent's user" in text
+
+
+def main(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
+    monkeypatch.setattr("sys.argv", ["dcupgrade", *arguments])
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    assert isinstance(ended.value.code, int)
+    return ended.value.code
+
+
+@pytest.mark.parametrize(
+    ("error", "told"),
+    [(RuntimeError("odd\x1b[2J"), r"RuntimeError: odd\x1b[2J"), (PermissionError("no"), "agent's user")],
+)
+def test_an_error_that_nobody_foresaw_is_no_traceback_either(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], error: Exception, told: str
+) -> None:
+    def broken(_: str) -> str:
+        raise error
+
+    monkeypatch.setattr(codes, "runbook_entry", broken)
+    assert main(monkeypatch, "explain", "UNEXPECTED") == 1
+    text = capsys.readouterr().err
+    assert text.startswith("error: UNEXPECTED: ")
+    assert told in text
+    assert text.count("\n") == 1
+    monkeypatch.setenv("DCUPGRADE_TRACEBACK", "1")
+    monkeypatch.setattr("sys.argv", ["dcupgrade", "explain", "UNEXPECTED"])
+    with pytest.raises(type(error)):
+        cli.main()
+
+
+def test_a_locale_without_a_letter_for_it_does_not_stop_the_answer(monkeypatch: pytest.MonkeyPatch) -> None:
+    raw = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(raw, encoding="latin-1", write_through=True))
+    assert main(monkeypatch, "explain", "HTTP_TOKEN_REFUSED") == 0
+    assert rb"Bearer \u2026" in raw.getvalue()
+
+
+@pytest.mark.parametrize("terminal", [False, True])
+def test_what_a_node_or_an_endpoint_said_is_not_obeyed_by_the_terminal(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], terminal: bool
+) -> None:
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: terminal, raising=False)
+    operator_cli._print_table(("", ""), [("reason", "\x1b]0;owned\x07 [red] :warning:\nstate idle")])
+    text = capsys.readouterr().out
+    assert "\x1b]0;" not in text
+    assert r"\x1b]0;owned\x07 [red] :warning:\nstate idle" in text
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["approve", "b" * 63],
+        ["override", "B" * 64],
+        ["hold", "--hours", "nan"],
+        ["hold", "--hours", "1e300"],
+        ["hold", "--reason", "x" * 1001],
+    ],
+)
+def test_a_word_that_means_nothing_is_not_queued(config: Path, journal: Journal, arguments: list[str]) -> None:
+    assert run(config, *arguments)[0] == 2
+    assert journal.commands() == []
+
+
+def test_a_user_without_a_name_may_say_a_word(config: Path, journal: Journal, monkeypatch: pytest.MonkeyPatch) -> None:
+    def nobody() -> str:
+        raise KeyError("getpwuid(): uid not found: 10666")
+
+    monkeypatch.delenv("SUDO_USER", raising=False)
+    monkeypatch.setattr("getpass.getuser", nobody)
+    assert run(config, "hold")[0] == 0
+    assert journal.commands()[0].who.startswith("uid ")
+
+
+def test_a_dry_run_reads_the_files_that_the_settings_name(config: Path, tmp_path: Path) -> None:
+    (tmp_path / "empty").write_text("")
+    good = config.read_text()
+    config.write_text(good + f'[[webhooks]]\nurl = "https://h.example/T0K3N"\nsecret_file = "{tmp_path}/empty"\n')
+    code, text = run(config, "watch", "--dry-run")
+    assert (code, text.split(":")[0]) == (1, "WEBHOOK_SECRET_UNREADABLE")
+    assert "T0K3N" not in text
+    config.write_text(
+        good.replace('finality = "single"', f'checkpoint_file = "{tmp_path}/absent"\ngenesis_hash = "0x{"ab" * 32}"')
+    )
+    assert run(config, "watch", "--dry-run")[1].startswith("CHECKPOINT_UNREADABLE")
