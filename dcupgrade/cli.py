@@ -1,6 +1,7 @@
 """The command line. Heavy modules are imported by the commands that need them: ``--help`` stays quick."""
 
 import contextlib
+import difflib
 import importlib
 import io
 import json
@@ -46,6 +47,17 @@ class LazyGroup(click.Group):
             command: click.Command = getattr(importlib.import_module(module), attribute)
             return command
         return super().get_command(ctx, cmd_name)
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """The command that is meant; a misspelt one is answered with those that are near, lazy ones included."""
+        name = args[0]
+        if not name.startswith("-") and not ctx.resilient_parsing and self.get_command(ctx, name) is None:
+            near = difflib.get_close_matches(name, self.list_commands(ctx))
+            meant = f" Did you mean {' or '.join(near)}?" if near else " `dcupgrade --help` lists all."
+            raise click.UsageError(f"No such command {name!r}.{meant}", ctx)
+        return super().resolve_command(ctx, args)
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """List the commands without importing the lazy ones."""
@@ -194,6 +206,8 @@ def _unexpected(error: Exception) -> str:
     text = f"UNEXPECTED: {type(error).__name__}: {error}."
     if isinstance(error, PermissionError):
         return f"{text} Run this as the agent's user or as root."
+    if isinstance(error, OSError):
+        return text
     return f"{text} With DCUPGRADE_TRACEBACK=1 in the environment it shows where; please report that."
 
 

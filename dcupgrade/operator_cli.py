@@ -87,21 +87,24 @@ def status(config_path: Path, as_json: bool) -> None:
     """Show what runs, what the machine is doing, and why it waits."""
     loaded = settings.load(config_path)
     live = ask_agent(loaded, "/api/v1/status")
+    written = ""
     if live is not None and isinstance(live.get("state"), dict):
         facts = {**live, "agent": "running"}
     else:
         journal = open_journal(loaded)
         stored = journal.load()
         facts = {"agent": "not running", "state": stored.to_json() if stored else None}
+        written = "".join(_local(row["at_unix_s"]) for row in journal.history(1, all_events=True))
     if as_json:
         click.echo(json.dumps(facts, indent=2, sort_keys=True))
         return
-    _print_status(facts)
+    _print_status(facts, written)
 
 
-def _print_status(facts: Mapping[str, Any]) -> None:
+def _print_status(facts: Mapping[str, Any], written: str) -> None:
+    """The facts as a table; ``written`` is when the journal was written last, where they come from there."""
     state = facts.get("state") or {}
-    rows = [("agent", str(facts.get("agent")))]
+    rows = [("agent", str(facts.get("agent")) + (f"; what follows is of {written}" if written else ""))]
     rows.append(("state", str(state.get("name", "no upgrade was ever looked at"))))
     if state.get("halted"):
         rows.append(("halted", f"{state['halted']}: see `dcupgrade explain {state['halted']}`"))
@@ -112,7 +115,9 @@ def _print_status(facts: Mapping[str, Any]) -> None:
     if state.get("reason"):
         rows.append(("reason", f"{state['reason']} {state.get('detail', '')}".strip()))
     if state.get("hold"):
-        rows.append(("hold", f"{state['hold']['reason']} (by {state['hold']['who'] or '?'})"))
+        until = state["hold"].get("until_unix_s")
+        end = f", until {_local(until)}" if until else ""
+        rows.append(("hold", f"{state['hold']['reason']} (by {state['hold']['who'] or '?'}{end})"))
     for shut in (facts.get("progress") or {}).get("gates", {}).get("shut", []):
         rows.append(("waits", f"{shut['code']}: {shut['detail']}"))
     for name, value in (facts.get("chain") or {}).items():
@@ -142,7 +147,7 @@ def history(config_path: Path, as_json: bool, limit: int, all_events: bool) -> N
         ("time", "from", "to", "after", "why"),
         [
             (
-                time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(row["at_unix_s"])),
+                _local(row["at_unix_s"]),
                 row["from"],
                 row["to"],
                 "" if row["seconds_in_state"] is None else f"{row['seconds_in_state']:.1f} s",
@@ -151,6 +156,11 @@ def history(config_path: Path, as_json: bool, limit: int, all_events: bool) -> N
             for row in rows
         ],
     )
+
+
+def _local(unix_s: float) -> str:
+    """A time for a reader: local, with its zone."""
+    return time.strftime("%Y-%m-%d %H:%M:%S %Z", time.localtime(unix_s))
 
 
 def _print_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:

@@ -307,16 +307,22 @@ def lock_folders(settings: Settings, stack: AsyncExitStack) -> None:
 
 
 def _token(path: Path) -> str:
-    """The token in a file; drawn and written with mode 0600 when there is none."""
+    """The token in a file; drawn and written with mode 0600 when there is none. Raises AGENT_STATE_UNUSABLE."""
     try:
-        fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-    except FileExistsError:
-        token = path.read_text(encoding="ascii").strip()
-        if len(token) < 16:
-            raise DcupgradeError(
-                code="AGENT_STATE_UNUSABLE", what=f"token file {path}", why="it is too short to be a token"
-            ) from None
-        return token
+        try:
+            fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        except FileExistsError:
+            token = path.read_text(encoding="ascii").strip()
+            if len(token) < 16:
+                raise ValueError("it is too short to be a token") from None
+            return token
+    except (OSError, ValueError) as error:
+        raise DcupgradeError(
+            code="AGENT_STATE_UNUSABLE",
+            what=f"token file {path}",
+            why=str(error),
+            action="It must be one line of text that the agent's user can read; where there is no file, one is drawn.",
+        ) from error
     with os.fdopen(fd, "w") as file:
         token = secrets.token_urlsafe(32)
         file.write(token + "\n")

@@ -38,11 +38,14 @@ class SettingsError(DcupgradeError):
     def __init__(self, mistakes: list[str], *, path: str, code: str = "SETTINGS_INVALID") -> None:
         self.mistakes = mistakes
         listed = "".join(f"\n  - {mistake}" for mistake in mistakes)
+        readable = code == "SETTINGS_INVALID"
         super().__init__(
             code=code,
             what=f"settings file {path}",
-            why=f"{len(mistakes)} mistake{'s' if len(mistakes) != 1 else ''}:{listed}\n",
-            action="Correct them all, then try `dcupgrade config validate`.",
+            why=f"{len(mistakes)} mistake{'s' if len(mistakes) != 1 else ''}:{listed}\n" if readable else mistakes[0],
+            action="Correct them all, then try `dcupgrade config validate`."
+            if readable
+            else "Name the right file with --config or DCUPGRADE_CONFIG; `dcupgrade config example` prints one.",
         )
 
 

@@ -3,6 +3,7 @@ import json
 import socketserver
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -18,6 +19,15 @@ from dcupgrade.states import ChainFacts, Event, EventKind, Name, Release, State
 
 KEY = "bl3kr5jjklu2iijnmyhz7cy5lz3h5xhrlp7sim54bjhc4v3ztzfdq"
 NEW = Release("b" * 64, "1.1.0 [red]", added_height=9)
+
+
+@pytest.fixture(autouse=True)
+def zone(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.setenv("TZ", "UTC0")
+    time.tzset()
+    yield
+    monkeypatch.undo()
+    time.tzset()
 
 
 @pytest.fixture
@@ -62,7 +72,7 @@ def test_every_command_teaches_by_its_help() -> None:
 def test_status_of_a_stopped_agent_comes_from_the_journal(config: Path) -> None:
     code, text = run(config, "status")
     assert code == 0
-    assert "not running" in text
+    assert "not running; what follows is of 1970-01-01 00:00:06 UTC" in text
     assert "NO_KEYS_ANYWHERE: see `dcupgrade explain NO_KEYS_ANYWHERE`" in text
     assert "1.1.0 [red]" in text
     assert json.loads(run(config, "status", "--json")[1])["state"]["halted"] == "NO_KEYS_ANYWHERE"
@@ -72,7 +82,7 @@ def test_status_of_a_stopped_agent_comes_from_the_journal(config: Path) -> None:
 def test_history_tells_states_and_how_long_they_lasted(config: Path) -> None:
     rows = json.loads(run(config, "history", "--json", "--all")[1])
     assert [(row["to"], row["seconds_in_state"]) for row in rows] == [("idle", None), ("halted", 1.0)]
-    assert "halted" in run(config, "history")[1]
+    assert run(config, "history")[1].startswith("1970-01-01 00:00:06 UTC  idle  halted")
 
 
 def test_an_operators_word_waits_in_the_journal_until_the_agent_is_there(config: Path, journal: Journal) -> None:
@@ -96,6 +106,26 @@ def test_errors_carry_their_code(config: Path, arguments: list[str], code: str) 
     exit_code, text = run(config, *arguments)
     assert exit_code == 1
     assert code in text
+
+
+@pytest.mark.usefixtures("journal")
+def test_times_are_told_with_their_zone(config: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TZ", "XYZ-3")
+    time.tzset()
+    assert run(config, "history")[1].startswith("1970-01-01 03:00:06 XYZ")
+
+
+@pytest.mark.parametrize(
+    ("typed", "told"), [("stauts", "Did you mean status"), ("--stauts", "--stauts"), ("zzz", "--help")]
+)
+def test_a_misspelt_command_is_answered_with_the_one_that_is_meant(config: Path, typed: str, told: str) -> None:
+    code, text = run(config, typed)
+    assert (code, told in text) == (2, True)
+
+
+def test_a_missing_settings_file_is_answered_with_what_to_do(tmp_path: Path) -> None:
+    code, text = run(tmp_path / "absent", "status")
+    assert (code, "--config" in text, "mistake" in text) == (1, True, False)
 
 
 def test_an_error_is_one_line_for_an_operator_and_never_a_traceback(

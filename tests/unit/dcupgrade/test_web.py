@@ -246,6 +246,16 @@ def test_the_plan_tells_what_would_happen_and_why_not_yet(state: State, action: 
     assert any(word in line for line in told["lines"])
 
 
+def test_the_plan_tells_when_a_gate_opens() -> None:
+    state = State(running=OLD, chain=CHAIN, hold=Hold("audit", "eve", 86400.0 * 2))
+    assert (
+        "Not yet: GATE_HELD: eve: audit (opens at 1970-01-03 00:00:00 UTC)."
+        in plan(state, GateRules(), 100.0, 90.0)["lines"]
+    )
+    state = replace(state, hold=Hold("audit", "eve"))
+    assert "Not yet: GATE_HELD: eve: audit." in plan(state, GateRules(), 100.0, 90.0)["lines"]
+
+
 def test_the_plan_tells_what_the_host_has_against_it() -> None:
     state = State(Name.STAGED, target=NEW, chain=CHAIN)
     found = [
