@@ -24,13 +24,13 @@ CODES: dict[str, str] = {
     "PUBLISH_NOT_NEWER": "the enclave id was added to the chain no later than the one it is to replace",
     "RELEASE_NOT_LISTED": "the enclave id is not in the chain's list, so there is nothing to revoke",
     "RELEASE_FIELD_BAD": "a field of a release is empty, too long or holds characters that no client would accept",
-    "PUBLISH_CHAIN_UNREACHABLE": "the chain's RPC endpoint cannot be reached or broke off",
+    "PUBLISH_CHAIN_UNREACHABLE": "the chain's RPC endpoint cannot be reached, broke off or gave no usable answer",
     "PUBLISH_PALLET_MISSING": "the chain has no pallet with the DCNode calls and storage",
     "PUBLISH_CALL_UNKNOWN_FIELD": "a call of the pallet has an argument that this version does not know how to fill",
     "PUBLISH_NO_KEY": "no account was given that could sign the extrinsic",
     "PUBLISH_EXTRINSIC_REFUSED": "the chain did not take the extrinsic into its pool",
     "PUBLISH_DISPATCH_FAILED": "the extrinsic was included, but the call inside it failed",
-    "PUBLISH_NOT_IN_STORAGE": "the calls succeeded, yet the finalized state does not show the release",
+    "PUBLISH_NOT_IN_STORAGE": "the calls succeeded, yet the finalized state does not show what they were to do",
     "SETTINGS_UNREADABLE": "the settings file cannot be read or is not TOML",
     "SETTINGS_INVALID": "the settings file has mistakes; all of them are listed",
     "UNKNOWN_CODE": "no part of the program knows the code that was asked about",
@@ -96,8 +96,8 @@ class DcupgradeError(Exception):
         self.why = why
         self.action = action
         self.kind: Kind = kind
-        end = "" if why.endswith("\n") else ". " if action else "."
-        super().__init__(f"{code}: {what}: {why}{end}{action}")
+        end = "" if why.endswith("\n") else " " if why.endswith((".", "?", "!")) else ". "
+        super().__init__(f"{code}: {what}: {why}{end}{action}".rstrip(" "))
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,6 +12,7 @@ import pytest
 from click.testing import CliRunner
 
 from dcupgrade import cli, codes, operator_cli, settings
+from dcupgrade.errors import DcupgradeError
 from dcupgrade.journal import Journal
 from dcupgrade.machine import activity
 from dcupgrade.ports import Entry
@@ -319,3 +320,18 @@ def test_a_dry_run_reads_the_files_that_the_settings_name(config: Path, tmp_path
         good.replace('finality = "single"', f'checkpoint_file = "{tmp_path}/absent"\ngenesis_hash = "0x{"ab" * 32}"')
     )
     assert run(config, "watch", "--dry-run")[1].startswith("CHECKPOINT_UNREADABLE")
+
+
+@pytest.mark.parametrize(
+    ("why", "action", "text"),
+    [
+        ("why", "Do.", "C: what: why. Do."),
+        ("why.", "Do.", "C: what: why. Do."),
+        ("why?", "Do.", "C: what: why? Do."),
+        ("why", "", "C: what: why."),
+        ("why.", "", "C: what: why."),
+        ("1 mistake:\n  - x\n", "Do.", "C: what: 1 mistake:\n  - x\nDo."),
+    ],
+)
+def test_an_error_reads_as_sentences(why: str, action: str, text: str) -> None:
+    assert str(DcupgradeError(code="C", what="what", why=why, action=action)) == text
