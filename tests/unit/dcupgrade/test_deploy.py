@@ -107,6 +107,23 @@ def test_sealed_keys_are_never_kept_in_a_volume_that_dies_with_the_pod() -> None
     assert not any("emptyDir" in volume for volume in volumes.values())
 
 
+def test_the_agents_container_runs_the_agent_as_the_user_of_its_image() -> None:
+    *_, daemonset = yaml.safe_load_all((DEPLOY / "kubernetes" / "daemonset.yaml").read_text())
+    pod = daemonset["spec"]["template"]["spec"]
+    agent, vault = pod["containers"]
+    dockerfile = (ROOT / "devnet" / "docker" / "Dockerfile").read_text()
+    # the image has no entry point: arguments alone would be taken for the program
+    assert "ENTRYPOINT" not in dockerfile
+    assert agent["command"][:3] == ["python3", "-m", "dcupgrade"]
+    assert f"USER {agent['securityContext']['runAsUser']}:" in dockerfile
+    for container in (agent, vault):
+        assert "token" in {mount["name"] for mount in container["volumeMounts"]}
+    assert agent["securityContext"]["runAsUser"] != vault["securityContext"]["runAsUser"]
+    # folders that the kubelet makes belong to root: neither container could write there
+    paths = {volume["name"]: volume.get("hostPath") for volume in pod["volumes"]}
+    assert {paths[name]["type"] for name in ("vault", "state", "data")} == {"Directory"}
+
+
 @pytest.mark.parametrize("unit", UNITS, ids=lambda unit: unit.name)
 def test_units_are_hardened_and_agent_and_vault_are_different_users(unit: Path) -> None:
     lines = unit.read_text().splitlines()
