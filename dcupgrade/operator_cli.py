@@ -255,7 +255,12 @@ unhold = _word("unhold", "Lift the hold.")
 approve = _word(
     "approve", "Approve the release on the chain (or ENCLAVE_ID only), where settings ask for approval.", _id
 )
-override = _word("override", "Open all gates for ENCLAVE_ID at once, in an emergency; who and why is journalled.", _id)
+override = _word(
+    "override",
+    "Open all gates but the host's preflight for ENCLAVE_ID (else the release on the chain), in an emergency; who "
+    "and why is journalled.",
+    _id,
+)
 resume = _word("resume", "Leave a halted condition after its cause is mended (see `explain`).")
 revert = _word("revert", "Go back to the previous version, by the same rules as an automatic revert.")
 
