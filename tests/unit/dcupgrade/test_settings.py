@@ -3,7 +3,7 @@ from pathlib import Path
 
 import pytest
 
-from dcupgrade import settings
+from dcupgrade import settings, settings_reference
 
 GOOD = """
 [agent]
@@ -185,3 +185,16 @@ def test_a_genesis_hash_is_compared_as_text_so_its_form_is_fixed(tmp_path: Path,
 def test_a_key_that_no_vault_would_take_is_a_mistake(tmp_path: Path) -> None:
     text = re.sub("network_keys = .*", 'network_keys = ["b…"]', GOOD)
     assert [mistake.split(":")[0] for mistake in mistakes_of(tmp_path, text)] == ["chain.network_keys"]
+
+
+def test_the_example_shows_every_table_and_is_good_with_them(tmp_path: Path) -> None:
+    text = settings_reference.example_toml().replace("b…", re.findall('network_keys = \\["(.*)"', GOOD)[0])
+    text = text.replace("[chain]", '[chain]\nfinality = "single"').replace("[vault]", "[vault]\nstart = false")
+    blocks = [
+        re.sub("^# ", "", block, flags=re.M) if block.startswith("# [[") else block for block in text.split("\n\n")
+    ]
+    loaded = settings.load(write(tmp_path, "\n\n".join(blocks)), {})
+    assert loaded.upgrade.windows[0].start == "03:00"
+    assert loaded.webhooks[0].url.startswith("https://")
+    for key in ("days", "start", "duration_s", "zone"):
+        assert f"| `{key}` |" in settings_reference.reference_markdown().split("`[[upgrade.windows]]`")[-1]
