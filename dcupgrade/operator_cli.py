@@ -116,7 +116,8 @@ def _print_status(facts: Mapping[str, Any], written: str) -> None:
         rows.append(("reason", f"{state['reason']} {state.get('detail', '')}".strip()))
     if state.get("hold"):
         until = state["hold"].get("until_unix_s")
-        end = f", until {_local(until)}" if until else ""
+        over = until and until <= (facts.get("now_unix_s") or time.time())
+        end = f", {'ended' if over else 'until'} {_local(until)}" if until else ""
         rows.append(("hold", f"{state['hold']['reason']} (by {state['hold']['who'] or '?'}{end})"))
     for shut in (facts.get("progress") or {}).get("gates", {}).get("shut", []):
         rows.append(("waits", f"{shut['code']}: {shut['detail']}"))

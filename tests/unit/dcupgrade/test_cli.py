@@ -16,7 +16,7 @@ from dcupgrade.errors import DcupgradeError
 from dcupgrade.journal import Journal
 from dcupgrade.machine import activity
 from dcupgrade.ports import Entry
-from dcupgrade.states import ChainFacts, Event, EventKind, Name, Release, State
+from dcupgrade.states import ChainFacts, Event, EventKind, Hold, Name, Release, State
 
 KEY = "bl3kr5jjklu2iijnmyhz7cy5lz3h5xhrlp7sim54bjhc4v3ztzfdq"
 NEW = Release("b" * 64, "1.1.0 [red]", added_height=9)
@@ -335,3 +335,13 @@ def test_a_dry_run_reads_the_files_that_the_settings_name(config: Path, tmp_path
 )
 def test_an_error_reads_as_sentences(why: str, action: str, text: str) -> None:
     assert str(DcupgradeError(code="C", what="what", why=why, action=action)) == text
+
+
+@pytest.mark.parametrize(
+    ("until", "told"),
+    [(0.0, "audit (by eve)"), (90.0, "ended 1970-01-01 00:01:30 UTC"), (110.0, "until 1970-01-01 00:01:50 UTC")],
+)
+def test_a_hold_is_told_with_its_end(capsys: pytest.CaptureFixture[str], until: float, told: str) -> None:
+    state = State(hold=Hold("audit", "eve", until)).to_json()
+    operator_cli._print_status({"agent": "running", "now_unix_s": 100.0, "state": state}, "")
+    assert told in capsys.readouterr().out
