@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import click
+import jsonschema
 import pytest
 from click.testing import CliRunner
 
@@ -17,6 +18,7 @@ from dcupgrade.journal import Journal
 from dcupgrade.machine import activity
 from dcupgrade.ports import Entry
 from dcupgrade.states import ChainFacts, Event, EventKind, Hold, Name, Release, State
+from tests.conftest import ROOT
 
 KEY = "bl3kr5jjklu2iijnmyhz7cy5lz3h5xhrlp7sim54bjhc4v3ztzfdq"
 NEW = Release("b" * 64, "1.1.0 [red]", added_height=9)
@@ -345,3 +347,9 @@ def test_a_hold_is_told_with_its_end(capsys: pytest.CaptureFixture[str], until: 
     state = State(hold=Hold("audit", "eve", until)).to_json()
     operator_cli._print_status({"agent": "running", "now_unix_s": 100.0, "state": state}, "")
     assert told in capsys.readouterr().out
+
+
+def test_the_findings_of_check_follow_their_schema(config: Path) -> None:
+    code, text = run(config, "check", "--json")
+    assert code == 1  # the endpoint does not answer
+    jsonschema.validate(json.loads(text), json.loads((ROOT / "docs" / "schemas" / "check.schema.json").read_text()))

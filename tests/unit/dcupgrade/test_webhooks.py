@@ -2,11 +2,13 @@ import asyncio
 import hashlib
 import hmac
 import itertools
+import json
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
 import aiohttp
+import jsonschema
 import pytest
 from aiohttp import web
 from aiohttp.test_utils import TestServer
@@ -18,6 +20,7 @@ from dcupgrade.ports import Entry
 from dcupgrade.settings import WebhookSettings
 from dcupgrade.states import Event, EventKind, Name, State
 from dcupgrade.webhooks import Webhook
+from tests.conftest import ROOT
 
 
 class Receiver:
@@ -107,7 +110,8 @@ async def test_the_body_is_signed_with_the_receivers_secret(
     await sender.step(1.0)
     enter(journal, Name.IDLE, Name.STAGING)
     await sender.step(1.0)
-    [(_, body, signature)] = receiver.got
+    [(fact, body, signature)] = receiver.got
+    jsonschema.validate(fact, json.loads((ROOT / "docs" / "schemas" / "event.schema.json").read_text()))
     assert signature == "sha256=" + hmac.new(b"hush", body, hashlib.sha256).hexdigest()
 
 
