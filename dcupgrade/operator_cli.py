@@ -26,6 +26,8 @@ from dcupgrade.words import verify_word
 ANSWER_WAIT_S = 5.0
 HOLD_HOURS_MAX = 87600.0
 ANY_HOST = {"": "127.0.0.1", "0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104 - where one listens, not what one binds
+TROUBLE = {"retry": "tried again", "journal_failed": "journal", "chain_lost": "chain lost"}
+"""Notes of the agent about what fails for now, and how `status` names them."""
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON; its schema is docs/schemas/.")
 
 
@@ -108,6 +110,10 @@ def _print_status(facts: Mapping[str, Any], written: str) -> None:
     rows.append(("state", str(state.get("name", "no upgrade was ever looked at"))))
     if state.get("halted"):
         rows.append(("halted", f"{state['halted']}: see `dcupgrade explain {state['halted']}`"))
+    # what halted is told above already
+    for alarm in facts.get("alarms") or []:
+        if alarm["code"] != state.get("halted"):
+            rows.append(("alarm", f"{alarm['code']}: {alarm['detail']}"))
     for name in ("running", "target", "previous"):
         release = state.get(name)
         if release:
@@ -119,11 +125,17 @@ def _print_status(facts: Mapping[str, Any], written: str) -> None:
         over = until and until <= (facts.get("now_unix_s") or time.time())
         end = f", {'ended' if over else 'until'} {_local(until)}" if until else ""
         rows.append(("hold", f"{state['hold']['reason']} (by {state['hold']['who'] or '?'}{end})"))
-    for shut in (facts.get("progress") or {}).get("gates", {}).get("shut", []):
+    progress = facts.get("progress") or {}
+    for shut in progress.get("gates", {}).get("shut", []):
         rows.append(("waits", f"{shut['code']}: {shut['detail']}"))
+    for name, label in TROUBLE.items():
+        if name in progress:
+            rows.append((label, str(progress[name].get("detail") or progress[name].get("code"))))
     for name, value in (facts.get("chain") or {}).items():
         if isinstance(value, str | int | float | bool):
             rows.append((f"chain {name}", str(value)))
+        elif name == "problem" and value:
+            rows.append(("chain problem", str(value["text"])))
         elif name in ("unsafe", "lying") and value:
             rows.append((f"chain {name}", ", ".join(value)))
     if facts.get("tee"):

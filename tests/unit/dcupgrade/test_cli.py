@@ -353,3 +353,19 @@ def test_the_findings_of_check_follow_their_schema(config: Path) -> None:
     code, text = run(config, "check", "--json")
     assert code == 1  # the endpoint does not answer
     jsonschema.validate(json.loads(text), json.loads((ROOT / "docs" / "schemas" / "check.schema.json").read_text()))
+
+
+def test_status_tells_alarms_and_what_fails_for_now(capsys: pytest.CaptureFixture[str]) -> None:
+    facts = {
+        "agent": "running",
+        "state": State(Name.HALTED, running=NEW, halted="NO_KEYS_ANYWHERE").to_json(),
+        "alarms": [{"code": "NO_KEYS_ANYWHERE", "detail": ""}, {"code": "RUNNING_REVOKED", "detail": NEW.enclave_id}],
+        "progress": {"retry": {"what": "download", "code": "FETCH", "detail": "FETCH: mirror silent"}},
+        "chain": {"problem": {"code": "ENDPOINT_NONE_USABLE", "text": "ENDPOINT_NONE_USABLE: none"}},
+    }
+    operator_cli._print_status(facts, "")
+    text = capsys.readouterr().out
+    assert f"alarm          RUNNING_REVOKED: {NEW.enclave_id}" in text
+    assert "tried again    FETCH: mirror silent" in text
+    assert "chain problem  ENDPOINT_NONE_USABLE: none" in text
+    assert text.count("NO_KEYS_ANYWHERE:") == 1
