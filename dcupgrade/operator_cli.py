@@ -185,6 +185,8 @@ def _print_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
         from rich.text import Text
 
         table = Table(*header, show_header=any(header), box=None, pad_edge=False)
+        for column in table.columns:
+            column.overflow = "fold"  # an enclave id or a code that is cut off is of no use
         for row in rows:
             table.add_row(Text(row[0], style="bold"), *map(Text, row[1:]))
         Console().print(table)

@@ -369,3 +369,12 @@ def test_status_tells_alarms_and_what_fails_for_now(capsys: pytest.CaptureFixtur
     assert "tried again    FETCH: mirror silent" in text
     assert "chain problem  ENDPOINT_NONE_USABLE: none" in text
     assert text.count("NO_KEYS_ANYWHERE:") == 1
+
+
+def test_a_narrow_terminal_cuts_nothing_off(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True, raising=False)
+    monkeypatch.setenv("COLUMNS", "40")
+    operator_cli._print_table(("", ""), [("target", "1.1.0  " + NEW.enclave_id)])
+    assert capsys.readouterr().out.count("b") == len(NEW.enclave_id)
