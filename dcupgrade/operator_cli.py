@@ -164,11 +164,18 @@ def history(config_path: Path, as_json: bool, limit: int, all_events: bool) -> N
                 row["from"],
                 row["to"],
                 "" if row["seconds_in_state"] is None else f"{row['seconds_in_state']:.1f} s",
-                " ".join(part for part in (row["reason"], row["detail"]) if part),
+                _why(row),
             )
             for row in rows
         ],
     )
+
+
+def _why(row: Mapping[str, Any]) -> str:
+    """Reason and detail; where the state stayed, or a person spoke, the event, and who it was."""
+    event = row["event"] if row["from"] == row["to"] or row.get("who") else ""
+    who = f"(by {row['who']})" if row.get("who") else ""
+    return " ".join(part for part in (event, row["reason"], row["detail"], who) if part)
 
 
 def _local(unix_s: float) -> str:

@@ -103,7 +103,7 @@ async function showSlow() {
     const row = element("tr");
     const lasted = before === null ? "" : duration(fact.at_unix_s - before);
     before = fact.at_unix_s;
-    const cells = [clock(fact.at_unix_s), fact.from, fact.to, lasted, `${fact.reason} ${fact.detail}`.trim()];
+    const cells = [clock(fact.at_unix_s), fact.from, fact.to, lasted, [fact.reason, fact.detail, fact.who && `(by ${fact.who})`].filter(Boolean).join(" ")];
     row.append(...cells.map((text) => element("td", text)));
     return row;
   });

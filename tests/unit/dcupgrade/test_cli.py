@@ -378,3 +378,12 @@ def test_a_narrow_terminal_cuts_nothing_off(
     monkeypatch.setenv("COLUMNS", "40")
     operator_cli._print_table(("", ""), [("target", "1.1.0  " + NEW.enclave_id)])
     assert capsys.readouterr().out.count("b") == len(NEW.enclave_id)
+
+
+def test_history_tells_who_said_a_word_and_why(config: Path, journal: Journal) -> None:
+    word = Event(EventKind.OVERRIDE, "b" * 64, who="eve", detail="audit", at_unix_s=9.0)
+    journal.append(Entry(State(), word, State(override="b" * 64), (), 0))
+    assert run(config, "history", "--all")[1].splitlines()[-1].endswith("override audit (by eve)")
+    rows = json.loads(run(config, "history", "--all", "--json")[1])
+    assert [row.get("who") for row in rows] == [None, None, "eve"]
+    jsonschema.validate({"rows": rows}, json.loads((ROOT / "docs" / "schemas" / "history.schema.json").read_text()))
