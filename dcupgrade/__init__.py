@@ -12,6 +12,7 @@ PURE_MODULES: tuple[str, ...] = (
     "gates",
     "plan",
     "drawing",
+    "chain_news",
     "text",
     "words",
 )
