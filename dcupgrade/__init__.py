@@ -4,4 +4,15 @@ Pure modules (values and decisions; no I/O, clock or randomness) are named in ``
 their imports.
 """
 
-PURE_MODULES: tuple[str, ...] = ("errors", "states", "transitions", "machine", "gates", "plan", "drawing")
+PURE_MODULES: tuple[str, ...] = (
+    "errors",
+    "states",
+    "transitions",
+    "machine",
+    "gates",
+    "plan",
+    "drawing",
+    "chain_news",
+    "text",
+    "words",
+)

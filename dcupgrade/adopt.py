@@ -28,6 +28,7 @@ from dcupgrade.ports import NodeHealth
 from dcupgrade.service import lock_folders, watcher_config
 from dcupgrade.settings import Settings, load
 from dcupgrade.states import Release
+from dcupgrade.text import one_line
 from process_supervisor.driver import NodeDriver, not_adoptable
 from process_supervisor.process_driver import ProcessDriver
 from process_supervisor.procfs import listener_of, process_facts, unit_of
@@ -46,7 +47,8 @@ def adopt(config_path: Path, container: str | None, source: str | None) -> None:
     loaded = load(config_path)
     _need_own_folder(loaded.agent.state_dir)
     release = asyncio.run(_adopt(loaded, container, source))
-    click.echo(f"{release.version or '?'} {release.enclave_id} is this agent's node now. Start `dcupgrade watch`.")
+    named = one_line(f"{release.version or '?'} {release.enclave_id}")
+    click.echo(f"{named} is this agent's node now. Start `dcupgrade watch`.")
 
 
 def _need_own_folder(folder: Path) -> None:

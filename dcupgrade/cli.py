@@ -1,8 +1,11 @@
 """The command line. Heavy modules are imported by the commands that need them: ``--help`` stays quick."""
 
 import contextlib
+import difflib
 import importlib
+import io
 import json
+import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -44,6 +47,17 @@ class LazyGroup(click.Group):
             command: click.Command = getattr(importlib.import_module(module), attribute)
             return command
         return super().get_command(ctx, cmd_name)
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """The command that is meant; a misspelt one is answered with those that are near, lazy ones included."""
+        name = args[0]
+        if not name.startswith("-") and not ctx.resilient_parsing and self.get_command(ctx, name) is None:
+            near = difflib.get_close_matches(name, self.list_commands(ctx))
+            meant = f" Did you mean {' or '.join(near)}?" if near else " `dcupgrade --help` lists all."
+            raise click.UsageError(f"No such command {name!r}.{meant}", ctx)
+        return super().resolve_command(ctx, args)
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """List the commands without importing the lazy ones."""
@@ -87,12 +101,21 @@ def _settings(ctx: click.Context) -> Any:
 @click.option(
     "--first-install", is_flag=True, help="Nothing runs here yet: install the release on the chain without keys."
 )
-@click.option("--dry-run", is_flag=True, help="Check the settings and say what would be watched; start nothing.")
+@click.option(
+    "--dry-run",
+    is_flag=True,
+    help="Check the settings and the files they name, say what would be watched; start nothing.",
+)
 @click.pass_context
 def watch(ctx: click.Context, first_install: bool, dry_run: bool) -> None:
     """Watch the chain and upgrade the node: the service itself."""
     loaded = _settings(ctx)
     if dry_run:
+        from dcupgrade import service, webhooks
+
+        service.watcher_config(loaded).require_consistent()
+        for receiver in loaded.webhooks:
+            webhooks.secret_of(receiver)
         click.echo(f"Settings are good. Would watch {', '.join(loaded.chain.endpoints)} for node {loaded.node.id}.")
         return
     from dcupgrade import service
@@ -163,17 +186,35 @@ def config_example() -> None:
 
 @contextlib.contextmanager
 def plain_errors() -> Iterator[None]:
-    """Any error with a code becomes one line on standard error and exit code 1; no traceback reaches an operator."""
+    """Any error becomes one message on standard error and exit code 1; no traceback reaches an operator.
+
+    Whoever looks for a fault of the program sees it with DCUPGRADE_TRACEBACK=1 in the environment.
+    """
     try:
         yield
     except Exception as error:
-        if not hasattr(error, "code") or not isinstance(error.code, str):
+        if os.environ.get("DCUPGRADE_TRACEBACK"):
             raise
-        click.echo(f"error: {error}", err=True)
+        from dcupgrade.text import lines
+
+        known = isinstance(getattr(error, "code", None), str)
+        click.echo(lines(f"error: {error if known else _unexpected(error)}"), err=True)
         sys.exit(1)
+
+
+def _unexpected(error: Exception) -> str:
+    text = f"UNEXPECTED: {type(error).__name__}: {error}."
+    if isinstance(error, PermissionError):
+        return f"{text} Run this as the agent's user or as root."
+    if isinstance(error, OSError):
+        return text
+    return f"{text} With DCUPGRADE_TRACEBACK=1 in the environment it shows where; please report that."
 
 
 def main() -> None:
     """Entry point of ``dcupgrade`` and ``python -m dcupgrade``."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # the locale may have no letter for what is printed
     with plain_errors():
         cli(prog_name="dcupgrade")

@@ -52,6 +52,9 @@ def good(check: str, text: str) -> Finding:
 
 def failed(check: str, error: Exception) -> Finding:
     """A check that ended in an error."""
+    if isinstance(error, PermissionError):
+        text = f"{error}; run this as the agent's user or as root"
+        return Finding(check, "fault", text, "AGENT_STATE_UNUSABLE")
     return Finding(check, "fault", str(error), getattr(error, "code", "UNEXPECTED"))
 
 
@@ -179,7 +182,10 @@ def _clock(name: str, stamp: object) -> list[Finding]:
 
 async def _vault(settings: Settings) -> list[Finding]:
     if not settings.token_file.exists():
-        return [Finding("vault", "warning", "it was never started: there is no token yet")]
+        if settings.vault.start:
+            return [Finding("vault", "warning", "it was never started: there is no token yet")]
+        text = f"there is no {settings.token_file}: put the token of the vault's service there (vault.token_file)"
+        return [Finding("vault", "fault", text, "AGENT_STATE_UNUSABLE")]
     async with VaultClient(settings.vault.url, settings.token_file.read_text().strip()) as client:
         status: dict[str, Any] = await client.status()
         tested = await client.self_test()

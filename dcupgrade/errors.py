@@ -24,18 +24,18 @@ CODES: dict[str, str] = {
     "PUBLISH_NOT_NEWER": "the enclave id was added to the chain no later than the one it is to replace",
     "RELEASE_NOT_LISTED": "the enclave id is not in the chain's list, so there is nothing to revoke",
     "RELEASE_FIELD_BAD": "a field of a release is empty, too long or holds characters that no client would accept",
-    "PUBLISH_CHAIN_UNREACHABLE": "the chain's RPC endpoint cannot be reached or broke off",
+    "PUBLISH_CHAIN_UNREACHABLE": "the chain's RPC endpoint cannot be reached, broke off or gave no usable answer",
     "PUBLISH_PALLET_MISSING": "the chain has no pallet with the DCNode calls and storage",
     "PUBLISH_CALL_UNKNOWN_FIELD": "a call of the pallet has an argument that this version does not know how to fill",
     "PUBLISH_NO_KEY": "no account was given that could sign the extrinsic",
     "PUBLISH_EXTRINSIC_REFUSED": "the chain did not take the extrinsic into its pool",
     "PUBLISH_DISPATCH_FAILED": "the extrinsic was included, but the call inside it failed",
-    "PUBLISH_NOT_IN_STORAGE": "the calls succeeded, yet the finalized state does not show the release",
+    "PUBLISH_NOT_IN_STORAGE": "the calls succeeded, yet the finalized state does not show what they were to do",
     "SETTINGS_UNREADABLE": "the settings file cannot be read or is not TOML",
     "SETTINGS_INVALID": "the settings file has mistakes; all of them are listed",
     "UNKNOWN_CODE": "no part of the program knows the code that was asked about",
     "CHECKPOINT_UNREADABLE": "the file with the pinned checkpoint cannot be read",
-    "WEBHOOK_SECRET_UNREADABLE": "the secret of a webhook receiver cannot be read",
+    "WEBHOOK_SECRET_UNREADABLE": "the secret of a webhook receiver cannot be read, or is empty",
     # doctor.py: findings of `check`
     "FOLDER_OPEN_TO_OTHERS": "a folder with keys, tokens or the journal can be read by other users",
     "DISK_SPACE_LOW": "less space is free than the settings want to remain before an upgrade",
@@ -67,6 +67,11 @@ CODES: dict[str, str] = {
     "COMMIT_NOT_ACKNOWLEDGED": "the new version has not yet taken the word to commit",
     "RUNNING_REVOKED": "the network has withdrawn its signature from the running version; it goes on serving",
     "FIRST_INSTALL_REFUSED": "nothing runs here, and a first install is not allowed or not safe",
+    # web.py: answers of the status page and API
+    "HTTP_HOST_REFUSED": "a request names the status page by a host name that it does not answer to",
+    "HTTP_TOKEN_REFUSED": "an action came without the operator's token, or with a wrong one",
+    "HTTP_REFUSED": "a request to the status page or API cannot be served as it is",
+    "HTTP_BUSY": "as many readers follow the agent's events as it serves at once",
     # gates.py: why an upgrade does not begin yet
     "GATE_HELD": "an operator holds upgrades",
     "GATE_WINDOW_SHUT": "it is outside the maintenance windows",
@@ -91,8 +96,8 @@ class DcupgradeError(Exception):
         self.why = why
         self.action = action
         self.kind: Kind = kind
-        end = "" if why.endswith("\n") else ". " if action else "."
-        super().__init__(f"{code}: {what}: {why}{end}{action}")
+        end = "" if why.endswith("\n") else " " if why.endswith((".", "?", "!")) else ". "
+        super().__init__(f"{code}: {what}: {why}{end}{action}".rstrip(" "))
 
 
 @dataclass(frozen=True, slots=True)

@@ -133,13 +133,13 @@ class Journal:
         query = _HISTORY_ALL if all_events else _HISTORY_CHANGES
         with self._reading():
             rows = self._db.execute(query, (limit,)).fetchall()
-        return [dict(zip(_HISTORY_KEYS, row, strict=True)) for row in reversed(rows)]
+        return [_history_row(row) for row in reversed(rows)]
 
     def history_after(self, seq: int, limit: int) -> list[dict[str, Any]]:
         """Changes of the state's name after a sequence number, oldest first."""
         with self._reading():
             rows = self._db.execute(_HISTORY_AFTER, (seq, limit)).fetchall()
-        return [dict(zip(_HISTORY_KEYS, row, strict=True)) for row in rows]
+        return [_history_row(row) for row in rows]
 
     def webhook_seq(self, url: str) -> int:
         """The last event that a receiver of webhooks has; one never seen before begins at the end."""
@@ -202,17 +202,25 @@ _INSERT_EVENT = (
     " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)"
 )
 _HISTORY_AFTER = (
-    "SELECT seq, at_unix_s, state_before, state_after, kind, reason, detail, running, target FROM events"
+    "SELECT seq, at_unix_s, state_before, state_after, kind, reason, detail, running, target, json FROM events"
     " WHERE seq > ? AND state_before != state_after ORDER BY seq LIMIT ?"
 )
 _HISTORY_ALL = (
-    "SELECT seq, at_unix_s, state_before, state_after, kind, reason, detail, running, target FROM events"
+    "SELECT seq, at_unix_s, state_before, state_after, kind, reason, detail, running, target, json FROM events"
     " ORDER BY seq DESC LIMIT ?"
 )
 _HISTORY_CHANGES = (
-    "SELECT seq, at_unix_s, state_before, state_after, kind, reason, detail, running, target FROM events"
+    "SELECT seq, at_unix_s, state_before, state_after, kind, reason, detail, running, target, json FROM events"
     " WHERE state_before != state_after ORDER BY seq DESC LIMIT ?"
 )
+
+
+def _history_row(row: tuple[Any, ...]) -> dict[str, Any]:
+    """A row for people and receivers; ``who`` is there where an operator's word was the event."""
+    *values, text = row
+    out = dict(zip(_HISTORY_KEYS, values, strict=True))
+    who = json.loads(text).get("who")
+    return {**out, "who": str(who)} if who else out
 
 
 def _event_row(entry: Entry) -> tuple[Any, ...]:

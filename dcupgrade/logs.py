@@ -8,6 +8,8 @@ import sys
 import time
 from typing import Any
 
+from dcupgrade.text import one_line
+
 PLAIN = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName"}
 
 
@@ -16,7 +18,7 @@ class HumanFormatter(logging.Formatter):
 
     def format(self, record: logging.LogRecord) -> str:
         """One line."""
-        extra = " ".join(f"{key}={value}" for key, value in _extra(record).items())
+        extra = " ".join(f"{key}={one_line(str(value))}" for key, value in _extra(record).items())
         at = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(record.created))
         return f"{at} {record.levelname} {_one_line(record)}" + (f" ({extra})" if extra else "")
 
@@ -35,7 +37,7 @@ def _one_line(record: logging.LogRecord) -> str:
     if record.exc_info and record.exc_info[1] is not None:
         error = record.exc_info[1]
         text += f": {type(error).__name__}: {error}"
-    return " ".join(text.split("\n"))
+    return one_line(" ".join(text.split("\n")))
 
 
 def _extra(record: logging.LogRecord) -> dict[str, Any]:

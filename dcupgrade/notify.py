@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from typing import Protocol
 
 from dcupgrade.states import Release, State
+from dcupgrade.text import one_line
 
 PERIOD_S_MAX = 2.0
 
@@ -19,7 +20,7 @@ class Notifier(Protocol):
 
 
 def status_line(state: State) -> str:
-    """The state as `systemctl status` shows it: what is being done, and which version runs."""
+    """The state as `systemctl status` shows it: what is being done, and which version runs. Always one line."""
     parts = [f"halted: {state.halted}" if state.halted else state.name.value]
     if state.target is not None:
         parts[0] += f" {_short(state.target)}"
@@ -28,7 +29,8 @@ def status_line(state: State) -> str:
 
 
 def _short(release: Release) -> str:
-    return f"{release.version} {release.enclave_id[:8]}"
+    # a line end in what a node says of its version would begin another assignment
+    return one_line(f"{release.version} {release.enclave_id[:8]}")
 
 
 def period_s(environ: Mapping[str, str]) -> float:

@@ -5,11 +5,11 @@ down, and history tells who said it and why.
 """
 
 import getpass
+import http.client
 import json
 import os
 import sys
 import time
-import urllib.error
 import urllib.request
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -20,8 +20,14 @@ import click
 from dcupgrade import settings
 from dcupgrade.errors import DcupgradeError
 from dcupgrade.journal import Journal
+from dcupgrade.text import one_line
+from dcupgrade.words import verify_word
 
 ANSWER_WAIT_S = 5.0
+HOLD_HOURS_MAX = 87600.0
+ANY_HOST = {"": "127.0.0.1", "0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104 - where one listens, not what one binds
+TROUBLE = {"retry": "tried again", "journal_failed": "journal", "chain_lost": "chain lost"}
+"""Notes of the agent about what fails for now, and how `status` names them."""
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON; its schema is docs/schemas/.")
 
 
@@ -31,9 +37,18 @@ def journal_path(loaded: settings.Settings) -> Path:
 
 
 def open_journal(loaded: settings.Settings) -> Journal:
-    """The journal of this agent; raises DcupgradeError NO_JOURNAL where none was ever begun."""
+    """The journal of this agent; raises DcupgradeError NO_JOURNAL, JOURNAL_UNREADABLE, JOURNAL_CORRUPT or _TOO_NEW."""
     path = journal_path(loaded)
-    if not path.exists():
+    try:
+        there = path.exists()
+    except OSError as error:
+        raise DcupgradeError(
+            code="JOURNAL_UNREADABLE",
+            what=f"journal {path}",
+            why=str(error),
+            action="Run this as the agent's user or as root.",
+        ) from error
+    if not there:
         raise DcupgradeError(
             code="NO_JOURNAL",
             what=f"journal {path}",
@@ -43,14 +58,26 @@ def open_journal(loaded: settings.Settings) -> Journal:
     return Journal(path)
 
 
+def agent_address(listen: str) -> str:
+    """Host and port at which the agent is asked: its own address, or loopback where it listens on all of them."""
+    host, _, port = listen.rpartition(":")
+    bare = host.strip("[]")
+    bare = ANY_HOST.get(bare, bare)
+    return f"[{bare}]:{port}" if ":" in bare else f"{bare}:{port}"
+
+
 def ask_agent(loaded: settings.Settings, path: str, timeout_s: float = 1.0) -> dict[str, Any] | None:
-    """The running agent's answer to a GET on loopback, or None where nobody answers."""
+    """The running agent's answer to a GET, or None where nobody answers, or something else does."""
     if loaded.agent.http_listen == "off":
         return None
+    # the agent answers to this name whatever its address; a proxy of the environment has no business here
+    address = agent_address(loaded.agent.http_listen)
+    asked = urllib.request.Request(f"http://{address}{path}", headers={"Host": "localhost"})
+    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
     try:
-        with urllib.request.urlopen(f"http://{loaded.agent.http_listen}{path}", timeout=timeout_s) as answer:
+        with opener.open(asked, timeout=timeout_s) as answer:
             decoded = json.load(answer)
-    except (OSError, ValueError):
+    except (OSError, ValueError, http.client.HTTPException):
         return None
     return decoded if isinstance(decoded, dict) else None
 
@@ -62,24 +89,31 @@ def status(config_path: Path, as_json: bool) -> None:
     """Show what runs, what the machine is doing, and why it waits."""
     loaded = settings.load(config_path)
     live = ask_agent(loaded, "/api/v1/status")
-    if live is not None:
+    written = ""
+    if live is not None and isinstance(live.get("state"), dict):
         facts = {**live, "agent": "running"}
     else:
         journal = open_journal(loaded)
         stored = journal.load()
         facts = {"agent": "not running", "state": stored.to_json() if stored else None}
+        written = "".join(_local(row["at_unix_s"]) for row in journal.history(1, all_events=True))
     if as_json:
         click.echo(json.dumps(facts, indent=2, sort_keys=True))
         return
-    _print_status(facts)
+    _print_status(facts, written)
 
 
-def _print_status(facts: Mapping[str, Any]) -> None:
+def _print_status(facts: Mapping[str, Any], written: str) -> None:
+    """The facts as a table; ``written`` is when the journal was written last, where they come from there."""
     state = facts.get("state") or {}
-    rows = [("agent", str(facts.get("agent")))]
+    rows = [("agent", str(facts.get("agent")) + (f"; what follows is of {written}" if written else ""))]
     rows.append(("state", str(state.get("name", "no upgrade was ever looked at"))))
     if state.get("halted"):
         rows.append(("halted", f"{state['halted']}: see `dcupgrade explain {state['halted']}`"))
+    # what halted is told above already
+    for alarm in facts.get("alarms") or []:
+        if alarm["code"] != state.get("halted"):
+            rows.append(("alarm", f"{alarm['code']}: {alarm['detail']}"))
     for name in ("running", "target", "previous"):
         release = state.get(name)
         if release:
@@ -87,12 +121,21 @@ def _print_status(facts: Mapping[str, Any]) -> None:
     if state.get("reason"):
         rows.append(("reason", f"{state['reason']} {state.get('detail', '')}".strip()))
     if state.get("hold"):
-        rows.append(("hold", f"{state['hold']['reason']} (by {state['hold']['who'] or '?'})"))
-    for shut in (facts.get("progress") or {}).get("gates", {}).get("shut", []):
+        until = state["hold"].get("until_unix_s")
+        over = until and until <= (facts.get("now_unix_s") or time.time())
+        end = f", {'ended' if over else 'until'} {_local(until)}" if until else ""
+        rows.append(("hold", f"{state['hold']['reason']} (by {state['hold']['who'] or '?'}{end})"))
+    progress = facts.get("progress") or {}
+    for shut in progress.get("gates", {}).get("shut", []):
         rows.append(("waits", f"{shut['code']}: {shut['detail']}"))
+    for name, label in TROUBLE.items():
+        if name in progress:
+            rows.append((label, str(progress[name].get("detail") or progress[name].get("code"))))
     for name, value in (facts.get("chain") or {}).items():
         if isinstance(value, str | int | float | bool):
             rows.append((f"chain {name}", str(value)))
+        elif name == "problem" and value:
+            rows.append(("chain problem", str(value["text"])))
         elif name in ("unsafe", "lying") and value:
             rows.append((f"chain {name}", ", ".join(value)))
     if facts.get("tee"):
@@ -117,28 +160,42 @@ def history(config_path: Path, as_json: bool, limit: int, all_events: bool) -> N
         ("time", "from", "to", "after", "why"),
         [
             (
-                time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(row["at_unix_s"])),
+                _local(row["at_unix_s"]),
                 row["from"],
                 row["to"],
                 "" if row["seconds_in_state"] is None else f"{row['seconds_in_state']:.1f} s",
-                " ".join(part for part in (row["reason"], row["detail"]) if part),
+                _why(row),
             )
             for row in rows
         ],
     )
 
 
+def _why(row: Mapping[str, Any]) -> str:
+    """Reason and detail; where the state stayed, or a person spoke, the event, and who it was."""
+    event = row["event"] if row["from"] == row["to"] or row.get("who") else ""
+    who = f"(by {row['who']})" if row.get("who") else ""
+    return " ".join(part for part in (event, row["reason"], row["detail"], who) if part)
+
+
+def _local(unix_s: float) -> str:
+    """A time for a reader: local, with its zone."""
+    return time.strftime("%Y-%m-%d %H:%M:%S %Z", time.localtime(unix_s))
+
+
 def _print_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    """Rows in columns: with colours on a terminal, plain in a pipe."""
+    """Rows in columns: with colours on a terminal, plain in a pipe. What is in them is never obeyed by either."""
+    rows = [[one_line(cell) for cell in row] for row in rows]
     if sys.stdout.isatty():
         from rich.console import Console
-        from rich.markup import escape
         from rich.table import Table
+        from rich.text import Text
 
         table = Table(*header, show_header=any(header), box=None, pad_edge=False)
+        for column in table.columns:
+            column.overflow = "fold"  # an enclave id or a code that is cut off is of no use
         for row in rows:
-            # escaped: what comes from the chain must not be read as markup
-            table.add_row(f"[bold]{escape(row[0])}[/bold]", *(escape(cell) for cell in row[1:]))
+            table.add_row(Text(row[0], style="bold"), *map(Text, row[1:]))
         Console().print(table)
         return
     widths = [max((len(row[column]) for row in rows), default=0) for column in range(len(header))]
@@ -156,7 +213,12 @@ def _word(name: str, teach: str, *options: Callable[[Any], Any]) -> click.Comman
         journal = open_journal(loaded)
         if "enclave_id" in arguments:
             arguments["enclave_id"] = arguments["enclave_id"] or _offered(journal)
-        number = journal.enqueue(name, _who(), {"reason": reason, **_plain(arguments)})
+        who = _who()
+        try:
+            told = verify_word(name, who, {"reason": reason, **_plain(arguments)})
+        except ValueError as error:
+            raise click.UsageError(str(error)) from error
+        number = journal.enqueue(name, who, told)
         if ask_agent(loaded, "/healthz") is None:
             click.echo(
                 f"{name}: queued. The agent is not running, or serves no HTTP: it takes this up when it is there."
@@ -197,20 +259,30 @@ def _plain(arguments: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _who() -> str:
-    return os.environ.get("SUDO_USER") or getpass.getuser()
+    try:
+        return os.environ.get("SUDO_USER") or getpass.getuser()
+    except (KeyError, OSError):  # a container's user that has no name
+        return f"uid {os.getuid()}"
 
 
 _id = click.argument("enclave_id", default="")
 hold = _word(
     "hold",
     "Start no upgrade until `unhold`, or for --hours. What is under way before `stopping` waits; later states go on.",
-    click.option("--hours", type=click.FloatRange(min=0, min_open=True), help="End by itself after so long."),
+    click.option(
+        "--hours", type=click.FloatRange(min=0, min_open=True, max=HOLD_HOURS_MAX), help="End by itself after so long."
+    ),
 )
 unhold = _word("unhold", "Lift the hold.")
 approve = _word(
     "approve", "Approve the release on the chain (or ENCLAVE_ID only), where settings ask for approval.", _id
 )
-override = _word("override", "Open all gates for ENCLAVE_ID at once, in an emergency; who and why is journalled.", _id)
+override = _word(
+    "override",
+    "Open all gates but the host's preflight for ENCLAVE_ID (else the release on the chain), in an emergency; who "
+    "and why is journalled.",
+    _id,
+)
 resume = _word("resume", "Leave a halted condition after its cause is mended (see `explain`).")
 revert = _word("revert", "Go back to the previous version, by the same rules as an automatic revert.")
 
@@ -234,7 +306,7 @@ def plan(config_path: Path, as_json: bool) -> None:
         click.echo(json.dumps(facts, indent=2, sort_keys=True))
         return
     for line in facts.get("lines", []):
-        click.echo(line)
+        click.echo(one_line(line))
 
 
 @click.command()
@@ -253,7 +325,7 @@ def check(config_path: Path, as_json: bool) -> None:
         for finding in findings:
             mark = {"good": "ok  ", "warning": "warn", "fault": "FAIL"}[finding.grade]
             code = f"  [{finding.code}]" if finding.code else ""
-            click.echo(f"{mark}  {finding.check}: {finding.text}{code}")
+            click.echo(one_line(f"{mark}  {finding.check}: {finding.text}{code}"))
     sys.exit(any(finding.grade == "fault" for finding in findings))
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
 from typing import Any
 
 from dcupgrade.gates import GateRules, Shut, shut_gates
@@ -48,9 +49,16 @@ def plan(
         shut = _of_host(host)
     verb = "Would install" if state.running is None else f"Would upgrade {_named(state.running)} to"
     lines = [f"{verb} {_named(target)}, listed at height {target.added_height}."]
-    lines += [f"Not yet: {item.code}: {item.detail}." for item in shut]
+    lines += [f"Not yet: {item.code}: {item.detail}{_until(item)}." for item in shut]
     action = "wait" if shut else "install" if state.running is None else "upgrade"
     return _answer(action, lines, target.enclave_id, shut)
+
+
+def _until(shut: Shut) -> str:
+    """When the gate opens by itself, for a reader; UTC, as in the log."""
+    if shut.opens_unix_s is None:
+        return ""
+    return f" (opens at {datetime.fromtimestamp(shut.opens_unix_s, UTC):%Y-%m-%d %H:%M:%S} UTC)"
 
 
 def _of_host(found: Sequence[Mapping[str, Any]]) -> tuple[Shut, ...]:

@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import Any
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
-from cryptography.hazmat.primitives.serialization import load_pem_private_key
 
 from dcupgrade.errors import DcupgradeError
 
@@ -115,29 +114,6 @@ def enclave_id_of_sigstruct(path: Path) -> str:
     return sigstruct.mrenclave.hex()
 
 
-def load_signing_key(path: Path) -> Ed25519PrivateKey:
-    """Network key from a file: 32 raw bytes, 64 hex digits, or PKCS#8 PEM (unencrypted) of an ed25519 key."""
-    try:
-        data = path.read_bytes()
-        if b"-----BEGIN" in data:
-            key = load_pem_private_key(data, password=None)
-            if not isinstance(key, Ed25519PrivateKey):
-                raise ValueError("the PEM holds a key of another kind")
-            return key
-        text = data.strip().removeprefix(b"0x")
-        seed = bytes.fromhex(text.decode("ascii")) if len(text) == 64 else data
-        if len(seed) != 32:
-            raise ValueError("it is neither PEM, nor 64 hex digits, nor 32 bytes")
-        return Ed25519PrivateKey.from_private_bytes(seed)
-    except (OSError, ValueError, TypeError) as error:
-        raise DcupgradeError(
-            code="RELEASE_KEY_UNREADABLE",
-            what=f"cannot use {path} as the network's signing key",
-            why=str(error),
-            action="Make one with: openssl genpkey -algorithm ed25519 -out network.pem",
-        ) from error
-
-
 def sign_enclave_id(key: Ed25519PrivateKey, enclave_id: str) -> str:
     """Network signature as the chain stores it: multibase base32 of ed25519 over the 64 ASCII characters of the id."""
     from attestation.network import encode_multibase
@@ -182,18 +158,19 @@ class PublisherChain:
     @classmethod
     @contextmanager
     def connect(cls, url: str) -> Iterator[PublisherChain]:
-        """Open ``url`` (ws:// or wss://); PUBLISH_CHAIN_UNREACHABLE if it cannot be had or breaks off."""
+        """Open ``url`` (ws:// or wss://); PUBLISH_CHAIN_UNREACHABLE if it cannot be had, breaks off or is not one."""
         from substrateinterface import SubstrateInterface
+        from substrateinterface.exceptions import SubstrateRequestException
 
         substrate = None
         try:
             substrate = SubstrateInterface(url=url, ws_options={"timeout": RPC_TIMEOUT_S}, use_remote_preset=False)
             yield cls(substrate)
-        except (OSError, _websocket_errors()) as error:
+        except (OSError, _websocket_errors(), SubstrateRequestException, ValueError, KeyError) as error:
             raise DcupgradeError(
                 code="PUBLISH_CHAIN_UNREACHABLE",
                 what=f"lost or never had the chain at {url}",
-                why=str(error) or type(error).__name__,
+                why=_reason(error) or type(error).__name__,
                 action="Check the endpoint; then look at the chain's state before trying again.",
                 kind="transient",
             ) from error
@@ -321,7 +298,7 @@ def load_account(suri: str | None, key_file: Path | None) -> Any:
         if re.fullmatch(r"(0x)?[0-9a-fA-F]{64}", suri):
             return Keypair.create_from_seed(suri if suri.startswith("0x") else f"0x{suri}")
         return Keypair.create_from_uri(suri)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, NotImplementedError) as error:
         raise DcupgradeError(
             code="PUBLISH_NO_KEY",
             what="no account to sign the extrinsic with",
@@ -436,6 +413,40 @@ def publish(
             action="Somebody may have published at the same time: look at the chain's state.",
         )
     return blocks
+
+
+def revoke(chain: PublisherChain, enclave_id: str, account: Any) -> dict[str, str]:
+    """Take every entry of an id out of the list; returns the hashes of the blocks that did it.
+
+    At the end the finalized state is read back: PUBLISH_NOT_IN_STORAGE if it still lists the id.
+    """
+    calls = prepare_revocation(chain, enclave_id)
+    blocks = {
+        f"{index + 1}. {call.name}": chain.submit(call, account, finalized=index == len(calls) - 1)
+        for index, call in enumerate(calls)
+    }
+    state = chain.state()
+    if state.height_of(enclave_id) is not None:
+        raise DcupgradeError(
+            code="PUBLISH_NOT_IN_STORAGE",
+            what=f"{enclave_id} is still listed",
+            why=f"block {state.block_hash} shows it, although the calls succeeded",
+            action="Nodes still take it. Look at the chain's state, and revoke what is left.",
+        )
+    return blocks
+
+
+def prepare_revocation(chain: PublisherChain, enclave_id: str) -> list[PreparedCall]:
+    """The calls that revoke an id in the chain's present state; raises RELEASE_NOT_LISTED."""
+    state = chain.state()
+    if state.height_of(enclave_id) is None:
+        raise DcupgradeError(
+            code="RELEASE_NOT_LISTED",
+            what=f"cannot revoke {enclave_id}",
+            why="the finalized state does not list it",
+            action="Check the id and the chain.",
+        )
+    return chain.revoke_calls(state, enclave_id)
 
 
 def prepare_calls(

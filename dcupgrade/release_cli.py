@@ -11,7 +11,7 @@ from typing import Any
 import click
 
 from dcupgrade import publish as publishing
-from dcupgrade.errors import DcupgradeError
+from dcupgrade.signing_keys import load_signing_key, open_to_others
 
 _FILE = click.Path(dir_okay=False, path_type=Path)
 
@@ -23,6 +23,24 @@ def release() -> None:
     A release is an enclave id that the network's key has signed, listed on the chain, and named there as the version to
     run. Signing needs no network: do it on a machine that has none.
     """
+
+
+def _signature(key_file: Path, enclave_id: str) -> str:
+    """The network signature by the key in a file; asks for the passphrase of an encrypted one."""
+    _warn(key_file)
+    key = load_signing_key(key_file, lambda: str(click.prompt(f"Passphrase of {key_file}", hide_input=True, err=True)))
+    return publishing.sign_enclave_id(key, enclave_id)
+
+
+def _account(suri: str | None, key_file: Path | None) -> Any:
+    if key_file is not None:
+        _warn(key_file)
+    return publishing.load_account(suri, key_file)
+
+
+def _warn(key_file: Path) -> None:
+    if told := open_to_others(key_file):
+        click.echo(f"warning: {told}", err=True)
 
 
 def _which_id(command: Callable[..., None]) -> Callable[..., None]:
@@ -72,8 +90,11 @@ def _chain_options(command: Callable[..., None]) -> Callable[..., None]:
 @click.option("--key", "key_file", type=_FILE, required=True, help="Network key: PEM, 64 hex digits or 32 bytes.")
 @_which_id
 def sign(enclave_id: str, key_file: Path) -> None:
-    """Sign an enclave id with the network's ed25519 key and print the signature as multibase text."""
-    click.echo(publishing.sign_enclave_id(publishing.load_signing_key(key_file), enclave_id))
+    """Sign an enclave id with the network's ed25519 key and print the signature as multibase text.
+
+    The passphrase of an encrypted PEM is asked for on the terminal.
+    """
+    click.echo(_signature(key_file, enclave_id))
 
 
 @release.command()
@@ -120,13 +141,13 @@ def publish(
     is to replace. On a chain without sudo the call data are printed instead.
     """
     if sign_key is not None:
-        signatures = (*signatures, publishing.sign_enclave_id(publishing.load_signing_key(sign_key), enclave_id))
+        signatures = (*signatures, _signature(sign_key, enclave_id))
     if not list_only and not (version and origin_url):
         raise click.UsageError("give --version and --origin-url, or --list-only")
     publishing.verify_signatures(enclave_id, signatures, network_keys, threshold)
     found = publishing.Release(enclave_id, version or "none", origin_url or "none", mirror_url, cids)
     found.verify_fields()
-    account = None if print_call else publishing.load_account(suri, key_file)
+    account = None if print_call else _account(suri, key_file)
     with publishing.PublisherChain.connect(url) as chain:
         if print_call or not chain.has_sudo:
             _show_calls(publishing.prepare_calls(chain, found, signatures, list_only=list_only), chain, as_json)
@@ -140,21 +161,12 @@ def publish(
 @_which_id
 def revoke(enclave_id: str, url: str, suri: str | None, key_file: Path | None, print_call: bool, as_json: bool) -> None:
     """Take an enclave id out of the chain's list: no vault hands keys to it from then on."""
-    account = None if print_call else publishing.load_account(suri, key_file)
+    account = None if print_call else _account(suri, key_file)
     with publishing.PublisherChain.connect(url) as chain:
-        state = chain.state()
-        if state.height_of(enclave_id) is None:
-            raise DcupgradeError(
-                code="RELEASE_NOT_LISTED",
-                what=f"cannot revoke {enclave_id}",
-                why="the finalized state does not list it",
-                action="Check the id and the chain.",
-            )
-        calls = chain.revoke_calls(state, enclave_id)
         if print_call or not chain.has_sudo:
-            _show_calls(calls, chain, as_json)
+            _show_calls(publishing.prepare_revocation(chain, enclave_id), chain, as_json)
             return
-        blocks = {call.name: chain.submit(call, account, finalized=True) for call in calls}
+        blocks = publishing.revoke(chain, enclave_id, account)
     _show_blocks(enclave_id, blocks, as_json)
 
 

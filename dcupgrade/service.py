@@ -30,6 +30,7 @@ from chain_watcher.rpc import RpcLimits
 from chain_watcher.watcher import Watcher
 from dcupgrade import gates, logs, notify
 from dcupgrade.adapters import Chain, SystemClock, Vault, release_of
+from dcupgrade.chain_news import news
 from dcupgrade.containers import open_node_driver
 from dcupgrade.effects import Limits
 from dcupgrade.errors import DcupgradeError, failure_of
@@ -55,6 +56,7 @@ log = logging.getLogger("dcupgrade")
 
 VAULT_NAME = "vault"
 VAULT_LOOK_S = 15.0
+CHAIN_LOOK_S = 1.0
 RPC_TIMEOUT_S = 4.0
 PROGRESS_EVERY_BLOCKS = 10
 VAULT_READY_S = 30.0
@@ -125,6 +127,7 @@ class _Parts:
         """Names and coroutines of the tasks that never end by themselves."""
         out = [("orchestrator", self.orchestrator.run()), ("watcher", self.watcher.run()), ("tend", _tend(driver))]
         out.append(("vault facts", _look_at_vault(self.vault)))
+        out.append(("chain news", _tell_of_chain(self.watcher)))
         if settings.vault.start:
             out.append(("vault", _keep_vault(settings, driver)))
         return out
@@ -307,16 +310,22 @@ def lock_folders(settings: Settings, stack: AsyncExitStack) -> None:
 
 
 def _token(path: Path) -> str:
-    """The token in a file; drawn and written with mode 0600 when there is none."""
+    """The token in a file; drawn and written with mode 0600 when there is none. Raises AGENT_STATE_UNUSABLE."""
     try:
-        fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-    except FileExistsError:
-        token = path.read_text(encoding="ascii").strip()
-        if len(token) < 16:
-            raise DcupgradeError(
-                code="AGENT_STATE_UNUSABLE", what=f"token file {path}", why="it is too short to be a token"
-            ) from None
-        return token
+        try:
+            fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        except FileExistsError:
+            token = path.read_text(encoding="ascii").strip()
+            if len(token) < 16:
+                raise ValueError("it is too short to be a token") from None
+            return token
+    except (OSError, ValueError) as error:
+        raise DcupgradeError(
+            code="AGENT_STATE_UNUSABLE",
+            what=f"token file {path}",
+            why=str(error),
+            action="It must be one line of text that the agent's user can read; where there is no file, one is drawn.",
+        ) from error
     with os.fdopen(fd, "w") as file:
         token = secrets.token_urlsafe(32)
         file.write(token + "\n")
@@ -364,6 +373,21 @@ async def _look_at_vault(vault: Vault) -> None:
                 log.warning("the vault: %s", problem)
         told = problem
         await asyncio.sleep(VAULT_LOOK_S if vault.last else 1.0)
+
+
+async def _tell_of_chain(watcher: Watcher) -> None:
+    """Log what changes about the chain's endpoints, for whoever reads the log instead of the status."""
+    before = None
+    while True:
+        try:
+            now = watcher.health()
+            for item in news(before, now):
+                extra = {"event": "chain", **({"code": item.code} if item.code else {})}
+                log.log(logging.getLevelNamesMapping()[item.level], "%s", item.text, extra=extra)
+            before = now
+        except Exception as error:  # a line less in the log is no reason to end
+            log.warning("the chain's news cannot be told: %s", failure_of(error).detail)
+        await asyncio.sleep(CHAIN_LOOK_S)
 
 
 async def _keep_vault(settings: Settings, driver: ProcessDriver) -> None:

@@ -5,6 +5,7 @@ docs/configuration.md are generated from them. Units stand in the names. What th
 genesis hash, evidence) is part of the vault's own measurement: the values here can only tighten it.
 """
 
+import difflib
 import os
 import tomllib
 import types
@@ -12,13 +13,16 @@ import typing
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Literal
+from urllib.parse import urlsplit
 
 import attrs
 import cattrs
 from cattrs import transform_error
 from cattrs.gen import make_dict_structure_fn, override
 
+from dcupgrade import settings_checks as checks
 from dcupgrade.errors import DcupgradeError
+from dcupgrade.settings_checks import Check
 
 ENV_PREFIX = "DCUPGRADE_"
 DEFAULT_NODE_COMMAND: tuple[str, ...] = (
@@ -34,57 +38,21 @@ class SettingsError(DcupgradeError):
     def __init__(self, mistakes: list[str], *, path: str, code: str = "SETTINGS_INVALID") -> None:
         self.mistakes = mistakes
         listed = "".join(f"\n  - {mistake}" for mistake in mistakes)
+        readable = code == "SETTINGS_INVALID"
         super().__init__(
             code=code,
             what=f"settings file {path}",
-            why=f"{len(mistakes)} mistake{'s' if len(mistakes) != 1 else ''}:{listed}\n",
-            action="Correct them all, then try `dcupgrade config validate`.",
+            why=f"{len(mistakes)} mistake{'s' if len(mistakes) != 1 else ''}:{listed}\n" if readable else mistakes[0],
+            action="Correct them all, then try `dcupgrade config validate`."
+            if readable
+            else "Name the right file with --config or DCUPGRADE_CONFIG; `dcupgrade config example` prints one.",
         )
 
 
-def _doc(text: str, *checks: Callable[[Any, Any, Any], None], default: Any = attrs.NOTHING) -> Any:
+def _doc(text: str, *wanted: Check, default: Any = attrs.NOTHING) -> Any:
     return attrs.field(
-        default=default, validator=attrs.validators.and_(*checks) if checks else None, metadata={"doc": text}
+        default=default, validator=attrs.validators.and_(*wanted) if wanted else None, metadata={"doc": text}
     )
-
-
-def _at_least(low: float) -> Callable[[Any, Any, Any], None]:
-    def check(_: Any, field: Any, value: Any) -> None:
-        if value is not None and value < low:
-            raise ValueError(f"{value!r} is below {low}")
-
-    return check
-
-
-def _port(_: Any, field: Any, value: int) -> None:
-    if not 1 <= value <= 65535:
-        raise ValueError(f"{value!r} is not a TCP port (1 to 65535)")
-
-
-def _urls(*schemes: str) -> Callable[[Any, Any, Any], None]:
-    def check(_: Any, field: Any, value: Any) -> None:
-        for url in (value,) if isinstance(value, str) else value:
-            if not url.startswith(tuple(f"{scheme}://" for scheme in schemes)):
-                raise ValueError(f"{url!r} is not a URL of {' or '.join(schemes)}")
-
-    return check
-
-
-def _not_empty(_: Any, field: Any, value: Any) -> None:
-    if not value:
-        raise ValueError("must not be empty")
-
-
-def _hex32(_: Any, field: Any, value: str | None) -> None:
-    digits = "" if value is None else value.removeprefix("0x")
-    if value is not None and (len(digits) != 64 or set(digits) - set("0123456789abcdef")):
-        raise ValueError(f"{value!r} is not 32 bytes in lower-case hex")
-
-
-def _listen(_: Any, field: Any, value: str) -> None:
-    host, _colon, port = value.rpartition(":")
-    if not host or not port.isdigit() or not 0 <= int(port) <= 65535:
-        raise ValueError(f"{value!r} is not host:port")
 
 
 @attrs.frozen(kw_only=True)
@@ -93,7 +61,7 @@ class AgentSettings:
 
     state_dir: Path = _doc("Folder for journal, slots, logs and tokens; created with mode 0700.")
     http_listen: str = _doc(
-        "Address of the status page, API and metrics; `off` to serve none.", default="127.0.0.1:6680"
+        "Address of the status page, API and metrics; `off` to serve none.", checks.listen, default="127.0.0.1:6680"
     )
     log_format: Literal["human", "json"] = _doc("Form of the log lines on standard error.", default="human")
     log_level: Literal["debug", "info", "warning", "error"] = _doc("Least severe level that is logged.", default="info")
@@ -105,17 +73,21 @@ class ChainSettings:
     """Which chain is watched, through which endpoints, and what is believed."""
 
     endpoints: tuple[str, ...] = _doc(
-        "WebSocket URLs of nodes of the chain, best first.", _not_empty, _urls("ws", "wss")
+        "WebSocket URLs of nodes of the chain, best first.", checks.not_empty, checks.urls("ws", "wss")
     )
-    network_keys: tuple[str, ...] = _doc("The DC network's ed25519 public keys, multibase base32 or hex.", _not_empty)
-    threshold: int = _doc("How many of the network keys must have signed an enclave id.", _at_least(1), default=1)
-    genesis_hash: str | None = _doc("Genesis hash; an endpoint with another one is refused.", _hex32, default=None)
+    network_keys: tuple[str, ...] = _doc(
+        "The DC network's ed25519 public keys, multibase base32 or hex.", checks.not_empty, checks.network_keys
+    )
+    threshold: int = _doc("How many of the network keys must have signed an enclave id.", checks.at_least(1), default=1)
+    genesis_hash: str | None = _doc(
+        "Genesis hash; an endpoint with another one is refused.", checks.hex32, default=None
+    )
     finality: Literal["proven", "quorum", "single"] = _doc(
         "`proven`: GRANDPA justifications are verified; `quorum`: endpoints must agree; "
         "`single`: one endpoint is believed (unsafe).",
         default="proven",
     )
-    quorum: int = _doc("How many endpoints must agree in mode `quorum`.", _at_least(2), default=2)
+    quorum: int = _doc("How many endpoints must agree in mode `quorum`.", checks.at_least(2), default=2)
     checkpoint_file: Path | None = _doc(
         "Checkpoint (JSON of `chain checkpoint`) pinned for mode `proven`.", default=None
     )
@@ -126,9 +98,9 @@ class ChainSettings:
         "Storage layouts (SHA-256 of their JSON) that mode `proven` accepts; none: the public pallet's two.", default=()
     )
     ca_file: Path | None = _doc("CA certificates that alone are accepted for wss endpoints.", default=None)
-    heartbeat_s: float = _doc("WebSocket heartbeat, seconds.", _at_least(0.1), default=10.0)
+    heartbeat_s: float = _doc("WebSocket heartbeat, seconds.", checks.at_least(0.1), default=10.0)
     block_watchdog_s: float = _doc(
-        "An endpoint without a finalized block for so long is left, seconds.", _at_least(1), default=60.0
+        "An endpoint without a finalized block for so long is left, seconds.", checks.at_least(1), default=60.0
     )
 
 
@@ -136,23 +108,30 @@ class ChainSettings:
 class NodeSettings:
     """The node that is run and upgraded."""
 
-    id: str = _doc("Name of this node in the fleet; decides its turn.", _not_empty)
+    id: str = _doc("Name of this node in the fleet; decides its turn.", checks.not_empty)
     driver: Literal["process", "container"] = _doc("How nodes are run.", default="process")
     data_dir: Path = _doc("Folder with the node's data; handed to every version.")
-    port: int = _doc("Loopback port the node listens on.", _port, default=6667)
+    port: int = _doc("Loopback port the node listens on.", checks.port, default=6667)
     protocol: Literal["v2", "v1"] = _doc("Handover protocol spoken with nodes.", default="v2")
     command: tuple[str, ...] = _doc(
         "Arguments that start a node; {python} {cpu_dir} {slot} {data_dir} {port} {vault_url} {enclave_id} "
-        "{first_install_flag} "
+        "{network_signature_file} {first_install_flag} "
         "are filled in, arguments that become empty are dropped.",
-        _not_empty,
+        checks.not_empty,
+        checks.command,
         default=DEFAULT_NODE_COMMAND,
     )
-    ready_deadline_s: float = _doc("A started node must serve within so many seconds.", _at_least(0.1), default=120.0)
-    stop_grace_s: float = _doc("Seconds between TERM and KILL.", _at_least(0), default=30.0)
-    probation_s: float = _doc("A new version must stay healthy for so many seconds.", _at_least(0), default=300.0)
-    probe_interval_s: float = _doc("Seconds between health probes.", _at_least(0.01), default=2.0)
-    canary_url: str | None = _doc("Probe that proves old data readable, for nodes that speak v1.", default=None)
+    ready_deadline_s: float = _doc(
+        "A started node must serve within so many seconds.", checks.at_least(0.1), default=120.0
+    )
+    stop_grace_s: float = _doc("Seconds between TERM and KILL.", checks.at_least(0), default=30.0)
+    probation_s: float = _doc("A new version must stay healthy for so many seconds.", checks.at_least(0), default=300.0)
+    probe_interval_s: float = _doc("Seconds between health probes.", checks.at_least(0.01), default=2.0)
+    canary_url: str | None = _doc(
+        "Probe that proves old data readable, for nodes that speak v1.",
+        checks.optional(checks.urls("http", "https")),
+        default=None,
+    )
     container_image: str = _doc("Image that runs releases which come as archives (driver `container`).", default="")
     container_image_user: str = _doc("User in the container, `uid:gid`; empty: the agent's own.", default="")
     container_engine: str = _doc("Docker Engine API (driver `container`).", default="unix:///var/run/docker.sock")
@@ -164,7 +143,12 @@ class NodeSettings:
 class VaultSettings:
     """The key vault, which alone decides who gets keys."""
 
-    url: str = _doc("Where the vault listens.", _urls("http"), default="http://127.0.0.1:6666")
+    url: str = _doc(
+        "Where the vault listens, on loopback.",
+        checks.urls("http"),
+        checks.loopback_url,
+        default="http://127.0.0.1:6666",
+    )
     start: bool = _doc("Start and supervise the vault; false: it is a service of its own.", default=True)
     image: Path | None = _doc("Measured vault image, for `start`.", default=None)
     sigstruct: Path | None = _doc("SIGSTRUCT of that image.", default=None)
@@ -183,11 +167,13 @@ class Window:
     """A weekly maintenance window in local time of its zone."""
 
     days: tuple[Literal["mon", "tue", "wed", "thu", "fri", "sat", "sun"], ...] = _doc(
-        "Days on which it opens.", _not_empty
+        "Days on which it opens.", checks.not_empty
     )
-    start: str = _doc("Opening time, HH:MM.")
-    duration_s: int = _doc("How long it stays open, seconds.", _at_least(60))
-    zone: str = _doc("IANA time zone.", default="UTC")
+    start: str = _doc("Opening time, HH:MM.", checks.time_of_day)
+    duration_s: int = _doc(
+        "How long it stays open, seconds; at most a week.", checks.at_least(60), checks.at_most(checks.WEEK_S)
+    )
+    zone: str = _doc("IANA time zone.", checks.zone, default="UTC")
 
 
 @attrs.frozen(kw_only=True)
@@ -197,23 +183,27 @@ class UpgradeSettings:
     approval: bool = _doc("Wait for `dcupgrade approve` before stopping the node.", default=False)
     windows: tuple[Window, ...] = _doc("Maintenance windows; none: always open.", default=())
     stagger_s: float = _doc(
-        "This node's turn falls at its own point within so many seconds after a release.", _at_least(0), default=0.0
+        "This node's turn falls at its own point within so many seconds after a release.",
+        checks.at_least(0),
+        default=0.0,
     )
-    attempts: int = _doc("Attempts to download or collect before a release is abandoned.", _at_least(1), default=5)
+    attempts: int = _doc(
+        "Attempts to download or collect before a release is abandoned.", checks.at_least(1), default=5
+    )
     backoff_s: float = _doc(
-        "First pause between attempts, seconds; doubles up to `backoff_max_s`.", _at_least(0), default=2.0
+        "First pause between attempts, seconds; doubles up to `backoff_max_s`.", checks.at_least(0), default=2.0
     )
-    backoff_max_s: float = _doc("Longest pause between attempts, seconds.", _at_least(0), default=300.0)
-    failure_budget: int = _doc("Failed upgrades to a release before it is quarantined.", _at_least(1), default=1)
+    backoff_max_s: float = _doc("Longest pause between attempts, seconds.", checks.at_least(0), default=300.0)
+    failure_budget: int = _doc("Failed upgrades to a release before it is quarantined.", checks.at_least(1), default=1)
     delivery_deadline_s: float = _doc(
-        "The new node must have confirmed the keys within so many seconds.", _at_least(1), default=120.0
+        "The new node must have confirmed the keys within so many seconds.", checks.at_least(1), default=120.0
     )
     retention_s: float = _doc(
-        "The previous version is kept so long after commit, seconds.", _at_least(0), default=1209600.0
+        "The previous version is kept so long after commit, seconds.", checks.at_least(0), default=1209600.0
     )
     remove_previous: bool = _doc("Remove the previous version's slot after retention.", default=False)
     free_space_min_bytes: int = _doc(
-        "Free space that must remain before an upgrade, bytes.", _at_least(0), default=268435456
+        "Free space that must remain before an upgrade, bytes.", checks.at_least(0), default=268435456
     )
 
 
@@ -221,17 +211,21 @@ class UpgradeSettings:
 class DownloadSettings:
     """Limits of downloads."""
 
-    size_max_bytes: int = _doc("Largest artefact, bytes.", _at_least(1), default=2147483648)
-    unpacked_max_bytes: int = _doc("Largest unpacked artefact, bytes.", _at_least(1), default=8589934592)
-    stall_s: float = _doc("A source that sends nothing for so long is left, seconds.", _at_least(0.1), default=30.0)
-    ipfs_gateways: tuple[str, ...] = _doc("Gateways for CIDs; {cid} is filled in.", _urls("http", "https"), default=())
+    size_max_bytes: int = _doc("Largest artefact, bytes.", checks.at_least(1), default=2147483648)
+    unpacked_max_bytes: int = _doc("Largest unpacked artefact, bytes.", checks.at_least(1), default=8589934592)
+    stall_s: float = _doc(
+        "A source that sends nothing for so long is left, seconds.", checks.at_least(0.1), default=30.0
+    )
+    ipfs_gateways: tuple[str, ...] = _doc(
+        "Gateways for CIDs; {cid} is filled in.", checks.urls("http", "https"), default=()
+    )
 
 
 @attrs.frozen(kw_only=True)
 class WebhookSettings:
     """One receiver of events."""
 
-    url: str = _doc("Where events are posted.", _urls("http", "https"))
+    url: str = _doc("Where events are posted.", checks.urls("http", "https"))
     secret_file: Path | None = _doc("Key of the HMAC-SHA-256 signature over the body.", default=None)
     events: tuple[str, ...] = _doc("Names of events sent; empty: all.", default=())
 
@@ -293,11 +287,7 @@ def structure(raw: dict[str, Any], *, environ: Mapping[str, str], path: str = "(
 
 def _across_fields(settings: Settings) -> list[str]:
     """Mistakes that no single field shows."""
-    mistakes = []
-    if settings.chain.threshold > len(settings.chain.network_keys):
-        mistakes.append("chain.threshold: more signatures are asked for than there are chain.network_keys")
-    if settings.chain.finality == "quorum" and settings.chain.quorum > len(settings.chain.endpoints):
-        mistakes.append("chain.quorum: more endpoints must agree than chain.endpoints names")
+    mistakes = _of_the_chain(settings.chain)
     if settings.vault.start and not settings.vault.command:
         mistakes += [
             f"vault.{name}: needed to start the vault (or set vault.start = false)"
@@ -306,6 +296,37 @@ def _across_fields(settings: Settings) -> list[str]:
         ]
     if settings.upgrade.backoff_max_s < settings.upgrade.backoff_s:
         mistakes.append("upgrade.backoff_max_s: is less than upgrade.backoff_s")
+    if settings.agent.state_dir == settings.node.data_dir:
+        mistakes.append("node.data_dir: is agent.state_dir; each needs a folder of its own")
+    if settings.node.port == urlsplit(settings.vault.url).port:
+        mistakes.append("node.port: is the port of vault.url")
+    if settings.agent.http_listen.rpartition(":")[2] in (
+        str(settings.node.port),
+        str(urlsplit(settings.vault.url).port),
+    ):
+        mistakes.append("agent.http_listen: its port is that of the node or of the vault")
+    urls = [one.url for one in settings.webhooks]
+    mistakes += [f"webhooks: {url} is there twice" for url in sorted({url for url in urls if urls.count(url) > 1})]
+    return mistakes
+
+
+def _of_the_chain(chain: ChainSettings) -> list[str]:
+    mistakes = []
+    if chain.threshold > len(chain.network_keys):
+        mistakes.append("chain.threshold: more signatures are asked for than there are chain.network_keys")
+    if chain.finality == "quorum" and chain.quorum > len(set(chain.endpoints)):
+        mistakes.append("chain.quorum: more endpoints must agree than chain.endpoints names")
+    if chain.finality == "proven":
+        mistakes += [
+            f"chain.{name}: mode `proven` needs it ({how})"
+            for name, how in (
+                ("genesis_hash", "`dcupgrade chain checkpoint --url …` prints it"),
+                ("checkpoint_file", "make it with `dcupgrade chain checkpoint --url …`"),
+            )
+            if getattr(chain, name) is None
+        ]
+        if chain.unsafe_unproven_reads:
+            mistakes.append("chain.unsafe_unproven_reads: mode `proven` excludes it")
     return mistakes
 
 
@@ -318,13 +339,13 @@ def _apply_environment(raw: dict[str, Any], environ: Mapping[str, str]) -> list[
         section, _, key = name.removeprefix(ENV_PREFIX).lower().partition("__")
         known = attrs.fields_dict(sections[section]) if section in sections else {}
         if key not in known:
-            mistakes.append(f"environment variable {name}: there is no such setting")
+            mistakes.append(f"environment variable {name}: there is no such setting{_meant(key, known)}")
             continue
         is_list = typing.get_origin(known[key].type) is tuple
         value = environ[name]
-        raw.setdefault(section, {})[key] = (
-            [part.strip() for part in value.split(",") if part.strip()] if is_list else value
-        )
+        table = raw.setdefault(section, {})
+        if isinstance(table, dict):  # what is no table is named as such later
+            table[key] = [part.strip() for part in value.split(",") if part.strip()] if is_list else value
     return mistakes
 
 
@@ -357,7 +378,14 @@ def _class_hook(converter: cattrs.Converter, cls: Any) -> Any:
 
     overrides = {field.name: override(struct_hook=checked(field)) for field in attrs.fields(cls)}
     make: Any = make_dict_structure_fn  # its keyword arguments are typed as flags only
-    return make(cls, converter, _cattrs_forbid_extra_keys=True, **overrides)
+    structure_table = make(cls, converter, _cattrs_forbid_extra_keys=True, **overrides)
+
+    def table(value: Any, kind: Any) -> Any:
+        if not isinstance(value, Mapping):
+            raise ValueError(f"{value!r} is not a table")
+        return structure_table(value, kind)
+
+    return table
 
 
 def _is_tuple(cls: Any) -> bool:
@@ -414,10 +442,16 @@ def _to_path(value: Any, _: Any) -> Path:
 
 def _explain(error: BaseException, _: type | None) -> str:
     if isinstance(error, cattrs.ForbiddenExtraKeysError):
-        return "unknown " + ", ".join(sorted(error.extra_fields))
+        known = attrs.fields_dict(error.cl)
+        return "unknown " + ", ".join(f"{name}{_meant(name, known)}" for name in sorted(error.extra_fields))
     if isinstance(error, KeyError):
         return f"missing {error.args[0]}"
     return str(error)
+
+
+def _meant(name: str, known: Mapping[str, Any]) -> str:
+    near = difflib.get_close_matches(name, known, 1)
+    return f" (is {near[0]} meant?)" if near else ""
 
 
 def _readable(line: str) -> str:

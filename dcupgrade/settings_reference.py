@@ -16,19 +16,34 @@ REQUIRED = {
     "network_keys": ["b…"],
     "id": "node-1",
     "data_dir": "/srv/dcnode",
+    "days": ["sat", "sun"],
+    "start": "03:00",
+    "duration_s": 7200,
+    "url": "https://hooks.example/dcupgrade",
 }
 
 
 def sections() -> Iterator[tuple[str, type, bool]]:
-    """(name, class, may be repeated) of each table of the settings file."""
-    for field in attrs.fields(Settings):
+    """(name, class, may be repeated) of each table of the settings file, tables within tables behind their own."""
+    yield from _tables(Settings, "")
+
+
+def _tables(cls: type, prefix: str) -> Iterator[tuple[str, type, bool]]:
+    for field in attrs.fields(cls):
         repeated = typing.get_origin(field.type) is tuple
-        yield field.name, typing.get_args(field.type)[0] if repeated else typing.cast(type, field.type), repeated
+        kind = typing.get_args(field.type)[0] if repeated else field.type
+        if attrs.has(kind):
+            yield f"{prefix}{field.name}", kind, repeated
+            yield from _tables(kind, f"{prefix}{field.name}.")
 
 
 def example_toml() -> str:
     """A settings file with every key: required ones to fill in, the others commented out at their default."""
-    lines = ["# Settings of dcupgrade. Keys that are commented out stand at their default.", ""]
+    lines = [
+        "# Settings of dcupgrade. Keys that are commented out stand at their default. Mode `proven`, the default, also",
+        "# needs chain.genesis_hash and chain.checkpoint_file; `dcupgrade config validate` lists what is missing.",
+        "",
+    ]
     for name, cls, repeated in sections():
         if repeated:
             lines += [f"# [[{name}]]  # {cls.__doc__}", *(f"# {line}" for line in _keys(cls)), ""]
@@ -44,6 +59,9 @@ def reference_markdown() -> str:
         lines += [f"## `[[{name}]]`" if repeated else f"## `[{name}]`", "", str(cls.__doc__), ""]
         lines += ["| key | type | default | meaning |", "|---|---|---|---|"]
         for field in attrs.fields(cls):
+            if attrs.has(_inner(field.type)):
+                lines.append(f"| `{field.name}` | tables `[[{name}.{field.name}]]` | none | {field.metadata['doc']} |")
+                continue
             default = {attrs.NOTHING: "required", None: "not set"}.get(field.default) or f"`{_toml(field.default)}`"
             lines.append(f"| `{field.name}` | {_type(field.type)} | {default} | {field.metadata['doc']} |")
         lines.append("")
@@ -52,6 +70,8 @@ def reference_markdown() -> str:
 
 def _keys(cls: Any) -> Iterator[str]:
     for field in attrs.fields(cls):
+        if attrs.has(_inner(field.type)):
+            continue  # a table of its own
         yield f"# {field.metadata['doc']}"
         if field.default is attrs.NOTHING:
             yield f"{field.name} = {_toml(REQUIRED.get(field.name, ''))}"
@@ -61,6 +81,11 @@ def _keys(cls: Any) -> Iterator[str]:
                 if field.default is not None
                 else f"# {field.name} =  # not set"
             )
+
+
+def _inner(kind: Any) -> Any:
+    """What a list holds, or the type itself."""
+    return typing.get_args(kind)[0] if typing.get_origin(kind) is tuple else kind
 
 
 def _toml(value: Any) -> str:

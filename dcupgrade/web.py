@@ -7,9 +7,11 @@ page cannot set without a preflight that is never granted (CSRF), and the Host h
 
 from __future__ import annotations
 
+import asyncio
 import hmac
 import ipaddress
 import json
+import logging
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,13 +22,20 @@ from aiohttp import web
 
 from dcupgrade import machine
 from dcupgrade.drawing import machine_svg
+from dcupgrade.errors import failure_of
 from dcupgrade.metrics import AgentCollector
 from dcupgrade.states import Name
+from dcupgrade.words import ARGUMENTS, verify_word
+
+log = logging.getLogger("dcupgrade")
 
 PAGE = Path(__file__).resolve().parent / "page"
 BODY_MAX_BYTES = 16384
 HISTORY_MAX = 1000
-ACTIONS = ("hold", "unhold", "approve", "override", "resume", "revert")
+STREAMS_MAX = 32
+"""How many readers of /api/v1/events there may be at once: each has a queue of its own."""
+KEEP_ALIVE_S = 15.0
+"""A stream without news sends a comment so often: by that a reader who is gone is noticed."""
 SECURITY_HEADERS = {
     "Content-Security-Policy": "default-src 'self'; frame-ancestors 'none'; base-uri 'none'; form-action 'self'",
     "X-Content-Type-Options": "nosniff",
@@ -56,12 +65,12 @@ class Site:
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 
-def make_app(site: Site) -> web.Application:
+def make_app(site: Site, *, keep_alive_s: float = KEEP_ALIVE_S) -> web.Application:
     """The aiohttp application of the status page and API."""
     app = web.Application(middlewares=[_guard(site.allowed_hosts)], client_max_size=BODY_MAX_BYTES)
     registry = prometheus_client.CollectorRegistry()
     registry.register(AgentCollector(site.status, site.counts))
-    face = _Face(site, registry)
+    face = _Face(site, registry, keep_alive_s)
     app.add_routes(
         [
             web.get("/", face.page),
@@ -91,6 +100,12 @@ def _guard(allowed: frozenset[str]) -> Any:
             answer = await handler(request)
         except web.HTTPException as error:
             answer = _error(error.status, "HTTP_REFUSED", error.reason or "refused")
+        except ConnectionError:
+            raise
+        except Exception as error:
+            failure = failure_of(error)
+            log.exception("%s %s failed", request.method, request.path)
+            answer = _error(500, failure.code, "see the agent's log")
         if not answer.prepared:
             answer.headers.update(SECURITY_HEADERS)
         return answer
@@ -114,8 +129,9 @@ def _error(status: int, code: str, why: str) -> web.Response:
 
 
 class _Face:
-    def __init__(self, site: Site, registry: prometheus_client.CollectorRegistry) -> None:
-        self._site, self._registry = site, registry
+    def __init__(self, site: Site, registry: prometheus_client.CollectorRegistry, keep_alive_s: float) -> None:
+        self._site, self._registry, self._keep_alive_s = site, registry, keep_alive_s
+        self._streams = 0
 
     async def page(self, request: web.Request) -> web.StreamResponse:
         return web.FileResponse(PAGE / (request.path.lstrip("/") or "index.html"))
@@ -138,7 +154,7 @@ class _Face:
 
     async def history(self, request: web.Request) -> web.Response:
         limit = request.query.get("limit", "50")
-        if not limit.isdecimal() or not 1 <= int(limit) <= HISTORY_MAX:
+        if not limit.isdecimal() or len(limit) > len(str(HISTORY_MAX)) or not 1 <= int(limit) <= HISTORY_MAX:
             return _error(400, "HTTP_REFUSED", f"limit is a number from 1 to {HISTORY_MAX}")
         return web.json_response({"rows": self._site.history(int(limit), "all" in request.query)})
 
@@ -146,37 +162,54 @@ class _Face:
         return web.json_response({"states": [name.value for name in Name], "edges": machine.edges()})
 
     async def events(self, request: web.Request) -> web.StreamResponse:
+        if self._streams >= STREAMS_MAX:
+            return _error(503, "HTTP_BUSY", f"there are {STREAMS_MAX} readers of events already")
+        self._streams += 1
         answer = web.StreamResponse(headers={"Content-Type": "text/event-stream", **SECURITY_HEADERS})
-        await answer.prepare(request)
-        stream = self._site.events()
         try:
-            await answer.write(b"event: status\ndata: " + json.dumps(self._site.status()).encode() + b"\n\n")
-            async for fact in stream:
-                await answer.write(b"event: fact\ndata: " + json.dumps(fact).encode() + b"\n\n")
-        except (ConnectionResetError, ConnectionError):
+            await self._stream(request, answer, self._site.events())
+        except ConnectionError:
             pass
         finally:
-            close = getattr(stream, "aclose", None)
-            if close is not None:
-                await close()
+            self._streams -= 1
         return answer
+
+    async def _stream(
+        self, request: web.Request, answer: web.StreamResponse, stream: AsyncIterator[dict[str, Any]]
+    ) -> None:
+        """Write the status, then facts as they come; raises ConnectionError once the reader is gone."""
+        coming = asyncio.ensure_future(anext(stream))
+        try:
+            await asyncio.sleep(0)  # from here on the stream has begun, so that its end also ends the subscription
+            await answer.prepare(request)
+            await answer.write(b"event: status\ndata: " + json.dumps(self._site.status()).encode() + b"\n\n")
+            while True:
+                done, _ = await asyncio.wait({coming}, timeout=self._keep_alive_s)
+                if not done:
+                    await answer.write(b": nothing new\n\n")
+                    continue
+                await answer.write(b"event: fact\ndata: " + json.dumps(coming.result()).encode() + b"\n\n")
+                coming = asyncio.ensure_future(anext(stream))
+        finally:
+            coming.cancel()
+            await asyncio.wait({coming})
 
     async def act(self, request: web.Request) -> web.Response:
         given = request.headers.get("Authorization", "").removeprefix("Bearer ")
-        if not hmac.compare_digest(given.encode(), self._site.token.encode()):
+        if not hmac.compare_digest(given.encode("utf-8", "surrogateescape"), self._site.token.encode()):
             return _error(401, "HTTP_TOKEN_REFUSED", "the operator's token is missing or wrong")
         action = request.match_info["action"]
-        if action not in ACTIONS:
-            return _error(404, "HTTP_REFUSED", f"there is no action {action!r}; there are {', '.join(ACTIONS)}")
+        if action not in ARGUMENTS:
+            return _error(404, "HTTP_REFUSED", f"there is no action {action!r}; there are {', '.join(ARGUMENTS)}")
         try:
             arguments = await request.json() if request.can_read_body else {}
-        except ValueError:
+        except (ValueError, RecursionError):
             return _error(400, "HTTP_REFUSED", "the body is not JSON")
-        if not isinstance(arguments, dict) or not all(_is_plain(value) for value in arguments.values()):
-            return _error(400, "HTTP_REFUSED", "the body is not an object of plain values")
-        number = self._site.enqueue(action, str(arguments.pop("who", "status page")), arguments)
+        if not isinstance(arguments, dict):
+            return _error(400, "HTTP_REFUSED", "the body is not an object")
+        who = arguments.pop("who", "status page")
+        try:
+            number = self._site.enqueue(action, who, verify_word(action, who, arguments))
+        except ValueError as error:
+            return _error(400, "HTTP_REFUSED", str(error))
         return web.json_response({"queued": number})
-
-
-def _is_plain(value: object) -> bool:
-    return value is None or isinstance(value, str | int | float | bool)

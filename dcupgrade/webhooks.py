@@ -13,10 +13,11 @@ import json
 import logging
 from collections.abc import Sequence
 from typing import Any, Protocol
+from urllib.parse import urlsplit
 
 import aiohttp
 
-from dcupgrade.errors import DcupgradeError
+from dcupgrade.errors import DcupgradeError, failure_of
 from dcupgrade.settings import WebhookSettings
 
 log = logging.getLogger("dcupgrade")
@@ -73,13 +74,17 @@ class Webhook:
             clock,
             node_id,
         )
-        self._secret = _secret(settings)
+        self._secret = secret_of(settings)
         self._pause_s = 0.0
 
     async def run(self, poll_s: float = 1.0) -> None:
-        """Deliver what the journal holds and what comes."""
+        """Deliver what the journal holds and what comes; nothing that goes wrong here may end the agent."""
         while True:
-            await self._clock.sleep(await self.step(poll_s))
+            try:
+                pause_s = await self.step(poll_s)
+            except Exception as error:  # such as a journal that cannot be written for now
+                pause_s = self._put_off(failure_of(error).detail)
+            await self._clock.sleep(pause_s)
 
     async def step(self, poll_s: float) -> float:
         """Deliver what is waiting; returns how long to wait before the next try, seconds."""
@@ -88,12 +93,15 @@ class Webhook:
             if not self._settings.events or event_name(row) in self._settings.events:
                 why = await self._post(row)
                 if why is not None:
-                    self._pause_s = min(PAUSE_MAX_S, max(PAUSE_FIRST_S, self._pause_s * 2))
-                    log.warning("webhook %s: %s; next try in %.0f s", url, why, self._pause_s)
-                    return self._pause_s
+                    return self._put_off(why)
             self._pause_s = 0.0
             self._queue.set_webhook_seq(url, row["seq"])
         return poll_s
+
+    def _put_off(self, why: str) -> float:
+        self._pause_s = min(PAUSE_MAX_S, max(PAUSE_FIRST_S, self._pause_s * 2))
+        log.warning("webhook %s: %s; next try in %.0f s", _host(self._settings), why, self._pause_s)
+        return self._pause_s
 
     async def _post(self, row: dict[str, Any]) -> str | None:
         fact = {**row, "cause": row["event"], "event": event_name(row), "id": row["seq"], "node": self._node_id}
@@ -112,18 +120,31 @@ class Webhook:
             return str(error) or type(error).__name__
 
 
-def _secret(settings: WebhookSettings) -> bytes | None:
+def secret_of(settings: WebhookSettings) -> bytes | None:
+    """The receiver's secret, where it has one; raises WEBHOOK_SECRET_UNREADABLE, also for an empty one."""
     if settings.secret_file is None:
         return None
     try:
-        return settings.secret_file.read_bytes().strip()
+        secret = settings.secret_file.read_bytes().strip()
     except OSError as error:
-        raise DcupgradeError(
-            code="WEBHOOK_SECRET_UNREADABLE",
-            what=f"webhook {settings.url}",
-            why=f"its secret file cannot be read: {error}",
-            action="Mend webhooks.secret_file; nothing is sent unsigned instead.",
-        ) from error
+        raise _no_secret(settings, f"its secret file cannot be read: {error}") from error
+    if not secret:
+        raise _no_secret(settings, f"its secret file {settings.secret_file} is empty, and anybody can sign with that")
+    return secret
+
+
+def _host(settings: WebhookSettings) -> str:
+    """How a receiver is named in logs: the rest of its URL is what lets others post there."""
+    return urlsplit(settings.url).hostname or "?"
+
+
+def _no_secret(settings: WebhookSettings, why: str) -> DcupgradeError:
+    return DcupgradeError(
+        code="WEBHOOK_SECRET_UNREADABLE",
+        what=f"webhook of {_host(settings)}",
+        why=why,
+        action="Mend webhooks.secret_file; nothing is sent unsigned instead.",
+    )
 
 
 def webhooks(

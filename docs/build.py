@@ -26,7 +26,9 @@ def pages() -> dict[str, str]:
         "are separated by commas there. `dcupgrade config validate` reports every mistake at once, `config show` "
         "prints what is in force, `config example` a commented file. What the vault enforces is part of its own "
         "measurement: these settings can only tighten it.\n\n" + settings_reference.reference_markdown(),
-        "cli.md": NOTE + "# Commands\n\n" + "\n".join(_commands(cli, click.Context(cli, info_name="dcupgrade"))),
+        "cli.md": NOTE
+        + "# Commands\n\n"
+        + "\n".join(_commands(cli, click.Context(cli, info_name="dcupgrade", **cli.context_settings))),
         "pictures/machine.svg": drawing.machine_svg(),
     }
 

@@ -43,11 +43,18 @@ function showNow() {
   byId("tee").hidden = facts.tee !== "simulated";
   byId("tee").textContent = "Simulated TEE: for development only, keys are not protected by hardware.";
   byId("alarms").replaceChildren(...lines(facts.alarms.map((alarm) => `${alarm.code}: ${alarm.detail}`)));
-  byId("hold").hidden = !state.hold;
-  byId("hold").textContent = state.hold ? `Upgrades are held by ${state.hold.who || "an operator"}: ${state.hold.reason}` : "";
+  showHold(state.hold);
   for (const group of document.querySelectorAll("#machine g")) {
     group.classList.toggle("lit", group.dataset.state === state.name);
   }
+}
+
+// A hold with an end stays in the state until another word takes its place; after its end it holds nothing.
+function showHold(hold) {
+  const held = hold && !(hold.until_unix_s && hold.until_unix_s <= facts.now_unix_s);
+  byId("hold").hidden = !held;
+  const end = held && hold.until_unix_s ? `, until ${clock(hold.until_unix_s)}` : "";
+  byId("hold").textContent = held ? `Upgrades are held by ${hold.who || "an operator"}${end}: ${hold.reason}` : "";
 }
 
 function showWork() {
@@ -96,7 +103,7 @@ async function showSlow() {
     const row = element("tr");
     const lasted = before === null ? "" : duration(fact.at_unix_s - before);
     before = fact.at_unix_s;
-    const cells = [clock(fact.at_unix_s), fact.from, fact.to, lasted, `${fact.reason} ${fact.detail}`.trim()];
+    const cells = [clock(fact.at_unix_s), fact.from, fact.to, lasted, [fact.reason, fact.detail, fact.who && `(by ${fact.who})`].filter(Boolean).join(" ")];
     row.append(...cells.map((text) => element("td", text)));
     return row;
   });

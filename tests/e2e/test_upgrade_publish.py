@@ -34,7 +34,7 @@ class Manager:
             release, [command, "--url", self.url, "--suri", suri, "--json", *arguments], catch_exceptions=False
         )
         assert result.exit_code == 0, result.output
-        return dict(json.loads(result.output))
+        return dict(json.loads(result.stdout))
 
     def publish(self, enclave_id: str, *more: str, version: str = "1.1.0", suri: str = "//Alice") -> dict[str, object]:
         arguments = ["--network-key", publish.network_key_text(self.network), "--sign-key", str(self.key_file)]

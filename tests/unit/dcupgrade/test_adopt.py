@@ -33,7 +33,7 @@ def test_an_agent_that_has_a_node_takes_over_no_other(tmp_path: Path) -> None:
     loaded = structure(
         {
             "agent": {"state_dir": str(tmp_path)},
-            "chain": {"endpoints": ["ws://127.0.0.1:1"], "network_keys": ["x"], "genesis_hash": "0x" + "00" * 32},
+            "chain": {"endpoints": ["ws://127.0.0.1:1"], "network_keys": ["00" * 31 + "02"], "finality": "single"},
             "node": {"id": "n", "data_dir": str(tmp_path / "data")},
             "vault": {"start": False},
         },

@@ -1,6 +1,7 @@
 """Files for services, clusters and dashboards: valid, and in step with what the program really exposes."""
 
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -106,6 +107,23 @@ def test_sealed_keys_are_never_kept_in_a_volume_that_dies_with_the_pod() -> None
     assert not any("emptyDir" in volume for volume in volumes.values())
 
 
+def test_the_agents_container_runs_the_agent_as_the_user_of_its_image() -> None:
+    *_, daemonset = yaml.safe_load_all((DEPLOY / "kubernetes" / "daemonset.yaml").read_text())
+    pod = daemonset["spec"]["template"]["spec"]
+    agent, vault = pod["containers"]
+    dockerfile = (ROOT / "devnet" / "docker" / "Dockerfile").read_text()
+    # the image has no entry point: arguments alone would be taken for the program
+    assert "ENTRYPOINT" not in dockerfile
+    assert agent["command"][:3] == ["python3", "-m", "dcupgrade"]
+    assert f"USER {agent['securityContext']['runAsUser']}:" in dockerfile
+    for container in (agent, vault):
+        assert "token" in {mount["name"] for mount in container["volumeMounts"]}
+    assert agent["securityContext"]["runAsUser"] != vault["securityContext"]["runAsUser"]
+    # folders that the kubelet makes belong to root: neither container could write there
+    paths = {volume["name"]: volume.get("hostPath") for volume in pod["volumes"]}
+    assert {paths[name]["type"] for name in ("vault", "state", "data")} == {"Directory"}
+
+
 @pytest.mark.parametrize("unit", UNITS, ids=lambda unit: unit.name)
 def test_units_are_hardened_and_agent_and_vault_are_different_users(unit: Path) -> None:
     lines = unit.read_text().splitlines()
@@ -141,3 +159,64 @@ def test_systemd_accepts_the_units(tmp_path: Path) -> None:
     )
     ours = [line for line in done.stderr.splitlines() if any(unit.name in line for unit in UNITS)]
     assert ours == []
+
+
+FAKE_PYTHON = """#!/bin/sh
+# stands for the interpreter of `make install`: makes an empty virtual environment, installs nothing
+case "$1 $2" in
+"-m venv") mkdir -p "$3/bin" "$3/site"; cp "$0" "$3/bin/python" ;;
+"-m pip") ;;
+*purelib*) echo "$(dirname "$0")/../site" ;;
+*) echo "$0" ;;
+esac
+"""
+
+
+@pytest.fixture
+def host(tmp_path: Path) -> Path:
+    """A host's root folder, with the interpreter that stands in."""
+    (tmp_path / "python").write_text(FAKE_PYTHON)
+    (tmp_path / "python").chmod(0o755)
+    return tmp_path
+
+
+def installer(host: Path, action: str, prefix: str = "/usr/local") -> str:
+    environ = {"PATH": os.environ["PATH"], "PYTHON": str(host / "python"), "DESTDIR": str(host), "PREFIX": prefix}
+    done = subprocess.run(
+        [ROOT / ".ci" / "install", action], env=environ, capture_output=True, text=True, check=False, timeout=60
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_neither_another_installation_nor_removal_takes_away_a_vault_build(host: Path) -> None:
+    installer(host, "install")
+    lib = host / "usr/local/lib/dcupgrade"
+    store = lib / "vault" / "store"
+    store.mkdir(parents=True)
+    (store / "keys.sealed").write_text("sealed")
+    (lib / "src" / "left_over.py").write_text("")
+    installer(host, "install")
+    assert not (lib / "src" / "left_over.py").exists()
+    assert (store / "keys.sealed").exists()
+    assert str(lib) in installer(host, "uninstall")
+    assert (store / "keys.sealed").exists()
+    assert not (lib / "src").exists()
+
+
+def test_what_is_installed_knows_where_it_is(host: Path) -> None:
+    installer(host, "install", "/opt/dcupgrade")
+    units = host / "opt/dcupgrade/lib/systemd/system"
+    assert "ExecStart=/opt/dcupgrade/bin/dcupgrade " in (units / "dcupgrade.service").read_text()
+    assert not any("/usr/local" in unit.read_text() for unit in units.iterdir())
+    source = host / "opt/dcupgrade/lib/dcupgrade/src"
+    assert (source / "docs" / "operations.md").is_file()  # where codes.runbook_entry looks: beside the packages
+    assert (source / "dcupgrade" / "codes.py").is_file()
+    installer(host, "uninstall", "/opt/dcupgrade")
+    assert not source.parent.exists()
+
+
+def test_the_vaults_sealed_store_is_not_in_a_folder_of_the_program() -> None:
+    unit = (DEPLOY / "systemd" / "dcupgrade-vault.service").read_text().splitlines()
+    # the manifest's file:store is relative to the working folder, and only the state folder may be written
+    assert {"WorkingDirectory=/var/lib/dcupgrade-vault", "StateDirectory=dcupgrade-vault"} <= set(unit)

@@ -10,9 +10,9 @@ from dcupgrade import doctor, settings
 def made(tmp_path: Path, **sections: object) -> settings.Settings:
     raw = {
         "agent": {"state_dir": str(tmp_path / "state")},
-        "chain": {"endpoints": ["ws://127.0.0.1:9"], "network_keys": ["b"], "finality": "single"},
+        "chain": {"endpoints": ["ws://127.0.0.1:9"], "network_keys": ["11" * 32], "finality": "single"},
         "node": {"id": "n1", "data_dir": str(tmp_path / "data"), "port": 9},
-        "vault": {"start": False, "url": "http://127.0.0.1:9"},
+        "vault": {"command": ["vault"], "url": "http://127.0.0.1:10"},
     }
     return settings.structure({**raw, **sections}, environ={})
 
@@ -30,6 +30,20 @@ async def test_a_bare_host_gives_warnings_and_one_fault_for_the_dead_endpoint(tm
     assert [finding for finding in findings if finding.grade == "fault"] == [
         finding for finding in findings if finding.check.startswith("chain")
     ]
+
+
+async def test_a_vaults_service_without_its_token_here_is_a_fault(tmp_path: Path) -> None:
+    token = tmp_path / "vault.token"
+    settings = made(tmp_path, vault={"start": False, "url": "http://127.0.0.1:10", "token_file": str(token)})
+    [finding] = await doctor._vault(settings)
+    assert (finding.grade, finding.code) == ("fault", "AGENT_STATE_UNUSABLE")
+    assert str(token) in finding.text
+
+
+async def test_what_this_user_may_not_see_is_told_as_such() -> None:
+    found = doctor.failed("vault", PermissionError(13, "Permission denied", "/x"))
+    assert (found.code, "agent's user" in found.text) == ("AGENT_STATE_UNUSABLE", True)
+    assert doctor.failed("vault", ValueError("odd")).code == "UNEXPECTED"
 
 
 async def test_a_state_folder_open_to_others_is_a_fault(tmp_path: Path) -> None:

@@ -32,3 +32,12 @@ def test_an_exception_is_one_line_without_a_traceback() -> None:
     text = HumanFormatter().format(record("effect failed", ValueError("first\nsecond")))
     assert text.endswith("effect failed: ValueError: first second")
     assert "Traceback" not in text
+
+
+def test_what_somebody_else_said_neither_makes_a_line_nor_moves_the_cursor() -> None:
+    text = HumanFormatter().format(
+        record("node: \x1b[2Jgone\r2026-01-01", detail="a\n1970-01-01T00:00:00Z INFO forged")
+    )
+    assert text == (
+        "1970-01-01T00:00:00Z WARNING node: \\x1b[2Jgone\\r2026-01-01 (detail=a\\n1970-01-01T00:00:00Z INFO forged)"
+    )

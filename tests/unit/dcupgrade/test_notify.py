@@ -20,6 +20,7 @@ OLD, NEW = (Release(letter * 64, f"1.{n}.0", added_height=n + 1) for n, letter i
             State(Name.HALTED, running=OLD, target=NEW, halted="NO_KEYS_ANYWHERE"),
             "halted: NO_KEYS_ANYWHERE 1.1.0 bbbbbbbb; running 1.0.0 aaaaaaaa",
         ),
+        (State(Name.IDLE, running=Release("c" * 64, "1\nMAINPID=1")), r"idle; running 1\nMAINPID=1 cccccccc"),
     ],
 )
 def test_the_status_line_names_state_and_versions(state: State, line: str) -> None:

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 from scalecodec.types import GenericCall
+from substrateinterface.exceptions import SubstrateRequestException
 
 from dcupgrade import publish
 from dcupgrade.errors import DcupgradeError
@@ -138,3 +139,58 @@ def test_every_entry_of_an_id_is_revoked_where_the_call_asks_for_the_signature(
     sent = [values.get(arguments[-1]) for _, _, values in substrate.composed]
     ids = ["0x" + ("a" * 64).encode().hex()]
     assert sent == (ids if calls == 1 else ["0x" + text.hex() for text in (b"bone", b"btwo")])
+
+
+@pytest.mark.parametrize(
+    "error",
+    [SubstrateRequestException({"code": -32601, "message": "Method not found"}), KeyError("result"), ValueError("x")],
+)
+def test_an_endpoint_that_talks_nonsense_is_an_error_with_a_code(
+    monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    class Odd(FakeSubstrate):
+        closed = False
+
+        def __init__(self, **_: Any) -> None:
+            super().__init__()
+
+        def init_runtime(self) -> None:
+            raise error
+
+        def close(self) -> None:
+            Odd.closed = True
+
+    monkeypatch.setattr("substrateinterface.SubstrateInterface", Odd)
+    with pytest.raises(DcupgradeError, match="PUBLISH_CHAIN_UNREACHABLE"), PublisherChain.connect("ws://h"):
+        pass
+    assert Odd.closed
+
+
+class ListedChain(PublisherChain):
+    """A chain whose list is what the test says, before and after the calls."""
+
+    def __init__(self, *lists: tuple[publish.Entry, ...]) -> None:
+        super().__init__(FakeSubstrate(arguments=("enclave_id", "signature")))
+        self.lists = list(lists)
+        self.sent: list[bool] = []
+
+    def state(self) -> publish.PalletState:
+        return publish.PalletState("0xb10c", self.lists.pop(0), None)
+
+    def submit(self, call: publish.PreparedCall, account: Any, *, finalized: bool) -> str:
+        self.sent.append(finalized)
+        return f"0x{len(self.sent)}"
+
+
+def test_revoking_names_every_block_and_looks_whether_the_id_is_gone() -> None:
+    listed = (publish.Entry(1, ID, "bone"), publish.Entry(2, ID, "btwo"))
+    chain = ListedChain(listed, ())
+    assert publish.revoke(chain, ID, None) == {
+        "1. Renamed.remove_enclave_id": "0x1",
+        "2. Renamed.remove_enclave_id": "0x2",
+    }
+    assert chain.sent == [False, True]
+    with pytest.raises(DcupgradeError, match=r"PUBLISH_NOT_IN_STORAGE.*still listed"):
+        publish.revoke(ListedChain(listed, listed[:1]), ID, None)
+    with pytest.raises(DcupgradeError, match="RELEASE_NOT_LISTED"):
+        publish.revoke(ListedChain(()), ID, None)

@@ -12,6 +12,7 @@ from attestation.network import decode_multibase
 from dcupgrade import publish
 from dcupgrade.errors import CODES, DcupgradeError
 from dcupgrade.release_cli import release
+from dcupgrade.signing_keys import load_signing_key
 
 ID = "0123456789abcdef" * 4
 SEED = bytes(range(32))
@@ -27,7 +28,7 @@ def pem(key: Ed25519PrivateKey | X25519PrivateKey) -> bytes:
 def run(*arguments: str) -> str:
     result = CliRunner().invoke(release, arguments, catch_exceptions=False)
     assert result.exit_code == 0, result.output
-    return result.output.strip()
+    return result.stdout.strip()
 
 
 def refused(*arguments: str) -> DcupgradeError:
@@ -133,3 +134,52 @@ def test_the_same_release_again_is_named_as_such() -> None:
     with pytest.raises(DcupgradeError, match="RELEASE_ALREADY_PUBLISHED"):
         publish.require_publishable(now, publish.Release(ID, "1.0.0", "http://h/a", ""))
     publish.require_publishable(now, publish.Release(ID, "1.0.0", "http://moved/a", ""))
+
+
+def test_an_encrypted_key_is_opened_with_the_passphrase_that_is_asked_for(tmp_path: Path) -> None:
+    key = tmp_path / "network.pem"
+    sealed = serialization.BestAvailableEncryption(b"open sesame")
+    key.write_bytes(KEY.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, sealed))
+    key.chmod(0o600)
+    done = CliRunner().invoke(release, ["sign", "--key", str(key), ID], input="open sesame\n", catch_exceptions=False)
+    assert done.stdout == publish.sign_enclave_id(KEY, ID) + "\n"
+    for asked in (None, lambda: "wrong"):
+        with pytest.raises(DcupgradeError, match="RELEASE_KEY_UNREADABLE"):
+            load_signing_key(key, asked)
+
+
+UNKNOWN_CURVE = """-----BEGIN EC PRIVATE KEY-----
+MFECAQEEFQBXB6RDtcPv81KwZYssGvObOsOnnaAHBgUrgQQACKEsAyoABJbMcuyQ
+4S2+wcZj+yt85SCrPVsk7VWO1/rUtLvgxOZpn8HvT9YAblw=
+-----END EC PRIVATE KEY-----
+"""
+
+
+@pytest.mark.parametrize("content", [UNKNOWN_CURVE.encode(), b"\xff" * 64])
+def test_a_key_of_a_kind_that_nobody_knows_is_refused(tmp_path: Path, content: bytes) -> None:
+    key = tmp_path / "network.key"
+    key.write_bytes(content)
+    assert refused("sign", "--key", str(key), ID).code == "RELEASE_KEY_UNREADABLE"
+
+
+@pytest.mark.parametrize(("mode", "warned"), [(0o600, False), (0o640, True), (0o604, True)])
+def test_a_key_that_others_may_read_is_warned_of(tmp_path: Path, mode: int, warned: bool) -> None:
+    key = tmp_path / "network.key"
+    key.write_bytes(SEED)
+    key.chmod(mode)
+    done = CliRunner().invoke(release, ["sign", "--key", str(key), ID], catch_exceptions=False)
+    assert done.stdout == publish.sign_enclave_id(KEY, ID) + "\n"
+    assert ("chmod 600" in done.stderr) is warned
+
+
+def test_a_secret_uri_with_a_password_is_refused_with_a_code() -> None:
+    phrase = "bottom drive obey lake curtain smoke basket hold race lonely fit walk"
+    with pytest.raises(DcupgradeError, match="PUBLISH_NO_KEY") as caught:
+        publish.load_account(f"{phrase}//x///pw", None)
+    assert "walk" not in str(caught.value)
+
+
+@pytest.mark.parametrize("url", ["", "ws://", "nonsense", "wss://127.0.0.1:x/"])
+def test_a_url_that_is_none_is_an_error_with_a_code(url: str) -> None:
+    arguments = ["--url", url, "--suri", "//Alice", ID]
+    assert refused("revoke", *arguments).code == "PUBLISH_CHAIN_UNREACHABLE"

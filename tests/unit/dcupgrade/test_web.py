@@ -9,6 +9,7 @@ import pytest
 from aiohttp.test_utils import TestClient, TestServer
 
 from dcupgrade import machine, web
+from dcupgrade.errors import DcupgradeError
 from dcupgrade.gates import GateRules
 from dcupgrade.plan import plan
 from dcupgrade.states import ChainFacts, Hold, Name, Release, State
@@ -23,6 +24,8 @@ class FakeAgent:
         self.state = State(Name.STAGED, running=OLD, target=NEW, chain=CHAIN)
         self.words: list[tuple[str, str, Mapping[str, Any]]] = []
         self.facts: asyncio.Queue[dict[str, Any]] = asyncio.Queue()
+        self.readers = 0
+        self.left = asyncio.Event()
 
     def status(self) -> dict[str, Any]:
         return {
@@ -35,8 +38,13 @@ class FakeAgent:
         }  # fmt: skip
 
     async def events(self) -> AsyncIterator[dict[str, Any]]:
-        while True:
-            yield await self.facts.get()
+        self.readers += 1
+        try:
+            while True:
+                yield await self.facts.get()
+        finally:
+            self.readers -= 1
+            self.left.set()
 
     def enqueue(self, kind: str, who: str, arguments: Mapping[str, Any]) -> int:
         self.words.append((kind, who, arguments))
@@ -120,7 +128,23 @@ async def test_an_action_with_the_token_queues_the_word(client: TestClient[Any, 
 
 
 @pytest.mark.parametrize(
-    ("path", "body", "status"), [("explode", b"{}", 404), ("hold", b"[", 400), ("hold", b'{"reason": {}}', 400)]
+    ("path", "body", "status"),
+    [
+        ("explode", b"{}", 404),
+        ("hold", b"[", 400),
+        ("hold", b"[]", 400),
+        ("hold", b"[" * 15000, 400),
+        ("hold", b"x" * 20000, 413),
+        ("hold", b'{"reason": {}}', 400),
+        ("hold", b'{"reason": 7}', 400),
+        ("hold", b'{"who": ["eve"]}', 400),
+        ("hold", b'{"until_unix_s": "tomorrow"}', 400),
+        ("hold", b'{"until_unix_s": NaN}', 400),
+        ("hold", b'{"until_unix_s": 1e400}', 400),
+        ("hold", b'{"until": 7}', 400),
+        ("approve", b'{"enclave_id": "1.1.0"}', 400),
+        ("revert", b'{"enclave_id": "' + b"a" * 64 + b'"}', 400),
+    ],
 )
 async def test_a_bad_action_is_refused_with_a_code(
     client: TestClient[Any, Any], agent: FakeAgent, path: str, body: bytes, status: int
@@ -129,6 +153,41 @@ async def test_a_bad_action_is_refused_with_a_code(
     assert answer.status == status
     assert (await answer.json())["code"] == "HTTP_REFUSED"
     assert agent.words == []
+
+
+async def test_a_token_that_is_no_text_is_refused_like_any_other(client: TestClient[Any, Any]) -> None:
+    reader, writer = await asyncio.open_connection(client.host, client.port)
+    writer.write(b"POST /api/v1/actions/hold HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer \xff\xfe\r\n\r\n")
+    assert b" 401 " in await reader.readline()
+    writer.close()
+    await writer.wait_closed()
+
+
+async def test_a_fault_of_the_agent_is_told_with_its_code(agent: FakeAgent) -> None:
+    def full(*_: Any) -> int:
+        raise DcupgradeError(code="JOURNAL_WRITE_FAILED", what="journal /secret/path", why="disk full")
+
+    site = replace(agent.site(), enqueue=full)
+    async with TestClient(TestServer(web.make_app(site))) as client:
+        answer = await client.post("/api/v1/actions/hold", headers={"Authorization": "Bearer the token"})
+        assert answer.status == 500
+        assert await answer.json() == {"code": "JOURNAL_WRITE_FAILED", "why": "see the agent's log"}
+
+
+async def test_readers_of_events_are_limited_and_one_who_is_gone_is_noticed(agent: FakeAgent) -> None:
+    async with TestClient(TestServer(web.make_app(agent.site(), keep_alive_s=0.01))) as client:
+        answers = [await client.get("/api/v1/events") for _ in range(web.STREAMS_MAX)]
+        refused = await client.get("/api/v1/events")
+        assert (refused.status, (await refused.json())["code"]) == (503, "HTTP_BUSY")
+        assert agent.readers == web.STREAMS_MAX
+        answers[0].close()  # nothing happens on this node: only the next sign of life meets a closed connection
+        async with asyncio.timeout(10):
+            await agent.left.wait()
+        assert agent.readers == web.STREAMS_MAX - 1
+        async with client.get("/api/v1/events") as again:
+            assert again.status == 200
+        for answer in answers:
+            answer.close()
 
 
 async def test_events_begin_with_the_status_and_go_on_with_facts(
@@ -163,7 +222,7 @@ async def test_metrics_tell_state_outcomes_and_alarms(client: TestClient[Any, An
         assert expected in lines
 
 
-@pytest.mark.parametrize(("limit", "status"), [("5", 200), ("0", 400), ("x", 400), ("99999", 400)])
+@pytest.mark.parametrize(("limit", "status"), [("5", 200), ("0", 400), ("x", 400), ("99999", 400), ("9" * 5000, 400)])
 async def test_history_takes_a_bounded_limit(client: TestClient[Any, Any], limit: str, status: int) -> None:
     assert (await client.get(f"/api/v1/history?limit={limit}")).status == status
 
@@ -185,6 +244,16 @@ def test_the_plan_tells_what_would_happen_and_why_not_yet(state: State, action: 
     told = plan(state, GateRules(), 100.0, 90.0)
     assert told["action"] == action
     assert any(word in line for line in told["lines"])
+
+
+def test_the_plan_tells_when_a_gate_opens() -> None:
+    state = State(running=OLD, chain=CHAIN, hold=Hold("audit", "eve", 86400.0 * 2))
+    assert (
+        "Not yet: GATE_HELD: eve: audit (opens at 1970-01-03 00:00:00 UTC)."
+        in plan(state, GateRules(), 100.0, 90.0)["lines"]
+    )
+    state = replace(state, hold=Hold("audit", "eve"))
+    assert "Not yet: GATE_HELD: eve: audit." in plan(state, GateRules(), 100.0, 90.0)["lines"]
 
 
 def test_the_plan_tells_what_the_host_has_against_it() -> None:

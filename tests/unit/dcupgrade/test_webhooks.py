@@ -1,11 +1,14 @@
+import asyncio
 import hashlib
 import hmac
 import itertools
+import json
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
 import aiohttp
+import jsonschema
 import pytest
 from aiohttp import web
 from aiohttp.test_utils import TestServer
@@ -17,6 +20,7 @@ from dcupgrade.ports import Entry
 from dcupgrade.settings import WebhookSettings
 from dcupgrade.states import Event, EventKind, Name, State
 from dcupgrade.webhooks import Webhook
+from tests.conftest import ROOT
 
 
 class Receiver:
@@ -106,7 +110,8 @@ async def test_the_body_is_signed_with_the_receivers_secret(
     await sender.step(1.0)
     enter(journal, Name.IDLE, Name.STAGING)
     await sender.step(1.0)
-    [(_, body, signature)] = receiver.got
+    [(fact, body, signature)] = receiver.got
+    jsonschema.validate(fact, json.loads((ROOT / "docs" / "schemas" / "event.schema.json").read_text()))
     assert signature == "sha256=" + hmac.new(b"hush", body, hashlib.sha256).hexdigest()
 
 
@@ -127,3 +132,42 @@ async def test_a_receiver_whose_secret_cannot_be_read_is_refused_not_served_unsi
     with pytest.raises(DcupgradeError) as caught:
         hook(receiver, Journal(tmp_path / "j"), session, secret_file=tmp_path / "absent")
     assert caught.value.code == "WEBHOOK_SECRET_UNREADABLE"
+
+
+async def test_an_empty_secret_is_no_secret(receiver: Receiver, session: aiohttp.ClientSession, tmp_path: Path) -> None:
+    (tmp_path / "secret").write_text("\n")
+    with pytest.raises(DcupgradeError, match=r"WEBHOOK_SECRET_UNREADABLE.*empty"):
+        hook(receiver, Journal(tmp_path / "j"), session, secret_file=tmp_path / "secret")
+
+
+class FullDisk:
+    def history_after(self, _seq: int, _limit: int) -> list[dict[str, Any]]:
+        raise AssertionError("never reached")
+
+    def webhook_seq(self, _url: str) -> int:
+        raise DcupgradeError(code="JOURNAL_WRITE_FAILED", what="journal", why="disk full", kind="transient")
+
+    def set_webhook_seq(self, _url: str, _seq: int) -> None:
+        raise AssertionError("never reached")
+
+
+class Pauses:
+    def __init__(self) -> None:
+        self.seen: list[float] = []
+
+    async def sleep(self, seconds: float) -> None:
+        self.seen.append(seconds)
+        if len(self.seen) == 3:
+            raise asyncio.CancelledError
+
+
+async def test_a_journal_that_cannot_be_written_puts_webhooks_off_and_ends_nothing(
+    session: aiohttp.ClientSession, caplog: pytest.LogCaptureFixture
+) -> None:
+    clock = Pauses()
+    sender = Webhook(WebhookSettings(url="http://h.example/T0K3N"), FullDisk(), session, clock, "n1")
+    with pytest.raises(asyncio.CancelledError):
+        await sender.run()
+    assert clock.seen == [1.0, 2.0, 4.0]
+    assert "webhook h.example: JOURNAL_WRITE_FAILED" in caplog.text
+    assert "T0K3N" not in caplog.text

@@ -1,0 +1,57 @@
+"""What the log tells of the chain: endpoints lost, found and caught lying, what keeps it from being judged. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+
+@dataclass(frozen=True, slots=True)
+class News:
+    """One line for the log: a level of logging's, a text for a reader, and the code behind it, where there is one."""
+
+    level: Literal["INFO", "WARNING", "ERROR"]
+    text: str
+    code: str = ""
+
+
+def news(before: Mapping[str, Any] | None, now: Mapping[str, Any]) -> list[News]:
+    """What changed between two answers of the watcher's ``health()``; ``before`` is None at the start.
+
+    An endpoint that is tried again and again is told once for each cause, not once for each try.
+    """
+    found = [News("WARNING", f"UNSAFE chain settings: {', '.join(now['unsafe'])}")] if _begins(before, now) else []
+    known = {} if before is None else {one["url"]: one for one in before["endpoints"]}
+    for endpoint in now["endpoints"]:
+        found += _of_endpoint(known.get(endpoint["url"]), endpoint)
+    was, used = None if before is None else before["endpoint"], now["endpoint"]
+    if used != was:
+        found.append(News("INFO" if used else "WARNING", f"chain endpoint in use: {used or 'none'}"))
+    return found + _of_problem((before or {}).get("problem"), now["problem"])
+
+
+def _begins(before: Mapping[str, Any] | None, now: Mapping[str, Any]) -> bool:
+    return before is None and bool(now["unsafe"])
+
+
+def _of_endpoint(before: Mapping[str, Any] | None, now: Mapping[str, Any]) -> list[News]:
+    code, why = now["code"] or "", now["why"]
+    was_lying = before is not None and before["state"] == "lying"
+    if now["state"] == "lying":
+        told = was_lying and before is not None and before["code"] == code
+        return [] if told else [News("ERROR", f"chain endpoint {now['url']} is lying: {why}", code)]
+    up, was_up = now["state"] == "connected", before is not None and before["state"] == "connected"
+    if up and not was_up:
+        return [News("INFO", f"chain endpoint {now['url']} is connected")]
+    if not up and code and (was_up or before is None or before["code"] != code):
+        return [News("WARNING", f"chain endpoint {now['url']} cannot be used: {why}", code)]
+    return []
+
+
+def _of_problem(before: Mapping[str, Any] | None, now: Mapping[str, Any] | None) -> list[News]:
+    if now is not None and (before is None or before["code"] != now["code"]):
+        return [News("WARNING", f"the chain cannot be judged: {now['text']}", now["code"])]
+    if now is None and before is not None:
+        return [News("INFO", "the chain can be judged again")]
+    return []

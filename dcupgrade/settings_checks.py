@@ -1,0 +1,131 @@
+"""What a value of the settings must be. Each check is a validator of attrs and raises ValueError with the reason."""
+
+import re
+import string
+import zoneinfo
+from collections.abc import Callable
+from typing import Any
+from urllib.parse import urlsplit
+
+Check = Callable[[Any, Any, Any], None]
+WEEK_S = 7 * 86400
+COMMAND_FIELDS = frozenset(
+    {"python", "cpu_dir", "slot", "data_dir", "port", "vault_url", "enclave_id", "network_signature_file"}
+) | {"first_install_flag"}
+"""What `node.command` may name in braces; nodes.py fills it in."""
+
+
+def at_most(high: float) -> Check:
+    """A number that is no more than ``high``."""
+
+    def check(_: Any, field: Any, value: Any) -> None:
+        if value > high:
+            raise ValueError(f"{value!r} is above {high}")
+
+    return check
+
+
+def at_least(low: float) -> Check:
+    """A number that is no less than ``low``, where there is one."""
+
+    def check(_: Any, field: Any, value: Any) -> None:
+        if value is not None and value < low:
+            raise ValueError(f"{value!r} is below {low}")
+
+    return check
+
+
+def port(_: Any, field: Any, value: int) -> None:
+    """A TCP port."""
+    if not 1 <= value <= 65535:
+        raise ValueError(f"{value!r} is not a TCP port (1 to 65535)")
+
+
+def urls(*schemes: str) -> Check:
+    """A URL, or a list of them, of one of the schemes."""
+
+    def check(_: Any, field: Any, value: Any) -> None:
+        for url in (value,) if isinstance(value, str) else value:
+            if not url.startswith(tuple(f"{scheme}://" for scheme in schemes)):
+                raise ValueError(f"{url!r} is not a URL of {' or '.join(schemes)}")
+
+    return check
+
+
+def optional(check: Check) -> Check:
+    """``check``, where there is a value."""
+
+    def checked(instance: Any, field: Any, value: Any) -> None:
+        if value is not None:
+            check(instance, field, value)
+
+    return checked
+
+
+def not_empty(_: Any, field: Any, value: Any) -> None:
+    """Something is there."""
+    if not value:
+        raise ValueError("must not be empty")
+
+
+def network_keys(_: Any, field: Any, value: tuple[str, ...]) -> None:
+    """Ed25519 keys that the vault would take too."""
+    from attestation.errors import AttestationError
+    from attestation.network import NetworkKeys
+
+    try:
+        NetworkKeys.parse(value)
+    except AttestationError as error:
+        raise ValueError(str(error)) from error
+
+
+def hex32(_: Any, field: Any, value: str | None) -> None:
+    """32 bytes in hex, or nothing."""
+    # with its prefix, as endpoints say it: it is compared as text
+    if value is not None and not re.fullmatch(r"0x[0-9a-f]{64}", value):
+        raise ValueError(f"{value!r} is not 0x and 64 lower-case hexadecimal digits")
+
+
+def listen(_: Any, field: Any, value: str) -> None:
+    """An address to listen on, or `off`."""
+    host, _colon, port = value.rpartition(":")
+    if value != "off" and (not host or not re.fullmatch(r"[0-9]{1,5}", port) or int(port) > 65535):
+        raise ValueError(f"{value!r} is neither host:port nor `off`")
+
+
+def loopback_url(_: Any, field: Any, value: str) -> None:
+    """The agent's token crosses this connection in the clear: it must not leave the host."""
+    try:
+        parts = urlsplit(value)
+        host, port = parts.hostname or "", parts.port
+    except ValueError:
+        host, port = "", None
+    if port is None or not (host in ("localhost", "::1") or re.fullmatch(r"127(\.[0-9]{1,3}){3}", host)):
+        raise ValueError(f"{value!r} is not http://127.0.0.1:PORT: agent and vault talk on loopback only")
+
+
+def time_of_day(_: Any, field: Any, value: str) -> None:
+    """HH:MM."""
+    if not re.fullmatch(r"([01][0-9]|2[0-3]):[0-5][0-9]", value):
+        raise ValueError(f"{value!r} is not a time of day, HH:MM")
+
+
+def zone(_: Any, field: Any, value: str) -> None:
+    """An IANA time zone that this host knows."""
+    try:
+        zoneinfo.ZoneInfo(value)
+    except (OSError, ValueError, zoneinfo.ZoneInfoNotFoundError):
+        raise ValueError(f"{value!r} is not an IANA time zone, such as Europe/Berlin") from None
+
+
+def command(_: Any, field: Any, value: tuple[str, ...]) -> None:
+    """Arguments that name only what nodes.py fills in."""
+    for item in value:
+        try:
+            names = {name for _text, name, _form, _conversion in string.Formatter().parse(item) if name is not None}
+        except ValueError as error:
+            raise ValueError(f"{item!r}: {error}; a brace that is meant is written twice") from None
+        if unknown := sorted(names - COMMAND_FIELDS):
+            raise ValueError(
+                f"{item!r} names {{{unknown[0]}}}, which is not one of {', '.join(sorted(COMMAND_FIELDS))}"
+            )
