@@ -5,15 +5,12 @@ per 256 bytes "EEXTEND\\0" offset:u64 48 zeros, then the bytes. An SGXS stream (
 same bytes, with records "UNMEASRD" for what is loaded and not hashed.
 
 The log is 81 lines of 64 bytes per page. Making it piece by piece would cost more than hashing it, so whole batches
-of pages are joined by one call, and the offsets are then written as columns of 16-bit numbers.
+of pages are joined by one call, and what differs from line to line is then written as columns of bytes.
 """
 
 import hashlib
 import struct
-import sys
-from array import array
 from collections.abc import Iterable
-from typing import Literal
 
 from attestation.errors import AttestationError
 
@@ -30,19 +27,20 @@ _PAGE_LOG = _LINE + PAGE // CHUNK * (_LINE + CHUNK)
 _ECREATE = struct.Struct("<8sIQ44s")
 _EADD = struct.Struct("<8sQQ40s")
 _EEXTEND = struct.Struct("<8sQ48s")
-_Columns = list[tuple[slice, memoryview]]  # where in the log, and the numbers that go there
+_Columns = list[tuple[slice, bytearray]]  # where in the log, and the bytes that go there
+# Where the lines of a page that hold an offset begin in its log, each a column with those of the batch's other pages.
+_EADD_LINE, *_EEXTEND_LINES = (0, *range(_LINE, _PAGE_LOG, _LINE + CHUNK))
+_HIGH_PAGES = (1 << 16) // PAGE
+_HIGH_PLACES = [slice(line + 10, None, _PAGE_LOG) for line in (_EADD_LINE, *_EEXTEND_LINES)]
 
 
 def _invalid(why: str) -> AttestationError:
     return AttestationError(code="MEASURE_LAYOUT_INVALID", what="an enclave cannot be measured", why=why)
 
 
-def _column(kind: Literal["H", "Q"], numbers: Iterable[int]) -> memoryview:
-    """Lay numbers of 16 or 64 bits out as little-endian, whatever the machine."""
-    column = array(kind, numbers)
-    if sys.byteorder == "big":
-        column.byteswap()
-    return memoryview(column)
+def _column(line: int, at: int) -> slice:
+    """Select byte `at` of the line that begins at `line` in the log of each page."""
+    return slice(line + at, None, _PAGE_LOG)
 
 
 class _BatchLog:
@@ -56,22 +54,25 @@ class _BatchLog:
         self._pieces: list[bytes | memoryview] = [b""]
         for start in range(0, len(chunks), PAGE // CHUNK):
             self._pieces += [b"", *chunks[start : start + PAGE // CHUNK]]
-        self._fixed: dict[int, _Columns] = {}
-        self._moving: dict[int, _Columns] = {}
+        self._kinds: dict[int, _Columns] = {}
+        self._chunks: dict[int, _Columns] = {}
+        # Bits 16 to 23 of the offset of each page below 2**24, and on to the end of a batch that begins there.
+        self._high = bytearray(number for number in range(256) for _ in range(_HIGH_PAGES))
+        self._high += self._high[:BATCH_PAGES]
 
     def make(self, offset: int, flags: int, data: memoryview) -> bytearray:
         """Give the log of adding and measuring `BATCH` bytes at `offset` with SECINFO.FLAGS `flags`."""
         if data.obj is not self._buffer:
             self._window[:] = data
         log = self._joined(offset)
-        view = memoryview(log)
-        quads = view.cast("Q")
-        for column, numbers in self._fixed_columns(flags):
-            quads[column] = numbers
-        # Bits 8 to 23 lie at an odd place, so these words are those of a view shifted by one byte.
-        shifted = view[1:-1].cast("H")
-        for column, numbers in self._offset_columns((offset >> 8) & 0xFFFF):
-            shifted[column] = numbers
+        page = offset % _CARRY // PAGE
+        for place, column in self._kind_columns(flags):
+            log[place] = column
+        for place, column in self._chunk_columns(page % _HIGH_PAGES):
+            log[place] = column
+        high = self._high[page : page + BATCH_PAGES]
+        for place in _HIGH_PLACES:
+            log[place] = high
         return log
 
     def _joined(self, offset: int) -> bytearray:
@@ -86,27 +87,26 @@ class _BatchLog:
         rest = bytearray(_EEXTEND.pack(b"EEXTEND", low + _CARRY, b"")).join([b"", *self._pieces[cut:]])
         return line.join(self._pieces[:cut]) + rest
 
-    def _fixed_columns(self, flags: int) -> _Columns:
-        """Give the EADDs' tag and SECINFO.FLAGS, ordered by place."""
-        if flags not in self._fixed:
-            tag = int.from_bytes(b"EADD\0\0\0\0", "little")
-            self._fixed[flags] = [
-                (slice(quad, None, _PAGE_LOG // 8), _column("Q", [number] * BATCH_PAGES))
-                for quad, number in ((0, tag), (2, flags))
+    def _kind_columns(self, flags: int) -> _Columns:
+        """Give the EADDs' tag and SECINFO.FLAGS, where they are not what an EEXTEND has there."""
+        if flags not in self._kinds:
+            wanted, there = _EADD.pack(b"EADD", 0, flags, b""), _EEXTEND.pack(b"EEXTEND", 0, b"")
+            self._kinds[flags] = [
+                (_column(_EADD_LINE, at), bytearray([wanted[at]]) * BATCH_PAGES)
+                for at in range(_LINE)
+                if wanted[at] != there[at]
             ]
-        return self._fixed[flags]
+        return self._kinds[flags]
 
-    def _offset_columns(self, first: int) -> _Columns:
-        """Give bits 8 to 23 of the offsets: of the EADDs, then of each page's EEXTENDs."""
-        if first not in self._moving:
-            numbers = _column("H", (number & 0xFFFF for number in range(first, first + BATCH // CHUNK)))
-            per_page, stride = PAGE // CHUNK, _PAGE_LOG // 2
-            # Made contiguous here, once: copying from every sixteenth number takes almost twice as long.
-            parts = [memoryview(numbers[chunk::per_page].tobytes()).cast("H") for chunk in range(per_page)]
-            places = [_LINE + chunk * (_LINE + CHUNK) for chunk in range(per_page)]
-            columns = zip([0, *places], [parts[0], *parts], strict=True)
-            self._moving[first] = [(slice(place // 2 + 4, None, stride), part) for place, part in columns]
-        return self._moving[first]
+    def _chunk_columns(self, first: int) -> _Columns:
+        """Give bits 8 to 15 of the offsets, for a batch that begins `first` pages after a multiple of 2**16."""
+        if first not in self._chunks:
+            pages = range(first * PAGE, first * PAGE + BATCH, PAGE)
+            lines = [(_EADD_LINE, 0), *zip(_EEXTEND_LINES, range(0, PAGE, CHUNK), strict=True)]
+            self._chunks[first] = [
+                (_column(line, 9), bytearray((page + chunk) >> 8 & 0xFF for page in pages)) for line, chunk in lines
+            ]
+        return self._chunks[first]
 
 
 def need_enclave_size(size: int, ssaframesize: int) -> None:

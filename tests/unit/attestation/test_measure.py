@@ -5,7 +5,6 @@ from pathlib import Path
 
 import pytest
 
-from attestation import measure
 from attestation.errors import AttestationError
 from attestation.measure import (
     BATCH,
@@ -89,12 +88,6 @@ def test_the_same_low_offsets_come_back_after_16_mib() -> None:
         measurement.add_pages(start, REG | READ, data)
         pages += [(start + at, REG | READ, data[at : at + PAGE]) for at in range(0, len(data), PAGE)]
     assert measurement.digest() == plain_mrenclave(1 << 26, pages)
-
-
-def test_columns_are_little_endian_on_any_machine(monkeypatch: pytest.MonkeyPatch) -> None:
-    native = measure._column("H", [0x0102])
-    monkeypatch.setattr(measure.sys, "byteorder", "big" if measure.sys.byteorder == "little" else "little")
-    assert measure._column("H", [0x0102]).tobytes() == native.tobytes()[::-1]
 
 
 def test_a_callers_buffer_is_measured_in_place_and_may_be_filled_again() -> None:
