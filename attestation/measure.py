@@ -16,9 +16,11 @@ from attestation.errors import AttestationError
 
 PAGE = 4096
 CHUNK = 256
-SIZE_MAX = 1 << 36
+SIZE_MAX = 1 << 56  # more than any CPU takes: each says its own limit (CPUID leaf 12H), 2**36 on the first ones
 READ, WRITE, EXECUTE = 0x1, 0x2, 0x4
-TCS, REG = 0x100, 0x200
+TCS, REG, SS_FIRST, SS_REST = 0x100, 0x200, 0x500, 0x600
+_PAGE_TYPES = (TCS, REG, SS_FIRST, SS_REST)
+_RESERVED_FLAGS = ~0xFF3F
 BATCH_PAGES = 64
 BATCH = BATCH_PAGES * PAGE
 _CARRY = 1 << 24  # offsets are equal from this bit on, but for a batch that goes past a multiple of it
@@ -117,6 +119,22 @@ def need_enclave_size(size: int, ssaframesize: int) -> None:
         raise _invalid(f"SSAFRAMESIZE {ssaframesize} does not fit into the enclave")
 
 
+def _need_secinfo(offset: int, flags: int) -> None:
+    """Raise MEASURE_LAYOUT_INVALID unless EADD takes SECINFO.FLAGS and logs them as they are (SDM 3D, EADD)."""
+    kind, access = flags & 0xFF00, flags & (READ | WRITE | EXECUTE)
+    if flags & _RESERVED_FLAGS:
+        why = "has reserved bits"
+    elif kind not in _PAGE_TYPES:
+        why = "is for no page that can be added"
+    elif kind == TCS and access:
+        why = "gives a TCS access rights, which the CPU would clear"
+    elif access & WRITE and not access & READ:
+        why = "lets a page be written and not read"
+    else:
+        return
+    raise _invalid(f"SECINFO.FLAGS {flags:#x} of the page at {offset:#x} {why}")
+
+
 class Measurement:
     """MRENCLAVE in the making: one enclave of `size` bytes (a power of two), pages added in the caller's order.
 
@@ -128,16 +146,20 @@ class Measurement:
         if buffer is not None and len(buffer) != BATCH:
             raise _invalid(f"the buffer has {len(buffer)} bytes instead of {BATCH}")
         self._size = size
+        self._added: list[tuple[int, int]] = []
         self._batch_log: _BatchLog | None = None
         self._buffer = buffer
         self._hash = hashlib.sha256(_ECREATE.pack(b"ECREATE", ssaframesize, size, b""))
 
     def add_pages(self, offset: int, flags: int, data: bytes | bytearray | memoryview) -> None:
-        """Add and measure whole pages of one kind from `offset` on; `flags` is SECINFO.FLAGS (16 bits)."""
+        """Add and measure whole pages of one kind from `offset` on; `flags` is SECINFO.FLAGS (R, W, X, page type).
+
+        Raises MEASURE_LAYOUT_INVALID if they do not fit, are there already, or cannot be added so.
+        """
         if offset % PAGE or len(data) % PAGE or not 0 <= offset <= self._size - len(data):
             raise _invalid(f"{len(data)} bytes at {offset:#x} are not pages inside the enclave")
-        if flags >> 16:
-            raise _invalid(f"SECINFO.FLAGS {flags:#x} has reserved bits")
+        _need_secinfo(offset, flags)
+        self._add(offset, offset + len(data))
         view = memoryview(data)
         start = 0
         while start < len(view):
@@ -149,6 +171,16 @@ class Measurement:
             else:
                 self._hash.update(_page_log(offset + start, flags, view[start : start + PAGE]))
                 start += PAGE
+
+    def _add(self, start: int, end: int) -> None:
+        """Take note that the pages from `start` to `end` are there. Pages in a row make one entry."""
+        if start == end:
+            return
+        if any(start < other_end and other < end for other, other_end in self._added):
+            raise _invalid(f"a page from {start:#x} to {end:#x} is there already")
+        if self._added and self._added[-1][1] == start:
+            start = self._added.pop()[0]
+        self._added.append((start, end))
 
     def digest(self) -> bytes:
         """Give MRENCLAVE (32 bytes) of what was added so far."""
@@ -231,29 +263,39 @@ class _SgxsReader:
 def measure_sgxs(chunks: Iterable[bytes]) -> bytes:
     """Measure an SGXS stream given in pieces: its MRENCLAVE (32 bytes).
 
-    Strict: one ECREATE first, reserved bytes zero, pages aligned, inside the enclave and added once, chunks only
-    of pages that were added. Raises MEASURE_LAYOUT_INVALID.
+    Pages and chunks may come in any order and pages may be measured in part or not at all, as EADD and EEXTEND
+    allow; else strict: one ECREATE first, reserved bytes zero, pages aligned, inside the enclave, of a kind that
+    EADD takes and added once, chunks only of pages that were added and each given once (so that nothing unmeasured
+    overwrites what was measured). Raises MEASURE_LAYOUT_INVALID.
     """
     reader = _SgxsReader(chunks)
     head = reader.take(_LINE)
     tag, ssaframesize, size, reserved = _ECREATE.unpack(head)
+    if tag == b"UNSIZED\0":
+        raise _invalid("the SGXS stream leaves the enclave's size open")
     if tag != b"ECREATE\0" or any(reserved):
         raise _invalid("the SGXS stream does not begin with a sound ECREATE")
     need_enclave_size(size, ssaframesize)
     digest = hashlib.sha256(head)
-    pages: set[int] = set()
+    pages: dict[int, int] = {}  # offset, and a bit for each chunk that was given
     while line := reader.take(_LINE, end_allowed=True):
         tag, offset = line[:8], int.from_bytes(line[8:16], "little")
         if tag == b"EADD\0\0\0\0":
             if offset % PAGE or offset >= size or offset in pages:
                 raise _invalid(f"a page at {offset:#x} is misplaced or there twice")
-            if any(line[18:]):
+            if any(line[24:]):
                 raise _invalid(f"SECINFO of the page at {offset:#x} has reserved bits")
-            pages.add(offset)
+            _need_secinfo(offset, int.from_bytes(line[16:24], "little"))
+            pages[offset] = 0
             digest.update(line)
         elif tag in (b"EEXTEND\0", b"UNMEASRD"):
-            if offset % CHUNK or offset - offset % PAGE not in pages or any(line[16:]):
+            page = offset - offset % PAGE
+            if offset % CHUNK or page not in pages or any(line[16:]):
                 raise _invalid(f"a chunk at {offset:#x} belongs to no page that was added")
+            chunk = 1 << (offset - page) // CHUNK
+            if pages[page] & chunk:
+                raise _invalid(f"a chunk at {offset:#x} is there twice")
+            pages[page] |= chunk
             data = reader.take(CHUNK)
             if tag == b"EEXTEND\0":
                 digest.update(line + data)

@@ -13,6 +13,8 @@ from attestation.measure import (
     READ,
     REG,
     SIZE_MAX,
+    SS_FIRST,
+    SS_REST,
     TCS,
     WRITE,
     Measurement,
@@ -127,9 +129,40 @@ def test_pages_must_fit_and_be_whole() -> None:
     measurement = Measurement(8192)
     for offset, data in ((1, bytes(PAGE)), (0, bytes(PAGE - 1)), (PAGE, bytes(2 * PAGE)), (-PAGE, bytes(PAGE))):
         refused(lambda offset=offset, data=data: measurement.add_pages(offset, REG, data))
-    refused(lambda: measurement.add_pages(0, 1 << 16, bytes(PAGE)))
+    refused(lambda: measurement.add_pages(0, REG | 1 << 16, bytes(PAGE)))
     refused(lambda: Measurement(8192, 0))
     refused(lambda: Measurement(8192, 3))
+
+
+@pytest.mark.parametrize("flags", [0, READ, 0x300, 0x400, 0x700, TCS | READ, REG | WRITE, REG | 0x40, REG | 0x80])
+def test_a_page_is_of_a_kind_that_eadd_takes(flags: int) -> None:
+    assert "SECINFO" in refused(lambda: Measurement(8192).add_pages(0, flags, bytes(PAGE)))
+    assert "SECINFO" in refused(lambda: measure_sgxs([HEAD + record(EADD, 0, flags)]))
+
+
+@pytest.mark.parametrize(
+    "flags", [TCS, REG, REG | READ, REG | EXECUTE, REG | READ | WRITE | EXECUTE, SS_FIRST, SS_REST]
+)
+def test_every_kind_of_page_that_eadd_takes_is_measured(flags: int) -> None:
+    measurement, page = Measurement(8192), bytes(range(256)) * 16
+    measurement.add_pages(PAGE, flags, page)
+    stream = HEAD + record(EADD, PAGE, flags)
+    stream += b"".join(record(EEXTEND, PAGE + at, tail=page[at : at + 256]) for at in range(0, PAGE, 256))
+    assert measurement.digest() == measure_sgxs([stream]) == hashlib.sha256(stream).digest()
+
+
+def test_a_page_is_added_once() -> None:
+    measurement = Measurement(1 << 16)
+    for offset, pages in ((0x2000, 2), (0x4000, 1), (0x8000, 2), (0x0, 1)):
+        measurement.add_pages(offset, REG, bytes(pages * PAGE))
+    before = measurement.digest()
+    for offset, pages in ((0x2000, 1), (0x3000, 1), (0x4000, 1), (0x7000, 2), (0x9000, 3), (0x0, 16)):
+        assert "already" in refused(
+            lambda offset=offset, pages=pages: measurement.add_pages(offset, REG, bytes(pages * PAGE))
+        )
+    assert measurement.digest() == before
+    measurement.add_pages(0x6000, REG, b"")
+    measurement.add_pages(0x5000, REG, bytes(3 * PAGE))
 
 
 def record(tag: bytes, *numbers: int, tail: bytes = b"") -> bytes:
@@ -144,6 +177,27 @@ def test_unmeasured_chunks_are_loaded_and_not_hashed() -> None:
     page = HEAD + record(EADD, 0, REG | READ) + record(EEXTEND, 0, tail=b"\1" * 256)
     assert measure_sgxs([page, record(UNMEASURED, 256, tail=b"\2" * 256)]) == measure_sgxs([page])
     assert measure_sgxs([page]) == hashlib.sha256(page).digest()
+
+
+def test_pages_and_chunks_may_come_in_any_order_and_be_measured_in_part() -> None:
+    head = struct.pack("<8sIQ44x", b"ECREATE", 1, 1 << 37)  # servers take enclaves of more than 64 GiB
+    chunk = bytes(range(256))
+    stream = head + record(EADD, 3 << 35, REG | READ) + record(EADD, 0, TCS) + record(EADD, 8192, REG | READ | WRITE)
+    stream += record(EEXTEND, (3 << 35) + 3840, tail=chunk) + record(EEXTEND, 768, tail=chunk)
+    stream += record(EEXTEND, 3 << 35, tail=chunk) + record(EADD, 4096, REG)
+    assert measure_sgxs([stream]) == hashlib.sha256(stream).digest()
+
+
+@pytest.mark.parametrize(("first", "second"), [(0, 1), (1, 0), (0, 0), (1, 1)])
+def test_a_chunk_that_was_given_is_not_overwritten(first: int, second: int) -> None:
+    page = HEAD + record(EADD, 0, REG | READ | EXECUTE)
+    chunks = [record((EEXTEND, UNMEASURED)[which], 256, tail=bytes([which]) * 256) for which in (first, second)]
+    assert "twice" in refused(lambda: measure_sgxs([page, *chunks]))
+    assert measure_sgxs([page, chunks[0]])
+
+
+def test_an_unsized_stream_has_no_measurement_yet() -> None:
+    assert "size open" in refused(lambda: measure_sgxs([b"UNSIZED\0" + HEAD[8:]]))
 
 
 @pytest.mark.parametrize(
