@@ -249,25 +249,27 @@ def _serve(cpu: SoftwareCpu, secs: Secs, connection: socket.socket, child: int, 
     poll.register(pidfd, select.POLLIN)
     while True:
         ready = {fd for fd, _ in poll.poll()}
-        if connection.fileno() in ready:
-            try:
-                message = connection.recv(MESSAGE_BYTES_MAX)
-                if message:
-                    connection.send(answer(cpu, secs, message))
-            except OSError:
-                message = b""
-            if not message:
-                poll.unregister(connection)
-        elif pidfd in ready:
+        # The end first: something that the enclave left behind may hold its end of the socket, and go on asking.
+        if pidfd in ready:
             code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
             return code if code >= 0 else 128 - code
+        try:
+            message = connection.recv(MESSAGE_BYTES_MAX)
+            if message:
+                # Never waiting: an enclave that does not fetch its answers would keep the CPU from seeing it end.
+                connection.send(answer(cpu, secs, message), socket.MSG_DONTWAIT)
+        except OSError:
+            message = b""
+        if not message:
+            poll.unregister(connection)
+            connection.close()  # so that an enclave that asks again is told, instead of waiting for ever
 
 
 def run(cpu_folder: Path, image: Path, sigstruct: Path, uid: int | None, debug: bool, args: list[str]) -> int:
     """Run one enclave to its end and give its exit code. Raises AttestationError if it cannot be started."""
-    if uid is not None and (os.geteuid() != 0 or not 0 < uid < 1 << 32 - 1):
+    if uid is not None and (os.geteuid() != 0 or not 0 < uid < (1 << 32) - 1):
         raise AttestationError(
-            code="CPU_SETTING_INVALID", what="--uid cannot be used", why="it takes root, and a uid above 0"
+            code="CPU_SETTING_INVALID", what="--uid cannot be used", why="it takes root, and a uid from 1 to 4294967294"
         )
     init_cpu(cpu_folder)
     cpu = SoftwareCpu(load_root_keys(cpu_folder))
