@@ -181,9 +181,10 @@ def load_enclave(image: Path, sigstruct: Path, debug: bool) -> tuple[int, Secs]:
     signed = read_sigstruct(sigstruct)
     copy, measured = private_copy(image)
     try:
-        wanted = signed.attributes
-        attributes = Attributes(wanted.flags | DEBUG, wanted.xfrm) if debug else wanted
-        return copy, einit(signed, measured, attributes, signed.miscselect)
+        wanted, fixed = signed.attributes, signed.attribute_mask.flags
+        # A signer that leaves DEBUG open leaves it to the host: no debug enclave unless one was asked for.
+        flags = wanted.flags | DEBUG if debug else wanted.flags & (fixed | ~DEBUG)
+        return copy, einit(signed, measured, Attributes(flags, wanted.xfrm), signed.miscselect)
     except BaseException:
         os.close(copy)
         raise
