@@ -29,10 +29,16 @@ _PAGE_LOG = _LINE + PAGE // CHUNK * (_LINE + CHUNK)
 _ECREATE = struct.Struct("<8sIQ44s")
 _EADD = struct.Struct("<8sQQ40s")
 _EEXTEND = struct.Struct("<8sQ48s")
+_PAGE_PIECES = struct.Struct("0s0s" + f"{CHUNK}s" * (PAGE // CHUNK))  # the empty ones as in `_BatchLog`
 _Columns = list[tuple[slice, bytearray]]  # where in the log, and the bytes that go there
 # Where the lines of a page that hold an offset begin in its log, each a column with those of the batch's other pages.
 _EADD_LINE, *_EEXTEND_LINES = (0, *range(_LINE, _PAGE_LOG, _LINE + CHUNK))
 _HIGH_PAGES = (1 << 16) // PAGE
+_ALL_CHUNKS = (1 << PAGE // CHUNK) - 1
+_PAGE_LINES = 1 + PAGE // CHUNK
+_REST_LOG = BATCH_PAGES * _PAGE_LOG - _LINE  # the log of a batch behind its first line
+_CHUNK_LINES = f"{_LINE}s{CHUNK}x" * (PAGE // CHUNK)
+_REST_LINES = struct.Struct(_CHUNK_LINES + f"{_LINE}s{_CHUNK_LINES}" * (BATCH_PAGES - 1))
 _HIGH_PLACES = [slice(line + 10, None, _PAGE_LOG) for line in (_EADD_LINE, *_EEXTEND_LINES)]
 
 
@@ -187,12 +193,12 @@ class Measurement:
         return self._hash.digest()
 
 
-def _page_log(offset: int, flags: int, page: memoryview) -> bytes:
-    parts: list[bytes | memoryview] = [_EADD.pack(b"EADD", offset, flags, b"")]
-    for chunk in range(0, PAGE, CHUNK):
-        parts.append(_EEXTEND.pack(b"EEXTEND", offset + chunk, b""))
-        parts.append(page[chunk : chunk + CHUNK])
-    return b"".join(parts)
+def _page_log(offset: int, flags: int, page: memoryview) -> bytearray:
+    line = bytearray(_EEXTEND.pack(b"EEXTEND", offset, b""))
+    log = line.join(_PAGE_PIECES.unpack(page))
+    log[:_LINE] = _EADD.pack(b"EADD", offset, flags, b"")
+    log[_LINE + 9 :: _LINE + CHUNK] = bytearray(range(line[9], line[9] + PAGE // CHUNK))  # bits 8 to 15
+    return log
 
 
 def image_enclave_size(size: int) -> int:
@@ -213,7 +219,7 @@ def measure_image(chunks: Iterable[bytes | memoryview], size: int, buffer: bytea
     measurement = Measurement(image_enclave_size(size), buffer=buffer)
     measurement.add_pages(0, TCS, bytes(32) + struct.pack("<Q", size) + bytes(PAGE - 40))
     flags = REG | READ | EXECUTE
-    pending = bytearray()  # the beginning of a page
+    pending = bytearray()  # the beginning of a batch
     offset, seen = PAGE, 0
     for chunk in chunks:
         seen += len(chunk)
@@ -221,43 +227,97 @@ def measure_image(chunks: Iterable[bytes | memoryview], size: int, buffer: bytea
             break
         view = memoryview(chunk)
         if pending:
-            missing = PAGE - len(pending)
+            missing = BATCH - len(pending)
             pending += view[:missing]
             view = view[missing:]
-            if len(pending) == PAGE:
+            if len(pending) == BATCH:
                 measurement.add_pages(offset, flags, pending)
-                offset += PAGE
+                offset += BATCH
                 pending = bytearray()
-        whole = len(view) - len(view) % PAGE
+        whole = len(view) - len(view) % BATCH
         measurement.add_pages(offset, flags, view[:whole])
         offset += whole
         pending += view[whole:]
     if seen != size:
         raise _invalid(f"the image has {'more' if seen > size else 'fewer'} bytes than the {size} announced")
-    if pending:
-        measurement.add_pages(offset, flags, pending.ljust(PAGE, b"\0"))
+    measurement.add_pages(offset, flags, pending + bytes(-len(pending) % PAGE))
     return measurement.digest()
 
 
 class _SgxsReader:
-    """Cuts a stream in pieces into the records that the parser asks for."""
+    """Cuts a stream in pieces into the records that the parser asks for. A piece may end anywhere."""
 
     def __init__(self, chunks: Iterable[bytes]) -> None:
         self._chunks = iter(chunks)
-        self._held = b""
-        self._at = 0
+        self._held = memoryview(b"")
+        self._rest = memoryview(b"")  # what comes after `_held`, of the newest piece
+
+    def _more(self) -> memoryview:
+        """Give what is left of the newest piece, or else the next one; nothing at the end."""
+        while not self._rest and (piece := next(self._chunks, None)) is not None:
+            self._rest = memoryview(piece)
+        return self._rest
+
+    def peek(self, count: int) -> memoryview:
+        """Give the next `count` bytes, or all until the end if there are fewer, and leave them in the stream."""
+        if not self._held:
+            self._held, self._rest = self._more(), memoryview(b"")
+        if len(self._held) < count:
+            # Copied before the next piece is asked for: the caller may read them all into one buffer.
+            parts, missing = [bytes(self._held)], count - len(self._held)
+            while missing and (more := self._more()):
+                parts.append(bytes(more[:missing]))
+                missing -= len(parts[-1])
+                self._rest = more[len(parts[-1]) :]
+            self._held = memoryview(b"".join(parts))
+        return self._held[:count]
+
+    def skip(self, count: int) -> None:
+        """Pass over `count` bytes that `peek` gave."""
+        self._held = self._held[count:]
 
     def take(self, count: int, end_allowed: bool = False) -> bytes:
-        while len(self._held) - self._at < count:
-            more = next(self._chunks, None)
-            if more is None:
-                if end_allowed and self._at == len(self._held):
-                    return b""
-                raise _invalid("the SGXS stream ends inside a record")
-            self._held = self._held[self._at :] + more
-            self._at = 0
-        self._at += count
-        return self._held[self._at - count : self._at]
+        """Give the next `count` bytes and pass over them; nothing at the end, where that may be."""
+        taken = bytes(self.peek(count))
+        if len(taken) < count and (taken or not end_allowed):
+            raise _invalid("the SGXS stream ends inside a record")
+        self.skip(count)
+        return taken
+
+
+class _PlainPages:
+    """Recognises `BATCH_PAGES` pages as most streams have them: in a row, of one kind, measured whole and in order.
+
+    Looking at their records one by one takes ten times as long as hashing them.
+    """
+
+    def __init__(self) -> None:
+        self._kind: tuple[int, int] | None = None
+        self._lines = bytearray()
+        # Bits 8 to 15 and 16 to 23 of the offset in each line of pages from 0 on.
+        chunks = bytes([0, *range(PAGE // CHUNK)])
+        low = b"".join(bytes(page << 4 | chunk for chunk in chunks) for page in range(_HIGH_PAGES))
+        self._low = bytearray(low * (BATCH_PAGES // _HIGH_PAGES + 1))
+        self._high = bytearray().join(bytes([number]) * _HIGH_PAGES * _PAGE_LINES for number in range(256))
+
+    def follow(self, line: bytes, offset: int, flags: int, rest: memoryview) -> bool:
+        """Tell whether the EADD `line` of the page at `offset` and the `rest` behind it are such pages."""
+        if len(rest) < _REST_LOG or offset % _CARRY > _CARRY - BATCH:
+            return False
+        if rest[-_PAGE_LOG:][:_LINE] != _EADD.pack(b"EADD", offset + BATCH - PAGE, flags, b""):
+            return False  # the cheap look first, at the last page's EADD
+        return b"".join((line, *_REST_LINES.unpack(rest))) == self._expected(offset, flags)
+
+    def _expected(self, offset: int, flags: int) -> bytearray:
+        """Give all lines of such pages from `offset` on."""
+        high, page = offset // _CARRY * _CARRY, offset % _CARRY // PAGE
+        if self._kind != (high, flags):
+            self._kind = high, flags
+            lines = [_EADD.pack(b"EADD", high, flags, b""), _EEXTEND.pack(b"EEXTEND", high, b"") * (PAGE // CHUNK)]
+            self._lines = bytearray().join(lines * BATCH_PAGES)
+        for at, offsets, first in ((9, self._low, page % _HIGH_PAGES), (10, self._high, page)):
+            self._lines[at::_LINE] = offsets[first * _PAGE_LINES : (first + BATCH_PAGES) * _PAGE_LINES]
+        return self._lines
 
 
 def measure_sgxs(chunks: Iterable[bytes]) -> bytes:
@@ -277,6 +337,7 @@ def measure_sgxs(chunks: Iterable[bytes]) -> bytes:
         raise _invalid("the SGXS stream does not begin with a sound ECREATE")
     need_enclave_size(size, ssaframesize)
     digest = hashlib.sha256(head)
+    plain = _PlainPages()
     pages: dict[int, int] = {}  # offset, and a bit for each chunk that was given
     while line := reader.take(_LINE, end_allowed=True):
         tag, offset = line[:8], int.from_bytes(line[8:16], "little")
@@ -285,9 +346,16 @@ def measure_sgxs(chunks: Iterable[bytes]) -> bytes:
                 raise _invalid(f"a page at {offset:#x} is misplaced or there twice")
             if any(line[24:]):
                 raise _invalid(f"SECINFO of the page at {offset:#x} has reserved bits")
-            _need_secinfo(offset, int.from_bytes(line[16:24], "little"))
+            flags = int.from_bytes(line[16:24], "little")
+            _need_secinfo(offset, flags)
             pages[offset] = 0
             digest.update(line)
+            rest = reader.peek(_REST_LOG)
+            batch = range(offset + PAGE, offset + BATCH, PAGE)
+            if batch[-1] < size and plain.follow(line, offset, flags, rest) and pages.keys().isdisjoint(batch):
+                pages.update(dict.fromkeys((offset, *batch), _ALL_CHUNKS))
+                digest.update(rest)
+                reader.skip(_REST_LOG)
         elif tag in (b"EEXTEND\0", b"UNMEASRD"):
             page = offset - offset % PAGE
             if offset % CHUNK or page not in pages or any(line[16:]):

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from attestation import measure
 from attestation.errors import AttestationError
 from attestation.measure import (
     BATCH,
@@ -225,3 +226,73 @@ def test_an_unsized_stream_has_no_measurement_yet() -> None:
 )
 def test_a_stream_that_is_no_enclave_is_refused(stream: bytes) -> None:
     refused(lambda: measure_sgxs([stream]))
+
+
+def plain_pages(start: int, count: int, flags: int, data: bytes) -> list[bytes]:
+    """The records of pages in a row, measured whole and in order."""
+    records = []
+    for offset in range(start, start + count * PAGE, PAGE):
+        records.append(record(EADD, offset, flags))
+        for at in range(0, PAGE, 256):
+            chunk = offset - start + at
+            records.append(record(EEXTEND, offset + at, tail=data[chunk : chunk + 256]))
+    return records
+
+
+def outcome(stream: bytes, piece: int = 1 << 20) -> str:
+    try:
+        return measure_sgxs(stream[at : at + piece] for at in range(0, len(stream), piece)).hex()
+    except AttestationError as error:
+        return error.why
+
+
+@pytest.mark.parametrize("piece", [1 << 20, 400_000, 5000, 64])
+@pytest.mark.parametrize("start", [0, 7 * PAGE, (1 << 24) - 70 * PAGE, (1 << 36) + PAGE])
+def test_a_long_stream_measures_as_the_hash_of_its_bytes(start: int, piece: int) -> None:
+    head = struct.pack("<8sIQ44x", b"ECREATE", 1, 1 << 37)
+    data = random.Random(start).randbytes(200 * PAGE)
+    records = plain_pages(start, 150, REG | READ, data) + plain_pages(start + 150 * PAGE, 50, TCS, data)
+    stream = head + b"".join(records)
+    assert outcome(stream, piece) == hashlib.sha256(stream).hexdigest()
+
+
+def test_pieces_of_a_stream_may_be_read_into_one_buffer() -> None:
+    stream = HEAD + b"".join(plain_pages(0, 2, REG | READ, random.Random(4).randbytes(2 * PAGE)))
+    buffer = bytearray(1000)
+
+    def pieces():
+        for at in range(0, len(stream), len(buffer)):
+            piece = stream[at : at + len(buffer)]
+            buffer[: len(piece)] = piece
+            yield memoryview(buffer)[: len(piece)]
+            yield b""
+
+    assert measure_sgxs(pieces()) == hashlib.sha256(stream).digest()
+
+
+def test_a_batch_of_pages_is_looked_at_as_closely_as_single_ones(monkeypatch: pytest.MonkeyPatch) -> None:
+    chance, count = random.Random(5), 67
+    head = struct.pack("<8sIQ44x", b"ECREATE", 1, 1 << 19)
+    records = plain_pages(0, count, REG | READ, chance.randbytes(count * PAGE))
+    plain = head + b"".join(records)
+    streams = [plain]
+    for _ in range(60):
+        changed, line = list(records), chance.randrange(len(records))
+        broken = bytearray(changed[line])
+        broken[chance.choice([0, 3, 8, 9, 10, 11, 15, 16, 17, 18, 24, 63])] ^= 1 << chance.randrange(8)
+        changed[line] = bytes(broken)
+        streams.append(head + b"".join(changed))
+    for line in (0, 1, 17, 63 * 17, 63 * 17 + 16):
+        swapped, unmeasured = list(records), list(records)
+        swapped[line], swapped[line + 1] = swapped[line + 1], swapped[line]
+        unmeasured[line] = UNMEASURED + unmeasured[line][8:]
+        streams += [head + b"".join(one) for one in (swapped, unmeasured, records[:line] + records[line + 1 :])]
+    streams += [plain + records[40 * 17], plain + b"".join(records), records[70 * 16] + plain, plain[:-1]]
+    streams += [head + record(EADD, 40 * PAGE, REG) + b"".join(records)]
+    streams += [head[:12] + struct.pack("<Q", 1 << 18) + head[20:] + b"".join(plain_pages(PAGE, 64, REG, plain))]
+    found = [outcome(stream) for stream in streams]
+    monkeypatch.setattr(measure._PlainPages, "follow", lambda *_: False)
+    assert found == [outcome(stream) for stream in streams]
+    assert found[0] == hashlib.sha256(plain).hexdigest()
+    refusals = {why for why in found if " " in why}
+    assert 10 < len(refusals) < len(found) - 10
