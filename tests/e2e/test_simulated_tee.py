@@ -66,7 +66,6 @@ def main():
     elif verb == "deaf":
         import select, socket
         connection = socket.socket(fileno=3)
-        connection.settimeout(5)
         try:
             while True:
                 connection.send(b"\\1")
