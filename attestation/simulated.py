@@ -22,7 +22,7 @@ from pathlib import Path
 from types import FrameType
 from typing import NoReturn
 
-from attestation.artefact import IMAGE_BYTES_MAX, measure_fd, read_chunks, read_sigstruct
+from attestation.artefact import IMAGE_BYTES_MAX, measure_fd, open_artefact, read_chunks, read_sigstruct
 from attestation.cpu import CPUSVN_DEFAULT, CPUSVN_LEVELS, KeyRefusedError, RootKeys, Secs, SoftwareCpu, einit
 from attestation.driver import (
     MESSAGE_BYTES_MAX,
@@ -155,7 +155,7 @@ def private_copy(image: Path) -> tuple[int, bytes]:
     """
     copy = _sealable_memory()
     try:
-        source = os.open(image, os.O_RDONLY | os.O_CLOEXEC)
+        source = open_artefact(image)
         try:
             size = os.fstat(source).st_size
             if not stat.S_ISREG(os.fstat(source).st_mode) or size > IMAGE_BYTES_MAX:

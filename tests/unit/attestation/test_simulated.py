@@ -142,8 +142,10 @@ def test_the_copy_that_runs_is_the_copy_that_was_measured(artefact: tuple[Path, 
 def test_what_is_no_image_is_not_loaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "big").write_bytes(b"x" * 100)
     monkeypatch.setattr(simulated, "IMAGE_BYTES_MAX", 99)
-    for path in (tmp_path / "big", Path("/dev/zero")):
+    os.mkfifo(tmp_path / "pipe")
+    for path in (tmp_path / "big", Path("/dev/zero"), tmp_path / "pipe"):
         assert refused(lambda path=path: private_copy(path)).code == "ARTEFACT_TOO_LARGE"
+    assert refused(lambda: private_copy(tmp_path / "none")).code == "ARTEFACT_UNREADABLE"
 
 
 def test_an_enclave_gets_the_identity_of_its_artefact(artefact: tuple[Path, Path]) -> None:
