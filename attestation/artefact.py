@@ -31,6 +31,17 @@ def _unreadable(path: Path, error: OSError) -> AttestationError:
     )
 
 
+def open_artefact(path: Path) -> int:
+    """Open an image or SIGSTRUCT for reading, without waiting for a writer if it is a pipe: its descriptor.
+
+    Raises ARTEFACT_UNREADABLE.
+    """
+    try:
+        return os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+    except OSError as error:
+        raise _unreadable(path, error) from error
+
+
 def read_chunks(fd: int, size: int, buffer: bytearray) -> Iterator[memoryview]:
     """Read `size` bytes from the start of an open file, and one more to see that it ends there.
 
@@ -61,23 +72,25 @@ def measure_fd(fd: int) -> bytes:
 
 def measure_file(image: Path) -> bytes:
     """Measure an image file: its MRENCLAVE (32 bytes). Raises ARTEFACT_* and MEASURE_LAYOUT_INVALID."""
+    fd = open_artefact(image)
     try:
-        fd = os.open(image, os.O_RDONLY | os.O_CLOEXEC)
-        try:
-            return measure_fd(fd)
-        finally:
-            os.close(fd)
+        return measure_fd(fd)
     except OSError as error:
         raise _unreadable(image, error) from error
+    finally:
+        os.close(fd)
 
 
 def read_sigstruct(path: Path) -> SigStruct:
     """Read and decode a SIGSTRUCT file. Raises ARTEFACT_UNREADABLE, SIGSTRUCT_INVALID."""
+    fd = open_artefact(path)
     try:
-        with path.open("rb") as file:
-            return SigStruct.decode(file.read(SIGSTRUCT_SIZE + 1))
+        data = os.read(fd, SIGSTRUCT_SIZE + 1)
     except OSError as error:
         raise _unreadable(path, error) from error
+    finally:
+        os.close(fd)
+    return SigStruct.decode(data)
 
 
 def verify_artefact(image: Path, sigstruct: Path, *, production: bool = False) -> str:

@@ -5,7 +5,7 @@ hardware. What the interface asks of its user:
 - a report is made when `report` is opened, from what was last written to `target_info` and `user_report_data`;
 - each write replaces the whole value, is padded with zeros when short and cut when long, so a value must go in by
   one write of its full length;
-- an all-zero TARGETINFO means "this enclave": nobody else's request may come to that;
+- an all-zero TARGETINFO comes to mean "this enclave" with the next report: nobody else's request may come to that;
 - all this is state of the process, and Gramine does not lock it: one lock here, for every driver object.
 """
 
@@ -131,7 +131,7 @@ class GramineDriver:
         """See `TeeDriver`. Also verifies that the report holds the given REPORTDATA, and not stale state."""
         wanted, encoded = need_report_data(report_data), target.encode()
         if not any(encoded):
-            raise _interface("target_info", "an all-zero TARGETINFO would mean this enclave itself")
+            raise _interface("target_info", "an all-zero TARGETINFO would come to mean this enclave itself")
         with _LOCK:
             self._write("target_info", encoded)
             self._write("user_report_data", wanted)

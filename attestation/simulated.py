@@ -22,7 +22,7 @@ from pathlib import Path
 from types import FrameType
 from typing import NoReturn
 
-from attestation.artefact import IMAGE_BYTES_MAX, measure_fd, read_chunks, read_sigstruct
+from attestation.artefact import IMAGE_BYTES_MAX, measure_fd, open_artefact, read_chunks, read_sigstruct
 from attestation.cpu import CPUSVN_DEFAULT, CPUSVN_LEVELS, KeyRefusedError, RootKeys, Secs, SoftwareCpu, einit
 from attestation.driver import (
     MESSAGE_BYTES_MAX,
@@ -155,7 +155,7 @@ def private_copy(image: Path) -> tuple[int, bytes]:
     """
     copy = _sealable_memory()
     try:
-        source = os.open(image, os.O_RDONLY | os.O_CLOEXEC)
+        source = open_artefact(image)
         try:
             size = os.fstat(source).st_size
             if not stat.S_ISREG(os.fstat(source).st_mode) or size > IMAGE_BYTES_MAX:
@@ -181,9 +181,10 @@ def load_enclave(image: Path, sigstruct: Path, debug: bool) -> tuple[int, Secs]:
     signed = read_sigstruct(sigstruct)
     copy, measured = private_copy(image)
     try:
-        wanted = signed.attributes
-        attributes = Attributes(wanted.flags | DEBUG, wanted.xfrm) if debug else wanted
-        return copy, einit(signed, measured, attributes, signed.miscselect)
+        wanted, fixed = signed.attributes, signed.attribute_mask.flags
+        # A signer that leaves DEBUG open leaves it to the host: no debug enclave unless one was asked for.
+        flags = wanted.flags | DEBUG if debug else wanted.flags & (fixed | ~DEBUG)
+        return copy, einit(signed, measured, Attributes(flags, wanted.xfrm), signed.miscselect)
     except BaseException:
         os.close(copy)
         raise
@@ -249,25 +250,27 @@ def _serve(cpu: SoftwareCpu, secs: Secs, connection: socket.socket, child: int, 
     poll.register(pidfd, select.POLLIN)
     while True:
         ready = {fd for fd, _ in poll.poll()}
-        if connection.fileno() in ready:
-            try:
-                message = connection.recv(MESSAGE_BYTES_MAX)
-                if message:
-                    connection.send(answer(cpu, secs, message))
-            except OSError:
-                message = b""
-            if not message:
-                poll.unregister(connection)
-        elif pidfd in ready:
+        # The end first: something that the enclave left behind may hold its end of the socket, and go on asking.
+        if pidfd in ready:
             code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
             return code if code >= 0 else 128 - code
+        try:
+            message = connection.recv(MESSAGE_BYTES_MAX)
+            if message:
+                # Never waiting: an enclave that does not fetch its answers would keep the CPU from seeing it end.
+                connection.send(answer(cpu, secs, message), socket.MSG_DONTWAIT)
+        except OSError:
+            message = b""
+        if not message:
+            poll.unregister(connection)
+            connection.close()  # so that an enclave that asks again is told, instead of waiting for ever
 
 
 def run(cpu_folder: Path, image: Path, sigstruct: Path, uid: int | None, debug: bool, args: list[str]) -> int:
     """Run one enclave to its end and give its exit code. Raises AttestationError if it cannot be started."""
-    if uid is not None and (os.geteuid() != 0 or not 0 < uid < 1 << 32 - 1):
+    if uid is not None and (os.geteuid() != 0 or not 0 < uid < (1 << 32) - 1):
         raise AttestationError(
-            code="CPU_SETTING_INVALID", what="--uid cannot be used", why="it takes root, and a uid above 0"
+            code="CPU_SETTING_INVALID", what="--uid cannot be used", why="it takes root, and a uid from 1 to 4294967294"
         )
     init_cpu(cpu_folder)
     cpu = SoftwareCpu(load_root_keys(cpu_folder))

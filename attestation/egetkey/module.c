@@ -7,7 +7,7 @@
 #include "egetkey.h"
 
 #ifdef EGETKEY_STAND_IN
-/* Tests only: a key that depends on every byte of the request, and an error code when bytes 48-51 ask for one. */
+/* Tests only: a key that depends on every byte of the request, and an error code for a seal key of ISVSVN 99. */
 uint32_t egetkey_stand_in(const void *request, void *key) {
     static const uint8_t root[KEY_SIZE] = "test stand-in k";
     const uint8_t *bytes = request;

@@ -63,6 +63,30 @@ def main():
         assert ctypes.CDLL(None).prctl(4, 0, 0, 0, 0) == 0
         import attestation.network
         print(json.dumps({"code": attestation.network.__file__}), flush=True)
+    elif verb == "deaf":
+        import select, socket
+        connection = socket.socket(fileno=3)
+        try:
+            while True:
+                connection.send(b"\\1")
+        except OSError as error:
+            print(json.dumps({"end": type(error).__name__}), flush=True)
+        if os.fork() == 0:
+            watch = select.poll()
+            watch.register(connection, 0)
+            watch.poll()
+            os._exit(0)
+        return 9
+    elif verb == "empty":
+        import socket
+        from attestation.driver import open_driver
+        from attestation.errors import AttestationError
+        driver = open_driver()
+        socket.socket(fileno=os.dup(3)).send(b"")
+        try:
+            driver.target_info()
+        except AttestationError as error:
+            print(json.dumps({"code": error.code}), flush=True)
     elif verb == "exit":
         return int(rest[0])
     elif verb == "die":
@@ -233,6 +257,16 @@ def test_a_killed_enclave_ends_its_cpu(tmp_path: Path, build: Build) -> None:
     with waiting(tmp_path, build()) as (process, pid):
         os.kill(pid, signal.SIGKILL)
         assert process.wait(timeout=20) == 128 + signal.SIGKILL
+
+
+def test_an_enclave_that_fetches_no_answers_does_not_keep_its_cpu_from_ending(tmp_path: Path, build: Build) -> None:
+    result = run(tmp_path, build(), "deaf")
+    assert (result.returncode, result.stderr.count("Traceback")) == (9, 0)
+    assert json.loads(result.stdout)["end"] in ("BrokenPipeError", "ConnectionResetError")
+
+
+def test_a_cpu_that_stops_answering_says_so(tmp_path: Path, build: Build) -> None:
+    assert facts(run(tmp_path, build(), "empty")) == [{"code": "TEE_GONE"}]
 
 
 def test_killing_leaves_no_file_behind(tmp_path: Path, build: Build) -> None:

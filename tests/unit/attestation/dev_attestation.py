@@ -2,8 +2,8 @@
 
 Behaves as libos/src/fs/dev/attestation.c and fs/libos_fs_pseudo.c do: values live for the process, not for the
 file handle; each write(2) replaces the whole value, pads it with zeros or cuts it; REPORT and my_target_info are
-made when their file is opened; what is written cannot be read back; an all-zero TARGETINFO stands for this enclave
-and is replaced by its own.
+made when their file is opened; what is written cannot be read back; an all-zero TARGETINFO gives a report for nobody
+and is replaced by this enclave's own, for which the next report is (pal_misc.c, _PalAttestationReport).
 """
 
 import errno
@@ -33,9 +33,9 @@ class DevAttestationDouble:
             if name == "my_target_info":
                 return self.secs.target_info().encode()
             if name == "report":
+                target = TargetInfo.decode(self.values["target_info"])
                 if not any(self.values["target_info"]):
                     self.values["target_info"] = self.secs.target_info().encode()
-                target = TargetInfo.decode(self.values["target_info"])
                 return self.cpu.ereport(self.secs, target, self.values["user_report_data"]).encode()
             if name in self.values:
                 return b""

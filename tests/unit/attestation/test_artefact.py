@@ -68,7 +68,16 @@ def test_files_that_cannot_be_read_say_so(artefact: tuple[Path, Path], tmp_path:
     assert refused(tmp_path / "none", sigstruct).code == "ARTEFACT_UNREADABLE"
     error = refused(image, tmp_path / "none")
     assert (error.code, error.kind) == ("ARTEFACT_UNREADABLE", "transient")
-    assert refused(tmp_path, sigstruct).code == "ARTEFACT_UNREADABLE"
+    for paths in ((tmp_path, sigstruct), (image, tmp_path)):  # folders
+        assert refused(*paths).code == "ARTEFACT_UNREADABLE"
+
+
+def test_nobody_waits_for_a_pipe_in_an_artefacts_place(artefact: tuple[Path, Path], tmp_path: Path) -> None:
+    image, sigstruct = artefact
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    assert refused(pipe, sigstruct).code == "MEASURE_LAYOUT_INVALID"  # it has no bytes
+    assert refused(image, pipe).code == "SIGSTRUCT_INVALID"
 
 
 def test_an_image_over_the_limit_is_refused(artefact: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,19 +1,22 @@
 import os
 import stat
 import threading
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from cryptography.hazmat.primitives.asymmetric.rsa import RSAPrivateKey
 
 from attestation import simulated
-from attestation.artefact import build_sigstruct, measure_file
+from attestation.artefact import build_sigstruct, measure_file, verify_artefact
 from attestation.cpu import CPUSVN_LEVELS, SoftwareCpu
 from attestation.errors import AttestationError
-from attestation.sgx import DEBUG, INIT
+from attestation.sgx import DEBUG, INIT, Attributes
+from attestation.sigstruct import SigStruct
 from attestation.simulated import init_cpu, load_enclave, load_root_keys, main, private_copy, set_cpusvn
 from tests.unit.attestation import intel_sim
 from tests.unit.attestation.conftest import DATE
+from tests.unit.attestation.test_sigstruct import Key
 
 
 def refused(call) -> AttestationError:
@@ -139,8 +142,10 @@ def test_the_copy_that_runs_is_the_copy_that_was_measured(artefact: tuple[Path, 
 def test_what_is_no_image_is_not_loaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "big").write_bytes(b"x" * 100)
     monkeypatch.setattr(simulated, "IMAGE_BYTES_MAX", 99)
-    for path in (tmp_path / "big", Path("/dev/zero")):
+    os.mkfifo(tmp_path / "pipe")
+    for path in (tmp_path / "big", Path("/dev/zero"), tmp_path / "pipe"):
         assert refused(lambda path=path: private_copy(path)).code == "ARTEFACT_TOO_LARGE"
+    assert refused(lambda: private_copy(tmp_path / "none")).code == "ARTEFACT_UNREADABLE"
 
 
 def test_an_enclave_gets_the_identity_of_its_artefact(artefact: tuple[Path, Path]) -> None:
@@ -161,6 +166,21 @@ def test_a_host_cannot_make_a_signed_enclave_a_debug_one(artefact: tuple[Path, P
     copy, secs = load_enclave(image, sigstruct, debug=False)
     os.close(copy)
     assert secs.attributes.flags & DEBUG
+
+
+def test_debug_that_the_signer_left_open_takes_the_hosts_word(
+    artefact: tuple[Path, Path], signer: RSAPrivateKey
+) -> None:
+    image, sigstruct = artefact
+    signed = SigStruct.decode(build_sigstruct(image, signer, debug=True, date=DATE))
+    open_mask = Attributes(signed.attribute_mask.flags & ~DEBUG, signed.attribute_mask.xfrm)
+    sigstruct.write_bytes(Key(signer).resign(replace(signed, attribute_mask=open_mask)).encode())
+    for debug in (False, True):
+        copy, secs = load_enclave(image, sigstruct, debug)
+        os.close(copy)
+        assert bool(secs.attributes.flags & DEBUG) == debug
+    # Such a release is taken for production, and so has to start as one.
+    assert verify_artefact(image, sigstruct, production=True) == signed.enclave_id
 
 
 def test_the_command_line_reports_without_a_traceback(
