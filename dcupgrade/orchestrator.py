@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 from collections import deque
 from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass, replace
@@ -135,7 +136,7 @@ class Orchestrator:
             if job is None or job.number != item.number:
                 return  # that work is wanted no more
         before, event = self.state, replace(item.event, at_unix_s=self._clock.now())
-        after, _ = step(before, event, self._budgets)
+        after = before if event.kind is EventKind.WORD_REFUSED else step(before, event, self._budgets)[0]
         if after != before or item.command_id:
             await self._store(Entry(before, event, after, activity(after), item.command_id))
         self.state = after
@@ -207,8 +208,9 @@ class Orchestrator:
         while True:
             try:
                 waiting = self._journal.commands()
-            except DcupgradeError as error:
-                log.warning("operators' words cannot be read: %s", error, extra={"code": error.code})
+            except Exception as error:
+                failure = failure_of(error)
+                log.warning("operators' words cannot be read: %s", failure.detail, extra={"code": failure.code})
                 waiting = []
             for command in waiting:
                 if command.id not in self._seen_commands:
@@ -217,23 +219,29 @@ class Orchestrator:
             await self._clock.sleep(self._commands_poll_s)
 
     def _event_of(self, command: Command) -> Event:
+        """The event that a word means. One that means nothing must not keep the words after it from being heard."""
+        try:
+            return self._meaning_of(command)
+        except (AttributeError, OverflowError, TypeError, ValueError) as error:
+            log.warning("operator's word %r of %s is refused: %s", command.kind, command.who, error)
+            return Event(EventKind.WORD_REFUSED, who=command.who, detail=f"{command.kind}: {error}")
+
+    def _meaning_of(self, command: Command) -> Event:
         arguments = command.arguments
         detail = str(arguments.get("reason", ""))
-        kind = WORDS.get(command.kind)
+        if command.kind not in WORDS:
+            raise ValueError("there is no such word")
+        kind = WORDS[command.kind]
         if kind is EventKind.HOLD:
-            hold = Hold(detail, command.who, float(arguments.get("until_unix_s") or 0.0))
-            return Event(kind, who=command.who, detail=detail, hold=hold)
+            until_unix_s = float(arguments.get("until_unix_s") or 0.0)
+            if not math.isfinite(until_unix_s):
+                raise ValueError(f"until_unix_s is {until_unix_s}")
+            return Event(kind, who=command.who, detail=detail, hold=Hold(detail, command.who, until_unix_s))
         if kind in (EventKind.APPROVE, EventKind.OVERRIDE):
             about = self.state.target or newer(self.state)
             enclave_id = str(arguments.get("enclave_id") or (about.enclave_id if about else ""))
             return Event(kind, enclave_id, who=command.who, detail=detail)
-        if kind is None:
-            log.warning("unknown operator's word %r is ignored", command.kind)
-            return Event(EventKind.UNHOLD, hold=None) if self.state.hold is None else self._hold_again()
         return Event(kind, who=command.who, detail=detail)
-
-    def _hold_again(self) -> Event:
-        return Event(EventKind.HOLD, hold=self.state.hold)
 
     # --- for people --------------------------------------------------------------------------------------------------
 

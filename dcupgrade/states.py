@@ -72,6 +72,8 @@ class EventKind(StrEnum):
     SETTLED = "settled"
     ADOPTED = "adopted"
     """A node was found beside an empty journal; written once at start-up, before the machine runs."""
+    WORD_REFUSED = "word_refused"
+    """An operator's word that cannot be understood: written down as taken, never given to the machine."""
 
 
 class EffectKind(StrEnum):
