@@ -212,7 +212,7 @@ def refuse_revert(state: State, _event: Event, _: Budgets) -> State:
 
 
 def begin(state: State, event: Event, _: Budgets) -> State:
-    """Take the offered release as the target of a new upgrade."""
+    """Take the offered release as the target of a new upgrade; what was said of it beforehand holds."""
     return replace(
         clean(state),
         target=need(offered(state), state, event),
@@ -249,13 +249,24 @@ def abandon(state: State, event: Event, budgets: Budgets) -> State:
         return replace(state, reason="SUPERSEDED" if listed else "TARGET_REVOKED", detail="")
     if event.kind is E.REVERT:
         record = replace(record, quarantine="OPERATOR_REVERT")
-        return replace(state.with_record(record), reason="OPERATOR_REVERT", detail=event.detail)
+        return replace(withdraw(state.with_record(record)), reason="OPERATOR_REVERT", detail=event.detail)
     record = replace(record, abandoned=min(record.abandoned + 1, TRIES_COUNTED_MAX), waiting=True)
     if event.kind is E.STAGE_FAILED and event.failure == "rejected":
         record = replace(record, quarantine=event.code, waiting=False)
     elif event.failure != "transient" and record.abandoned >= budgets.attempts:
         record = replace(record, quarantine="BUDGET_SPENT", waiting=False)
+    state = withdraw(state) if record.quarantine else state
     return replace(state.with_record(record), reason=event.code, detail=event.detail)
+
+
+def withdraw(state: State) -> State:
+    """Approval and override of the target end with it: whatever is tried anew needs a new word."""
+    about = state.target.enclave_id if state.target else ""
+    return replace(
+        state,
+        approved="" if state.approved == about else state.approved,
+        override="" if state.override == about else state.override,
+    )
 
 
 def turn_back(state: State, event: Event, budgets: Budgets) -> State:
@@ -298,14 +309,14 @@ def reverted(state: State, event: Event, budgets: Budgets) -> State:
         record = replace(record, quarantine="OPERATOR_REVERT", waiting=False)
     elif record.reverted >= budgets.failures:
         record = replace(record, quarantine="BUDGET_SPENT", waiting=False)
-    return replace(state.with_record(record), crashes=0)
+    return replace(withdraw(state).with_record(record), crashes=0)
 
 
 def commit(state: State, event: Event, budgets: Budgets) -> State:
     """The target becomes the running version; the source is kept as the previous one."""
     target = need(state.target, state, event)
     return replace(
-        state.with_record(replace(state.record(target.enclave_id), abandoned=0, reverted=0, quarantine="")),
+        withdraw(state).with_record(replace(state.record(target.enclave_id), abandoned=0, reverted=0, quarantine="")),
         running=target,
         previous=state.running,
         previous_until_unix_s=event.at_unix_s + budgets.retention_s if state.running else 0.0,
@@ -314,7 +325,10 @@ def commit(state: State, event: Event, budgets: Budgets) -> State:
 
 
 def clean(state: State) -> State:
-    """Forget what belonged to one upgrade; keep why the last one ended."""
+    """Forget what belonged to one upgrade; keep why the last one ended.
+
+    An operator's word about a release (approval, override) names its id and outlives a try of it that came to nothing.
+    """
     return replace(
         state,
         target=None,
@@ -328,8 +342,6 @@ def clean(state: State) -> State:
         revoked_accepted=False,
         halted="",
         resume_to="",
-        approved="",
-        override="",
     )
 
 
@@ -384,7 +396,7 @@ def resume_idle(state: State, _event: Event, _: Budgets) -> State:
 
 def give_up_install(state: State, _event: Event, _: Budgets) -> State:
     """A revoked first version is not tried again. What it left in the data folder stays, and the gates say so."""
-    return replace(clean(state), crashes=0)
+    return replace(clean(withdraw(state)), crashes=0)
 
 
 def need(release: Release | None, state: State, event: Event) -> Release:

@@ -5,8 +5,11 @@ from typing import Any
 
 import pytest
 
+from dcupgrade.gates import GateRules
 from dcupgrade.states import Name
 from tests.unit.dcupgrade.scene import Scene
+
+ASKS = GateRules("scene", approval=True)
 
 
 @pytest.mark.parametrize(
@@ -29,3 +32,46 @@ def test_a_word_that_means_nothing_keeps_no_later_one_from_being_heard(word: str
         assert scene.state.name is Name.IDLE
 
     Scene().play(act)
+
+
+@pytest.mark.parametrize("word", ["approve", "override"])
+def test_a_word_for_a_release_outlives_a_try_that_came_to_nothing(word: str) -> None:
+    """The release waits in its backoff; nobody is to be asked again at the next try."""
+
+    async def act(scene: Scene) -> None:
+        first = scene.publish()
+        scene.start_agent()
+        await scene.until_state(Name.STAGED)
+        scene.say(word, enclave_id=first.enclave_id)
+        await scene.until_idle(first)
+        scene.world.nodes.downloads_fail = 1.0
+        second = scene.publish()
+        await scene.until_state(Name.ABANDONED)
+        scene.say(word, enclave_id=second.enclave_id)
+        scene.world.nodes.downloads_fail = 0.0
+        await scene.until_idle(second)
+        assert (scene.state.approved, scene.state.override) == ("", "")
+
+    Scene(rules=ASKS).play(act)
+
+
+def test_an_approval_is_for_one_release_and_one_failure_of_it() -> None:
+    async def act(scene: Scene) -> None:
+        first = scene.publish()
+        scene.start_agent()
+        await scene.until_state(Name.STAGED)
+        scene.say("approve", enclave_id=first.enclave_id)
+        await scene.until_idle(first)
+        second = scene.publish("blind")
+        await scene.until_state(Name.STAGED)
+        scene.say("approve", enclave_id=second.enclave_id)
+        await scene.until_state(Name.REVERTED)
+        assert scene.state.approved == ""
+        scene.publish()
+        await scene.until_state(Name.STAGED)
+        await asyncio.sleep(60)
+        assert scene.state.name is Name.STAGED
+        scene.say("revert")
+        await scene.until_idle(first)
+
+    Scene(rules=ASKS).play(act)
