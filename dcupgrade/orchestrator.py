@@ -54,6 +54,26 @@ class _Item:
     command_id: int = 0
 
 
+class _Stream:
+    """One subscriber's facts. It is heard of from the start, and forgotten by `aclose`, whether it was read or not."""
+
+    def __init__(self, subscribers: list[asyncio.Queue[dict[str, Any]]]) -> None:
+        self._queue: asyncio.Queue[dict[str, Any]] = asyncio.Queue(SUBSCRIBER_QUEUE_MAX)
+        self._subscribers = subscribers
+        subscribers.append(self._queue)
+
+    def __aiter__(self) -> _Stream:
+        return self
+
+    async def __anext__(self) -> dict[str, Any]:
+        return await self._queue.get()
+
+    async def aclose(self) -> None:
+        """End it; safe to do twice."""
+        if self._queue in self._subscribers:
+            self._subscribers.remove(self._queue)
+
+
 def _has_no_node(state: State) -> bool:
     """Whether no node was ever started: nothing runs, and nothing is being launched."""
     return state.running is None and state.name in (Name.IDLE, Name.STAGING, Name.STAGED, Name.ABANDONED)
@@ -247,17 +267,7 @@ class Orchestrator:
 
     def subscribe(self) -> AsyncIterator[dict[str, Any]]:
         """A stream of JSON-able facts: {"type": "state" | "progress", ...}. A slow reader loses the oldest ones."""
-        queue: asyncio.Queue[dict[str, Any]] = asyncio.Queue(SUBSCRIBER_QUEUE_MAX)
-        self._subscribers.append(queue)
-
-        async def stream() -> AsyncIterator[dict[str, Any]]:
-            try:
-                while True:
-                    yield await queue.get()
-            finally:
-                self._subscribers.remove(queue)
-
-        return stream()
+        return _Stream(self._subscribers)
 
     def snapshot(self) -> dict[str, Any]:
         """Everything a status page shows: state, work under way, its progress, the chain's height."""

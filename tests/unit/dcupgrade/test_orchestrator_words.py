@@ -75,3 +75,15 @@ def test_an_approval_is_for_one_release_and_one_failure_of_it() -> None:
         await scene.until_idle(first)
 
     Scene(rules=ASKS).play(act)
+
+
+def test_a_subscriber_that_left_before_it_read_anything_is_forgotten() -> None:
+    async def act(scene: Scene) -> None:
+        await scene.installed()
+        before = len(scene.agent._subscribers)
+        stream = scene.agent.subscribe()
+        assert len(scene.agent._subscribers) == before + 1
+        await stream.aclose()  # type: ignore[attr-defined]
+        assert len(scene.agent._subscribers) == before
+
+    Scene().play(act)
