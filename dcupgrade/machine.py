@@ -84,6 +84,8 @@ def _rows() -> Iterable[Row]:
     for name in (N.LAUNCHING, N.DELIVERING, N.PROBATION):
         yield Row(name, E.REVERT, N.REVERTING, None, t.turn_back)
     yield Row(N.COMMITTED, E.COMMIT_DONE, N.IDLE, None, t.settle_committed)
+    # a version that never takes the word to commit must not keep its operator from going back
+    yield Row(N.COMMITTED, E.REVERT, N.REVERTING, t.has_previous, t.turn_back_by_hand)
     yield Row(N.COMMITTED, E.REVERT, N.COMMITTED, None, t.refuse_revert)
     yield from _rows_of_reverting()
 

@@ -291,6 +291,9 @@ class Orchestrator:
             out.append({"code": "RUNNING_REVOKED", "detail": state.running.enclave_id if state.running else ""})
         if state.crashes >= self._budgets.crashes:
             out.append({"code": "NODE_CRASH_LOOP", "detail": state.detail})
+        waits = self._progress.get("retry", {})
+        if state.name is Name.COMMITTED and waits.get("what") == "commit":
+            out.append({"code": "COMMIT_NOT_ACKNOWLEDGED", "detail": str(waits["detail"])})
         out += [{"code": item.quarantine, "detail": item.enclave_id} for item in state.records if item.quarantine]
         return out
 

@@ -77,6 +77,26 @@ def test_an_approval_is_for_one_release_and_one_failure_of_it() -> None:
     Scene(rules=ASKS).play(act)
 
 
+def test_a_version_that_never_takes_the_commit_can_be_gone_back_from() -> None:
+    async def act(scene: Scene) -> None:
+        first = await scene.installed()
+
+        async def refuses(enclave_id: str) -> None:
+            raise RuntimeError(f"HTTP 500 from {enclave_id}")
+
+        scene.world.nodes.commit = refuses  # type: ignore[method-assign]
+        second = scene.publish()
+        await scene.until_state(Name.COMMITTED)
+        await asyncio.sleep(30)
+        assert scene.state.name is Name.COMMITTED
+        assert [alarm["code"] for alarm in scene.agent.alarms()] == ["COMMIT_NOT_ACKNOWLEDGED"]
+        scene.say("revert", reason="it never takes the commit")
+        state = await scene.until_idle(first)
+        assert state.record(second.enclave_id).quarantine == "OPERATOR_REVERT"
+
+    Scene().play(act)
+
+
 def test_a_subscriber_that_left_before_it_read_anything_is_forgotten() -> None:
     async def act(scene: Scene) -> None:
         await scene.installed()
