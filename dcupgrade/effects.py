@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 from dcupgrade import gates
 from dcupgrade.errors import DcupgradeError, failure_of
@@ -141,27 +141,39 @@ class Performer:
 
     # --- the running node --------------------------------------------------------------------------------------------
 
-    async def _keep_node(self, effect: Effect, state: State, emit: Emit) -> Event:
-        release = _release(state, effect)
-        try:
-            if not await self.nodes.is_alive(effect.enclave_id):
-                if state.crashes:
-                    await self.clock.sleep(self.pause_s(state.crashes))
-                await self.nodes.start(release, first_install=False)
-        except Exception as error:
-            return self._failed(EventKind.NODE_START_FAILED, error, effect.enclave_id)
-        return await self._until_exit(effect.enclave_id, self._tell_when_serving(effect, state, emit))
+    async def _keep_node(self, effect: Effect, state: State, emit: Emit) -> NoReturn:
+        """Keep the node up until that is wanted no more, and tell how it goes.
 
-    async def _tell_when_serving(self, effect: Effect, state: State, emit: Emit) -> Event:
+        The journal holds already that the node is to run. So a crash is told and the node started again without
+        waiting for the crash to be stored: a full disk must not keep it down.
+        """
+        release = _release(state, effect)
+        crashes = state.crashes
+        while True:
+            try:
+                if not await self.nodes.is_alive(effect.enclave_id):
+                    if crashes:
+                        await self.clock.sleep(self.pause_s(crashes))
+                    await self.nodes.start(release, first_install=False)
+            except Exception as error:
+                emit(self._failed(EventKind.NODE_START_FAILED, error, effect.enclave_id))
+                crashes += 1
+                continue
+            served: list[bool] = []
+            emit(await self._until_exit(effect.enclave_id, self._tell_when_serving(effect, crashes, emit, served)))
+            crashes = 1 if served else crashes + 1
+
+    async def _tell_when_serving(self, effect: Effect, crashes: int, emit: Emit, served: list[bool]) -> Event:
         """A node that crashed counts as serving only after it did so for a while: crash loops are to be seen."""
         health = await self._wait_serving(effect.enclave_id, None)
-        while state.crashes:
+        while crashes:
             await self.clock.sleep(self.limits.steady_s if health.status == "serving" else self.limits.probe_interval_s)
             health = await self.nodes.health(effect.enclave_id)
             if health.status == "serving":
                 break
         if health.status == "serving":
             emit(Event(EventKind.NODE_SERVING, effect.enclave_id))
+            served.append(True)
         return await asyncio.get_running_loop().create_future()  # type: ignore[no-any-return]
 
     async def _wait_serving(self, enclave_id: str, deadline_s: float | None) -> NodeHealth:
