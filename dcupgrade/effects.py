@@ -223,15 +223,7 @@ class Performer:
         release = _release(state, effect)
         while True:
             now = self.clock.now()
-            shut = gates.shut_gates(
-                self.rules,
-                enclave_id=effect.enclave_id,
-                since_unix_s=state.target_since_unix_s,
-                now_unix_s=now,
-                hold=state.hold,
-                approved=state.approved,
-                override=state.override,
-            )
+            shut = self._shut_gates(effect, state)
             if not shut:
                 try:
                     findings = await self.nodes.preflight(
@@ -247,6 +239,17 @@ class Performer:
                 await self._tell_gates(shut, min(PREFLIGHT_PAUSE_S, self.limits.backoff_max_s))
             else:
                 await self._tell_gates(shut, gates.recheck_after_s(shut, now))
+
+    def _shut_gates(self, effect: Effect, state: State) -> tuple[gates.Shut, ...]:
+        return gates.shut_gates(
+            self.rules,
+            enclave_id=effect.enclave_id,
+            since_unix_s=state.target_since_unix_s,
+            now_unix_s=self.clock.now(),
+            hold=state.hold,
+            approved=state.approved,
+            override=state.override,
+        )
 
     async def _tell_gates(self, shut: tuple[gates.Shut, ...], pause_s: float) -> None:
         self.note(
@@ -304,6 +307,8 @@ class Performer:
             expires = await self._retry("release permit", ask)
         except Exception as error:
             return self._failed(EventKind.PERMIT_FAILED, error, effect.enclave_id)
+        if shut := self._shut_gates(effect, state):
+            return Event(EventKind.GATES_SHUT, effect.enclave_id, code=shut[0].code, detail=shut[0].detail)
         return Event(EventKind.PERMITTED, effect.enclave_id, expires_unix_s=expires)
 
     async def _evidence(self, target_id: str, source_id: str) -> Mapping[str, Any]:

@@ -59,6 +59,8 @@ def _rows() -> Iterable[Row]:
     yield Row(N.COLLECTING, E.COLLECT_FAILED, N.HALTED, t.needs_a_person, t.halt("VAULT_REPLACED", N.IDLE))
     yield Row(N.COLLECTING, E.COLLECT_FAILED, N.ABANDONED, None, t.abandon)
     yield Row(N.SEALED, E.PERMITTED, N.STOPPING, None, t.note_permit)
+    # the last look before downtime: the window may have closed while the agent or the vault was away
+    yield Row(N.SEALED, E.GATES_SHUT, N.STAGED)
     yield Row(N.SEALED, E.PERMIT_FAILED, N.HALTED, t.needs_a_person, t.halt("VAULT_REPLACED", N.IDLE))
     yield Row(N.SEALED, E.PERMIT_FAILED, N.ABANDONED, None, t.abandon)
     for name in (N.STAGING, N.STAGED, N.COLLECTING, N.SEALED):

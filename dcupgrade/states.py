@@ -54,6 +54,7 @@ class EventKind(StrEnum):
     STAGED = "staged"
     STAGE_FAILED = "stage_failed"
     GATES_OPEN = "gates_open"
+    GATES_SHUT = "gates_shut"
     COLLECTED = "collected"
     COLLECT_FAILED = "collect_failed"
     PERMITTED = "permitted"

@@ -248,7 +248,9 @@ def _permit(effect: Effect, _state: State, world: World) -> Iterator[Move]:
     newer = name in world.listed and (source not in world.listed or HEIGHTS[name] > HEIGHTS.get(source, 0))
     if world.vault == "up":
         if source and world.program == name and newer:
-            yield Move("permit", (replace(world, permit=name),), _event(E.PERMITTED, effect, expires_unix_s=9))
+            after = replace(world, permit=name)
+            yield Move("permit", (after,), _event(E.PERMITTED, effect, expires_unix_s=9))
+            yield Move("permit: the window has closed", (after,), _event(E.GATES_SHUT, effect), True)
         else:
             refused = replace(failed, code="PERMIT_TARGET_NOT_PROGRAM", failure="rejected")
             yield Move("permit refused", (world,), refused)

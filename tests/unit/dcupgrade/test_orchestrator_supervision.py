@@ -5,8 +5,12 @@ from dataclasses import replace
 
 import pytest
 
+from dcupgrade.gates import GateRules, Window
+from dcupgrade.states import Name
 from tests.simulation.simulator.nodes import Node
 from tests.unit.dcupgrade.scene import Scene
+
+DAYS = ("mon", "tue", "wed", "thu", "fri", "sat", "sun")
 
 
 def only_node(scene: Scene) -> Node:
@@ -44,6 +48,48 @@ def test_a_node_that_cannot_start_while_the_journal_cannot_be_written_is_tried_a
         scene.world.nodes.port_taken = False
         await asyncio.sleep(30)
         assert scene.serving() == first.version
+
+    Scene().play(act)
+
+
+@pytest.mark.parametrize("name", [Name.COLLECTING, Name.SEALED])
+def test_an_upgrade_taken_up_after_the_window_closed_waits_for_the_next_one(name: Name) -> None:
+    async def act(scene: Scene) -> None:
+        first = await scene.installed()
+        await scene.kill_agent()
+        # the simulated clock begins at 22:13:20 UTC: the window closes 46 minutes and 40 seconds later
+        scene.rules = GateRules("scene", windows=(Window(DAYS, "01:00", 22 * 3600),))
+        scene.start_agent()
+        node = only_node(scene)
+        second = scene.publish()
+        await scene.until_state(name)
+        await scene.kill_agent()
+        scene.world.wall_offset_s += 3600
+        scene.start_agent()
+        await scene.until_state(Name.STAGED)
+        await asyncio.sleep(120)
+        assert scene.state.name is Name.STAGED
+        assert only_node(scene) is node
+        assert scene.serving() == first.version
+        scene.world.wall_offset_s += 2 * 3600
+        await scene.until_idle(second)
+
+    Scene().play(act)
+
+
+def test_an_override_goes_on_after_the_window_closed() -> None:
+    async def act(scene: Scene) -> None:
+        await scene.installed()
+        await scene.kill_agent()
+        scene.rules = GateRules("scene", windows=(Window(DAYS, "01:00", 22 * 3600),))
+        scene.start_agent()
+        second = scene.publish()
+        await scene.until_state(Name.STAGED)
+        scene.say("override", enclave_id=second.enclave_id)
+        await scene.until_state(Name.SEALED)
+        scene.world.wall_offset_s += 3600
+        await scene.until_idle(second)
+        assert "stopping" in scene.passed()
 
     Scene().play(act)
 
