@@ -197,16 +197,20 @@ class Nodes:
     async def start(self, release: Release, *, first_install: bool) -> None:
         """Start a version, or find it running. Raises DATA_LOCKED, PORT_TAKEN, ANOTHER_NODE_RUNS, NODE_START_FAILED."""
         async with self._lock:
-            if await self._handle(release.enclave_id) is not None:
-                return
-            for name in self._names():
-                if await self._alive(name):
-                    raise DcupgradeError(
-                        code="ANOTHER_NODE_RUNS",
-                        what=f"start of {release.enclave_id}",
-                        why=f"{name} still runs on the same data",
-                        kind="transient",
-                    )
+            record = await self._driver.find(node_name(release.enclave_id))
+            handle = await self._driver.adopt(record) if record is not None else None
+            if handle is not None:
+                if handle.exit_status() is None:
+                    return
+                # its main process is dead, but children that it left may hold data and port
+                await self._driver.stop(handle, 0.0)
+            for name in await self._living_names():
+                raise DcupgradeError(
+                    code="ANOTHER_NODE_RUNS",
+                    what=f"start of {release.enclave_id}",
+                    why=f"{name} still runs on the same data",
+                    kind="transient",
+                )
             data_dir = self._settings.node.data_dir
             data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
             _need_unlocked(data_dir)
@@ -254,14 +258,12 @@ class Nodes:
         handle = await self._driver.adopt(record)
         return handle if handle is not None and handle.exit_status() is None else None
 
-    async def _alive(self, name: str) -> bool:
-        record = await self._driver.find(name)
-        return record is not None and await self._living(record) is not None
-
-    def _names(self) -> list[str]:
-        """Driver names of every version that is or was here."""
+    async def _living_names(self) -> list[str]:
+        """Driver names of the versions here that run."""
         slots = self.slots.iterdir() if self.slots.is_dir() else ()
-        return sorted(node_name(item.name) for item in slots if len(item.name) == 64)
+        names = sorted(node_name(item.name) for item in slots if len(item.name) == 64)
+        records = [record for name in names if (record := await self._driver.find(name)) is not None]
+        return [record.name for record in records if await self._living(record) is not None]
 
     def _spec(self, release: Release, first_install: bool) -> LaunchSpec:
         settings = self._settings

@@ -1,0 +1,116 @@
+"""The nodes port over a driver of the test: never two versions on one data folder, whatever is left or cut short."""
+
+import asyncio
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, cast
+
+import aiohttp
+import pytest
+
+from dcupgrade.nodes import Nodes, node_name
+from dcupgrade.settings import structure
+from dcupgrade.states import Release
+from devnet.tools import free_port
+from process_supervisor.driver import ExitStatus, LaunchSpec, NodeRecord
+from process_supervisor.probe import DataLock
+
+OLD, NEW = (Release(letter * 64, f"1.{n}.0") for n, letter in enumerate("ab"))
+
+
+@dataclass
+class Handle:
+    record: NodeRecord
+    ended: bool = False
+
+    def exit_status(self) -> ExitStatus | None:
+        return ExitStatus(signal=9) if self.ended else None
+
+    async def wait(self) -> ExitStatus:
+        return ExitStatus(signal=9)
+
+
+@dataclass
+class Driver:
+    """Nodes by name. `answers` holds a start back as a slow engine does; `left` is what dead nodes left behind."""
+
+    nodes: dict[str, Handle] = field(default_factory=dict)
+    left: dict[str, DataLock] = field(default_factory=dict)
+    asked: asyncio.Event = field(default_factory=asyncio.Event)
+    answers: asyncio.Event = field(default_factory=asyncio.Event)
+
+    def run(self, release: Release, pid: int = 0) -> Handle:
+        name = node_name(release.enclave_id)
+        record = NodeRecord(kind="process", name=name, started_unix_s=0.0, command_digest="", pid=pid)
+        self.nodes[name] = Handle(record)
+        return self.nodes[name]
+
+    async def start(self, spec: LaunchSpec) -> NodeRecord:
+        self.asked.set()
+        await self.answers.wait()
+        record = NodeRecord(kind="process", name=spec.name, started_unix_s=0.0, command_digest="")
+        self.nodes[spec.name] = Handle(record)
+        return record
+
+    async def find(self, name: str) -> NodeRecord | None:
+        handle = self.nodes.get(name)
+        return handle.record if handle else None
+
+    async def adopt(self, record: NodeRecord) -> Handle | None:
+        handle = self.nodes[record.name]
+        return handle if not handle.ended or record.name in self.left else None
+
+    async def stop(self, handle: Handle, grace_s: float) -> ExitStatus:
+        handle.ended = True
+        if (lock := self.left.pop(handle.record.name, None)) is not None:
+            lock.release()
+        return ExitStatus(signal=15)
+
+
+@pytest.fixture
+def data_dir(tmp_path: Path) -> Path:
+    (tmp_path / "data").mkdir()
+    for release in (OLD, NEW):
+        (tmp_path / "state" / "slots" / release.enclave_id).mkdir(parents=True)
+    return tmp_path / "data"
+
+
+@pytest.fixture
+def lock(data_dir: Path) -> Iterator[DataLock]:
+    with DataLock(data_dir, "somebody") as held:
+        yield held
+
+
+def port_over(driver: Driver, data_dir: Path) -> Nodes:
+    settings = structure(
+        {
+            "agent": {"state_dir": str(data_dir.parent / "state")},
+            "chain": {"endpoints": ["ws://127.0.0.1:1"], "network_keys": ["x"], "genesis_hash": "0x" + "00" * 32},
+            "node": {"id": "n", "data_dir": str(data_dir), "port": free_port()},
+            "vault": {"start": False},
+            "upgrade": {"free_space_min_bytes": 0},
+        },
+        environ={},
+    )
+    return Nodes(
+        settings,
+        cast(Any, driver),
+        cast(aiohttp.ClientSession, None),
+        first_install_allowed=False,
+        sealed_copies=lambda: None,
+    )
+
+
+async def test_children_that_a_dead_node_left_do_not_keep_it_from_being_started_again(
+    data_dir: Path, lock: DataLock
+) -> None:
+    driver = Driver()
+    driver.run(OLD).ended = True
+    driver.left[node_name(OLD.enclave_id)] = lock
+    driver.answers.set()
+    nodes = port_over(driver, data_dir)
+    assert not await nodes.is_alive(OLD.enclave_id)
+    await nodes.start(OLD, first_install=False)
+    assert await nodes.is_alive(OLD.enclave_id)
+    assert driver.left == {}
