@@ -9,9 +9,9 @@ import logging
 import os
 import re
 import sys
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import aiohttp
 
@@ -40,6 +40,7 @@ HEALTH_TIMEOUT_S = 5.0
 UNLOCK_TIMEOUT_S = 10.0
 KEPT_ENVIRONMENT = ("PATH", "LANG", "LC_ALL", "TZ", "PYTHONPATH", "SSL_CERT_FILE")
 KEY_SET_MARKER = "keyset.json"
+T = TypeVar("T")
 _ENCLAVE_ID = re.compile(r"[0-9a-f]{64}")
 
 
@@ -215,7 +216,7 @@ class Nodes:
             data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
             _need_unlocked(data_dir)
             probe.require_ports_free([self._settings.node.port])
-            await self._driver.start(self._spec(release, first_install))
+            await _to_the_end(self._driver.start(self._spec(release, first_install)))
 
     async def is_alive(self, enclave_id: str) -> bool:
         """Whether the version's process lives."""
@@ -360,6 +361,19 @@ class Nodes:
 
 async def _nothing(_: str) -> None:
     """No early fetch is under way."""
+
+
+async def _to_the_end(work: Coroutine[Any, Any, T]) -> T:
+    """Await `work` to its end even when cancelled meanwhile.
+
+    What was asked of a container engine cannot be taken back: whoever stops the node next must find it.
+    """
+    task = asyncio.ensure_future(work)
+    try:
+        return await asyncio.shield(task)
+    except asyncio.CancelledError:
+        await asyncio.gather(task, return_exceptions=True)
+        raise
 
 
 def verify_folder(folder: Path) -> str:

@@ -114,3 +114,20 @@ async def test_children_that_a_dead_node_left_do_not_keep_it_from_being_started_
     await nodes.start(OLD, first_install=False)
     assert await nodes.is_alive(OLD.enclave_id)
     assert driver.left == {}
+
+
+async def test_a_start_that_is_cut_short_is_found_by_the_stop_after_it(data_dir: Path) -> None:
+    """A container engine finishes what it was asked for, whether anybody waits for its answer or not."""
+    driver = Driver()
+    nodes = port_over(driver, data_dir)
+    launch = asyncio.ensure_future(nodes.start(NEW, first_install=False))
+    await driver.asked.wait()
+    launch.cancel()
+    stop = asyncio.ensure_future(nodes.stop(NEW.enclave_id))
+    await asyncio.sleep(0)
+    driver.answers.set()
+    with pytest.raises(asyncio.CancelledError):
+        await launch
+    await stop
+    assert not await nodes.is_alive(NEW.enclave_id)
+    assert driver.nodes[node_name(NEW.enclave_id)].ended
