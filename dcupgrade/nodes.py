@@ -241,6 +241,8 @@ class Nodes:
             handle = await self._driver.adopt(record) if record is not None else None
             if handle is not None:
                 await self._driver.stop(handle, self._settings.node.stop_grace_s)
+            if await self._living_names():
+                return  # data and port are in use by another version of ours, and `start` sees to that
             try:
                 await probe.wait_data_unlocked(self._settings.node.data_dir, UNLOCK_TIMEOUT_S)
             except ProcessSupervisorError as error:

@@ -9,6 +9,7 @@ from typing import Any, cast
 import aiohttp
 import pytest
 
+from dcupgrade.errors import DcupgradeError
 from dcupgrade.nodes import Nodes, node_name
 from dcupgrade.settings import structure
 from dcupgrade.states import Release
@@ -131,3 +132,16 @@ async def test_a_start_that_is_cut_short_is_found_by_the_stop_after_it(data_dir:
     await stop
     assert not await nodes.is_alive(NEW.enclave_id)
     assert driver.nodes[node_name(NEW.enclave_id)].ended
+
+
+async def test_a_version_that_never_ran_counts_as_stopped_beside_one_that_would_not_stop(
+    data_dir: Path, lock: DataLock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The way back from a stop that failed: the old node still has data and port, and goes on with them."""
+    monkeypatch.setattr("dcupgrade.nodes.UNLOCK_TIMEOUT_S", 0.0)
+    driver = Driver()
+    driver.run(OLD)
+    nodes = port_over(driver, data_dir)
+    await nodes.stop(NEW.enclave_id)
+    with pytest.raises(DcupgradeError, match="ANOTHER_NODE_RUNS"):
+        await nodes.start(NEW, first_install=False)
