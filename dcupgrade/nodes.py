@@ -27,7 +27,7 @@ from process_supervisor.driver import LaunchSpec, NodeDriver, NodeHandle, NodeRe
 from process_supervisor.errors import ProcessSupervisorError
 from process_supervisor.fetch import Progress as DownloadProgress
 from process_supervisor.limits import GIB, ArchiveLimits, DownloadLimits
-from process_supervisor.procfs import boot_id
+from process_supervisor.procfs import boot_id, process_facts
 from process_supervisor.stage import StageRequest, stage
 
 if TYPE_CHECKING:
@@ -176,7 +176,21 @@ class Nodes:
             # one that waits for keys goes on: collecting then finds out whether there are any
             if health.status not in ("serving", "waiting_for_keys"):
                 found.append(Finding("NODE_NOT_READY", f"the running version is {health.status}"))
-        return found
+        return found + await self._lock_findings(source_id)
+
+    async def _lock_findings(self, source_id: str) -> list[Finding]:
+        """A stranger that holds the data would be found after the node's stop otherwise, with nothing left to serve."""
+        holder = probe.data_lock_holder(self._settings.node.data_dir)
+        if holder is None:
+            return []
+        handle = await self._handle(source_id) if source_id else None
+        if handle is not None:
+            record = handle.record
+            # whose lock it is can be told of processes of ours only; what a container does looks like anybody's
+            facts = process_facts(holder.pid) if holder.pid is not None and record.kind == "process" else None
+            if facts is None or facts.session == record.pid:
+                return []
+        return [Finding("DATA_LOCKED", f"{holder} works on {self._settings.node.data_dir}")]
 
     async def _first_install_findings(self) -> list[Finding]:
         port = self._settings.node.port

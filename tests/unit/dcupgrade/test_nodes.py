@@ -1,6 +1,7 @@
 """The nodes port over a driver of the test: never two versions on one data folder, whatever is left or cut short."""
 
 import asyncio
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,6 +12,7 @@ import pytest
 
 from dcupgrade.errors import DcupgradeError
 from dcupgrade.nodes import Nodes, node_name
+from dcupgrade.ports import NodeHealth
 from dcupgrade.settings import structure
 from dcupgrade.states import Release
 from devnet.tools import free_port
@@ -145,3 +147,32 @@ async def test_a_version_that_never_ran_counts_as_stopped_beside_one_that_would_
     await nodes.stop(NEW.enclave_id)
     with pytest.raises(DcupgradeError, match="ANOTHER_NODE_RUNS"):
         await nodes.start(NEW, first_install=False)
+
+
+@pytest.mark.parametrize("running", [True, False])
+@pytest.mark.parametrize("whose", ["the node's", "a stranger's", "nobody's"])
+async def test_data_that_a_stranger_holds_keeps_the_gates_shut(
+    data_dir: Path, monkeypatch: pytest.MonkeyPatch, running: bool, whose: str
+) -> None:
+    driver = Driver()
+    node = driver.run(OLD, pid=os.getsid(0) if whose == "the node's" else 1)
+    node.ended = not running
+    nodes = port_over(driver, data_dir)
+
+    async def good(_: str) -> bool:
+        return True
+
+    async def serving(enclave_id: str) -> NodeHealth:
+        return NodeHealth("serving", enclave_id)
+
+    monkeypatch.setattr(nodes, "slot_is_good", good)
+    monkeypatch.setattr(nodes, "health", serving)
+    held = DataLock(data_dir, "somebody")
+    if whose != "nobody's":
+        held.acquire()
+    try:
+        codes = [item.code for item in await nodes.preflight(NEW, OLD.enclave_id, False)]
+    finally:
+        held.release()
+    strange = whose == "a stranger's" or (whose == "the node's" and not running)
+    assert codes == (["DATA_LOCKED"] if strange else [])
