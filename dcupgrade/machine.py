@@ -107,6 +107,7 @@ def _rows_of_reverting() -> Iterable[Row]:
     yield Row(N.HALTED, E.RESUME, N.REVERTING, t.back_to(N.REVERTING), t.resume_revert)
     yield Row(N.HALTED, E.RESUME, N.IDLE, None, t.resume_idle)
     yield Row(N.HALTED, E.REVERT, N.REVERTING, t.can_turn_back, t.resume_revert)
+    yield Row(N.HALTED, E.REVERT, N.IDLE, t.install_superseded, t.give_up_install)
     yield Row(N.HALTED, E.REVERT, N.HALTED)
     yield Row(N.HALTED, E.NODE_SERVING, N.IDLE, t.waits_for_serving, t.resume_idle)
 

@@ -156,6 +156,13 @@ def install_revoked(state: State, event: Event, budgets: Budgets) -> bool:
     return state.resume_to == N.LAUNCHING and target_revoked(state, event, budgets)
 
 
+def install_superseded(state: State, _event: Event, _: Budgets) -> bool:
+    """The first install failed, and the chain names another release to install."""
+    program = newer(state)
+    about = state.target.enclave_id if state.target else ""
+    return state.resume_to == N.LAUNCHING and program is not None and program.enclave_id != about
+
+
 def can_turn_back(state: State, event: Event, budgets: Budgets) -> bool:
     """The halted upgrade was on its way back, and that is not what it halted for."""
     return state.resume_to == N.REVERTING and not source_revoked(state, event, budgets)

@@ -97,6 +97,24 @@ def test_a_version_that_never_takes_the_commit_can_be_gone_back_from() -> None:
     Scene().play(act)
 
 
+def test_a_first_install_that_never_comes_up_can_be_given_up_for_a_newer_release() -> None:
+    async def act(scene: Scene) -> None:
+        scene.publish("dies")
+        scene.start_agent()
+        state = await scene.until_state(Name.HALTED)
+        assert state.halted == "FIRST_INSTALL_FAILED"
+        scene.say("revert")
+        await asyncio.sleep(5)
+        assert scene.state.name is Name.HALTED  # there is nothing else to install
+        second = scene.publish()
+        await asyncio.sleep(5)
+        assert scene.state.name is Name.HALTED  # and what the failed one left is for a person to judge
+        scene.say("revert", reason="the newer one is to be installed")
+        await scene.until_idle(second)
+
+    Scene().play(act)
+
+
 def test_a_subscriber_that_left_before_it_read_anything_is_forgotten() -> None:
     async def act(scene: Scene) -> None:
         await scene.installed()
