@@ -214,10 +214,13 @@ class Performer:
     async def _stage(self, effect: Effect, state: State, _emit: Emit) -> Event:
         release = _release(state, effect)
         try:
-            await self._retry("download", lambda: self.nodes.stage(release, lambda facts: self.note("download", facts)))
+            await self._retry("download", lambda: self._fetch(release))
         except Exception as error:
             return self._failed(EventKind.STAGE_FAILED, error, effect.enclave_id)
         return Event(EventKind.STAGED, effect.enclave_id)
+
+    async def _fetch(self, release: Release) -> None:
+        await self.nodes.stage(release, lambda facts: self.note("download", facts))
 
     async def _gates(self, effect: Effect, state: State, _emit: Emit) -> Event:
         release = _release(state, effect)
@@ -417,7 +420,11 @@ class Performer:
     async def _start_source(self, effect: Effect, state: State, _emit: Emit) -> Event:
         release = _release(state, effect)
         if not await self.nodes.slot_is_good(effect.enclave_id):
-            return _source_failed(effect, "SOURCE_SLOT_DAMAGED", "its files are missing or were changed")
+            try:
+                await self._retry("fetch the previous version again", lambda: self._fetch(release))
+            except Exception as error:
+                why = f"its files are missing or were changed, and cannot be had again: {failure_of(error).detail}"
+                return _source_failed(effect, "SOURCE_SLOT_DAMAGED", why)
         found = _source_failed(effect, "SOURCE_WONT_START", "it was not tried yet")
         for tries in range(1, self.limits.launches + 1):
             try:

@@ -235,8 +235,20 @@ class Orchestrator:
             for command in waiting:
                 if command.id not in self._seen_commands:
                     self._seen_commands.add(command.id)
-                    self._queue.put_nowait(_Item(self._event_of(command), command_id=command.id))
+                    event = await self._with_files(self._event_of(command))
+                    self._queue.put_nowait(_Item(event, command_id=command.id))
             await self._clock.sleep(self._commands_poll_s)
+
+    async def _with_files(self, event: Event) -> Event:
+        """A wish to go back, marked where the previous version's files are not good.
+
+        What serves now must not be stopped for a version that could not be started then.
+        """
+        previous = self.state.previous
+        if event.kind is not EventKind.REVERT or previous is None or await self._nodes.slot_is_good(previous.enclave_id):
+            return event
+        why = f"the files of {previous.enclave_id} are missing or were changed"
+        return replace(event, code="SOURCE_SLOT_DAMAGED", detail=why)
 
     def _event_of(self, command: Command) -> Event:
         """The event that a word means. One that means nothing must not keep the words after it from being heard."""

@@ -126,9 +126,9 @@ def host_rebooted(state: State, event: Event, budgets: Budgets) -> bool:
 
 
 def has_previous(state: State, event: Event, _: Budgets) -> bool:
-    """There is a previous version, within its retention time and not revoked."""
+    """There is a previous version, within its retention time, not revoked, and with its files (else `code` is set)."""
     kept = state.previous is not None and event.at_unix_s <= state.previous_until_unix_s
-    return kept and not state.revoked(state.previous)
+    return kept and not event.code and not state.revoked(state.previous)
 
 
 def waits_for_serving(state: State, _event: Event, _: Budgets) -> bool:
@@ -213,9 +213,9 @@ def note_request(state: State, event: Event, _: Budgets) -> State:
     return replace(state, revert_requested=True, reason="OPERATOR_REVERT", detail=event.detail)
 
 
-def refuse_revert(state: State, _event: Event, _: Budgets) -> State:
+def refuse_revert(state: State, event: Event, _: Budgets) -> State:
     """Say that there is nothing to go back to."""
-    return replace(state, reason="REVERT_IMPOSSIBLE")
+    return replace(state, reason="REVERT_IMPOSSIBLE", detail=event.detail if event.code else "")
 
 
 def begin(state: State, event: Event, _: Budgets) -> State:

@@ -179,7 +179,7 @@ class Explorer:
                     end = self._number(move.worlds[-1])
                     yield Option(move.name, steps, ends, end, move.fault, "", not move.fault)
         for word in WORDS if self.scenario.words else ():
-            ends = self._step(place, state, word_event(word), f"operator: {word}")
+            ends = self._step(place, state, word_event(word, state, world), f"operator: {word}")
             if ends is not None:
                 yield Option(f"operator: {word}", (), ends, place.world, False, word, False)
 
@@ -282,8 +282,10 @@ class Explorer:
         return labels[::-1]
 
 
-def word_event(word: str) -> Event:
-    """An operator's word as an event."""
+def word_event(word: str, state: State, world: World) -> Event:
+    """An operator's word as an event; a wish to go back is marked where there are no files to go back to."""
+    if word == "revert" and state.previous is not None and state.previous.enclave_id not in world.slots:
+        return Event(E.REVERT, code="SOURCE_SLOT_DAMAGED")
     if word == "hold":
         return Event(E.HOLD, hold=Hold("a reason", "an operator"))
     if word in ("approve", "override"):
@@ -329,6 +331,7 @@ def scenarios(*, thorough: bool) -> Iterator[Scenario]:
     yield Scenario(Traits("good", "broken", source_dead=True), crashes=2, faults=1)
     yield Scenario(Traits("good", "good", source_dead=True), crashes=2, faults=1)
     yield Scenario(Traits("good", remove_previous=True), crashes=2, faults=1)
+    yield Scenario(Traits("good", remove_previous=True), crashes=1, faults=0, words=1)
     for target in ("good", "blind"):
         yield Scenario(Traits(target), crashes=1, faults=0, words=1)
         yield Scenario(Traits(target), crashes=0, faults=1, words=1)

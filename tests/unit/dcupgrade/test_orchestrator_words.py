@@ -115,6 +115,40 @@ def test_a_first_install_that_never_comes_up_can_be_given_up_for_a_newer_release
     Scene().play(act)
 
 
+def test_a_revert_to_files_that_are_gone_leaves_the_running_version_alone() -> None:
+    async def act(scene: Scene) -> None:
+        first = await scene.installed()
+        second = scene.publish()
+        await scene.until_idle(second)
+        (node,) = scene.world.nodes.all_living()
+        scene.world.disk.remove(f"slot/{first.enclave_id}")
+        scene.say("revert")
+        state = await scene.until(lambda state: state.reason == "REVERT_IMPOSSIBLE")
+        assert first.enclave_id in state.detail
+        assert scene.world.nodes.all_living() == [node]
+        assert state.name is Name.IDLE
+
+    Scene().play(act)
+
+
+@pytest.mark.parametrize("to_be_had", [True, False])
+def test_files_that_vanished_during_an_upgrade_are_fetched_again_for_the_way_back(to_be_had: bool) -> None:
+    async def act(scene: Scene) -> None:
+        first = await scene.installed()
+        scene.publish("blind")
+        await scene.until_state(Name.DELIVERING)
+        scene.world.disk.remove(f"slot/{first.enclave_id}")
+        scene.world.nodes.downloads_fail = 0.0 if to_be_had else 1.0
+        if not to_be_had:
+            state = await scene.until_state(Name.HALTED)
+            assert state.halted == "SOURCE_SLOT_DAMAGED"
+            scene.world.nodes.downloads_fail = 0.0
+            scene.say("resume")
+        await scene.until_idle(first)
+
+    Scene().play(act)
+
+
 def test_a_subscriber_that_left_before_it_read_anything_is_forgotten() -> None:
     async def act(scene: Scene) -> None:
         await scene.installed()
