@@ -9,6 +9,7 @@ import logging
 import os
 import re
 import sys
+import time
 from collections.abc import Awaitable, Callable, Coroutine
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -244,6 +245,8 @@ class Nodes:
         if record.kind == "process" and record.boot_id != boot_id():
             return NodeExit("the machine was restarted", rebooted=True)
         handle = await self._driver.adopt(record)
+        if handle is None and record.kind == "container" and record.started_unix_s < _booted_unix_s():
+            return NodeExit("the machine was restarted", rebooted=True)
         if handle is None:
             return NodeExit("its process is gone")
         return NodeExit(f"it ended with {await handle.wait()}; log: {record.log_path}")
@@ -373,6 +376,11 @@ class Nodes:
         except (aiohttp.ClientError, TimeoutError, OSError) as error:
             why = str(error) or type(error).__name__
         raise DcupgradeError(code="COMMIT_NOT_ACKNOWLEDGED", what=f"commit of {enclave_id}", why=why, kind="transient")
+
+
+def _booted_unix_s() -> float:
+    """When this machine was started, by the wall clock; time asleep counts."""
+    return time.time() - time.clock_gettime(time.CLOCK_BOOTTIME)
 
 
 async def _nothing(_: str) -> None:

@@ -176,3 +176,17 @@ async def test_data_that_a_stranger_holds_keeps_the_gates_shut(
         held.release()
     strange = whose == "a stranger's" or (whose == "the node's" and not running)
     assert codes == (["DATA_LOCKED"] if strange else [])
+
+
+@pytest.mark.parametrize(("booted_unix_s", "rebooted"), [(200.0, True), (100.0, False)])
+async def test_a_container_that_ended_with_the_machine_did_not_end_by_itself(
+    data_dir: Path, monkeypatch: pytest.MonkeyPatch, booted_unix_s: float, rebooted: bool
+) -> None:
+    """The engine keeps what was there before the machine was restarted, and does not start it again."""
+    driver = Driver()
+    name = node_name(NEW.enclave_id)
+    driver.nodes[name] = Handle(
+        NodeRecord(kind="container", name=name, started_unix_s=150.0, command_digest=""), ended=True
+    )
+    monkeypatch.setattr("dcupgrade.nodes._booted_unix_s", lambda: booted_unix_s)
+    assert (await port_over(driver, data_dir).wait_exit(NEW.enclave_id)).rebooted is rebooted
