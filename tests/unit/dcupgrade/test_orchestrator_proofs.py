@@ -1,0 +1,93 @@
+"""What a new version must prove before the old one is given up; each with a version that all but proves it."""
+
+import asyncio
+from dataclasses import replace
+
+import pytest
+
+from dcupgrade.ports import Delivery, NodeHealth
+from dcupgrade.states import Name
+from tests.unit.dcupgrade.scene import Scene
+
+
+@pytest.mark.parametrize("state", ["received", "waiting"])
+def test_keys_that_were_not_confirmed_durable_are_not_delivered(state: str) -> None:
+    """The node serves, and says that it is another key set: nothing shows that it would outlive a restart."""
+
+    async def act(scene: Scene) -> None:
+        first = await scene.installed()
+        real = scene.world.nodes.health
+
+        async def health(enclave_id: str) -> NodeHealth:
+            return replace(await real(enclave_id), key_set_id="another")
+
+        async def delivery(enclave_id: str) -> Delivery:
+            return Delivery(state)
+
+        scene.world.nodes.health = health  # type: ignore[method-assign]
+        scene.world.vault.delivery = delivery  # type: ignore[method-assign]
+        scene.publish()
+        state_then = await scene.until_state(Name.REVERTING)
+        assert state_then.target is not None
+        await scene.until_idle(first)
+        assert any("DELIVERY_DEADLINE" in str(fact) for fact in scene.notes)
+        assert "probation" not in scene.passed()[-9:]
+
+    Scene().play(act)
+
+
+def test_a_version_that_says_nothing_of_its_canary_does_not_pass_probation() -> None:
+    async def act(scene: Scene) -> None:
+        first = await scene.installed()
+        real = scene.world.nodes.health
+
+        async def health(enclave_id: str) -> NodeHealth:
+            return replace(await real(enclave_id), canary=None)
+
+        scene.publish()
+        await scene.until_state(Name.PROBATION)
+        scene.world.nodes.health = health  # type: ignore[method-assign]
+        await scene.until_idle(first)
+        assert any("CANARY_FAILED" in str(fact) for fact in scene.notes)
+
+    Scene().play(act)
+
+
+@pytest.mark.parametrize(("silent_s", "passes"), [(1.5, True), (30.0, False)])
+def test_a_short_silence_in_probation_is_borne_and_a_long_one_is_not(silent_s: float, passes: bool) -> None:
+    scene = Scene()
+    scene.with_limits(probation_s=20.0)
+
+    async def act(scene: Scene) -> None:
+        first = await scene.installed()
+        real = scene.world.nodes.health
+
+        async def silent(_: str) -> NodeHealth:
+            return NodeHealth("silent")
+
+        second = scene.publish()
+        await scene.until_state(Name.PROBATION)
+        await asyncio.sleep(3)
+        scene.world.nodes.health = silent  # type: ignore[method-assign]
+        await asyncio.sleep(silent_s)
+        scene.world.nodes.health = real  # type: ignore[method-assign]
+        await scene.until_idle(second if passes else first)
+
+    scene.play(act)
+
+
+def test_another_version_that_answers_on_the_port_does_not_pass_for_the_new_one() -> None:
+    async def act(scene: Scene) -> None:
+        first = await scene.installed()
+        real = scene.world.nodes.health
+
+        async def health(enclave_id: str) -> NodeHealth:
+            return replace(await real(enclave_id), enclave_id=first.enclave_id)
+
+        scene.publish()
+        await scene.until_state(Name.DELIVERING)
+        scene.world.nodes.health = health  # type: ignore[method-assign]
+        await scene.until_idle(first)
+        assert any("NODE_ANOTHER_VERSION" in str(fact) for fact in scene.notes)
+
+    Scene().play(act)
