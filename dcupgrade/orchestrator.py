@@ -74,8 +74,8 @@ class _Stream:
             self._subscribers.remove(self._queue)
 
 
-def _has_no_node(state: State) -> bool:
-    """Whether no node was ever started: nothing runs, and nothing is being launched."""
+def has_no_node(state: State) -> bool:
+    """Whether no node was ever started: nothing runs, and nothing is being launched. Then one may be taken over."""
     return state.running is None and state.name in (Name.IDLE, Name.STAGING, Name.STAGED, Name.ABANDONED)
 
 
@@ -121,7 +121,7 @@ class Orchestrator:
         are never touched by the end of this task.
         """
         stored = self._journal.load()
-        self.state = await self._begin(stored) if stored is None or _has_no_node(stored) else stored
+        self.state = await self._begin(stored) if stored is None or has_no_node(stored) else stored
         self._since_unix_s = self._clock.now()
         log.info("taking up state %s", self.state.name, extra={"event": "start", "state": self.state.name.value})
         sources = [asyncio.ensure_future(self._follow_chain()), asyncio.ensure_future(self._follow_commands())]
@@ -245,7 +245,11 @@ class Orchestrator:
         What serves now must not be stopped for a version that could not be started then.
         """
         previous = self.state.previous
-        if event.kind is not EventKind.REVERT or previous is None or await self._nodes.slot_is_good(previous.enclave_id):
+        if (
+            event.kind is not EventKind.REVERT
+            or previous is None
+            or await self._nodes.slot_is_good(previous.enclave_id)
+        ):
             return event
         why = f"the files of {previous.enclave_id} are missing or were changed"
         return replace(event, code="SOURCE_SLOT_DAMAGED", detail=why)
