@@ -312,6 +312,8 @@ def judge(state: State, world: World, spoken: frozenset[str]) -> Iterator[str]:
         yield "9: the files of the running version are gone"
     if running and running.enclave_id < max(world.told_commit, default="") and "revert" not in spoken:
         yield "8: the machine went back behind a commit without an operator's word"
+    if "revert" in spoken and state.revert_requested and state.name in (Name.LAUNCHING, Name.DELIVERING):
+        yield "10: an operator's wish to go back was passed over"
     if world.went_back and "revert" not in spoken:
         yield "8: an older node was started after the commit without an operator's word"
 

@@ -195,6 +195,16 @@ def test_a_named_failure_of_the_vault_halts_before_the_stop() -> None:
     assert Effect(F.KEEP_NODE, A.enclave_id) in activity(state)
 
 
+def test_a_wish_to_go_back_while_the_node_stops_is_kept_until_it_has_stopped() -> None:
+    stopping = replace(RUNNING, name=Name.STOPPING, target=B)
+    wished, effects = step(stopping, Event(E.REVERT, detail="not today"))
+    assert (wished.name, effects) == (Name.STOPPING, ())
+    reverting, effects = step(wished, Event(E.NODE_STOPPED, A.enclave_id))
+    assert (reverting.name, reverting.reason) == (Name.REVERTING, "OPERATOR_REVERT")
+    assert effects == (Effect(F.STOP_NODE, B.enclave_id),)
+    assert step(stopping, Event(E.NODE_STOPPED, A.enclave_id))[0].name is Name.LAUNCHING
+
+
 def test_every_halted_condition_and_reason_has_a_meaning_under_one_code() -> None:
     from keyvault.errors import CODES as VAULT_CODES
 
