@@ -91,3 +91,26 @@ def test_another_version_that_answers_on_the_port_does_not_pass_for_the_new_one(
         assert any("NODE_ANOTHER_VERSION" in str(fact) for fact in scene.notes)
 
     Scene().play(act)
+
+
+def test_a_sealed_copy_of_another_key_set_does_not_stand_for_the_one_that_the_data_needs() -> None:
+    """The old node made new keys after the copy was taken, and is dead: the copy would lose what they encrypt."""
+
+    async def act(scene: Scene) -> None:
+        first = await scene.installed()
+        scene.publish()
+        await scene.until_state(Name.SEALED)
+        await scene.kill_agent()
+        scene.world.chain.releases[first.enclave_id] = replace(first, trait="dies")
+        for node in scene.world.nodes.all_living():
+            node.kill("signal 9")
+        scene.world.disk.write("node/keyset", "newer than the copy")
+        before = scene.passed().count("sealed")
+        scene.say("hold", reason="back to staged, and through collecting again")
+        scene.start_agent()
+        scene.say("unhold")
+        state = await scene.until_state(Name.HALTED)
+        assert state.halted == "SOURCE_WONT_START"
+        assert scene.passed().count("sealed") == before
+
+    Scene().play(act)

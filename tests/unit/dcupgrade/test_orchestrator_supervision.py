@@ -6,7 +6,8 @@ from dataclasses import replace
 import pytest
 
 from dcupgrade.gates import GateRules, Window
-from dcupgrade.states import Name
+from dcupgrade.orchestrator import _Item
+from dcupgrade.states import EffectKind, Event, EventKind, Name
 from tests.simulation.simulator.nodes import Node
 from tests.unit.dcupgrade.scene import Scene
 
@@ -106,5 +107,49 @@ def test_pauses_between_restarts_begin_anew_once_the_node_was_steady() -> None:
         began = scene.world.monotonic()
         await scene.until(lambda _: scene.serving() == first.version)
         assert scene.world.monotonic() - began < 3
+
+    Scene().play(act)
+
+
+@pytest.mark.parametrize("journal_too", [False, True])
+@pytest.mark.parametrize("name", list(Name)[1:10])
+def test_a_disk_that_is_full_from_any_state_on_for_a_while_loses_nothing(name: Name, journal_too: bool) -> None:
+    async def act(scene: Scene) -> None:
+        await scene.installed()
+        second = scene.publish()
+        await scene.until_state(name)
+        scene.world.disk.full, scene.journal.fail_writes = True, journal_too
+        await asyncio.sleep(8)
+        scene.world.disk.full = scene.journal.fail_writes = False
+        state = await scene.until(
+            lambda state: (
+                state.name is Name.IDLE
+                and bool(state.previous or state.record(second.enclave_id).quarantine)
+                and scene.serving() != ""
+            )
+        )
+        if state.previous is None:
+            # a new version that could not seal its keys was reverted, and is tried again at a person's word
+            assert "reverted" in scene.passed()
+            scene.say("approve", enclave_id=second.enclave_id)
+        await scene.until_idle(second)
+        scene.world.judge_keys()
+
+    Scene().play(act)
+
+
+def test_a_result_of_an_earlier_run_of_the_same_work_is_dropped() -> None:
+    async def act(scene: Scene) -> None:
+        await scene.installed()
+        scene.say("hold", reason="a holiday")
+        await scene.until(lambda state: state.hold is not None)
+        second = scene.publish()
+        await scene.until_state(Name.STAGED)
+        await asyncio.sleep(1)
+        (effect,) = [effect for effect in scene.agent._jobs if effect.kind is EffectKind.GATES]
+        stale = Event(EventKind.GATES_OPEN, second.enclave_id)
+        scene.agent._queue.put_nowait(_Item(stale, effect, scene.agent._jobs[effect].number - 1))
+        await asyncio.sleep(1)
+        assert "collecting" not in scene.passed()
 
     Scene().play(act)
