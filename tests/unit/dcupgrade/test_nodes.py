@@ -42,6 +42,7 @@ class Driver:
     left: dict[str, DataLock] = field(default_factory=dict)
     asked: asyncio.Event = field(default_factory=asyncio.Event)
     answers: asyncio.Event = field(default_factory=asyncio.Event)
+    argv: tuple[str, ...] = ()
 
     def run(self, release: Release, pid: int = 0) -> Handle:
         name = node_name(release.enclave_id)
@@ -50,6 +51,7 @@ class Driver:
         return self.nodes[name]
 
     async def start(self, spec: LaunchSpec) -> NodeRecord:
+        self.argv = spec.argv
         self.asked.set()
         await self.answers.wait()
         record = NodeRecord(kind="process", name=spec.name, started_unix_s=0.0, command_digest="")
@@ -190,3 +192,17 @@ async def test_a_container_that_ended_with_the_machine_did_not_end_by_itself(
     )
     monkeypatch.setattr("dcupgrade.nodes._booted_unix_s", lambda: booted_unix_s)
     assert (await port_over(driver, data_dir).wait_exit(NEW.enclave_id)).rebooted is rebooted
+
+
+@pytest.mark.parametrize(
+    ("first_install", "marked", "may"), [(True, False, True), (True, True, False), (False, False, False)]
+)
+async def test_no_node_may_make_keys_beside_the_marker_of_a_key_set(
+    data_dir: Path, first_install: bool, marked: bool, may: bool
+) -> None:
+    driver = Driver()
+    driver.answers.set()
+    if marked:
+        (data_dir / "keyset.json").write_text('{"key_set_id": "k"}')
+    await port_over(driver, data_dir).start(NEW, first_install=first_install)
+    assert ("--first-install" in driver.argv) is may

@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 
 from dcupgrade.ports import Delivery, NodeHealth
-from dcupgrade.states import Name
+from dcupgrade.states import Name, Release
 from tests.unit.dcupgrade.scene import Scene
 
 
@@ -112,5 +112,28 @@ def test_a_sealed_copy_of_another_key_set_does_not_stand_for_the_one_that_the_da
         state = await scene.until_state(Name.HALTED)
         assert state.halted == "SOURCE_WONT_START"
         assert scene.passed().count("sealed") == before
+
+    Scene().play(act)
+
+
+def test_only_a_first_install_may_make_keys() -> None:
+    """A launch, a restart after a crash and the way back all start a node that has to find its keys."""
+
+    async def act(scene: Scene) -> None:
+        first = await scene.installed()
+        real, asked = scene.world.nodes.start, []
+
+        async def start(release: Release, *, first_install: bool) -> None:
+            asked.append(first_install)
+            await real(release, first_install=first_install)
+
+        scene.world.nodes.start = start  # type: ignore[method-assign]
+        for node in scene.world.nodes.all_living():
+            node.kill("signal 9")
+        await scene.until(lambda _: scene.serving() == first.version)
+        scene.publish("blind")
+        await scene.until_state(Name.REVERTED)
+        await scene.until_idle(first)
+        assert asked == [False] * 3
 
     Scene().play(act)
