@@ -104,12 +104,14 @@ def _rows_of_reverting() -> Iterable[Row]:
     yield Row(N.REVERTED, E.REVERT, N.REVERTED)
     yield Row(N.HALTED, E.RESUME, N.IDLE, t.install_revoked, t.give_up_install)
     yield Row(N.HALTED, E.RESUME, N.LAUNCHING, t.back_to(N.LAUNCHING), t.resume_install)
+    yield Row(N.HALTED, E.RESUME, N.HALTED, t.revoked_meanwhile, t.halt("PREVIOUS_REVOKED", N.REVERTING))
     yield Row(N.HALTED, E.RESUME, N.REVERTING, t.back_to(N.REVERTING), t.resume_revert)
     yield Row(N.HALTED, E.RESUME, N.IDLE, None, t.resume_idle)
     yield Row(N.HALTED, E.REVERT, N.REVERTING, t.can_turn_back, t.resume_revert)
     yield Row(N.HALTED, E.REVERT, N.IDLE, t.install_superseded, t.give_up_install)
     yield Row(N.HALTED, E.REVERT, N.HALTED)
     yield Row(N.HALTED, E.NODE_SERVING, N.IDLE, t.waits_for_serving, t.resume_idle)
+    yield Row(N.HALTED, E.NODE_SERVING, N.REVERTED, t.source_returned, t.returned)
 
 
 def _rows_everywhere() -> Iterable[Row]:
@@ -168,7 +170,7 @@ def activity(state: State) -> tuple[Effect, ...]:
     """The effects wanted in a state, in no order: started when newly wanted, stopped when wanted no more."""
     running = state.running.enclave_id if state.running else ""
     target = state.target.enclave_id if state.target else ""
-    waits = state.name is N.HALTED and state.resume_to == N.IDLE
+    waits = state.name is N.HALTED and (state.resume_to == N.IDLE or t.source_may_return(state))
     kept = (Effect(F.KEEP_NODE, running),) if running and (state.name in KEEPS_NODE or waits) else ()
     match state.name:
         case N.IDLE:

@@ -33,6 +33,9 @@ E, N = EventKind, Name
 TRIES_COUNTED_MAX = 32
 """Enough for the longest pause; the count need not grow beyond."""
 
+MAY_PASS = ("SOURCE_WONT_START", "KEYS_UNREACHABLE", "NO_KEYS_ANYWHERE", "DATA_LOCKED")
+"""Conditions of the way back in which the source may still come up: a disk with room again, a vault that is back."""
+
 # --- facts about a state ---------------------------------------------------------------------------------------------
 
 
@@ -136,9 +139,26 @@ def waits_for_serving(state: State, _event: Event, _: Budgets) -> bool:
     return state.halted in ("SOURCE_WONT_START", "NO_KEYS_ANYWHERE") and state.resume_to == N.IDLE
 
 
+def source_may_return(state: State) -> bool:
+    """The way back halted with the new version gone, over something that may pass: the source is tried on and on."""
+    allowed = state.revoked_accepted or not state.revoked(state.running)
+    return allowed and state.resume_to == N.REVERTING and state.target_stopped and state.halted in MAY_PASS
+
+
+def source_returned(state: State, _event: Event, _: Budgets) -> bool:
+    """The source serves after all, and that is what the way back was for."""
+    return source_may_return(state)
+
+
 def halted_otherwise(state: State, event: Event, budgets: Budgets) -> bool:
     """Any other condition stays until an operator's word."""
-    return not waits_for_serving(state, event, budgets)
+    return not waits_for_serving(state, event, budgets) and not source_may_return(state)
+
+
+def revoked_meanwhile(state: State, event: Event, budgets: Budgets) -> bool:
+    """The source was revoked while the way back was halted for another reason: that is to be said first."""
+    otherwise = state.resume_to == N.REVERTING and state.halted != "PREVIOUS_REVOKED"
+    return otherwise and source_revoked(state, event, budgets)
 
 
 def back_to(name: Name) -> Guard:
@@ -317,6 +337,11 @@ def reverted(state: State, event: Event, budgets: Budgets) -> State:
     elif record.reverted >= budgets.failures:
         record = replace(record, quarantine="BUDGET_SPENT", waiting=False)
     return replace(withdraw(state).with_record(record), crashes=0)
+
+
+def returned(state: State, event: Event, budgets: Budgets) -> State:
+    """The source came up by itself after the way back had halted."""
+    return replace(reverted(state, event, budgets), halted="", resume_to="")
 
 
 def commit(state: State, event: Event, budgets: Budgets) -> State:

@@ -24,7 +24,7 @@ from dcupgrade.journal import MemoryJournal
 from dcupgrade.ports import Entry
 from dcupgrade.states import HALTED_CODES, Event, EventKind, Hold, Name, State
 from dcupgrade.transitions import Budgets
-from tests.simulation.model import Traits, World, beginning, effect_moves, faults, own_moves
+from tests.simulation.model import REVOKED_START, Traits, World, beginning, effect_moves, faults, own_moves
 
 E = EventKind
 BUDGETS = Budgets(attempts=2, failures=2, launches=2, crashes=2, retention_s=100.0)
@@ -181,7 +181,9 @@ class Explorer:
         for word in WORDS if self.scenario.words else ():
             ends = self._step(place, state, word_event(word, state, world), f"operator: {word}")
             if ends is not None:
-                yield Option(f"operator: {word}", (), ends, place.world, False, word, False)
+                # what is accepted by a `resume` is what the operator was shown
+                said = f"{word} {state.halted}".strip() if word == "resume" else word
+                yield Option(f"operator: {word}", (), ends, place.world, False, said, False)
 
     def _observe_chain(self, place: Place, state: State, world: World) -> Iterator[Option]:
         ends = self._step(place, state, Event(E.CHAIN, chain=world.facts()), "the agent sees the chain")
@@ -303,7 +305,7 @@ def judge(state: State, world: World, spoken: frozenset[str]) -> Iterator[str]:
     for name in world.given_to:
         if name != world.vault_keys_of and name not in ("b", "c"):
             yield "3: keys went to another than the permitted target or their source"
-    if world.broken_rule and not (world.broken_rule.startswith("a version known") and "resume" in spoken):
+    if world.broken_rule and not (world.broken_rule == REVOKED_START and "resume PREVIOUS_REVOKED" in spoken):
         yield f"4: {world.broken_rule}"
     if "b" in world.told_commit and world.traits.target == "blind":
         yield "8: a version that cannot decrypt the old data was told to commit"

@@ -138,6 +138,47 @@ def test_a_disk_that_is_full_from_any_state_on_for_a_while_loses_nothing(name: N
     Scene().play(act)
 
 
+@pytest.mark.parametrize("what", ["port_taken", "locked_by_other"])
+def test_the_old_version_comes_back_by_itself_when_what_kept_it_down_has_passed(what: str) -> None:
+    """Nobody need be woken for a port that was taken, a full disk, or a vault that was away."""
+
+    async def act(scene: Scene) -> None:
+        first = await scene.installed()
+        real = scene.world.nodes.stop
+
+        async def stop(enclave_id: str) -> None:
+            await real(enclave_id)
+            setattr(scene.world.nodes, what, enclave_id != first.enclave_id)
+
+        scene.world.nodes.stop = stop  # type: ignore[method-assign]
+        second = scene.publish("blind")
+        state = await scene.until_state(Name.HALTED)
+        assert state.halted == ("DATA_LOCKED" if what == "locked_by_other" else "SOURCE_WONT_START")
+        await asyncio.sleep(100)
+        assert scene.state.halted == state.halted
+        setattr(scene.world.nodes, what, False)
+        state = await scene.until_idle(first)
+        assert state.halted == ""
+        assert state.record(second.enclave_id).quarantine == "BUDGET_SPENT"
+
+    Scene().play(act)
+
+
+def test_a_vault_that_comes_back_late_lets_the_old_version_have_its_keys_and_the_machine_go_on() -> None:
+    async def act(scene: Scene) -> None:
+        first = await scene.installed()
+        scene.publish("blind")
+        await scene.until_state(Name.REVERTING)
+        scene.world.disk.remove(f"node/{first.enclave_id}")
+        scene.world.vault.up = False
+        state = await scene.until_state(Name.HALTED)
+        assert state.halted == "KEYS_UNREACHABLE"
+        scene.world.vault.up = True
+        await scene.until_idle(first)
+
+    Scene().play(act)
+
+
 def test_a_result_of_an_earlier_run_of_the_same_work_is_dropped() -> None:
     async def act(scene: Scene) -> None:
         await scene.installed()
