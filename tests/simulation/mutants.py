@@ -124,9 +124,6 @@ MUTANTS: dict[str, tuple[Rows, Activity, Scenario]] = {
         _edge(N.PROBATION, E.NODE_EXITED, _to(N.PROBATION)), _keep_activity, Scenario(Traits("frail"))),
     "goes on with a target that was revoked while stopping": (
         _edge(N.STOPPING, E.NODE_STOPPED, _drop, "must_turn_back"), _keep_activity, CALM),
-    "takes any resume for leave to start a revoked source": (
-        _edge(N.HALTED, E.RESUME, _drop, "revoked_meanwhile"), _keep_activity,
-        Scenario(Traits("blind", "broken"), faults=1, words=1)),
     "passes over a wish to go back that came while stopping": (
         _edge(N.STOPPING, E.NODE_STOPPED, lambda row: replace(row, guard=t.target_revoked), "must_turn_back"),
         _keep_activity, SPOKEN),
