@@ -121,6 +121,18 @@ async def test_children_that_a_dead_node_left_do_not_keep_it_from_being_started_
     assert driver.left == {}
 
 
+async def test_no_node_is_started_on_data_that_a_stranger_holds(data_dir: Path, lock: DataLock) -> None:
+    driver = Driver()
+    driver.answers.set()
+    nodes = port_over(driver, data_dir)
+    with pytest.raises(DcupgradeError, match=r"DATA_LOCKED.*works on it"):
+        await nodes.start(NEW, first_install=False)
+    assert not driver.asked.is_set()
+    lock.release()
+    await nodes.start(NEW, first_install=False)
+    assert await nodes.is_alive(NEW.enclave_id)
+
+
 async def test_a_start_that_is_cut_short_is_found_by_the_stop_after_it(data_dir: Path) -> None:
     """A container engine finishes what it was asked for, whether anybody waits for its answer or not."""
     driver = Driver()
