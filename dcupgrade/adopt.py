@@ -24,6 +24,7 @@ from dcupgrade.containers import open_node_driver
 from dcupgrade.errors import DcupgradeError
 from dcupgrade.journal import Journal
 from dcupgrade.nodes import Nodes, node_name
+from dcupgrade.orchestrator import has_no_node
 from dcupgrade.ports import NodeHealth
 from dcupgrade.service import lock_folders, watcher_config
 from dcupgrade.settings import Settings, load
@@ -124,6 +125,9 @@ def _need_free_journal(loaded: Settings, enclave_id: str) -> None:
     if state is not None and state.running is not None and state.running.enclave_id != enclave_id:
         why = f"the journal says that {state.running.enclave_id} is this agent's node"
         raise not_adoptable(enclave_id, why, "One agent has one node: `dcupgrade status` tells about it")
+    if state is not None and state.running is None and not has_no_node(state):
+        why = f"the journal says that a first install is in state {state.name.value} {state.halted}".rstrip()
+        raise not_adoptable(enclave_id, why, "End that first: `dcupgrade status` and `explain` tell how")
 
 
 async def _release(loaded: Settings, running: NodeHealth, source: str | None) -> Release:

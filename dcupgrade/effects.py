@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 from dcupgrade import gates
 from dcupgrade.errors import DcupgradeError, failure_of
@@ -141,27 +141,39 @@ class Performer:
 
     # --- the running node --------------------------------------------------------------------------------------------
 
-    async def _keep_node(self, effect: Effect, state: State, emit: Emit) -> Event:
-        release = _release(state, effect)
-        try:
-            if not await self.nodes.is_alive(effect.enclave_id):
-                if state.crashes:
-                    await self.clock.sleep(self.pause_s(state.crashes))
-                await self.nodes.start(release, first_install=False)
-        except Exception as error:
-            return self._failed(EventKind.NODE_START_FAILED, error, effect.enclave_id)
-        return await self._until_exit(effect.enclave_id, self._tell_when_serving(effect, state, emit))
+    async def _keep_node(self, effect: Effect, state: State, emit: Emit) -> NoReturn:
+        """Keep the node up until that is wanted no more, and tell how it goes.
 
-    async def _tell_when_serving(self, effect: Effect, state: State, emit: Emit) -> Event:
+        The journal holds already that the node is to run. So a crash is told and the node started again without
+        waiting for the crash to be stored: a full disk must not keep it down.
+        """
+        release = _release(state, effect)
+        crashes = state.crashes
+        while True:
+            try:
+                if not await self.nodes.is_alive(effect.enclave_id):
+                    if crashes:
+                        await self.clock.sleep(self.pause_s(crashes))
+                    await self.nodes.start(release, first_install=False)
+            except Exception as error:
+                emit(self._failed(EventKind.NODE_START_FAILED, error, effect.enclave_id))
+                crashes += 1
+                continue
+            served: list[bool] = []
+            emit(await self._until_exit(effect.enclave_id, self._tell_when_serving(effect, crashes, emit, served)))
+            crashes = 1 if served else crashes + 1
+
+    async def _tell_when_serving(self, effect: Effect, crashes: int, emit: Emit, served: list[bool]) -> Event:
         """A node that crashed counts as serving only after it did so for a while: crash loops are to be seen."""
         health = await self._wait_serving(effect.enclave_id, None)
-        while state.crashes:
+        while crashes:
             await self.clock.sleep(self.limits.steady_s if health.status == "serving" else self.limits.probe_interval_s)
             health = await self.nodes.health(effect.enclave_id)
             if health.status == "serving":
                 break
         if health.status == "serving":
             emit(Event(EventKind.NODE_SERVING, effect.enclave_id))
+            served.append(True)
         return await asyncio.get_running_loop().create_future()  # type: ignore[no-any-return]
 
     async def _wait_serving(self, enclave_id: str, deadline_s: float | None) -> NodeHealth:
@@ -202,24 +214,19 @@ class Performer:
     async def _stage(self, effect: Effect, state: State, _emit: Emit) -> Event:
         release = _release(state, effect)
         try:
-            await self._retry("download", lambda: self.nodes.stage(release, lambda facts: self.note("download", facts)))
+            await self._retry("download", lambda: self._fetch(release))
         except Exception as error:
             return self._failed(EventKind.STAGE_FAILED, error, effect.enclave_id)
         return Event(EventKind.STAGED, effect.enclave_id)
+
+    async def _fetch(self, release: Release) -> None:
+        await self.nodes.stage(release, lambda facts: self.note("download", facts))
 
     async def _gates(self, effect: Effect, state: State, _emit: Emit) -> Event:
         release = _release(state, effect)
         while True:
             now = self.clock.now()
-            shut = gates.shut_gates(
-                self.rules,
-                enclave_id=effect.enclave_id,
-                since_unix_s=state.target_since_unix_s,
-                now_unix_s=now,
-                hold=state.hold,
-                approved=state.approved,
-                override=state.override,
-            )
+            shut = self._shut_gates(effect, state)
             if not shut:
                 try:
                     findings = await self.nodes.preflight(
@@ -235,6 +242,17 @@ class Performer:
                 await self._tell_gates(shut, min(PREFLIGHT_PAUSE_S, self.limits.backoff_max_s))
             else:
                 await self._tell_gates(shut, gates.recheck_after_s(shut, now))
+
+    def _shut_gates(self, effect: Effect, state: State) -> tuple[gates.Shut, ...]:
+        return gates.shut_gates(
+            self.rules,
+            enclave_id=effect.enclave_id,
+            since_unix_s=state.target_since_unix_s,
+            now_unix_s=self.clock.now(),
+            hold=state.hold,
+            approved=state.approved,
+            override=state.override,
+        )
 
     async def _tell_gates(self, shut: tuple[gates.Shut, ...], pause_s: float) -> None:
         self.note(
@@ -292,6 +310,8 @@ class Performer:
             expires = await self._retry("release permit", ask)
         except Exception as error:
             return self._failed(EventKind.PERMIT_FAILED, error, effect.enclave_id)
+        if shut := self._shut_gates(effect, state):
+            return Event(EventKind.GATES_SHUT, effect.enclave_id, code=shut[0].code, detail=shut[0].detail)
         return Event(EventKind.PERMITTED, effect.enclave_id, expires_unix_s=expires)
 
     async def _evidence(self, target_id: str, source_id: str) -> Mapping[str, Any]:
@@ -400,7 +420,11 @@ class Performer:
     async def _start_source(self, effect: Effect, state: State, _emit: Emit) -> Event:
         release = _release(state, effect)
         if not await self.nodes.slot_is_good(effect.enclave_id):
-            return _source_failed(effect, "SOURCE_SLOT_DAMAGED", "its files are missing or were changed")
+            try:
+                await self._retry("fetch the previous version again", lambda: self._fetch(release))
+            except Exception as error:
+                why = f"its files are missing or were changed, and cannot be had again: {failure_of(error).detail}"
+                return _source_failed(effect, "SOURCE_SLOT_DAMAGED", why)
         found = _source_failed(effect, "SOURCE_WONT_START", "it was not tried yet")
         for tries in range(1, self.limits.launches + 1):
             try:

@@ -1,7 +1,7 @@
 """Gates: whether an upgrade may begin now, and if not, why not and when to look again. Pure; time comes in.
 
 Windows are weekly, in local time of an IANA zone, and may pass midnight. Where the clock is set forward over an opening
-time, the window opens at the first instant after the gap.
+time, the window opens as late as without that (02:30 at what is then 03:30); where a time comes twice, at the first.
 """
 
 from __future__ import annotations

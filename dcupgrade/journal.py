@@ -20,7 +20,7 @@ from typing import Any
 
 from dcupgrade.errors import DcupgradeError
 from dcupgrade.ports import Command, Entry
-from dcupgrade.states import State, state_from_json
+from dcupgrade.states import STATE_FORMAT, State, state_from_json
 
 SCHEMA_VERSION = 1
 HISTORY_ROWS_MAX = 100_000
@@ -64,7 +64,10 @@ class Journal:
         if hashlib.sha256(text.encode()).hexdigest() != digest:
             raise _corrupt(self.path, "the stored state does not match its checksum")
         try:
-            return state_from_json(json.loads(text))
+            data = json.loads(text)
+            if data["format"] > STATE_FORMAT:
+                raise _too_new(self.path, f"its state has format {data['format']}, this program knows {STATE_FORMAT}")
+            return state_from_json(data)
         except (KeyError, TypeError, ValueError) as error:
             raise _corrupt(self.path, f"the stored state cannot be decoded ({error!r})") from error
 
@@ -188,9 +191,30 @@ class Journal:
         try:
             yield
         except sqlite3.DatabaseError as error:
+            if getattr(error, "sqlite_errorcode", 0) & 0xFF in _PASSING:
+                raise DcupgradeError(
+                    code="JOURNAL_UNREADABLE",
+                    what=f"journal {self.path}",
+                    why=str(error),
+                    action="Try again; if it stays, look at the disk and at who else has the file open.",
+                    kind="transient",
+                ) from error
             raise _corrupt(self.path, str(error)) from error
 
 
+_PASSING = frozenset(
+    {
+        sqlite3.SQLITE_BUSY,
+        sqlite3.SQLITE_LOCKED,
+        sqlite3.SQLITE_CANTOPEN,
+        sqlite3.SQLITE_FULL,
+        sqlite3.SQLITE_IOERR,
+        sqlite3.SQLITE_NOMEM,
+        sqlite3.SQLITE_PERM,
+        sqlite3.SQLITE_READONLY,
+    }
+)
+"""What SQLite says of the host and of other programs; nothing of it is damage to the journal."""
 _DOWNTIME = (
     "SELECT MIN(up.at_unix_s) - down.at_unix_s FROM events down JOIN events up ON up.seq > down.seq"
     " WHERE down.seq = (SELECT MAX(seq) FROM events WHERE state_before = 'sealed' AND state_after = 'stopping')"
@@ -287,17 +311,21 @@ def _migrate(db: sqlite3.Connection, path: Path) -> None:
         if not version.isdigit() or int(version) < 1:
             raise _corrupt(path, f"its schema version is {version!r}")
         if int(version) > SCHEMA_VERSION:
-            raise DcupgradeError(
-                code="JOURNAL_TOO_NEW",
-                what=f"journal {path}",
-                why=f"it has schema {version}, this program knows {SCHEMA_VERSION}",
-                action="Run the version of the program that wrote it, or a newer one.",
-                kind="invariant",
-            )
+            raise _too_new(path, f"it has schema {version}, this program knows {SCHEMA_VERSION}")
     except BaseException:
         db.execute("ROLLBACK")
         raise
     db.execute("COMMIT")
+
+
+def _too_new(path: Path, why: str) -> DcupgradeError:
+    return DcupgradeError(
+        code="JOURNAL_TOO_NEW",
+        what=f"journal {path}",
+        why=why,
+        action="Run the version of the program that wrote it, or a newer one.",
+        kind="invariant",
+    )
 
 
 def _corrupt(path: Path, why: str) -> DcupgradeError:

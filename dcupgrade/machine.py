@@ -59,6 +59,8 @@ def _rows() -> Iterable[Row]:
     yield Row(N.COLLECTING, E.COLLECT_FAILED, N.HALTED, t.needs_a_person, t.halt("VAULT_REPLACED", N.IDLE))
     yield Row(N.COLLECTING, E.COLLECT_FAILED, N.ABANDONED, None, t.abandon)
     yield Row(N.SEALED, E.PERMITTED, N.STOPPING, None, t.note_permit)
+    # the last look before downtime: the window may have closed while the agent or the vault was away
+    yield Row(N.SEALED, E.GATES_SHUT, N.STAGED)
     yield Row(N.SEALED, E.PERMIT_FAILED, N.HALTED, t.needs_a_person, t.halt("VAULT_REPLACED", N.IDLE))
     yield Row(N.SEALED, E.PERMIT_FAILED, N.ABANDONED, None, t.abandon)
     for name in (N.STAGING, N.STAGED, N.COLLECTING, N.SEALED):
@@ -84,6 +86,8 @@ def _rows() -> Iterable[Row]:
     for name in (N.LAUNCHING, N.DELIVERING, N.PROBATION):
         yield Row(name, E.REVERT, N.REVERTING, None, t.turn_back)
     yield Row(N.COMMITTED, E.COMMIT_DONE, N.IDLE, None, t.settle_committed)
+    # a version that never takes the word to commit must not keep its operator from going back
+    yield Row(N.COMMITTED, E.REVERT, N.REVERTING, t.has_previous, t.turn_back_by_hand)
     yield Row(N.COMMITTED, E.REVERT, N.COMMITTED, None, t.refuse_revert)
     yield from _rows_of_reverting()
 
@@ -100,11 +104,14 @@ def _rows_of_reverting() -> Iterable[Row]:
     yield Row(N.REVERTED, E.REVERT, N.REVERTED)
     yield Row(N.HALTED, E.RESUME, N.IDLE, t.install_revoked, t.give_up_install)
     yield Row(N.HALTED, E.RESUME, N.LAUNCHING, t.back_to(N.LAUNCHING), t.resume_install)
+    yield Row(N.HALTED, E.RESUME, N.HALTED, t.revoked_meanwhile, t.halt("PREVIOUS_REVOKED", N.REVERTING))
     yield Row(N.HALTED, E.RESUME, N.REVERTING, t.back_to(N.REVERTING), t.resume_revert)
     yield Row(N.HALTED, E.RESUME, N.IDLE, None, t.resume_idle)
     yield Row(N.HALTED, E.REVERT, N.REVERTING, t.can_turn_back, t.resume_revert)
+    yield Row(N.HALTED, E.REVERT, N.IDLE, t.install_superseded, t.give_up_install)
     yield Row(N.HALTED, E.REVERT, N.HALTED)
     yield Row(N.HALTED, E.NODE_SERVING, N.IDLE, t.waits_for_serving, t.resume_idle)
+    yield Row(N.HALTED, E.NODE_SERVING, N.REVERTED, t.source_returned, t.returned)
 
 
 def _rows_everywhere() -> Iterable[Row]:
@@ -163,7 +170,7 @@ def activity(state: State) -> tuple[Effect, ...]:
     """The effects wanted in a state, in no order: started when newly wanted, stopped when wanted no more."""
     running = state.running.enclave_id if state.running else ""
     target = state.target.enclave_id if state.target else ""
-    waits = state.name is N.HALTED and state.resume_to == N.IDLE
+    waits = state.name is N.HALTED and (state.resume_to == N.IDLE or t.source_may_return(state))
     kept = (Effect(F.KEEP_NODE, running),) if running and (state.name in KEEPS_NODE or waits) else ()
     match state.name:
         case N.IDLE:

@@ -9,9 +9,10 @@ import logging
 import os
 import re
 import sys
-from collections.abc import Awaitable, Callable
+import time
+from collections.abc import Awaitable, Callable, Coroutine
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import aiohttp
 
@@ -27,7 +28,7 @@ from process_supervisor.driver import LaunchSpec, NodeDriver, NodeHandle, NodeRe
 from process_supervisor.errors import ProcessSupervisorError
 from process_supervisor.fetch import Progress as DownloadProgress
 from process_supervisor.limits import GIB, ArchiveLimits, DownloadLimits
-from process_supervisor.procfs import boot_id
+from process_supervisor.procfs import boot_id, process_facts
 from process_supervisor.stage import StageRequest, stage
 
 if TYPE_CHECKING:
@@ -40,6 +41,7 @@ HEALTH_TIMEOUT_S = 5.0
 UNLOCK_TIMEOUT_S = 10.0
 KEPT_ENVIRONMENT = ("PATH", "LANG", "LC_ALL", "TZ", "PYTHONPATH", "SSL_CERT_FILE")
 KEY_SET_MARKER = "keyset.json"
+T = TypeVar("T")
 _ENCLAVE_ID = re.compile(r"[0-9a-f]{64}")
 
 
@@ -175,7 +177,21 @@ class Nodes:
             # one that waits for keys goes on: collecting then finds out whether there are any
             if health.status not in ("serving", "waiting_for_keys"):
                 found.append(Finding("NODE_NOT_READY", f"the running version is {health.status}"))
-        return found
+        return found + await self._lock_findings(source_id)
+
+    async def _lock_findings(self, source_id: str) -> list[Finding]:
+        """A stranger that holds the data would be found after the node's stop otherwise, with nothing left to serve."""
+        holder = probe.data_lock_holder(self._settings.node.data_dir)
+        if holder is None:
+            return []
+        handle = await self._handle(source_id) if source_id else None
+        if handle is not None:
+            record = handle.record
+            # whose lock it is can be told of processes of ours only; what a container does looks like anybody's
+            facts = process_facts(holder.pid) if holder.pid is not None and record.kind == "process" else None
+            if facts is None or facts.session == record.pid:
+                return []
+        return [Finding("DATA_LOCKED", f"{holder} works on {self._settings.node.data_dir}")]
 
     async def _first_install_findings(self) -> list[Finding]:
         port = self._settings.node.port
@@ -197,21 +213,25 @@ class Nodes:
     async def start(self, release: Release, *, first_install: bool) -> None:
         """Start a version, or find it running. Raises DATA_LOCKED, PORT_TAKEN, ANOTHER_NODE_RUNS, NODE_START_FAILED."""
         async with self._lock:
-            if await self._handle(release.enclave_id) is not None:
-                return
-            for name in self._names():
-                if await self._alive(name):
-                    raise DcupgradeError(
-                        code="ANOTHER_NODE_RUNS",
-                        what=f"start of {release.enclave_id}",
-                        why=f"{name} still runs on the same data",
-                        kind="transient",
-                    )
+            record = await self._driver.find(node_name(release.enclave_id))
+            handle = await self._driver.adopt(record) if record is not None else None
+            if handle is not None:
+                if handle.exit_status() is None:
+                    return
+                # its main process is dead, but children that it left may hold data and port
+                await self._driver.stop(handle, 0.0)
+            for name in await self._living_names():
+                raise DcupgradeError(
+                    code="ANOTHER_NODE_RUNS",
+                    what=f"start of {release.enclave_id}",
+                    why=f"{name} still runs on the same data",
+                    kind="transient",
+                )
             data_dir = self._settings.node.data_dir
             data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
             _need_unlocked(data_dir)
             probe.require_ports_free([self._settings.node.port])
-            await self._driver.start(self._spec(release, first_install))
+            await _to_the_end(self._driver.start(self._spec(release, first_install)))
 
     async def is_alive(self, enclave_id: str) -> bool:
         """Whether the version's process lives."""
@@ -225,6 +245,8 @@ class Nodes:
         if record.kind == "process" and record.boot_id != boot_id():
             return NodeExit("the machine was restarted", rebooted=True)
         handle = await self._driver.adopt(record)
+        if handle is None and record.kind == "container" and record.started_unix_s < _booted_unix_s():
+            return NodeExit("the machine was restarted", rebooted=True)
         if handle is None:
             return NodeExit("its process is gone")
         return NodeExit(f"it ended with {await handle.wait()}; log: {record.log_path}")
@@ -236,6 +258,8 @@ class Nodes:
             handle = await self._driver.adopt(record) if record is not None else None
             if handle is not None:
                 await self._driver.stop(handle, self._settings.node.stop_grace_s)
+            if await self._living_names():
+                return  # data and port are in use by another version of ours, and `start` sees to that
             try:
                 await probe.wait_data_unlocked(self._settings.node.data_dir, UNLOCK_TIMEOUT_S)
             except ProcessSupervisorError as error:
@@ -254,14 +278,12 @@ class Nodes:
         handle = await self._driver.adopt(record)
         return handle if handle is not None and handle.exit_status() is None else None
 
-    async def _alive(self, name: str) -> bool:
-        record = await self._driver.find(name)
-        return record is not None and await self._living(record) is not None
-
-    def _names(self) -> list[str]:
-        """Driver names of every version that is or was here."""
+    async def _living_names(self) -> list[str]:
+        """Driver names of the versions here that run."""
         slots = self.slots.iterdir() if self.slots.is_dir() else ()
-        return sorted(node_name(item.name) for item in slots if len(item.name) == 64)
+        names = sorted(node_name(item.name) for item in slots if len(item.name) == 64)
+        records = [record for name in names if (record := await self._driver.find(name)) is not None]
+        return [record.name for record in records if await self._living(record) is not None]
 
     def _spec(self, release: Release, first_install: bool) -> LaunchSpec:
         settings = self._settings
@@ -356,8 +378,26 @@ class Nodes:
         raise DcupgradeError(code="COMMIT_NOT_ACKNOWLEDGED", what=f"commit of {enclave_id}", why=why, kind="transient")
 
 
+def _booted_unix_s() -> float:
+    """When this machine was started, by the wall clock; time asleep counts."""
+    return time.time() - time.clock_gettime(time.CLOCK_BOOTTIME)
+
+
 async def _nothing(_: str) -> None:
     """No early fetch is under way."""
+
+
+async def _to_the_end(work: Coroutine[Any, Any, T]) -> T:
+    """Await `work` to its end even when cancelled meanwhile.
+
+    What was asked of a container engine cannot be taken back: whoever stops the node next must find it.
+    """
+    task = asyncio.ensure_future(work)
+    try:
+        return await asyncio.shield(task)
+    except asyncio.CancelledError:
+        await asyncio.gather(task, return_exceptions=True)
+        raise
 
 
 def verify_folder(folder: Path) -> str:

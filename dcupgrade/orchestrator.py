@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 from collections import deque
 from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass, replace
@@ -53,8 +54,28 @@ class _Item:
     command_id: int = 0
 
 
-def _has_no_node(state: State) -> bool:
-    """Whether no node was ever started: nothing runs, and nothing is being launched."""
+class _Stream:
+    """One subscriber's facts. It is heard of from the start, and forgotten by `aclose`, whether it was read or not."""
+
+    def __init__(self, subscribers: list[asyncio.Queue[dict[str, Any]]]) -> None:
+        self._queue: asyncio.Queue[dict[str, Any]] = asyncio.Queue(SUBSCRIBER_QUEUE_MAX)
+        self._subscribers = subscribers
+        subscribers.append(self._queue)
+
+    def __aiter__(self) -> _Stream:
+        return self
+
+    async def __anext__(self) -> dict[str, Any]:
+        return await self._queue.get()
+
+    async def aclose(self) -> None:
+        """End it; safe to do twice."""
+        if self._queue in self._subscribers:
+            self._subscribers.remove(self._queue)
+
+
+def has_no_node(state: State) -> bool:
+    """Whether no node was ever started: nothing runs, and nothing is being launched. Then one may be taken over."""
     return state.running is None and state.name in (Name.IDLE, Name.STAGING, Name.STAGED, Name.ABANDONED)
 
 
@@ -100,7 +121,7 @@ class Orchestrator:
         are never touched by the end of this task.
         """
         stored = self._journal.load()
-        self.state = await self._begin(stored) if stored is None or _has_no_node(stored) else stored
+        self.state = await self._begin(stored) if stored is None or has_no_node(stored) else stored
         self._since_unix_s = self._clock.now()
         log.info("taking up state %s", self.state.name, extra={"event": "start", "state": self.state.name.value})
         sources = [asyncio.ensure_future(self._follow_chain()), asyncio.ensure_future(self._follow_commands())]
@@ -135,7 +156,7 @@ class Orchestrator:
             if job is None or job.number != item.number:
                 return  # that work is wanted no more
         before, event = self.state, replace(item.event, at_unix_s=self._clock.now())
-        after, _ = step(before, event, self._budgets)
+        after = before if event.kind is EventKind.WORD_REFUSED else step(before, event, self._budgets)[0]
         if after != before or item.command_id:
             await self._store(Entry(before, event, after, activity(after), item.command_id))
         self.state = after
@@ -207,49 +228,62 @@ class Orchestrator:
         while True:
             try:
                 waiting = self._journal.commands()
-            except DcupgradeError as error:
-                log.warning("operators' words cannot be read: %s", error, extra={"code": error.code})
+            except Exception as error:
+                failure = failure_of(error)
+                log.warning("operators' words cannot be read: %s", failure.detail, extra={"code": failure.code})
                 waiting = []
             for command in waiting:
                 if command.id not in self._seen_commands:
                     self._seen_commands.add(command.id)
-                    self._queue.put_nowait(_Item(self._event_of(command), command_id=command.id))
+                    event = await self._with_files(self._event_of(command))
+                    self._queue.put_nowait(_Item(event, command_id=command.id))
             await self._clock.sleep(self._commands_poll_s)
 
+    async def _with_files(self, event: Event) -> Event:
+        """A wish to go back, marked where the previous version's files are not good.
+
+        What serves now must not be stopped for a version that could not be started then.
+        """
+        previous = self.state.previous
+        if (
+            event.kind is not EventKind.REVERT
+            or previous is None
+            or await self._nodes.slot_is_good(previous.enclave_id)
+        ):
+            return event
+        why = f"the files of {previous.enclave_id} are missing or were changed"
+        return replace(event, code="SOURCE_SLOT_DAMAGED", detail=why)
+
     def _event_of(self, command: Command) -> Event:
+        """The event that a word means. One that means nothing must not keep the words after it from being heard."""
+        try:
+            return self._meaning_of(command)
+        except (AttributeError, OverflowError, TypeError, ValueError) as error:
+            log.warning("operator's word %r of %s is refused: %s", command.kind, command.who, error)
+            return Event(EventKind.WORD_REFUSED, who=command.who, detail=f"{command.kind}: {error}")
+
+    def _meaning_of(self, command: Command) -> Event:
         arguments = command.arguments
         detail = str(arguments.get("reason", ""))
-        kind = WORDS.get(command.kind)
+        if command.kind not in WORDS:
+            raise ValueError("there is no such word")
+        kind = WORDS[command.kind]
         if kind is EventKind.HOLD:
-            hold = Hold(detail, command.who, float(arguments.get("until_unix_s") or 0.0))
-            return Event(kind, who=command.who, detail=detail, hold=hold)
+            until_unix_s = float(arguments.get("until_unix_s") or 0.0)
+            if not math.isfinite(until_unix_s):
+                raise ValueError(f"until_unix_s is {until_unix_s}")
+            return Event(kind, who=command.who, detail=detail, hold=Hold(detail, command.who, until_unix_s))
         if kind in (EventKind.APPROVE, EventKind.OVERRIDE):
             about = self.state.target or newer(self.state)
             enclave_id = str(arguments.get("enclave_id") or (about.enclave_id if about else ""))
             return Event(kind, enclave_id, who=command.who, detail=detail)
-        if kind is None:
-            log.warning("unknown operator's word %r is ignored", command.kind)
-            return Event(EventKind.UNHOLD, hold=None) if self.state.hold is None else self._hold_again()
         return Event(kind, who=command.who, detail=detail)
-
-    def _hold_again(self) -> Event:
-        return Event(EventKind.HOLD, hold=self.state.hold)
 
     # --- for people --------------------------------------------------------------------------------------------------
 
     def subscribe(self) -> AsyncIterator[dict[str, Any]]:
         """A stream of JSON-able facts: {"type": "state" | "progress", ...}. A slow reader loses the oldest ones."""
-        queue: asyncio.Queue[dict[str, Any]] = asyncio.Queue(SUBSCRIBER_QUEUE_MAX)
-        self._subscribers.append(queue)
-
-        async def stream() -> AsyncIterator[dict[str, Any]]:
-            try:
-                while True:
-                    yield await queue.get()
-            finally:
-                self._subscribers.remove(queue)
-
-        return stream()
+        return _Stream(self._subscribers)
 
     def snapshot(self) -> dict[str, Any]:
         """Everything a status page shows: state, work under way, its progress, the chain's height."""
@@ -273,6 +307,9 @@ class Orchestrator:
             out.append({"code": "RUNNING_REVOKED", "detail": state.running.enclave_id if state.running else ""})
         if state.crashes >= self._budgets.crashes:
             out.append({"code": "NODE_CRASH_LOOP", "detail": state.detail})
+        waits = self._progress.get("retry", {})
+        if state.name is Name.COMMITTED and waits.get("what") == "commit":
+            out.append({"code": "COMMIT_NOT_ACKNOWLEDGED", "detail": str(waits["detail"])})
         out += [{"code": item.quarantine, "detail": item.enclave_id} for item in state.records if item.quarantine]
         return out
 

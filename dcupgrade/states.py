@@ -54,6 +54,7 @@ class EventKind(StrEnum):
     STAGED = "staged"
     STAGE_FAILED = "stage_failed"
     GATES_OPEN = "gates_open"
+    GATES_SHUT = "gates_shut"
     COLLECTED = "collected"
     COLLECT_FAILED = "collect_failed"
     PERMITTED = "permitted"
@@ -72,6 +73,8 @@ class EventKind(StrEnum):
     SETTLED = "settled"
     ADOPTED = "adopted"
     """A node was found beside an empty journal; written once at start-up, before the machine runs."""
+    WORD_REFUSED = "word_refused"
+    """An operator's word that cannot be understood: written down as taken, never given to the machine."""
 
 
 class EffectKind(StrEnum):

@@ -33,6 +33,9 @@ E, N = EventKind, Name
 TRIES_COUNTED_MAX = 32
 """Enough for the longest pause; the count need not grow beyond."""
 
+MAY_PASS = ("SOURCE_WONT_START", "KEYS_UNREACHABLE", "NO_KEYS_ANYWHERE", "DATA_LOCKED")
+"""Conditions of the way back in which the source may still come up: a disk with room again, a vault that is back."""
+
 # --- facts about a state ---------------------------------------------------------------------------------------------
 
 
@@ -126,9 +129,9 @@ def host_rebooted(state: State, event: Event, budgets: Budgets) -> bool:
 
 
 def has_previous(state: State, event: Event, _: Budgets) -> bool:
-    """There is a previous version, within its retention time and not revoked."""
+    """There is a previous version, within its retention time, not revoked, and with its files (else `code` is set)."""
     kept = state.previous is not None and event.at_unix_s <= state.previous_until_unix_s
-    return kept and not state.revoked(state.previous)
+    return kept and not event.code and not state.revoked(state.previous)
 
 
 def waits_for_serving(state: State, _event: Event, _: Budgets) -> bool:
@@ -136,9 +139,26 @@ def waits_for_serving(state: State, _event: Event, _: Budgets) -> bool:
     return state.halted in ("SOURCE_WONT_START", "NO_KEYS_ANYWHERE") and state.resume_to == N.IDLE
 
 
+def source_may_return(state: State) -> bool:
+    """The way back halted with the new version gone, over something that may pass: the source is tried on and on."""
+    allowed = state.revoked_accepted or not state.revoked(state.running)
+    return allowed and state.resume_to == N.REVERTING and state.target_stopped and state.halted in MAY_PASS
+
+
+def source_returned(state: State, _event: Event, _: Budgets) -> bool:
+    """The source serves after all, and that is what the way back was for."""
+    return source_may_return(state)
+
+
 def halted_otherwise(state: State, event: Event, budgets: Budgets) -> bool:
     """Any other condition stays until an operator's word."""
-    return not waits_for_serving(state, event, budgets)
+    return not waits_for_serving(state, event, budgets) and not source_may_return(state)
+
+
+def revoked_meanwhile(state: State, event: Event, budgets: Budgets) -> bool:
+    """The source was revoked while the way back was halted for another reason: that is to be said first."""
+    otherwise = state.resume_to == N.REVERTING and state.halted != "PREVIOUS_REVOKED"
+    return otherwise and source_revoked(state, event, budgets)
 
 
 def back_to(name: Name) -> Guard:
@@ -154,6 +174,13 @@ def back_to(name: Name) -> Guard:
 def install_revoked(state: State, event: Event, budgets: Budgets) -> bool:
     """The first install failed and its release is revoked meanwhile."""
     return state.resume_to == N.LAUNCHING and target_revoked(state, event, budgets)
+
+
+def install_superseded(state: State, _event: Event, _: Budgets) -> bool:
+    """The first install failed, and the chain names another release to install."""
+    program = newer(state)
+    about = state.target.enclave_id if state.target else ""
+    return state.resume_to == N.LAUNCHING and program is not None and program.enclave_id != about
 
 
 def can_turn_back(state: State, event: Event, budgets: Budgets) -> bool:
@@ -206,13 +233,13 @@ def note_request(state: State, event: Event, _: Budgets) -> State:
     return replace(state, revert_requested=True, reason="OPERATOR_REVERT", detail=event.detail)
 
 
-def refuse_revert(state: State, _event: Event, _: Budgets) -> State:
+def refuse_revert(state: State, event: Event, _: Budgets) -> State:
     """Say that there is nothing to go back to."""
-    return replace(state, reason="REVERT_IMPOSSIBLE")
+    return replace(state, reason="REVERT_IMPOSSIBLE", detail=event.detail if event.code else "")
 
 
 def begin(state: State, event: Event, _: Budgets) -> State:
-    """Take the offered release as the target of a new upgrade."""
+    """Take the offered release as the target of a new upgrade; what was said of it beforehand holds."""
     return replace(
         clean(state),
         target=need(offered(state), state, event),
@@ -249,13 +276,24 @@ def abandon(state: State, event: Event, budgets: Budgets) -> State:
         return replace(state, reason="SUPERSEDED" if listed else "TARGET_REVOKED", detail="")
     if event.kind is E.REVERT:
         record = replace(record, quarantine="OPERATOR_REVERT")
-        return replace(state.with_record(record), reason="OPERATOR_REVERT", detail=event.detail)
+        return replace(withdraw(state.with_record(record)), reason="OPERATOR_REVERT", detail=event.detail)
     record = replace(record, abandoned=min(record.abandoned + 1, TRIES_COUNTED_MAX), waiting=True)
     if event.kind is E.STAGE_FAILED and event.failure == "rejected":
         record = replace(record, quarantine=event.code, waiting=False)
     elif event.failure != "transient" and record.abandoned >= budgets.attempts:
         record = replace(record, quarantine="BUDGET_SPENT", waiting=False)
+    state = withdraw(state) if record.quarantine else state
     return replace(state.with_record(record), reason=event.code, detail=event.detail)
+
+
+def withdraw(state: State) -> State:
+    """Approval and override of the target end with it: whatever is tried anew needs a new word."""
+    about = state.target.enclave_id if state.target else ""
+    return replace(
+        state,
+        approved="" if state.approved == about else state.approved,
+        override="" if state.override == about else state.override,
+    )
 
 
 def turn_back(state: State, event: Event, budgets: Budgets) -> State:
@@ -298,14 +336,19 @@ def reverted(state: State, event: Event, budgets: Budgets) -> State:
         record = replace(record, quarantine="OPERATOR_REVERT", waiting=False)
     elif record.reverted >= budgets.failures:
         record = replace(record, quarantine="BUDGET_SPENT", waiting=False)
-    return replace(state.with_record(record), crashes=0)
+    return replace(withdraw(state).with_record(record), crashes=0)
+
+
+def returned(state: State, event: Event, budgets: Budgets) -> State:
+    """The source came up by itself after the way back had halted."""
+    return replace(reverted(state, event, budgets), halted="", resume_to="")
 
 
 def commit(state: State, event: Event, budgets: Budgets) -> State:
     """The target becomes the running version; the source is kept as the previous one."""
     target = need(state.target, state, event)
     return replace(
-        state.with_record(replace(state.record(target.enclave_id), abandoned=0, reverted=0, quarantine="")),
+        withdraw(state).with_record(replace(state.record(target.enclave_id), abandoned=0, reverted=0, quarantine="")),
         running=target,
         previous=state.running,
         previous_until_unix_s=event.at_unix_s + budgets.retention_s if state.running else 0.0,
@@ -314,7 +357,10 @@ def commit(state: State, event: Event, budgets: Budgets) -> State:
 
 
 def clean(state: State) -> State:
-    """Forget what belonged to one upgrade; keep why the last one ended."""
+    """Forget what belonged to one upgrade; keep why the last one ended.
+
+    An operator's word about a release (approval, override) names its id and outlives a try of it that came to nothing.
+    """
     return replace(
         state,
         target=None,
@@ -328,8 +374,6 @@ def clean(state: State) -> State:
         revoked_accepted=False,
         halted="",
         resume_to="",
-        approved="",
-        override="",
     )
 
 
@@ -384,7 +428,7 @@ def resume_idle(state: State, _event: Event, _: Budgets) -> State:
 
 def give_up_install(state: State, _event: Event, _: Budgets) -> State:
     """A revoked first version is not tried again. What it left in the data folder stays, and the gates say so."""
-    return replace(clean(state), crashes=0)
+    return replace(clean(withdraw(state)), crashes=0)
 
 
 def need(release: Release | None, state: State, event: Event) -> Release:

@@ -24,7 +24,7 @@ from dcupgrade.journal import MemoryJournal
 from dcupgrade.ports import Entry
 from dcupgrade.states import HALTED_CODES, Event, EventKind, Hold, Name, State
 from dcupgrade.transitions import Budgets
-from tests.simulation.model import Traits, World, beginning, effect_moves, faults, own_moves
+from tests.simulation.model import REVOKED_START, Traits, World, beginning, effect_moves, faults, own_moves
 
 E = EventKind
 BUDGETS = Budgets(attempts=2, failures=2, launches=2, crashes=2, retention_s=100.0)
@@ -179,9 +179,11 @@ class Explorer:
                     end = self._number(move.worlds[-1])
                     yield Option(move.name, steps, ends, end, move.fault, "", not move.fault)
         for word in WORDS if self.scenario.words else ():
-            ends = self._step(place, state, word_event(word), f"operator: {word}")
+            ends = self._step(place, state, word_event(word, state, world), f"operator: {word}")
             if ends is not None:
-                yield Option(f"operator: {word}", (), ends, place.world, False, word, False)
+                # what is accepted by a `resume` is what the operator was shown
+                said = f"{word} {state.halted}".strip() if word == "resume" else word
+                yield Option(f"operator: {word}", (), ends, place.world, False, said, False)
 
     def _observe_chain(self, place: Place, state: State, world: World) -> Iterator[Option]:
         ends = self._step(place, state, Event(E.CHAIN, chain=world.facts()), "the agent sees the chain")
@@ -282,8 +284,10 @@ class Explorer:
         return labels[::-1]
 
 
-def word_event(word: str) -> Event:
-    """An operator's word as an event."""
+def word_event(word: str, state: State, world: World) -> Event:
+    """An operator's word as an event; a wish to go back is marked where there are no files to go back to."""
+    if word == "revert" and state.previous is not None and state.previous.enclave_id not in world.slots:
+        return Event(E.REVERT, code="SOURCE_SLOT_DAMAGED")
     if word == "hold":
         return Event(E.HOLD, hold=Hold("a reason", "an operator"))
     if word in ("approve", "override"):
@@ -301,7 +305,7 @@ def judge(state: State, world: World, spoken: frozenset[str]) -> Iterator[str]:
     for name in world.given_to:
         if name != world.vault_keys_of and name not in ("b", "c"):
             yield "3: keys went to another than the permitted target or their source"
-    if world.broken_rule and not (world.broken_rule.startswith("a version known") and "resume" in spoken):
+    if world.broken_rule and not (world.broken_rule == REVOKED_START and "resume PREVIOUS_REVOKED" in spoken):
         yield f"4: {world.broken_rule}"
     if "b" in world.told_commit and world.traits.target == "blind":
         yield "8: a version that cannot decrypt the old data was told to commit"
@@ -310,6 +314,8 @@ def judge(state: State, world: World, spoken: frozenset[str]) -> Iterator[str]:
         yield "9: the files of the running version are gone"
     if running and running.enclave_id < max(world.told_commit, default="") and "revert" not in spoken:
         yield "8: the machine went back behind a commit without an operator's word"
+    if "revert" in spoken and state.revert_requested and state.name in (Name.LAUNCHING, Name.DELIVERING):
+        yield "10: an operator's wish to go back was passed over"
     if world.went_back and "revert" not in spoken:
         yield "8: an older node was started after the commit without an operator's word"
 
@@ -329,6 +335,7 @@ def scenarios(*, thorough: bool) -> Iterator[Scenario]:
     yield Scenario(Traits("good", "broken", source_dead=True), crashes=2, faults=1)
     yield Scenario(Traits("good", "good", source_dead=True), crashes=2, faults=1)
     yield Scenario(Traits("good", remove_previous=True), crashes=2, faults=1)
+    yield Scenario(Traits("good", remove_previous=True), crashes=1, faults=0, words=1)
     for target in ("good", "blind"):
         yield Scenario(Traits(target), crashes=1, faults=0, words=1)
         yield Scenario(Traits(target), crashes=0, faults=1, words=1)

@@ -15,6 +15,7 @@ from dcupgrade.states import ChainFacts, Effect, EffectKind, Event, EventKind, N
 HEIGHTS = {"a": 1, "b": 2, "c": 3}
 RELEASES = {name: Release(name, version=name, added_height=height) for name, height in HEIGHTS.items()}
 E, F = EventKind, EffectKind
+REVOKED_START = "a version known to be revoked was started"
 
 
 @dataclass(frozen=True, slots=True)
@@ -175,7 +176,7 @@ def _start(world: World, effect: Effect, label: str, event: Event | None) -> Ite
         return
     began = replace(world.with_node(name, "starting"), unseen_exit="")
     if effect.kind is not F.KEEP_NODE and name in world.knew_revoked:
-        began = began.breaking("a version known to be revoked was started")
+        began = began.breaking(REVOKED_START)
     if any(HEIGHTS[name] < HEIGHTS[told] for told in world.told_commit):
         began = replace(began, went_back=True)
     yield Move(label, (began,), event)
@@ -190,7 +191,10 @@ def _keep(effect: Effect, state: State, world: World) -> Iterator[Move]:
         if broken or world.locked:
             yield Move("keep: start fails", (world,), _event(E.NODE_START_FAILED, effect, "NODE_START_FAILED"))
         else:
-            yield from _start(world, effect, "keep: start", None)
+            for move in _start(world, effect, "keep: start", None):
+                # kept in idle a revoked version goes on serving; on the way back it is not to be started
+                back = state.resume_to == "reverting" and name in world.knew_revoked
+                yield replace(move, worlds=(move.worlds[0].breaking(REVOKED_START),)) if back else move
     elif world.phase(name) == "serving":
         yield Move("keep: it serves", (world,), _event(E.NODE_SERVING, effect))
 
@@ -248,7 +252,9 @@ def _permit(effect: Effect, _state: State, world: World) -> Iterator[Move]:
     newer = name in world.listed and (source not in world.listed or HEIGHTS[name] > HEIGHTS.get(source, 0))
     if world.vault == "up":
         if source and world.program == name and newer:
-            yield Move("permit", (replace(world, permit=name),), _event(E.PERMITTED, effect, expires_unix_s=9))
+            after = replace(world, permit=name)
+            yield Move("permit", (after,), _event(E.PERMITTED, effect, expires_unix_s=9))
+            yield Move("permit: the window has closed", (after,), _event(E.GATES_SHUT, effect), True)
         else:
             refused = replace(failed, code="PERMIT_TARGET_NOT_PROGRAM", failure="rejected")
             yield Move("permit refused", (world,), refused)

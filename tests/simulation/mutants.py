@@ -124,6 +124,13 @@ MUTANTS: dict[str, tuple[Rows, Activity, Scenario]] = {
         _edge(N.PROBATION, E.NODE_EXITED, _to(N.PROBATION)), _keep_activity, Scenario(Traits("frail"))),
     "goes on with a target that was revoked while stopping": (
         _edge(N.STOPPING, E.NODE_STOPPED, _drop, "must_turn_back"), _keep_activity, CALM),
+    "passes over a wish to go back that came while stopping": (
+        _edge(N.STOPPING, E.NODE_STOPPED, lambda row: replace(row, guard=t.target_revoked), "must_turn_back"),
+        _keep_activity, SPOKEN),
+    "goes back to files that are gone": (
+        _edge(N.IDLE, E.REVERT, lambda row: replace(row, guard=lambda state, _event, _: state.previous is not None),
+              "has_previous"),
+        _keep_activity, Scenario(Traits("good", remove_previous=True), crashes=1, words=1)),
     "starts a source that was revoked": (
         _edge(N.REVERTING, E.NODE_STOPPED, _drop, "source_revoked"), _keep_activity, SICK),
     "commits a target that failed probation": (

@@ -174,6 +174,7 @@ class Nodes:
         node = self.living(enclave_id)
         if node is None or node.phase != "serving":
             raise DcupgradeError(code="COMMIT_NOT_ACKNOWLEDGED", what="commit", why="no answer", kind="transient")
+        self.world.judge_commit(node)
         node.committed = True
         self.world.told_commit.append(enclave_id)
 

@@ -423,6 +423,14 @@ class SimulatedWorld:
         if not successor or (node.key and self.disk.safe.get(f"vault/keys/{node.key}") != node.key):
             self.violate(f"4: {node.release.version} was stopped before release and keys were safe")
 
+    def judge_commit(self, node: Node) -> None:
+        """8: what stays for good reads the old data, and its own copy of the keys would survive a power cut."""
+        name = node.release.version
+        if node.release.trait == "blind":
+            self.violate(f"8: {name}, which cannot decrypt the old data, was told to commit")
+        if self.disk.safe.get(f"node/{node.release.enclave_id}") != self.data_key:
+            self.violate(f"8: {name} was told to commit before its keys were safe on its disk")
+
     def judge_start(self, enclave_id: str) -> None:
         """8: after a commit only an operator's word brings an older version back."""
         if self.told_commit and not self.by_hand:

@@ -1,5 +1,7 @@
 """The journal: what was appended is there after a restart; damage is named; words of operators are taken up once."""
 
+import hashlib
+import json
 import os
 import sqlite3
 import threading
@@ -12,7 +14,7 @@ from dcupgrade.errors import DcupgradeError
 from dcupgrade.journal import SCHEMA_VERSION, Journal, MemoryJournal
 from dcupgrade.machine import activity, step
 from dcupgrade.ports import Entry
-from dcupgrade.states import ChainFacts, Event, EventKind, Name, Release, State
+from dcupgrade.states import STATE_FORMAT, ChainFacts, Event, EventKind, Name, Release, State
 
 A, B = (Release(letter * 64, f"1.{n}.0", added_height=n + 1) for n, letter in enumerate("ab"))
 IDLE = State(running=A, chain=ChainFacts(B, ((A.enclave_id, 1), (B.enclave_id, 2))))
@@ -122,6 +124,32 @@ def test_damage_is_named(path: Path, sql: str, code: str) -> None:
         Journal(path).load()
     assert caught.value.code == code
     assert caught.value.kind == "invariant"
+
+
+def test_a_state_of_a_newer_program_is_refused_by_that_name(path: Path) -> None:
+    journal = Journal(path)
+    text = json.dumps({**begin(journal).to_json(), "format": STATE_FORMAT + 1})
+    journal._db.execute("UPDATE state SET json = ?, sha256 = ?", (text, hashlib.sha256(text.encode()).hexdigest()))
+    with pytest.raises(DcupgradeError) as caught:
+        journal.load()
+    assert (caught.value.code, caught.value.kind) == ("JOURNAL_TOO_NEW", "invariant")
+    journal.close()
+
+
+def test_a_journal_that_another_program_locks_is_not_called_damaged(path: Path) -> None:
+    journal = Journal(path)
+    begin(journal)
+    journal.close()
+    reader, another = Journal(path), sqlite3.connect(path, isolation_level=None)
+    reader._db.execute("PRAGMA journal_mode=DELETE")
+    reader._db.execute("PRAGMA busy_timeout=0")
+    another.execute("BEGIN EXCLUSIVE")
+    with pytest.raises(DcupgradeError) as caught:
+        reader.history()
+    assert (caught.value.code, caught.value.kind) == ("JOURNAL_UNREADABLE", "transient")
+    another.close()
+    assert len(reader.history()) == 1
+    reader.close()
 
 
 def test_a_file_that_is_no_database_is_left_as_it_is(path: Path) -> None:

@@ -195,6 +195,28 @@ def test_a_named_failure_of_the_vault_halts_before_the_stop() -> None:
     assert Effect(F.KEEP_NODE, A.enclave_id) in activity(state)
 
 
+def test_a_wish_to_go_back_while_the_node_stops_is_kept_until_it_has_stopped() -> None:
+    stopping = replace(RUNNING, name=Name.STOPPING, target=B)
+    wished, effects = step(stopping, Event(E.REVERT, detail="not today"))
+    assert (wished.name, effects) == (Name.STOPPING, ())
+    reverting, effects = step(wished, Event(E.NODE_STOPPED, A.enclave_id))
+    assert (reverting.name, reverting.reason) == (Name.REVERTING, "OPERATOR_REVERT")
+    assert effects == (Effect(F.STOP_NODE, B.enclave_id),)
+    assert step(stopping, Event(E.NODE_STOPPED, A.enclave_id))[0].name is Name.LAUNCHING
+
+
+def test_a_resume_accepts_a_revoked_version_only_where_it_was_told_of_that() -> None:
+    state = replace(RUNNING, name=Name.REVERTING, target=B, target_stopped=True)
+    state, _ = step(state, Event(E.SOURCE_FAILED, A.enclave_id, code="SOURCE_WONT_START"))
+    assert activity(state) == (Effect(F.KEEP_NODE, A.enclave_id),)
+    state, _ = step(state, Event(E.CHAIN, chain=ChainFacts(B, ((B.enclave_id, 2),))))
+    assert activity(state) == ()
+    state, _ = step(state, Event(E.RESUME))
+    assert (state.name, state.halted, activity(state)) == (Name.HALTED, "PREVIOUS_REVOKED", ())
+    state, _ = step(state, Event(E.RESUME))
+    assert (state.name, activity(state)) == (Name.REVERTING, (Effect(F.START_SOURCE, A.enclave_id),))
+
+
 def test_every_halted_condition_and_reason_has_a_meaning_under_one_code() -> None:
     from keyvault.errors import CODES as VAULT_CODES
 
