@@ -9,6 +9,7 @@ import fcntl
 import hashlib
 import os
 import platform
+import pwd
 import random
 import shutil
 import socket
@@ -33,9 +34,15 @@ class DevnetError(Exception):
 
 def cache_dir() -> Path:
     """The folder for what devnet installs and builds, made if it is not there."""
-    base = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
-    folder = Path(base) / "dcupgrade" / "devnet"
-    folder.mkdir(parents=True, exist_ok=True)
+    base = Path(os.environ.get("XDG_CACHE_HOME", ""))
+    try:
+        if not base.is_absolute():  # a relative one is to be ignored, says its specification; nor would tools find it
+            home = Path(os.environ.get("HOME", ""))
+            base = (home if home.is_absolute() else Path(pwd.getpwuid(os.getuid()).pw_dir)) / ".cache"
+        folder = base / "dcupgrade" / "devnet"
+        folder.mkdir(parents=True, exist_ok=True)
+    except (OSError, KeyError) as error:
+        raise DevnetError(f"no folder for the cache ({error}): set XDG_CACHE_HOME to one that you may write") from None
     return folder
 
 
@@ -50,7 +57,8 @@ def digest_of(files: list[Path], extra: str = "") -> str:
 
 
 @contextmanager
-def _locked(name: str) -> Iterator[None]:
+def locked(name: str) -> Iterator[None]:
+    """Hold the cache's lock of that name; waits for who has it, in this process or another."""
     with open(cache_dir() / f"{name}.lock", "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         yield
@@ -61,9 +69,11 @@ def install_once(name: str, build: Callable[[Path], None]) -> Path:
     final = cache_dir() / name
     if final.is_dir():
         return final
-    with _locked(name):
+    with locked(name):
         if final.is_dir():
             return final
+        for left in cache_dir().glob(f".{name}.*"):  # of one who was killed: nobody else is at it under the lock
+            shutil.rmtree(left, ignore_errors=True)
         part = Path(tempfile.mkdtemp(prefix=f".{name}.", dir=cache_dir()))
         try:
             build(part)
