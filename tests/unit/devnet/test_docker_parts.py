@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from devnet.docker import engine
 from devnet.docker.healthy import main as healthy
 from devnet.docker.setup import PORTS, ports_of
 from devnet.docker.trial import COMPOSE_FILE
@@ -102,3 +103,22 @@ def test_release_keys_are_found_again(tmp_path: Path) -> None:
     (tmp_path / "vendor.pem").write_bytes((tmp_path / "network.pem").read_bytes())
     with pytest.raises(ValueError, match="other kinds"):
         ReleaseKeys.load(tmp_path)
+
+
+def test_another_base_is_another_image(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    bundle, images = tmp_path / "ca.crt", dict[str, str]()
+
+    def docker(_: object, command: str, *arguments: str, **__: str) -> str:
+        if command == "import":
+            images[arguments[-1]] = bundle.read_text()
+        elif command == "tag":
+            images[arguments[1]] = images[arguments[0]]
+        return images.get(arguments[-1], "")
+
+    monkeypatch.setattr(engine, "CA_BUNDLE", bundle)
+    monkeypatch.setattr(engine, "base_archive", lambda: tmp_path / "base.tar")
+    monkeypatch.setattr(engine.PrivateEngine, "docker", docker)
+    for trusted in ("then", "now", "then"):
+        bundle.write_text(trusted)
+        assert images[engine.PrivateEngine().import_base()] == trusted
+    assert len(images) == 3
