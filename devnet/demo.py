@@ -99,21 +99,23 @@ def object_bytes(index: int, size: int, seed: int) -> bytes:
 def demo(handover: str, objects: int, seed: int, folder: Path | None, stay: bool) -> None:
     """Run a whole upgrade on a development chain and verify every object; exit code 0 only if all was verified."""
     console = Console(highlight=False)
-    folder = folder or ROOT / "run" / f"demo-{datetime.now().astimezone():%Y%m%d-%H%M%S}"
-    console.print(
-        Panel(
-            "A signed release upgrades a running storage node, and the new version reads the old one's data.\n"
-            "[bold yellow]The TEE is SIMULATED here: it protects nothing from this machine.[/] Everything else is real:"
-            " chain, signatures, downloads, attestation messages, sealing, separate processes.",
-            title="DCUpgrade",
-        )
-    )
-    facts, folder = Facts(), folder.resolve()
+    folder = (folder or ROOT / "run" / f"demo-{datetime.now().astimezone():%Y%m%d-%H%M%S}").resolve()
+    facts = Facts()
     try:
         with interruptible():
-            with step(console, "development chain (Chopsticks; the first time installs it)"):
-                chain = DevChain(block_time_ms=BLOCK_MS).start_now()
+            console.print(
+                Panel(
+                    "A signed release upgrades a running storage node, and the new version reads the old one's data.\n"
+                    "[bold yellow]The TEE is SIMULATED here: it protects nothing from this machine.[/]"
+                    " Everything else is real:"
+                    " chain, signatures, downloads, attestation messages, sealing, separate processes.",
+                    title="DCUpgrade",
+                )
+            )
+            chain = DevChain(block_time_ms=BLOCK_MS)
             try:
+                with step(console, "development chain (Chopsticks; the first time installs it)"):
+                    chain.start_now()
                 asyncio.run(Demo(console, folder, objects, seed, facts, handover, stay=stay).run(chain.ws_url))
             finally:
                 chain.stop_now()

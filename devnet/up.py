@@ -26,17 +26,17 @@ def up(kind: ChainKind, port: int, runtime: RuntimeName, block_time_ms: int | No
             chain = DevChain(
                 kind, runtime=runtime, port=port, block_time_ms=block_time_ms or (2000 if kind == "node" else 1000)
             )
-            chain.start_now()
+            try:
+                chain.start_now()
+                click.echo(chain.ws_url)
+                click.echo(f"genesis {chain.genesis_hash}, {kind}, runtime {runtime}, log {chain.log_path}", err=True)
+                while chain.is_running():
+                    time.sleep(0.2)
+                raise DevnetError(f"the chain ended by itself; {chain.log_tail()}")
+            finally:
+                chain.stop_now()
         except DevnetError as error:
             raise click.ClickException(str(error)) from error
-        try:
-            click.echo(chain.ws_url)
-            click.echo(f"genesis {chain.genesis_hash}, {kind}, runtime {runtime}, log {chain.log_path}", err=True)
-            while chain.is_running():
-                time.sleep(0.2)
-            raise click.ClickException(f"the chain ended by itself; {chain.log_tail()}")
-        finally:
-            chain.stop_now()
 
 
 @click.command()

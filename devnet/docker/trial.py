@@ -127,10 +127,11 @@ def _services(console: Console, folder: Path, *, attach: bool) -> Iterator[Compo
     for path in (folder, folder / "archives"):
         path.mkdir(exist_ok=True)
         os.chown(path, SERVICE_UID, SERVICE_UID)
-    with demo.step(console, "Docker engine of our own, base image"):
-        engine = PrivateEngine(keep_data=True, group=SERVICE_UID).__enter__()
     with contextlib.ExitStack() as stack:
+        engine = PrivateEngine(keep_data=True, group=SERVICE_UID)
         stack.callback(engine.close)
+        with demo.step(console, "Docker engine of our own, base image"):
+            engine.__enter__()
         compose = Compose(_environment(engine, folder, engine.import_base()))
         try:
             with demo.step(console, "images built (the first time takes minutes)"):
