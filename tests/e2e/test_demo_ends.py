@@ -54,7 +54,7 @@ def test_a_demonstration_that_is_ended_leaves_nothing(tmp_path: Path, number: si
                 break
         told.append(demo.stdout.read())
     text = "".join(told)
-    stayed = seen.startswith("everything")
+    stayed = "everything goes on running" in text  # a signal may come late on a busy machine; all was done by then
     assert demo.returncode == (0 if stayed else 130), text
     assert ("the upgrade succeeded" if stayed else "interrupted; everything was stopped") in text
     assert started_by_it(tmp_path) == []
