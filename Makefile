@@ -6,6 +6,8 @@ PYTHON ?= python3
 HANDOVER ?= v2
 SEEDS ?= 100000
 RUN := .venv/bin/python -m
+LOCK := build/lock/bin/python -m piptools compile --quiet --strip-extras --generate-hashes --allow-unsafe \
+    --no-emit-index-url --no-emit-trusted-host --no-emit-find-links
 CODE := dcupgrade chain_watcher attestation keyvault process_supervisor devnet tests benchmarks docs
 
 .PHONY: help setup demo test lint types unit e2e e2e-node e2e-compose e2e-systemd simulate kill-matrix bench docs lock clean install uninstall
@@ -58,12 +60,12 @@ bench: setup ## the measurements of benchmarks/, one after the other
 docs: setup ## generated pages and the documentation site (build/site)
 	.venv/bin/python docs/build.py
 
-lock: setup ## resolve the dependencies of pyproject.toml anew
-	.venv/bin/python -m pip install --quiet pip-tools
-	.venv/bin/python -m piptools compile --quiet --strip-extras --generate-hashes --allow-unsafe --extra dev \
-	    --no-emit-index-url --no-emit-trusted-host --no-emit-find-links -o requirements.lock pyproject.toml
-	.venv/bin/python -m piptools compile --quiet --strip-extras --generate-hashes --allow-unsafe \
-	    --no-emit-index-url --no-emit-trusted-host --no-emit-find-links -o requirements.runtime.lock pyproject.toml
+lock: ## resolve the dependencies of pyproject.toml anew, in an environment of its own
+	$(PYTHON) -m venv --clear build/lock
+	build/lock/bin/python -m pip install --quiet pip-tools==7.6.2
+	$(LOCK) --only-build-deps --all-build-deps -o requirements.build.lock pyproject.toml
+	$(LOCK) --extra dev -o requirements.lock pyproject.toml
+	$(LOCK) -o requirements.runtime.lock pyproject.toml
 
 install: ## install under PREFIX (default /usr/local; DESTDIR is honoured)
 	@PYTHON=$(PYTHON) .ci/install install

@@ -12,7 +12,6 @@ import hashlib
 import json
 import random
 import shutil
-import signal
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -24,12 +23,14 @@ from typing import Any
 import aiohttp
 import click
 from rich.console import Console
+from rich.markup import escape
 from rich.panel import Panel
 from rich.progress import BarColumn, DownloadColumn, Progress, SpinnerColumn, TaskID, TextColumn
 from rich.table import Table
 
 from devnet.chain import DevChain
 from devnet.release_builder import ROOT, BuiltRelease
+from devnet.signals import cancel_by_signal, interruptible
 from devnet.tools import DevnetError
 from devnet.world import NodeClient, World, WorldError
 
@@ -98,26 +99,51 @@ def object_bytes(index: int, size: int, seed: int) -> bytes:
 def demo(handover: str, objects: int, seed: int, folder: Path | None, stay: bool) -> None:
     """Run a whole upgrade on a development chain and verify every object; exit code 0 only if all was verified."""
     console = Console(highlight=False)
-    folder = folder or ROOT / "run" / f"demo-{datetime.now().astimezone():%Y%m%d-%H%M%S}"
-    console.print(
-        Panel(
-            "A signed release upgrades a running storage node, and the new version reads the old one's data.\n"
-            "[bold yellow]The TEE is SIMULATED here: it protects nothing from this machine.[/] Everything else is real:"
-            " chain, signatures, downloads, attestation messages, sealing, separate processes.",
-            title="DCUpgrade",
-        )
-    )
+    folder = (folder or ROOT / "run" / f"demo-{datetime.now().astimezone():%Y%m%d-%H%M%S}").resolve()
     facts = Facts()
     try:
-        asyncio.run(Demo(console, folder.resolve(), objects, seed, facts, handover, stay=stay).run())
+        with interruptible():
+            console.print(
+                Panel(
+                    "A signed release upgrades a running storage node, and the new version reads the old one's data.\n"
+                    "[bold yellow]The TEE is SIMULATED here: it protects nothing from this machine.[/]"
+                    " Everything else is real:"
+                    " chain, signatures, downloads, attestation messages, sealing, separate processes.",
+                    title="DCUpgrade",
+                )
+            )
+            chain = DevChain(block_time_ms=BLOCK_MS)
+            try:
+                with step(console, "development chain (Chopsticks; the first time installs it)"):
+                    chain.start_now()
+                asyncio.run(Demo(console, folder, objects, seed, facts, handover, stay=stay).run(chain.ws_url))
+            finally:
+                chain.stop_now()
     except (DemoError, WorldError, DevnetError, aiohttp.ClientError, OSError) as error:
-        console.print(f"[bold red]failed[/]: {error}", markup=True)
+        console.print(f"[bold red]failed[/]: {escape(str(error))}")
         console.print(f"logs and journal: {folder}")
         sys.exit(1)
     except (KeyboardInterrupt, asyncio.CancelledError):
+        remove_bulk(folder)
         console.print("interrupted; everything was stopped")
         sys.exit(130)
+    remove_bulk(folder)
     summary(console, folder, facts, objects)
+
+
+def remove_bulk(folder: Path) -> None:
+    """Remove the trial's data, large and of no use without its simulated CPU; what tells a story stays."""
+    for name in ("data", "keys", "archives"):
+        shutil.rmtree(folder / name, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def step(console: Console, text: str) -> Iterator[None]:
+    """Show what is done, and tick it off with its duration."""
+    began = time.monotonic()
+    with console.status(text):
+        yield
+    console.print(f"[green]✓[/] {text} [dim]({time.monotonic() - began:.1f} s)[/]")
 
 
 class Demo:
@@ -139,27 +165,17 @@ class Demo:
         self.handover, self.stay = handover, stay
         self.digests: dict[str, str] = {}
 
-    async def run(self) -> None:
-        """Run it all, and take everything down whatever happens. Raises DemoError, WorldError, DevnetError."""
-        task = asyncio.current_task()
-        if task is not None:  # SIGTERM ends it like SIGINT: with everything stopped
-            asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
-        with self._step("development chain (Chopsticks; the first time installs it)"):
-            chain = DevChain(block_time_ms=BLOCK_MS)
-            await asyncio.to_thread(chain.start_now)
+    async def run(self, chain_url: str) -> None:
+        """Run it all on a chain and stop everything, whatever happens. Raises DemoError, WorldError, DevnetError."""
+        deaf = cancel_by_signal()
+        with self._step("keys drawn, vault built and measured, its id signed and listed on chain"):
+            opened = World.open(self.folder, chain_url, handover=self.handover, by_command_line=True)
+            world = await opened.__aenter__()
         try:
-            with self._step("keys drawn, vault built and measured, its id signed and listed on chain"):
-                opened = World.open(self.folder, chain.ws_url, handover=self.handover, by_command_line=True)
-                world = await opened.__aenter__()
-            try:
-                await self._trial(world)
-            finally:
-                await opened.__aexit__(None, None, None)
+            await self._trial(world)
         finally:
-            await chain.stop()
-        # The trial's data are of no use without its simulated CPU, and large; what tells a story stays.
-        for name in ("data", "keys", "archives"):
-            shutil.rmtree(self.folder / name, ignore_errors=True)
+            deaf()
+            await opened.__aexit__(None, None, None)
 
     async def _trial(self, world: World) -> None:
         facts = self.facts
@@ -174,16 +190,13 @@ class Demo:
         await self._read_back(world)
         if self.stay:
             self.console.print("everything goes on running; Ctrl-C ends it")
-            await asyncio.Event().wait()
-        with self._step("agent, nodes, vault and chain stopped"):
+            with contextlib.suppress(asyncio.CancelledError):
+                await asyncio.Event().wait()
+        with self._step("agent, nodes and vault stopped"):
             await world.close()
 
-    @contextlib.contextmanager
-    def _step(self, text: str) -> Iterator[None]:
-        began = time.monotonic()
-        with self.console.status(text):
-            yield
-        self.console.print(f"[green]✓[/] {text} [dim]({time.monotonic() - began:.1f} s)[/]")
+    def _step(self, text: str) -> contextlib.AbstractContextManager[None]:
+        return step(self.console, text)
 
     async def _store(self, world: World) -> None:
         total = sum(self.sizes)
@@ -286,9 +299,12 @@ async def _in_parallel(work: Callable[[int], Any], count: int) -> None:
         for index in waiting:
             await work(index)
 
-    async with asyncio.TaskGroup() as group:
-        for _ in range(PARALLEL):
-            group.create_task(worker())
+    try:
+        async with asyncio.TaskGroup() as group:
+            for _ in range(PARALLEL):
+                group.create_task(worker())
+    except ExceptionGroup as failed:  # the first one tells what is wrong, as if there were no group
+        raise failed.exceptions[0] from None
 
 
 class _Heads:

@@ -9,7 +9,7 @@ from pathlib import Path
 import click
 
 from devnet.chain import START_TIMEOUT_S, WASM, ChainProcess, DevChain
-from devnet.tools import DEVNET, DevnetError, apt_install, cache_dir, digest_of, install_once, run_tool
+from devnet.tools import DEVNET, DevnetError, apt_install, cache_dir, digest_of, install_once, locked, run_tool
 
 BINARY = "devnet-node"
 DEBIAN_PACKAGES = ("rustc-web", "cargo-web", "gcc", "libc6-dev", "protobuf-compiler", "libprotobuf-dev")
@@ -67,8 +67,12 @@ def _build(part: Path) -> None:
     }
     click.echo("devnet: building the node (once, about 17 minutes on two cores)", err=True)
     argv = ["nice", "-n", "10", tools["cargo"], "build", "--release", "--locked", "--quiet"]
-    run_tool([*argv, "--manifest-path", str(DEVNET / "node" / "Cargo.toml")], what="building the node", env=env)
-    shutil.copy2(target / "release" / BINARY, part)
+    with locked("node-target"):  # one at a time: builds of other sources put their binary in the same place
+        # Cargo knows changed sources by their dates, and a checkout may bring older dates than those of the last build.
+        for known in (target / "release" / ".fingerprint").glob(f"{BINARY}-*"):
+            shutil.rmtree(known)
+        run_tool([*argv, "--manifest-path", str(DEVNET / "node" / "Cargo.toml")], what="building the node", env=env)
+        shutil.copy2(target / "release" / BINARY, part)
 
 
 def spawn_node(chain: ChainProcess, arguments: list[str], *, port: int = 0) -> None:

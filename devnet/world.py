@@ -281,7 +281,12 @@ class World:
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.PIPE,
         )
-        out, err = await process.communicate()
+        try:
+            out, err = await process.communicate()
+        finally:
+            if process.returncode is None:  # cancelled: nobody would wait for it any more
+                process.kill()
+                await process.wait()
         if process.returncode:
             raise WorldError(f"dcupgrade {' '.join(arguments[:2])}: {(err or out).decode().strip()}")
         return out.decode()
@@ -394,7 +399,7 @@ class World:
         return "\n".join(self.agent_log.read_text("utf-8", "replace").splitlines()[-lines:])
 
     def processes(self) -> dict[int, list[str]]:
-        """Every other process whose arguments name this world's folder: agent, vault and nodes with their CPUs."""
+        """Every other process whose arguments name this world's folder, whosesoever it is."""
         found = {}
         for entry in Path("/proc").iterdir():
             if entry.name.isdigit() and int(entry.name) != os.getpid():
@@ -408,7 +413,7 @@ class World:
         """Pids by what they are: "agent", "vault" and "node" (the enclaves), "cpu" (what runs them)."""
         found: dict[str, list[int]] = {"agent": [], "vault": [], "node": [], "cpu": []}
         for pid, arguments in self.processes().items():
-            if "watch" in arguments:
+            if "dcupgrade" in arguments and "watch" in arguments:
                 found["agent"].append(pid)
             elif "attestation.simulated" in arguments:
                 found["cpu"].append(pid)
@@ -428,19 +433,23 @@ class World:
                 await self.proxy.cut()
             await self.server.stop()
 
+    def _left(self) -> list[int]:
+        """Pids of what this world started. Others name its folder too: a pager on its logs, a shell that wraps us."""
+        return [pid for pids in self.enclaves().values() for pid in pids]
+
     async def _stop_enclaves(self) -> None:
         for number, patience_s in ((signal.SIGTERM, 10.0), (signal.SIGKILL, 5.0)):
-            for pid in self.processes():
+            for pid in self._left():
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(pid, number)
             deadline = time.monotonic() + patience_s
-            while self.processes():
+            while self._left():
                 if time.monotonic() > deadline:
                     break
                 await asyncio.sleep(0.05)
             else:
                 return
-        raise WorldError(f"processes that do not end: {self.processes()}")
+        raise WorldError(f"processes that do not end: {self._left()}")
 
 
 async def genesis_hash(session: aiohttp.ClientSession, chain_url: str) -> str:

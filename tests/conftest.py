@@ -1,7 +1,9 @@
 """Fixtures every folder of tests may use."""
 
 import os
+import signal
 from pathlib import Path
+from types import FrameType
 
 import pytest
 from hypothesis import settings
@@ -12,6 +14,24 @@ settings.load_profile("house")
 
 ROOT = Path(__file__).resolve().parent.parent
 VECTORS = ROOT.parent / "shared" / "vectors"
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """A run of several workers that is ended by SIGTERM ends as with Ctrl-C: its workers are told, and clean up."""
+    if hasattr(config, "workerinput") or not config.getoption("numprocesses", None):
+        return  # `ended_by_signals` of the end-to-end tests
+    from xdist.workermanage import NodeManager
+
+    # Seconds for the clean-up, after which workers are killed; the 10 of xdist are few on a busy machine.
+    NodeManager.EXIT_TIMEOUT = 60
+
+    def end(_number: int, _frame: FrameType | None) -> None:
+        for children in Path("/proc/self/task").glob("*/children"):
+            for child in children.read_text().split():
+                os.kill(int(child), signal.SIGTERM)
+        raise KeyboardInterrupt
+
+    signal.signal(signal.SIGTERM, end)
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:

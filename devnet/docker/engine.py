@@ -37,6 +37,12 @@ def missing_tools() -> list[str]:
     ]
 
 
+def _base_tag() -> str:
+    """What the base is made of; the archive and the image of it bear this name, so another base is another image."""
+    bundle = [CA_BUNDLE] if CA_BUNDLE.is_file() else []
+    return f"{SUITE}-{digest_of(bundle, ','.join(BASE_PACKAGES))}"
+
+
 def base_archive() -> Path:
     """A tar of a minimal Debian with Python, made by debootstrap on first use (about a minute) and then cached.
 
@@ -57,8 +63,7 @@ def base_archive() -> Path:
         run_tool(argv, what="packing the base image")
         shutil.rmtree(rootfs)
 
-    bundle = [CA_BUNDLE] if CA_BUNDLE.is_file() else []
-    return install_once(f"base-{SUITE}-{digest_of(bundle, ','.join(BASE_PACKAGES))}", build) / "base.tar"
+    return install_once(f"base-{_base_tag()}", build) / "base.tar"
 
 
 class PrivateEngine:
@@ -181,8 +186,10 @@ class PrivateEngine:
 
     def import_base(self) -> str:
         """Make sure that the base image is there; returns its name."""
-        if not self.docker("images", "--quiet", BASE_IMAGE).strip():
-            self.docker("import", str(base_archive()), BASE_IMAGE, what="importing the base image")
+        image = f"dcupgrade-base:{_base_tag()}"
+        if not self.docker("images", "--quiet", image).strip():
+            self.docker("import", str(base_archive()), image, what="importing the base image")
+        self.docker("tag", image, BASE_IMAGE)
         return BASE_IMAGE
 
     def remove_containers(self) -> None:

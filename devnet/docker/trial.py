@@ -16,11 +16,9 @@ import json
 import os
 import secrets
 import shutil
-import signal
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from datetime import datetime
@@ -30,11 +28,13 @@ from typing import Any
 import aiohttp
 import click
 from rich.console import Console
+from rich.markup import escape
 
 from devnet import demo
 from devnet.docker.engine import PrivateEngine, missing_tools
 from devnet.docker.setup import NODE_IMAGE, PORTS, WORLD_FILE, make_world
 from devnet.release_builder import ROOT, BuiltRelease, NodeTraits, ReleaseKeys
+from devnet.signals import interruptible
 from devnet.tools import DevnetError, free_port, run_tool
 from devnet.world import World, WorldError
 from process_supervisor.archive import unpack
@@ -96,16 +96,14 @@ def _node_name(container: Mapping[str, Any]) -> str:
 @click.option("--folder", type=click.Path(path_type=Path, file_okay=False), help="[default: run/compose-…]")
 def compose_trial(objects: int, seed: int, attach: bool, folder: Path | None) -> None:
     """Run the whole trial in containers and verify every object; exit code 0 only if all was verified."""
-    # A stopped trial takes everything down too.
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
     console = Console(highlight=False)
     folder = (folder or ROOT / "run" / f"compose-{datetime.now().astimezone():%Y%m%d-%H%M%S}").resolve()
     console.print("[bold]DCUpgrade in containers.[/] [bold yellow]The TEE is SIMULATED: it protects nothing here.[/]")
     try:
-        with _services(console, folder, attach=attach) as compose:
+        with interruptible(), _services(console, folder, attach=attach) as compose:
             asyncio.run(_run(console, compose, objects, seed))
     except (demo.DemoError, WorldError, DevnetError, aiohttp.ClientError, OSError) as error:
-        console.print(f"[bold red]failed[/]: {error}", markup=True)
+        console.print(f"[bold red]failed[/]: {escape(str(error))}")
         console.print(f"logs and journal: {folder}")
         sys.exit(1)
     except KeyboardInterrupt:
@@ -129,28 +127,28 @@ def _services(console: Console, folder: Path, *, attach: bool) -> Iterator[Compo
     for path in (folder, folder / "archives"):
         path.mkdir(exist_ok=True)
         os.chown(path, SERVICE_UID, SERVICE_UID)
-    with _step(console, "Docker engine of our own, base image"):
-        engine = PrivateEngine(keep_data=True, group=SERVICE_UID).__enter__()
     with contextlib.ExitStack() as stack:
+        engine = PrivateEngine(keep_data=True, group=SERVICE_UID)
         stack.callback(engine.close)
+        with demo.step(console, "Docker engine of our own, base image"):
+            engine.__enter__()
         compose = Compose(_environment(engine, folder, engine.import_base()))
         try:
-            with _step(console, "images built (the first time takes minutes)"):
+            with demo.step(console, "images built (the first time takes minutes)"):
                 compose.run("build")
-            with _step(console, "services up; releases built and signed, 1.0.0 published"):
+            with demo.step(console, "services up; releases built and signed, 1.0.0 published"):
                 compose.run("up", "--detach")
             yield compose
         finally:
             _keep_logs(compose, folder)
-            with _step(console, "services, nodes and engine stopped"):
+            with demo.step(console, "services, nodes and engine stopped"):
                 engine.remove_containers()
                 # Releases are of no use after their trial; the services' images are the next run's layer cache.
                 releases = engine.docker("images", "--quiet", "--no-trunc", "dcupgrade/release").split()
                 if releases:
                     engine.docker("rmi", "--force", *sorted(set(releases)))
                 stack.close()
-            for name in ("data", "keys", "archives"):
-                shutil.rmtree(folder / name, ignore_errors=True)
+            demo.remove_bulk(folder)
 
 
 def _keep_logs(compose: Compose, folder: Path) -> None:
@@ -183,14 +181,6 @@ def _environment(engine: PrivateEngine, folder: Path, base: str) -> dict[str, st
         "DC_NODE_CONTAINER": f"dcnode{secrets.token_hex(3)}",
         "COMPOSE_PROJECT_NAME": f"dcupgrade{secrets.token_hex(3)}",
     }
-
-
-@contextlib.contextmanager
-def _step(console: Console, text: str) -> Iterator[None]:
-    began = time.monotonic()
-    with console.status(text):
-        yield
-    console.print(f"[green]✓[/] {text} [dim]({time.monotonic() - began:.1f} s)[/]")
 
 
 async def _run(console: Console, compose: Compose, objects: int, seed: int) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import re
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
@@ -19,6 +20,7 @@ STATUS_OF_CODE = {
     "NODE_OBJECT_TOO_LARGE": 413,
     "NODE_NAME_BAD": 400,
     "NODE_COMMIT_NOT_MINE": 409,
+    "NODE_DISK_FAILED": 507,
 }
 
 
@@ -147,6 +149,8 @@ class _Routes:
         response = web.StreamResponse(headers={"Content-Type": "application/octet-stream"})
         response.content_length = size
         await response.prepare(request)
+        if request.method == "HEAD":
+            return response
         await response.write(first)
         try:
             for chunk in chunks:
@@ -176,10 +180,16 @@ async def _errors(request: web.Request, handler: Callable[[web.Request], Awaitab
     try:
         return await handler(request)
     except NodeError as error:
-        status = STATUS_OF_CODE.get(error.code, 503)
-        return web.Response(
-            text=json.dumps({"code": error.code, "why": error.why}), status=status, content_type="application/json"
-        )
+        told = error
+    except OSError as error:
+        if isinstance(error, ConnectionError):  # the client's, not the disk's
+            raise
+        told = NodeError("NODE_DISK_FAILED", os.strerror(error.errno) if error.errno else type(error).__name__)
+    return web.Response(
+        text=json.dumps({"code": told.code, "why": told.why}),
+        status=STATUS_OF_CODE.get(told.code, 503),
+        content_type="application/json",
+    )
 
 
 def add_broken_handover_routes(app: web.Application, fault: str) -> None:

@@ -169,7 +169,7 @@ class Node:
     def make_keys(self) -> KeySet:
         """First install: draw keys. Raises NODE_FIRST_INSTALL_REFUSED beside any data or mark of a key set."""
         objects = self._data / "objects"
-        used = objects.is_dir() and any(objects.iterdir())
+        used = (self._data / "canary.json").exists() or (objects.is_dir() and any(objects.iterdir()))
         if used or self.marked() is not None or self._sealed.entries():
             raise NodeError("NODE_FIRST_INSTALL_REFUSED", f"{self._data} is not empty; new keys read nothing")
         keys = KeySet.draw()
@@ -183,13 +183,15 @@ class Node:
     def open_data(self, keys: KeySet) -> None:
         """Serve with these keys. Raises NODE_CANARY_UNREADABLE, and then the data were not touched."""
         store = ObjectStore(self._data, keys, self._policy.format_tag.encode())
-        if self.marked() is None:
-            # Without a marker nothing was ever stored, so a missing canary is a first start that was cut short.
+        marked = self.marked()
+        if marked is None and store.is_empty():
             store.write_canary(self._policy.version)
-            write_durably(self._marker, json.dumps({"key_set_id": keys.id}).encode())
         self.state.store = store
+        # Data whose marker was lost keep the canary that they have: another one would sing for the wrong keys.
         if not store.canary_sings():
             raise NodeError("NODE_CANARY_UNREADABLE", "the canary record does not decrypt in this version")
+        if marked is None:
+            write_durably(self._marker, json.dumps({"key_set_id": keys.id}).encode())
 
     def serve(self, keys: KeySet) -> None:
         """Say to the world that objects can be had."""

@@ -11,6 +11,7 @@ data frames hold magic, salt and the object's name, so that one object's file do
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import hmac
 import json
@@ -181,10 +182,14 @@ class ObjectStore:
         for path in self._folder.iterdir():
             if path.suffix == ".part":
                 continue
-            with path.open("rb") as file:
+            with contextlib.suppress(FileNotFoundError), path.open("rb") as file:  # it may be deleted meanwhile
                 _, name = self._read_name(file)
-                found[name] = _plain_size(path.stat().st_size - file.tell())
+                found[name] = _plain_size(os.fstat(file.fileno()).st_size - file.tell())
         return dict(sorted(found.items()))
+
+    def is_empty(self) -> bool:
+        """Whether there is neither an object nor a canary."""
+        return not self._canary.exists() and not any(self._folder.iterdir())
 
     def write_canary(self, version: str) -> None:
         """Write the canary record, once, by the first version: later versions only ever read it."""

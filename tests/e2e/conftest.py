@@ -10,6 +10,7 @@ import pytest
 from devnet.chain import DevChain
 from devnet.node_process import is_built
 from devnet.release_builder import ReleaseKeys
+from devnet.signals import interruptible
 from devnet.world import World
 
 
@@ -20,6 +21,13 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         for item in items:
             if item.get_closest_marker("node"):
                 item.add_marker(why)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def ended_by_signals() -> Iterator[None]:
+    """A run that is ended by SIGTERM takes down what it started, as with Ctrl-C: nodes and vaults outlive by design."""
+    with interruptible():
+        yield
 
 
 @pytest.fixture(scope="session")

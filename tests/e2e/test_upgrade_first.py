@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from devnet.chain import DevChain
+from devnet.lying_proxy import ForgedMetadata, LyingProxy
 from devnet.release_builder import NodeTraits, ReleaseKeys
 from devnet.world import World
 
@@ -54,6 +55,26 @@ async def test_a_first_install_needs_leave_and_an_empty_folder(world: World) -> 
     await world.start_agent(first_install=True)
     await world.wait_committed(release.enclave_id)
     await world.wait_serving(release.enclave_id)
+
+
+async def test_on_a_chain_without_the_pallet_nothing_is_installed(
+    shared_chain: DevChain, release_keys: ReleaseKeys, tmp_path: Path
+) -> None:
+    async with LyingProxy(shared_chain.ws_url) as proxy:
+        proxy.tell(ForgedMetadata(b"DcNode", b"DcNodf"))
+        overrides = {"chain": {"endpoints": [proxy.ws_url]}}
+        opened = World.open(tmp_path / "world", shared_chain.ws_url, keys=release_keys, overrides=overrides)
+        async with opened as world:
+            release = world.builder.good("1.0.0")
+            await world.publish(release)
+            await world.start_agent(first_install=True)
+            await says(world, "CHAIN_WITHOUT_PALLET")
+            assert world.enclaves()["node"] == []
+            await world.stop_agent()
+            proxy.truth()
+            await world.start_agent(first_install=True)
+            await world.wait_committed(release.enclave_id)
+            await world.wait_serving(release.enclave_id)
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from devnet.docker import engine
 from devnet.docker.healthy import main as healthy
 from devnet.docker.setup import PORTS, ports_of
 from devnet.docker.trial import COMPOSE_FILE
@@ -40,7 +41,7 @@ def test_only_the_agent_and_its_command_get_the_engines_socket() -> None:
 
 def test_images_take_their_base_as_an_argument_and_run_as_nobody_special() -> None:
     assert re.findall(r"^FROM (\S+)", DOCKERFILE, re.MULTILINE)[0] == "${BASE_IMAGE}"
-    assert set(re.findall(r"^FROM (\S+)", DOCKERFILE, re.MULTILINE)) == {"${BASE_IMAGE}", "runtime"}
+    assert set(re.findall(r"^FROM (\S+)", DOCKERFILE, re.MULTILINE)) == {"${BASE_IMAGE}", "build", "runtime"}
     assert "USER 10001:10001" in DOCKERFILE
     targets = set(re.findall(r"^FROM \S+ AS (\S+)", DOCKERFILE, re.MULTILINE))
     assert {item["build"]["target"] for item in SERVICES.values() if "build" in item} <= targets
@@ -51,6 +52,15 @@ def test_images_are_built_from_what_the_context_lets_through() -> None:
     copied = {name for line in re.findall(r"^COPY (?!--)(.+)$", DOCKERFILE, re.MULTILINE) for name in line.split()[:-1]}
     assert {name.split("/")[0] for name in copied} <= allowed
     assert all((ROOT / name).exists() for name in copied)
+
+
+def test_files_of_the_checkout_are_made_readable_before_an_image_that_runs_as_anybody_takes_them() -> None:
+    stages = re.split(r"^FROM ", DOCKERFILE, flags=re.MULTILINE)[1:]
+    for stage in stages:
+        if re.search(r"^COPY (?!--).*/opt/dcupgrade", stage, re.MULTILINE):
+            assert "chmod -R a+rX /opt/dcupgrade" in stage
+        if stage.startswith("runtime AS"):
+            assert not re.search(r"^COPY (?!--from=)", stage, re.MULTILINE)
 
 
 def test_ports_come_from_the_environment() -> None:
@@ -93,3 +103,22 @@ def test_release_keys_are_found_again(tmp_path: Path) -> None:
     (tmp_path / "vendor.pem").write_bytes((tmp_path / "network.pem").read_bytes())
     with pytest.raises(ValueError, match="other kinds"):
         ReleaseKeys.load(tmp_path)
+
+
+def test_another_base_is_another_image(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    bundle, images = tmp_path / "ca.crt", dict[str, str]()
+
+    def docker(_: object, command: str, *arguments: str, **__: str) -> str:
+        if command == "import":
+            images[arguments[-1]] = bundle.read_text()
+        elif command == "tag":
+            images[arguments[1]] = images[arguments[0]]
+        return images.get(arguments[-1], "")
+
+    monkeypatch.setattr(engine, "CA_BUNDLE", bundle)
+    monkeypatch.setattr(engine, "base_archive", lambda: tmp_path / "base.tar")
+    monkeypatch.setattr(engine.PrivateEngine, "docker", docker)
+    for trusted in ("then", "now", "then"):
+        bundle.write_text(trusted)
+        assert images[engine.PrivateEngine().import_base()] == trusted
+    assert len(images) == 3

