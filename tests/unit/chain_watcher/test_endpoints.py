@@ -183,6 +183,19 @@ async def test_a_primary_that_dies_while_it_is_asked_is_replaced_for_the_questio
         assert watch.watcher.counters.read_failures == 1
 
 
+@pytest.mark.parametrize("turns", range(16))
+async def test_a_pool_that_is_stopped_while_it_tidies_up_leaves_no_socket_open(turns: int) -> None:
+    async with FakeNode(FakeChain()) as node:
+        async with pool_of(node, clock=ManualClock()) as pool:
+            endpoint = pool.endpoints[0]
+            await until(lambda: endpoint.usable)
+            sockets = [client._ws._response for client in (endpoint.questions, endpoint.hints) if client is not None]
+            endpoint.cut.set()
+            for _ in range(turns):
+                await asyncio.sleep(0)
+        assert [socket.connection for socket in sockets] == [None, None]
+
+
 # --- quorum
 
 

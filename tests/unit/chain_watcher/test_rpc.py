@@ -143,6 +143,17 @@ async def test_a_cut_connection_wakes_questions_and_subscriptions(client: RpcCli
     assert (await failure(client, "rpc_methods")).code == "RPC_CLOSED"
 
 
+@pytest.mark.parametrize("turns", range(1, 8))
+async def test_a_close_that_is_cancelled_closes_all_the_same(client: RpcClient, turns: int) -> None:
+    """Else aiohttp reports the socket at whatever later moment it is collected."""
+    closing = asyncio.create_task(client.close())
+    for _ in range(turns):
+        await asyncio.sleep(0)
+    closing.cancel()
+    await asyncio.gather(closing, return_exceptions=True)
+    assert client._ws._response.connection is None
+
+
 async def test_a_half_open_socket_is_found_by_the_heartbeat(session: aiohttp.ClientSession) -> None:
     async def swallow(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         """Shake hands like a websocket, then be a black hole."""
