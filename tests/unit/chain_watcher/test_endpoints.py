@@ -68,7 +68,7 @@ async def pool_of(
         [node.url for node in nodes],
         genesis_hash=genesis,
         limits=limits or PoolLimits(),
-        rpc_limits=RpcLimits(request_timeout_s=2.0),
+        rpc_limits=RpcLimits(request_timeout_s=20.0),
         clock=clock,
         random=lambda: 1.0,
     )
@@ -247,8 +247,7 @@ async def test_unproven_values_need_the_quorum_too() -> None:
             else one.state_getStorage(key, at)
         )
         async with watching(one, two, **settings) as watch:
-            await until(lambda: watch.watcher.problem)
-            assert watch.watcher.health()["problem"]["code"] == "QUORUM_VALUES_DIFFER"
+            await watch.until_problem("QUORUM_VALUES_DIFFER")
             assert watch.waiting == 0
 
 
