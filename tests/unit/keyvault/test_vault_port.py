@@ -97,8 +97,9 @@ async def test_a_slow_loris_that_never_ends_its_header_is_cut_off(sent: bytes, m
         reader, writer = await asyncio.open_connection("127.0.0.1", port)
         writer.write(sent)
         with pytest.raises((ConnectionError, asyncio.IncompleteReadError)):
-            await asyncio.wait_for(reader.readexactly(1), 5)
+            await asyncio.wait_for(reader.readexactly(1), 30)
         writer.close()
+        monkeypatch.undo()  # an honest client on a busy machine may need longer than the deadline of this test
         assert (await client.health())["status"] == "ok"
 
 
@@ -108,7 +109,7 @@ async def test_a_slow_body_is_cut_off_and_told(monkeypatch: pytest.MonkeyPatch) 
         port = int(base_url(client).rsplit(":", 1)[1])
         reader, writer = await asyncio.open_connection("127.0.0.1", port)
         writer.write(b"POST /v2/hello HTTP/1.1\r\nHost: x\r\nContent-Length: 100\r\n\r\n{")
-        answer = await asyncio.wait_for(reader.readuntil(b"}"), 5)
+        answer = await asyncio.wait_for(reader.readuntil(b"}"), 30)
         assert b" 408 " in answer
         assert b"VAULT_REQUEST_TOO_SLOW" in answer
         writer.close()
@@ -128,16 +129,17 @@ async def test_a_body_that_breaks_off_is_no_error_of_the_vault(caplog: pytest.Lo
 
 
 async def test_a_second_request_on_a_kept_connection_has_its_own_deadline(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(web, "HEADER_TIMEOUT_S", 0.1)
     async with serving(Host().vault()) as client:
         port = int(base_url(client).rsplit(":", 1)[1])
         reader, writer = await asyncio.open_connection("127.0.0.1", port)
         for _ in range(2):
             writer.write(b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n")
-            assert b"enclave_id" in await asyncio.wait_for(reader.readuntil(b"}"), 5)
+            assert b"enclave_id" in await asyncio.wait_for(reader.readuntil(b"}"), 30)
+        # Only now: on a busy machine the whole requests before may take longer than this deadline.
+        monkeypatch.setattr(web, "HEADER_TIMEOUT_S", 0.1)
         writer.write(b"GET /health")
         with pytest.raises((ConnectionError, asyncio.IncompleteReadError)):
-            await asyncio.wait_for(reader.readexactly(1), 5)
+            await asyncio.wait_for(reader.readexactly(1), 30)
         writer.close()
 
 
@@ -150,12 +152,9 @@ async def test_connections_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
         for _, writer in open_ones:
             writer.close()
             await writer.wait_closed()
-        for _ in range(100):
-            if await refused(client.health()) == "nothing was refused":
-                break
-            await asyncio.sleep(0.01)
-        else:
-            pytest.fail("closed connections still count")
+        async with asyncio.timeout(30):
+            while await refused(client.health()) != "nothing was refused":  # noqa: ASYNC110 - closed ones still count
+                await asyncio.sleep(0.01)
 
 
 async def test_unexpected_errors_are_told_and_logged_without_their_values(caplog: pytest.LogCaptureFixture) -> None:
