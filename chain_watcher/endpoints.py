@@ -349,8 +349,10 @@ class EndpointPool:
             endpoint.questions = endpoint.hints = None
             for pump in pumps:
                 pump.cancel()
-            await asyncio.gather(*pumps, return_exceptions=True)
-            await asyncio.gather(*(client.close() for client in clients))
+            try:
+                await asyncio.gather(*pumps, return_exceptions=True)
+            finally:  # also when the watcher is stopped just now
+                await asyncio.gather(*(client.close() for client in clients))
 
     async def _introduce(self, endpoint: Endpoint, questions: RpcClient) -> None:
         genesis = await questions.call("chain_getBlockHash", [0])

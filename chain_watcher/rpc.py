@@ -8,6 +8,7 @@ client and leaves it to the subscription alone.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import ssl
 from collections import deque
@@ -231,14 +232,15 @@ class RpcClient:
         """Close the socket and end the reader; safe to do twice."""
         self._fail(_closed(self.url, "closed by this side"))
         reader, self._reader = self._reader, None
-        if reader is not None:
-            reader.cancel()
-            await asyncio.gather(reader, return_exceptions=True)
         try:
-            async with asyncio.timeout(1.0):
-                await self._ws.close()
-        except TimeoutError:  # a peer that does not answer the close frame; the session drops the transport
-            return
+            if reader is not None:
+                reader.cancel()
+                await asyncio.gather(reader, return_exceptions=True)
+        finally:  # also when this is cancelled meanwhile
+            # A peer need not answer the close frame; the session drops the transport then.
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(1.0):
+                    await self._ws.close()
 
     async def _ask(self, method: str, params: list[Any], opens: Subscription | None, timeout_s: float) -> Any:
         async with self._turn:

@@ -17,6 +17,8 @@ class Fault:
     times: int | None = 1
     status: int | None = None
     truncate_after_bytes: int | None = None
+    truncate_when: Callable[[], bool] | None = None
+    """Breaks the connection only then (and within 30 s): a client on a busy machine may not have read what was sent."""
     delay_s: float = 0.0
 
     def take(self) -> bool:
@@ -77,17 +79,23 @@ class ArtefactServer:
             if fault.status is not None:
                 return web.Response(status=fault.status, text="planted fault")
             if fault.truncate_after_bytes is not None:
-                return await self._truncated(request, path, fault.truncate_after_bytes)
+                return await self._truncated(request, path, fault.truncate_after_bytes, fault.truncate_when)
         if self.chunk_delay_s:
             return await self._slow(request, path)
         return web.FileResponse(path)
 
-    async def _truncated(self, request: web.Request, path: Path, count: int) -> web.StreamResponse:
+    async def _truncated(
+        self, request: web.Request, path: Path, count: int, when: Callable[[], bool] | None
+    ) -> web.StreamResponse:
         response, start, size = await _partial(request, path)
         with path.open("rb") as file:
             file.seek(start)
             await response.write(file.read(min(count, size - start)))
         await asyncio.sleep(0.2)  # what was sent arrives before the connection breaks
+        for _ in range(600):
+            if when is None or when():
+                break
+            await asyncio.sleep(0.05)
         if request.transport is not None:
             request.transport.close()
         return response

@@ -39,7 +39,7 @@ OBJECT_BYTES_MAX = 8 * 1024 * 1024
 BLOCK_MS = 1000
 PIECE_DELAY_S = 0.02
 PROBE_S = 0.01
-UPGRADE_WITHIN_S = 60.0
+UPGRADE_WITHIN_S = 120.0
 PARALLEL = 4
 MEANING = {
     "idle": "the node is supervised",
@@ -256,7 +256,7 @@ class Demo:
                 published = await world.publish(facts.new)
             rows = await world.wait_committed(facts.new.enclave_id, within_s=UPGRADE_WITHIN_S, after=seq)
             await world.wait_serving(facts.new.enclave_id)
-            await asyncio.wait_for(show, 10)
+            await asyncio.wait_for(show, 30)
             await asyncio.sleep(10 * PROBE_S)
         finally:
             for task in tasks:
@@ -324,7 +324,7 @@ class _Heads:
     async def seen_at(self, world: World, block_hash: str) -> float | None:
         async with world.session.ws_connect(world.chain_url) as socket:
             await socket.send_json({"jsonrpc": "2.0", "id": 1, "method": "chain_getHeader", "params": [block_hash]})
-            header = (await socket.receive_json(timeout=10))["result"]
+            header = (await socket.receive_json(timeout=30))["result"]
         number = int(header["number"], 16)
         return min((at for seen, at in self._seen.items() if seen >= number), default=None)
 

@@ -37,6 +37,7 @@ class NetworkNode(ChainProcess):
     def __init__(self, name: str) -> None:
         super().__init__()
         self.name = name
+        self.port = free_port()  # reserved, so that it is still there for a killed node that starts again
         # Key and port of the peer-to-peer network are fixed beforehand, so that each node knows the others from start.
         self._network_key = hashlib.sha256(f"devnet {name}".encode()).digest()
         public = bytes(SigningKey(self._network_key).verify_key)

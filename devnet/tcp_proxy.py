@@ -6,6 +6,8 @@ import asyncio
 import contextlib
 from dataclasses import dataclass, field
 
+from devnet.tools import free_port
+
 
 @dataclass(slots=True)
 class TcpProxy:
@@ -17,9 +19,12 @@ class TcpProxy:
     _tasks: set[asyncio.Task[None]] = field(default_factory=set)
 
     async def start(self) -> None:
-        """Listen; ``port`` tells where, and stays the same over cuts."""
+        """Listen; ``port`` tells where, and stays the same over cuts.
+
+        It is a reserved one: one that the kernel chose could become an outgoing connection's while nobody listens.
+        """
+        self.port = self.port or free_port()
         self._server = await asyncio.start_server(self._serve, "127.0.0.1", self.port)
-        self.port = self._server.sockets[0].getsockname()[1]
 
     async def cut(self) -> None:
         """Close every connection and refuse new ones until ``start`` is called again."""

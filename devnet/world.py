@@ -72,7 +72,7 @@ class NodeClient:
 
     async def health(self) -> dict[str, Any] | None:
         """The node's health, or None if nobody answers."""
-        timeout = aiohttp.ClientTimeout(total=2)
+        timeout = aiohttp.ClientTimeout(total=10)
         try:
             async with self.session.get(f"{self.url}/health", timeout=timeout) as answer:
                 if answer.status != 404:
@@ -206,7 +206,7 @@ class World:
                 "id": "trial",
                 "data_dir": str(self.data_dir),
                 "port": self.ports["node"],
-                "ready_deadline_s": 20.0,
+                "ready_deadline_s": 60.0,
                 "stop_grace_s": 10.0,
                 "probation_s": 1.0,
                 "probe_interval_s": 0.1,
@@ -218,8 +218,8 @@ class World:
                 "auth_file": str(image / "vault.auth"),
                 "unsafe_simulated_tee": True,
             },
-            "upgrade": {"attempts": 3, "backoff_s": 0.2, "backoff_max_s": 1.0, "delivery_deadline_s": 20.0},
-            "download": {"stall_s": 3.0},
+            "upgrade": {"attempts": 3, "backoff_s": 0.2, "backoff_max_s": 1.0, "delivery_deadline_s": 60.0},
+            "download": {"stall_s": 10.0},
         }
         if self.builder.handover == "v1":
             settings["node"] |= {"protocol": "v1", "canary_url": f"{self.node.url}/canary"}
@@ -310,17 +310,17 @@ class World:
             with contextlib.suppress(ProcessLookupError):
                 agent.send_signal(signal.SIGKILL if kill else signal.SIGTERM)
         try:
-            return await asyncio.wait_for(agent.wait(), 15)
+            return await asyncio.wait_for(agent.wait(), 30)
         except TimeoutError:
             agent.kill()
             await agent.wait()
-            raise WorldError(f"the agent did not end within 15 s of TERM\n{self.tail()}") from None
+            raise WorldError(f"the agent did not end within 30 s of TERM\n{self.tail()}") from None
 
     async def status(self) -> dict[str, Any] | None:
         """The agent's own account over its loopback address, or None if it does not answer."""
         url = f"http://127.0.0.1:{self.ports['agent']}/api/v1/status"
         try:
-            async with self.session.get(url, timeout=aiohttp.ClientTimeout(total=2)) as answer:
+            async with self.session.get(url, timeout=aiohttp.ClientTimeout(total=10)) as answer:
                 body: dict[str, Any] = await answer.json()
                 return body
         except (aiohttp.ClientError, TimeoutError, ValueError):
@@ -367,7 +367,7 @@ class World:
                 raise WorldError(f"not within {within_s:.0f} s: {what}; seen: {seen or 'nothing'}\n{self.tail()}")
             await asyncio.sleep(0.05)
 
-    async def wait_committed(self, enclave_id: str, *, within_s: float = 60, after: int = 0) -> list[dict[str, Any]]:
+    async def wait_committed(self, enclave_id: str, *, within_s: float = 120, after: int = 0) -> list[dict[str, Any]]:
         """Wait until a release is committed and the machine is idle again."""
 
         def done(rows: list[dict[str, Any]]) -> bool:
@@ -377,7 +377,7 @@ class World:
 
         return await self.wait_for(f"{enclave_id[:12]}… committed", done, within_s=within_s, after=after)
 
-    async def wait_serving(self, enclave_id: str, *, within_s: float = 30) -> dict[str, Any]:
+    async def wait_serving(self, enclave_id: str, *, within_s: float = 90) -> dict[str, Any]:
         """Wait until a node of that version serves; returns its health."""
         deadline = time.monotonic() + within_s
         while True:
@@ -438,7 +438,7 @@ class World:
         return [pid for pids in self.enclaves().values() for pid in pids]
 
     async def _stop_enclaves(self) -> None:
-        for number, patience_s in ((signal.SIGTERM, 10.0), (signal.SIGKILL, 5.0)):
+        for number, patience_s in ((signal.SIGTERM, 30.0), (signal.SIGKILL, 10.0)):
             for pid in self._left():
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(pid, number)

@@ -1,19 +1,24 @@
 """Fixtures every folder of tests may use."""
 
+import ast
+import gc
 import os
 import signal
 from pathlib import Path
 from types import FrameType
 
 import pytest
-from hypothesis import settings
-
-# Examples are timed against the wall clock by default, and a loaded machine then fails tests that are right.
-settings.register_profile("house", deadline=None)
-settings.load_profile("house")
+from hypothesis import HealthCheck, settings
 
 ROOT = Path(__file__).resolve().parent.parent
 VECTORS = ROOT.parent / "shared" / "vectors"
+
+# Generated examples follow from the test alone, and no clock judges them: what passed once passes again, on a busy
+# machine too. To look for new ones: pytest --hypothesis-profile search.
+_QUIET = {"deadline": None, "database": None, "suppress_health_check": [HealthCheck.too_slow]}
+settings.register_profile("steady", derandomize=True, **_QUIET)  # type: ignore[arg-type]
+settings.register_profile("search", print_blob=True, **_QUIET)  # type: ignore[arg-type]
+settings.load_profile("steady")
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -42,6 +47,19 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
             for report in terminalreporter.getreports("skipped"):
                 why = report.longrepr[2] if isinstance(report.longrepr, tuple) else report.longrepr
                 file.write(f"{report.nodeid}: {why}\n")
+
+
+def parsed(path: Path) -> ast.Module:
+    """A file's syntax tree. Without the garbage collector: what it runs in the middle of ast's constructors confuses
+    CPython 3.11's count of their depth ("recursion depth mismatch").
+    """
+    collects = gc.isenabled()
+    gc.disable()
+    try:
+        return ast.parse(path.read_text(encoding="utf-8"))
+    finally:
+        if collects:
+            gc.enable()
 
 
 @pytest.fixture(scope="session")

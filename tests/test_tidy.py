@@ -1,12 +1,13 @@
 """The rules of the house: who may import whom, and what pure modules may not touch."""
 
 import ast
-import gc
 import importlib
 import sys
 from pathlib import Path
 
 import pytest
+
+from tests.conftest import parsed
 
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGES = ("dcupgrade", "chain_watcher", "attestation", "keyvault", "process_supervisor", "devnet")
@@ -34,17 +35,6 @@ IMPURE = {
     ),
     *("threading", "time", "urllib", "uuid"),
 }
-
-
-def parsed(path: Path) -> ast.Module:
-    """The file's syntax tree. Without the garbage collector: what it runs in the middle of ast's constructors confuses
-    CPython 3.11's count of their depth ("recursion depth mismatch").
-    """
-    gc.disable()
-    try:
-        return ast.parse(path.read_text(encoding="utf-8"))
-    finally:
-        gc.enable()
 
 
 def imports(path: Path) -> set[str]:

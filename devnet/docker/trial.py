@@ -241,6 +241,7 @@ class _Trial(demo.Demo):
 
     async def _agent_killed(self, world: World, compose: Compose) -> None:
         newest = await asyncio.to_thread(_as_image, compose, await asyncio.to_thread(world.builder.good, "1.3.0"))
+        (agent,) = compose.run("ps", "--quiet", "upgrader").split()
         seq = world.last_seq()
         await world.publish(newest)
         await world.wait_for(
@@ -249,7 +250,6 @@ class _Trial(demo.Demo):
             within_s=UPGRADE_WITHIN_S,
             after=seq,
         )
-        (agent,) = compose.run("ps", "--quiet", "upgrader").split()
         await asyncio.to_thread(compose.docker, "kill", "--signal", "KILL", agent)
         seen = [row["state_after"] for row in world.history(seq)]
         if "committed" in seen:

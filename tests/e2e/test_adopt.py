@@ -13,7 +13,7 @@ from devnet.chain import DevChain
 from devnet.release_builder import ROOT, BuiltRelease, ReleaseKeys
 from devnet.world import World, WorldError
 
-pytestmark = [pytest.mark.e2e, pytest.mark.slow, pytest.mark.timeout(240)]
+pytestmark = [pytest.mark.e2e, pytest.mark.slow, pytest.mark.timeout(600)]
 
 
 async def somebody_elses_node(world: World, release: BuiltRelease) -> int:
@@ -52,7 +52,7 @@ async def test_a_node_of_before_is_taken_over_upgraded_and_gone_back_to(world: W
     await world.node.put("kept", b"data of before")
 
     await world.start_agent()  # before anybody told it of the node
-    await world.wait_for("it looked", lambda rows: any(row["state_after"] == "staged" for row in rows), within_s=30)
+    await world.wait_for("it looked", lambda rows: any(row["state_after"] == "staged" for row in rows), within_s=90)
     plan = json.loads(await world.dcupgrade("--config", str(world.settings_path), "plan", "--json"))
     assert "dcupgrade adopt" in json.dumps(plan)
     with pytest.raises(WorldError, match="AGENT_ALREADY_RUNNING"):
@@ -63,7 +63,7 @@ async def test_a_node_of_before_is_taken_over_upgraded_and_gone_back_to(world: W
 
     seq = world.last_seq()
     await world.start_agent()
-    rows = await world.wait_for("the node taken over", lambda rows: rows != [], within_s=30, after=seq)
+    rows = await world.wait_for("the node taken over", lambda rows: rows != [], within_s=90, after=seq)
     assert (rows[0]["kind"], rows[0]["running"]) == ("adopted", old.enclave_id)
     assert pid in world.processes()
 

@@ -30,7 +30,7 @@ async def test_an_agent_that_lost_its_journal_takes_over_the_node_that_runs(worl
     await world.stop_agent(kill=True)
     take_away(world.state_dir / "journal.sqlite3")
     await world.start_agent()
-    rows = await world.wait_for("the node taken over", lambda rows: rows != [], within_s=30)
+    rows = await world.wait_for("the node taken over", lambda rows: rows != [], within_s=90)
     row = rows[0]
     assert (row["kind"], row["running"]) == ("adopted", first)
     second = await asyncio.to_thread(world.builder.good, "1.1.0")

@@ -38,6 +38,9 @@ async def page(tmp_path: Path) -> AsyncIterator[Page]:
             await browser.close()
 
 
+expect.set_options(timeout=30_000)
+
+
 async def audit(page: Page) -> list[str]:
     """What axe-core finds wrong with the page, as ids."""
     found = await Axe().run(page)
@@ -49,7 +52,7 @@ async def picture(page: Page, folder: Path, name: str) -> None:
 
 
 async def test_the_page_follows_an_upgrade_and_takes_an_action(world: World, page: Page, tmp_path: Path) -> None:
-    world.overrides = {"node": {"probation_s": 4.0}}
+    world.overrides = {"node": {"probation_s": 10.0}}  # long enough for a busy browser to be seen in it
     world.write_settings()
     errors: list[str] = []
     page.on("pageerror", lambda error: errors.append(str(error)))
@@ -64,10 +67,10 @@ async def test_the_page_follows_an_upgrade_and_takes_an_action(world: World, pag
     assert await audit(page) == []
 
     await world.publish(new)
-    await expect(lit).to_have_attribute("data-state", "probation", timeout=30_000)
+    await expect(lit).to_have_attribute("data-state", "probation", timeout=90_000)
     await expect(page.locator("#work-text")).to_contain_text("left")
     await picture(page, tmp_path, "page-probation.png")
-    await expect(lit).to_have_attribute("data-state", "idle", timeout=30_000)
+    await expect(lit).to_have_attribute("data-state", "idle", timeout=90_000)
     await expect(page.locator("#history")).to_contain_text("committed")
     await expect(page.locator("#releases")).to_contain_text(new.enclave_id)
 

@@ -40,7 +40,7 @@ async def test_live_answers_follow_the_published_schemas(world: World) -> None:
     listener = asyncio.create_task(listen())
     new = world.builder.good("1.1.0")
     await world.publish(new)
-    await world.wait_for("an upgrade", lambda rows: any(r["state_after"] == "probation" for r in rows), within_s=60)
+    await world.wait_for("an upgrade", lambda rows: any(r["state_after"] == "probation" for r in rows), within_s=120)
     await answers_are_good()
     await world.wait_committed(new.enclave_id)
     await answers_are_good()
@@ -76,7 +76,9 @@ async def test_an_operators_hold_keeps_the_old_version_until_it_is_lifted(world:
     assert "taken up" in await world.dcupgrade(*config, "hold", "--reason", "audit")
     seq = world.last_seq()
     await world.publish(new)
-    await world.wait_for("staged", lambda rows: any(r["state_after"] == "staged" for r in rows), within_s=60, after=seq)
+    await world.wait_for(
+        "staged", lambda rows: any(r["state_after"] == "staged" for r in rows), within_s=120, after=seq
+    )
     assert "GATE_HELD" in await world.dcupgrade(*config, "plan")
     assert "ok" in await world.dcupgrade(*config, "check")
     health = await world.node.health()

@@ -70,7 +70,7 @@ def spec(tmp_path: Path) -> Make:
 
 
 async def up(driver: ContainerDriver, name: str = "node") -> None:
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(90):
         while "up" not in await driver.logs(name, 5):  # noqa: ASYNC110  (the engine tells no such event)
             await asyncio.sleep(0.05)
 

@@ -52,7 +52,7 @@ def install(host: SystemdHost, world: World) -> None:
         host.run("install", "-d", "-m", "700", "-o", user, "-g", user, state, f"{state}/cpu")
         host.run("install", "-m", "600", "-o", user, "-g", user, "/trial/cpu/root-keys", f"{state}/cpu/root-keys")
     host.write(f"/etc/systemd/system/{VAULT}.d/simulated.conf", SIMULATED_VAULT % world.ports["vault"])
-    host.write(f"/etc/systemd/system/{AGENT}.d/impatient.conf", "[Service]\nWatchdogSec=3\n")
+    host.write(f"/etc/systemd/system/{AGENT}.d/impatient.conf", "[Service]\nWatchdogSec=10\n")
     host.run("systemctl", "daemon-reload")
     host.run("systemctl", "enable", "--now", VAULT, AGENT)
 
@@ -63,7 +63,7 @@ def node_pid(host: SystemdHost) -> int:
 
 
 async def until(host: SystemdHost, unit: str, name: str, wanted: str) -> None:
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(90):
         while await asyncio.to_thread(host.shows, unit, name) != wanted:  # noqa: ASYNC110 - systemd tells by asking
             await asyncio.sleep(0.1)
 
@@ -106,7 +106,7 @@ async def see_an_operators_hold_wait_for_the_agent(host: SystemdHost, world: Wor
     host.run("systemctl", "stop", AGENT)
     host.run("dcupgrade", "hold", "--reason", "trial")
     host.run("systemctl", "start", AGENT)
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(90):
         while "hold" not in [row["kind"] for row in world.history()]:  # noqa: ASYNC110 - another process
             await asyncio.sleep(0.05)
     host.run("dcupgrade", "check")

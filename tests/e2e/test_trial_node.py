@@ -60,7 +60,7 @@ async def read_back(world: World, stored: dict[str, bytes]) -> None:
 
 async def begun_at(world: World, after: int) -> float:
     rows = await world.wait_for("staging", lambda rows: any(r["state_after"] == "staging" for r in rows),
-                                within_s=60, after=after)  # fmt: skip
+                                within_s=120, after=after)  # fmt: skip
     return float(next(row["at_unix_s"] for row in rows if row["state_after"] == "staging"))
 
 

@@ -43,7 +43,7 @@ class Running:
 
     async def until(self, status: str) -> dict[str, object]:
         """Wait until the node's health has that status."""
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(60):
             while True:
                 health = await self.client.health()
                 if health is not None and health["status"] == status:
@@ -82,7 +82,7 @@ class Bench:
             finally:
                 if process.returncode is None:
                     process.terminate()
-                await asyncio.wait_for(process.wait(), 10)
+                await asyncio.wait_for(process.wait(), 60)
 
 
 @pytest.fixture(scope="module")
@@ -163,7 +163,7 @@ async def test_two_nodes_never_work_on_the_same_data(bench: Bench) -> None:
     async with bench.running(old, "--first-install") as node:
         await node.until("serving")
         async with bench.running(new) as second:
-            assert await asyncio.wait_for(second.process.wait(), 10) == 2
+            assert await asyncio.wait_for(second.process.wait(), 60) == 2
         assert "NODE_DATA_LOCKED" in second.log.read_text()
         assert (await node.until("serving"))["canary"] is True
 
@@ -224,7 +224,7 @@ async def test_a_killed_upload_leaves_the_object_as_it_was(bench: Bench) -> None
 async def test_a_version_that_does_not_start_says_so(bench: Bench) -> None:
     bad = bench.builder.build("1.1.0", NodeTraits(does_not_start=True), name="does-not-start")
     async with bench.running(bad) as node:
-        assert await asyncio.wait_for(node.process.wait(), 10) == 3
+        assert await asyncio.wait_for(node.process.wait(), 60) == 3
 
 
 ROGUES = {
@@ -258,6 +258,6 @@ async def test_keys_are_given_to_no_enclave_but_a_signed_one_that_plays_by_the_r
         process = await asyncio.create_subprocess_exec(
             *command, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE
         )
-        out, err = await asyncio.wait_for(process.communicate(), 20)
+        out, err = await asyncio.wait_for(process.communicate(), 60)
         assert process.returncode == 0, err.decode()
         assert json.loads(out) == ({"got": key_set_id} if code is None else {"refused": code})

@@ -39,7 +39,7 @@ async def served(shared_chain: DevChain, tmp_path_factory: pytest.TempPathFactor
     """A world in which 1.0.0 serves one object."""
     folder: Path = tmp_path_factory.mktemp("refused")
     overrides = {
-        "node": {"probation_s": PROBATION_S, "ready_deadline_s": 15.0},
+        "node": {"probation_s": PROBATION_S, "ready_deadline_s": 30.0},
         "upgrade": {"attempts": 2, "backoff_s": 0.1, "backoff_max_s": 0.2},
     }
     keys = ReleaseKeys.draw(folder / "keys")
@@ -69,7 +69,7 @@ async def refused_under(world: World, code: str, seq: int) -> list[dict[str, obj
         named = any(code in f"{row['reason']} {row['detail']}" for row in rows)
         return named and bool(rows) and rows[-1]["state_after"] == "idle"
 
-    rows = await world.wait_for(f"{code} in the journal", done, within_s=60, after=seq)
+    rows = await world.wait_for(f"{code} in the journal", done, within_s=120, after=seq)
     await old_serves(world)
     return rows
 
@@ -136,7 +136,7 @@ async def test_a_version_that_fails_is_reverted(served: World, kind: str) -> Non
         states = [row["state_after"] for row in rows]
         return "reverted" in states and states[-1] == "idle"
 
-    rows = await served.wait_for(f"{kind} reverted", reverted, within_s=90, after=seq)
+    rows = await served.wait_for(f"{kind} reverted", reverted, within_s=180, after=seq)
     assert await old_serves(served) == rows[-1]["running"] != release.enclave_id
     assert "halted" not in {row["state_after"] for row in rows}
 
@@ -144,7 +144,7 @@ async def test_a_version_that_fails_is_reverted(served: World, kind: str) -> Non
 async def chain_refuses(world: World, code: str, before: int) -> None:
     """Wait until the watcher counts another refusal under the code."""
     assert code in all_codes()
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + 90
     while refusals(await world.status(), code) <= before:
         assert time.monotonic() < deadline, f"{code} was not counted\n{world.tail()}"
         await asyncio.sleep(0.05)
@@ -204,7 +204,13 @@ async def test_an_entry_without_program_changes_nothing(served: World) -> None:
 async def test_a_good_release_is_in_time_resumed_and_still_works_after_all_of_them(served: World) -> None:
     seq = served.last_seq()
     release = served.builder.good("1.1.0")
-    served.server.faults[release.archive.name] = Fault(times=1, truncate_after_bytes=50_000)
+    part = served.state_dir / "slots" / ".incoming" / f"{release.enclave_id}.part"
+
+    def has_read() -> bool:
+        return part.exists() and part.stat().st_size == 50_000
+
+    fault = Fault(times=1, truncate_after_bytes=50_000, truncate_when=has_read)
+    served.server.faults[release.archive.name] = fault
     await served.publish(release)
     await served.wait_committed(release.enclave_id, after=seq)
     assert (await served.wait_serving(release.enclave_id))["version"] == "1.1.0"

@@ -72,7 +72,7 @@ class Upgrade:
         process = self.bench.start_node(artefact, self.port, "ask", **more)
         self.running.append(process)
         assert process.event()["event"] == "listening"
-        return process.event(40)
+        return process.event(90)
 
 
 async def test_who_is_not_the_permitted_target_on_this_cpu_gets_no_keys(
@@ -111,7 +111,7 @@ async def test_a_replaced_vault_build_does_not_open_the_store_and_the_old_build_
         second = bench.start_vault(replaced, upgrade.port, store="store-b")
         assert (await ready(upgrade.client))["status"] == "VAULT_REPLACED"
         asking = bench.start_node(old, upgrade.port, "ask", folder="back", upgraders=replaced.enclave_id)
-        deadline = time.monotonic() + 30
+        deadline = time.monotonic() + 90
         while (await upgrade.client.delivery(old.enclave_id))["state"] != "challenged":  # asks, and gets nothing
             assert time.monotonic() < deadline
             await asyncio.sleep(0.05)
@@ -129,7 +129,7 @@ async def test_a_replaced_vault_build_does_not_open_the_store_and_the_old_build_
 def start(bench: Bench, artefact: Artefact, store: str, *more: str) -> str:
     """Start a vault that must refuse to start; returns what it says."""
     process = bench.start_vault(artefact, free_port(), store=store, more=more)
-    assert process.popen.wait(30) == 1
+    assert process.popen.wait(60) == 1
     process.stop()
     return process.log.read_text()
 
@@ -150,7 +150,7 @@ def test_an_altered_image_does_not_start(bench: Bench, vault: Artefact) -> None:
     image.write_bytes(data.replace(b'"require_listed_vault": false', b'"require_listed_vault":  true'))
     assert image.read_bytes() != data
     process = bench.start_vault(Artefact(image, vault.sigstruct, vault.enclave_id), free_port(), store="s3")
-    assert process.popen.wait(30) == 125
+    assert process.popen.wait(60) == 125
     process.stop()
     assert "SIGSTRUCT_MRENCLAVE_MISMATCH" in process.log.read_text()
 
@@ -164,7 +164,7 @@ def test_a_vault_without_the_networks_signature_does_not_start(bench: Bench) -> 
 
 def test_a_second_vault_on_the_same_store_is_refused(bench: Bench, vault: Artefact) -> None:
     first = bench.start_vault(vault, free_port(), store="s5")
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + 90
     while "listens on" not in first.log.read_text():
         assert time.monotonic() < deadline
         time.sleep(0.05)

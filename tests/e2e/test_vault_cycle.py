@@ -23,7 +23,7 @@ def bench(tmp_path: Path) -> Iterator[Bench]:
 
 
 async def delivered(client: VaultClient, target: str, state: str) -> dict[str, Any]:
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + 60
     while (answer := await client.delivery(target))["state"] != state:
         assert time.monotonic() < deadline, answer
         await asyncio.sleep(0.05)

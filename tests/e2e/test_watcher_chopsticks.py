@@ -23,7 +23,7 @@ async def test_a_release_is_seen_whatever_the_pallets_place(runtime: RuntimeName
         DevChain("chopsticks", runtime=runtime, block_time_ms=SLOT_MS) as chain,
         at_work(chain.ws_url, unsafe_unproven_reads=True) as work,
     ):
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(90):
             first = await anext(work.views)
         assert first.refusal is not None
         await publish(Root(chain.ws_url), ID_1, "1.0.0", ("bafy",))

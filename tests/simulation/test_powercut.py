@@ -86,7 +86,7 @@ class ForgetfulDisk:
             self.loose.setdefault(record.path, []).append(record)
 
     def power_cut(self, folder: Path, rng: random.Random) -> None:
-        for name in {*self.safe, *self.loose}:
+        for name in sorted({*self.safe, *self.loose}):
             if name.endswith("-shm"):
                 continue
             content = bytearray(self.safe.get(name, b""))

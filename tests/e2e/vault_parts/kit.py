@@ -33,7 +33,7 @@ DATE = datetime.date(2026, 1, 1)
 
 async def ready(client: VaultClient) -> dict[str, Any]:
     """The health of a vault that was just started, as soon as it listens."""
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + 90
     while True:
         try:
             return await client.health()
@@ -58,7 +58,7 @@ class Process:
     log: Path
     buffer: bytes = b""
 
-    def event(self, timeout_s: float = 20.0) -> dict[str, Any]:
+    def event(self, timeout_s: float = 60.0) -> dict[str, Any]:
         deadline = time.monotonic() + timeout_s
         assert self.popen.stdout is not None
         while b"\n" not in self.buffer:
@@ -76,7 +76,7 @@ class Process:
         if self.popen.poll() is None:
             self.popen.send_signal(number)
         try:
-            code = self.popen.wait(10)
+            code = self.popen.wait(30)
         except subprocess.TimeoutExpired:
             self.popen.kill()
             code = self.popen.wait(10)

@@ -370,7 +370,7 @@ class SimulatedWorld:
 
     def empty_data(self) -> None:
         """An operator moves away what a first install left that never came up."""
-        for name in [name for name in {*self.disk.safe, *self.disk.loose} if name.startswith("node/")]:
+        for name in sorted(name for name in {*self.disk.safe, *self.disk.loose} if name.startswith("node/")):
             self.disk.remove(name)
         self.data_key = ""
 

@@ -5,6 +5,7 @@ import re
 from pathlib import Path
 
 from attestation.errors import CODES
+from tests.conftest import parsed
 from tests.unit.attestation.conftest import ROOT
 
 
@@ -16,7 +17,7 @@ def named(path: Path) -> set[str]:
 
 def keywords(path: Path) -> set[str]:
     """What a module passes as `code=`, where it is a constant."""
-    calls = [node for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Call)]
+    calls = [node for node in ast.walk(parsed(path)) if isinstance(node, ast.Call)]
     values = [keyword.value for call in calls for keyword in call.keywords if keyword.arg == "code"]
     return {value.value for value in values if isinstance(value, ast.Constant)}
 

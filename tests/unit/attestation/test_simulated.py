@@ -158,9 +158,10 @@ def test_an_enclave_gets_the_identity_of_its_artefact(artefact: tuple[Path, Path
 
 def test_a_host_cannot_make_a_signed_enclave_a_debug_one(artefact: tuple[Path, Path], signer: RSAPrivateKey) -> None:
     image, sigstruct = artefact
-    descriptors = len(os.listdir("/proc/self/fd"))
+    descriptors = set(os.listdir("/proc/self/fd"))
     assert refused(lambda: load_enclave(image, sigstruct, debug=True)).code == "EINIT_ATTRIBUTES"
-    assert len(os.listdir("/proc/self/fd")) == descriptors
+    # None more. That there are fewer can be: the garbage collector closes what earlier tests forgot.
+    assert set(os.listdir("/proc/self/fd")) <= descriptors
     # The control: signed as a debug enclave it starts, and says so.
     sigstruct.write_bytes(build_sigstruct(image, signer, debug=True, date=DATE))
     copy, secs = load_enclave(image, sigstruct, debug=False)

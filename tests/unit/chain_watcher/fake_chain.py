@@ -537,7 +537,7 @@ class ManualClock:
         return sum(1 for _, future in self._sleepers if not future.done())
 
 
-async def until(condition: Callable[[], Any], timeout_s: float = 10.0) -> None:
+async def until(condition: Callable[[], Any], timeout_s: float = 60.0) -> None:
     """Let the loop run until ``condition`` holds (network included); no fixed waits."""
     async with asyncio.timeout(timeout_s):
         while not condition():  # noqa: ASYNC110 - there is no event to wait for

@@ -68,7 +68,7 @@ async def pool_of(
         [node.url for node in nodes],
         genesis_hash=genesis,
         limits=limits or PoolLimits(),
-        rpc_limits=RpcLimits(request_timeout_s=2.0),
+        rpc_limits=RpcLimits(request_timeout_s=20.0),
         clock=clock,
         random=lambda: 1.0,
     )
@@ -238,6 +238,19 @@ async def test_a_primary_that_dies_while_it_is_asked_is_replaced_for_the_questio
         assert watch.watcher.counters.read_failures == 1
 
 
+@pytest.mark.parametrize("turns", range(16))
+async def test_a_pool_that_is_stopped_while_it_tidies_up_leaves_no_socket_open(turns: int) -> None:
+    async with FakeNode(FakeChain()) as node:
+        async with pool_of(node, clock=ManualClock()) as pool:
+            endpoint = pool.endpoints[0]
+            await until(lambda: endpoint.usable)
+            sockets = [client._ws._response for client in (endpoint.questions, endpoint.hints) if client is not None]
+            endpoint.cut.set()
+            for _ in range(turns):
+                await asyncio.sleep(0)
+        assert [socket.connection for socket in sockets] == [None, None]
+
+
 # --- quorum
 
 
@@ -350,8 +363,7 @@ async def test_unproven_values_need_the_quorum_too() -> None:
             else one.state_getStorage(key, at)
         )
         async with watching(one, two, **settings) as watch:
-            await until(lambda: watch.watcher.problem)
-            assert watch.watcher.health()["problem"]["code"] == "QUORUM_VALUES_DIFFER"
+            await watch.until_problem("QUORUM_VALUES_DIFFER")
             assert watch.waiting == 0
 
 

@@ -9,6 +9,7 @@ import pytest
 
 import chain_watcher
 from chain_watcher.errors import CODES, ChainWatcherError
+from tests.conftest import parsed
 
 PACKAGE = Path(chain_watcher.__file__).parent
 SOURCES = sorted(path for path in PACKAGE.glob("*.py") if path.name != "errors.py")
@@ -17,7 +18,7 @@ CODE = re.compile(r"[A-Z][A-Z0-9]*(_[A-Z0-9]+)+")
 
 def literals(path: Path) -> set[str]:
     """Texts of the file that look like codes."""
-    nodes = ast.walk(ast.parse(path.read_text()))
+    nodes = ast.walk(parsed(path))
     texts = {node.value for node in nodes if isinstance(node, ast.Constant) and isinstance(node.value, str)}
     return {text for text in texts if CODE.fullmatch(text)}
 
@@ -25,7 +26,7 @@ def literals(path: Path) -> set[str]:
 def raised(path: Path) -> set[str]:
     """Codes given to the error itself or to a function whose first argument is a code."""
     found = set()
-    for call in ast.walk(ast.parse(path.read_text())):
+    for call in ast.walk(parsed(path)):
         if isinstance(call, ast.Call):
             first = [call.args[0]] if call.args and getattr(call.func, "id", "") in ("refuse", "forged") else []
             named = [keyword.value for keyword in call.keywords if keyword.arg == "code"]

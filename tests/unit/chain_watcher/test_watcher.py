@@ -9,6 +9,7 @@ import pytest
 
 from chain_watcher.errors import ChainWatcherError
 from chain_watcher.release import BlockRef
+from devnet.tools import free_port
 
 from .fake_chain import FakeChain, FakeNode, until
 from .metadata_maker import PROGRAM_FIELDS, make_metadata
@@ -72,9 +73,10 @@ async def test_refusals_are_views_too(chain: FakeChain, node: FakeNode) -> None:
             assert view.refusal.code == code
 
 
-async def test_a_change_while_every_connection_is_cut_is_found(chain: FakeChain, node: FakeNode) -> None:
+async def test_a_change_while_every_connection_is_cut_is_found(chain: FakeChain) -> None:
     await chain.advance(publish(chain, ID_1, 1))
-    async with watching(node) as watch:
+    # A reserved port: while the node is down, one that the kernel chose could be given to any outgoing connection.
+    async with FakeNode(chain, port=free_port()) as node, watching(node) as watch:
         await watch.view()
         await node.stop()
         await until(lambda: not watch.watcher.pool.usable())
@@ -215,7 +217,7 @@ async def test_a_runtime_upgrade_changes_the_layout_one_block_later(chain: FakeC
 async def test_a_chain_without_the_pallet_has_a_code_of_its_own() -> None:
     chain = FakeChain(metadata=make_metadata(with_pallet=False))
     async with FakeNode(chain) as node, watching(node) as watch:
-        await until(lambda: watch.watcher.problem)
+        await watch.until_problem("CHAIN_WITHOUT_PALLET")
         assert watch.watcher.health()["problem"]["code"] == "CHAIN_WITHOUT_PALLET"
 
 
@@ -223,8 +225,7 @@ async def test_chopsticks_like_nodes_need_the_unsafe_switch() -> None:
     chain = FakeChain(zero_root=True)
     async with FakeNode(chain, proofs=False, padded=True) as node:
         async with watching(node) as watch:
-            await until(lambda: watch.watcher.problem)
-            assert watch.watcher.health()["problem"]["code"] == "ENDPOINT_NO_PROOFS"
+            await watch.until_problem("ENDPOINT_NO_PROOFS")
         async with watching(node, unsafe_unproven_reads=True) as watch:
             assert (await watch.view()).unproven_reads
             await chain.advance(publish(chain, ID_1, 1))

@@ -15,7 +15,7 @@ from chain_watcher.release import VerifiedRelease, encode_signature
 from chain_watcher.rpc import RpcLimits
 from chain_watcher.watcher import Watcher
 
-from .fake_chain import Entry, FakeChain, FakeNode, octets
+from .fake_chain import Entry, FakeChain, FakeNode, octets, until
 from .metadata_maker import vec
 
 GOOD, BAD = bytes(range(64)), bytes(64)
@@ -57,9 +57,13 @@ class Watching:
         self._views = watcher.views()
         self.speculations: list[VerifiedRelease] = []
 
-    async def view(self, timeout_s: float = 10.0) -> ChainView:
+    async def view(self, timeout_s: float = 60.0) -> ChainView:
         async with asyncio.timeout(timeout_s):
             return await anext(self._views)
+
+    async def until_problem(self, code: str) -> None:
+        """Wait for that problem; before it there can be others, such as that no endpoint is connected yet."""
+        await until(lambda: self.watcher.problem is not None and self.watcher.problem.code == code)
 
     @property
     def waiting(self) -> int:
@@ -76,7 +80,7 @@ async def watching(
             "endpoints": urls,
             "finality": "single",
             "pool": QUICK,
-            "rpc": RpcLimits(request_timeout_s=1.0),
+            "rpc": RpcLimits(request_timeout_s=20.0),
             **settings,
         }
     )

@@ -13,6 +13,7 @@ def made(tmp_path: Path, **sections: object) -> settings.Settings:
         "chain": {"endpoints": ["ws://127.0.0.1:9"], "network_keys": ["11" * 32], "finality": "single"},
         "node": {"id": "n1", "data_dir": str(tmp_path / "data"), "port": 9},
         "vault": {"command": ["vault"], "url": "http://127.0.0.1:10"},
+        "upgrade": {"free_space_min_bytes": 1},  # not what this machine's disk happens to have
     }
     return settings.structure({**raw, **sections}, environ={})
 

@@ -88,9 +88,10 @@ def test_health_checks() -> None:
         thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
         thread.start()
         port = server.server_address[1]
-        assert [healthy(kind, port) for kind in ("tcp", "http", "rpc")] == [0, 0, 1]
+        found = [healthy(kind, port) for kind in ("tcp", "http", "rpc")]
         server.shutdown()
         thread.join()
+    assert found == [0, 0, 1]
     with socket.socket() as unused:
         unused.bind(("127.0.0.1", 0))
         port = unused.getsockname()[1]

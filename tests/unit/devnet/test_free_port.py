@@ -27,11 +27,8 @@ def test_a_port_is_given_to_one_caller_only(monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def test_a_port_that_somebody_listens_on_is_passed_over(monkeypatch: pytest.MonkeyPatch) -> None:
-    with socket.socket() as let_go:
-        let_go.bind(("127.0.0.1", 0))
-        free = let_go.getsockname()[1]
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        listener.listen()
-        draws(monkeypatch, listener.getsockname()[1], free)
-        assert free_port() == free
+    sample = random.SystemRandom.sample
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        taken = listener.getsockname()[1]
+        monkeypatch.setattr(random.SystemRandom, "sample", lambda *drawn: [taken, *sample(*drawn)])
+        assert free_port() != taken

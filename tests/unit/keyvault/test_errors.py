@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from keyvault.errors import CODES, KeyvaultError, error_from_json
+from tests.conftest import parsed
 
 PACKAGE = Path(__file__).resolve().parents[3] / "keyvault"
 CODE = re.compile(r"(?:HANDOVER|KEY_SET|PERMIT|RELEASE|VAULT|STORE|CONFORMANCE|V1|NO_PERMIT)_[A-Z0-9_]*[A-Z0-9]")
@@ -18,7 +19,7 @@ def said() -> set[str]:
     found = set()
     for path in PACKAGE.glob("*.py"):
         if path.name != "errors.py":
-            for node in ast.walk(ast.parse(path.read_text())):
+            for node in ast.walk(parsed(path)):
                 if isinstance(node, ast.Constant) and isinstance(node.value, str) and CODE.fullmatch(node.value):
                     found.add(node.value)
     return found

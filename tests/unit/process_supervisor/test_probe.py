@@ -11,9 +11,11 @@ from pathlib import Path
 import pytest
 from aiohttp import web
 
+from devnet.tools import free_port
 from process_supervisor import probe as probe_module
 from process_supervisor.errors import ProcessSupervisorError
 from process_supervisor.probe import (
+    OTHER_MANAGERS,
     DataLock,
     data_lock_holder,
     free_bytes,
@@ -53,8 +55,8 @@ async def test_a_silent_node_fails_its_probe_by_deadline() -> None:
 
 
 def test_ports() -> None:
-    with socket.create_server(("127.0.0.1", 0)) as taken:
-        port = taken.getsockname()[1]
+    port = free_port()  # reserved: one that the kernel chose could be somebody else's as soon as it is let go
+    with socket.create_server(("127.0.0.1", port)):
         assert not port_is_free(port)
         with pytest.raises(ProcessSupervisorError) as caught:
             require_ports_free([port])
@@ -128,12 +130,14 @@ async def test_waiting_for_the_lock(tmp_path: Path) -> None:
 
 
 async def test_a_foreign_manager_is_found_by_its_executable(tmp_path: Path) -> None:
-    program = tmp_path / "dcmanager"
+    # Under a name of this test's own: a real manager's would be found by whatever else looks on this machine just now.
+    name = f"manager-{os.getpid()}"
+    program = tmp_path / name
     shutil.copy(shutil.which("sleep") or "/bin/sleep", program)
     child = await asyncio.create_subprocess_exec(str(program), "600")
     try:
-        found = [item for item in other_manager_processes() if str(child.pid) in item]
-        assert found == [f"dcmanager (pid {child.pid})"]
+        found = other_manager_processes([*OTHER_MANAGERS, name])
+        assert f"{name} (pid {child.pid})" in found
         with pytest.raises(ProcessSupervisorError) as caught:
             require_no_other_manager(found)
         assert caught.value.code == "OTHER_MANAGER_RUNNING"

@@ -626,9 +626,19 @@ async def test_two_stagings_of_one_release_do_not_meet(
     server: FaultyServer, slots: Path, limits: DownloadLimits
 ) -> None:
     server.content = release_tar()
+    go_on = asyncio.Event()
+
+    async def verify(folder: Path) -> str:
+        await go_on.wait()
+        return measure(folder)
+
+    both = [asyncio.create_task(stage(request(server.url), slots, verify, limits)) for _ in range(2)]
+    (refused,), (staged,) = await asyncio.wait(both, return_when=asyncio.FIRST_COMPLETED)
+    go_on.set()
     with pytest.raises(ProcessSupervisorError) as caught:
-        await asyncio.gather(*(stage(request(server.url), slots, measure, limits) for _ in range(2)))
+        await refused
     assert caught.value.code == "STAGING_BUSY"
+    assert (await staged).path == slots / ENCLAVE
 
 
 async def test_slots_are_removed_once_and_for_all(server: FaultyServer, slots: Path, limits: DownloadLimits) -> None:
