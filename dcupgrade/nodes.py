@@ -29,7 +29,9 @@ from process_supervisor.errors import ProcessSupervisorError
 from process_supervisor.fetch import Progress as DownloadProgress
 from process_supervisor.limits import GIB, ArchiveLimits, DownloadLimits
 from process_supervisor.procfs import boot_id, process_facts
+from process_supervisor.slots import remove_slot
 from process_supervisor.stage import StageRequest, stage
+from process_supervisor.threads import in_thread
 
 if TYPE_CHECKING:
     from process_supervisor.container_images import ImageStore
@@ -135,7 +137,7 @@ class Nodes:
                 code="NODE_STILL_RUNS", what=f"slot of {enclave_id}", why="this version runs", kind="invariant"
             )
         await self._driver.remove(node_name(enclave_id))
-        await asyncio.to_thread(_remove_tree, self.slots / enclave_id)
+        await in_thread(remove_slot, self.slots, enclave_id)
 
     async def discover(self) -> Release | None:
         """The version whose process lives, else the one that was started last on data that has keys."""
@@ -430,10 +432,3 @@ def _locked(error: ProcessSupervisorError) -> DcupgradeError:
     return DcupgradeError(
         code="DATA_LOCKED", what=error.what, why=error.why, action=f"{error.action}.", kind="transient"
     )
-
-
-def _remove_tree(folder: Path) -> None:
-    import shutil
-
-    if folder.is_dir():
-        shutil.rmtree(folder)

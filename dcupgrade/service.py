@@ -13,7 +13,7 @@ import os
 import secrets
 import signal
 import sys
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Collection, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -93,7 +93,8 @@ async def serve(settings: Settings, *, first_install: bool = False, wrap_journal
         nodes_by = await stack.enter_async_context(open_node_driver(settings, driver))
         parts = await _assemble(settings, first_install, journal, wrap_journal, session, nodes_by, stack)
         await stack.enter_async_context(_face(settings, journal, parts))
-        tasks = [asyncio.create_task(coroutine, name=name) for name, coroutine in parts.tasks(settings, driver)]
+        wanted = parts.tasks(settings, driver, nodes_by[0])
+        tasks = [asyncio.create_task(coroutine, name=name) for name, coroutine in wanted]
         if settings.webhooks:
             hooks = webhooks(settings.webhooks, journal, session, SystemClock(), settings.node.id)
             tasks.append(asyncio.create_task(run_all(hooks), name="webhooks"))
@@ -123,9 +124,10 @@ class _Parts:
     def __init__(self, orchestrator: Orchestrator, watcher: Watcher, vault: Vault, rules: gates.GateRules) -> None:
         self.orchestrator, self.watcher, self.vault, self.rules = orchestrator, watcher, vault, rules
 
-    def tasks(self, settings: Settings, driver: ProcessDriver) -> list[tuple[str, Any]]:
+    def tasks(self, settings: Settings, driver: ProcessDriver, of_nodes: NodeDriver) -> list[tuple[str, Any]]:
         """Names and coroutines of the tasks that never end by themselves."""
-        out = [("orchestrator", self.orchestrator.run()), ("watcher", self.watcher.run()), ("tend", _tend(driver))]
+        out = [("orchestrator", self.orchestrator.run()), ("watcher", self.watcher.run())]
+        out.append(("tend", _tend({driver, of_nodes})))
         out.append(("vault facts", _look_at_vault(self.vault)))
         out.append(("chain news", _tell_of_chain(self.watcher)))
         if settings.vault.start:
@@ -419,11 +421,12 @@ async def _stop_by_name(driver: ProcessDriver, name: str) -> None:
         await driver.stop(handle, VAULT_STOP_GRACE_S)
 
 
-async def _tend(driver: ProcessDriver) -> None:
+async def _tend(drivers: Collection[NodeDriver]) -> None:
     while True:
         await asyncio.sleep(30)
         try:
-            await driver.tend()
+            for driver in drivers:
+                await driver.tend()
         except OSError as error:
             log.warning("logs cannot be rotated: %s", error)
 

@@ -103,6 +103,8 @@ class ReleaseBuilder:
     keys: ReleaseKeys
     genesis_hash: str
     handover: str = "v2"
+    upgrader_ids: tuple[str, ...] | None = None
+    """Enclave ids of the vaults that the nodes accept as upgrader; None: whatever the network signed."""
 
     def good(self, version: str) -> BuiltRelease:
         """A release that works; from 1.1.0 on it has ``GET /stats``."""
@@ -158,6 +160,7 @@ class ReleaseBuilder:
             "crash_after_s": traits.crash_after_s,
             "format_tag": traits.format_tag,
             "handover": self.handover,
+            "upgrader_ids": self.upgrader_ids,
             "handover_fault": traits.handover_fault,
         }
         work = self.folder / "build" / name

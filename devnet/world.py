@@ -17,7 +17,7 @@ import sys
 import time
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Self
 
@@ -154,6 +154,7 @@ class World:
                     genesis,
                     {"allow_v1": handover == "v1", **(vault_policy or {})},
                 )
+                world.builder = replace(world.builder, upgrader_ids=(world.vault_id,))
                 await world.list_id(world.vault_id, signature)
                 world.write_settings()
                 yield world

@@ -31,7 +31,12 @@ def ports_of(environment: Mapping[str, str]) -> dict[str, int]:
 
 
 def make_world(
-    folder: Path, ports: Mapping[str, int], keys: ReleaseKeys, genesis: str, session: aiohttp.ClientSession
+    folder: Path,
+    ports: Mapping[str, int],
+    keys: ReleaseKeys,
+    genesis: str,
+    vault_id: str,
+    session: aiohttp.ClientSession,
 ) -> World:
     """A World over services that run apart: it starts and stops nothing."""
     overrides: dict[str, dict[str, Any]] = {
@@ -45,7 +50,7 @@ def make_world(
         chain_url=f"ws://127.0.0.1:{ports['chain']}",
         genesis_hash=genesis,
         keys=keys,
-        builder=ReleaseBuilder(folder / "archives", keys, genesis),
+        builder=ReleaseBuilder(folder / "archives", keys, genesis, upgrader_ids=(vault_id,)),
         server=ArtefactServer(folder / "archives", port=ports["artefacts"]),
         session=session,
         overrides=overrides,
@@ -61,8 +66,9 @@ async def set_up(folder: Path, ports: Mapping[str, int]) -> None:
         (folder / name).mkdir(mode=0o755 if name == "archives" else 0o700, exist_ok=True)
     async with aiohttp.ClientSession() as session:
         genesis = await genesis_hash(session, f"ws://127.0.0.1:{ports['chain']}")
-        world = make_world(folder, ports, ReleaseKeys.draw(folder / "keys"), genesis, session)
-        vault_id, signature = build_vault(folder / "vault-image", world.keys, genesis, {})
+        keys = ReleaseKeys.draw(folder / "keys")
+        vault_id, signature = build_vault(folder / "vault-image", keys, genesis, {})
+        world = make_world(folder, ports, keys, genesis, vault_id, session)
         await world.list_id(vault_id, signature)
         token = folder / "agent" / "vault.token"
         token.touch(mode=0o600)

@@ -188,7 +188,7 @@ async def _run(console: Console, compose: Compose, objects: int, seed: int) -> N
     facts = json.loads((folder / WORLD_FILE).read_text())
     async with aiohttp.ClientSession() as session:
         keys = ReleaseKeys.load(folder / "keys")
-        world = make_world(folder, facts["ports"], keys, facts["genesis_hash"], session)
+        world = make_world(folder, facts["ports"], keys, facts["genesis_hash"], facts["vault_id"], session)
         trial = _Trial(console, folder, objects, seed, demo.Facts())
         first = BuiltRelease(**{**facts["first"], "archive": Path(facts["first"]["archive"])})
         await trial.in_containers(world, compose, first)

@@ -66,6 +66,7 @@ class Policy:
     crash_after_s: float | None
     format_tag: str
     handover: str
+    upgrader_ids: frozenset[str] | None
     handover_fault: str | None
 
     @classmethod
@@ -80,13 +81,14 @@ class Policy:
                 **fields,
                 "network_keys": tuple(fields["network_keys"]),
                 "features": frozenset(fields["features"]),
+                "upgrader_ids": None if fields["upgrader_ids"] is None else frozenset(fields["upgrader_ids"]),
             }
         )
 
     def of_handover(self) -> NodePolicy:
         """Whom the node takes for its upgrader."""
         keys = NetworkKeys.parse(self.network_keys, self.threshold)
-        return NodePolicy(keys, bytes.fromhex(self.genesis_hash.removeprefix("0x")))
+        return NodePolicy(keys, bytes.fromhex(self.genesis_hash.removeprefix("0x")), self.upgrader_ids)
 
 
 def _arguments(argv: list[str]) -> argparse.Namespace:

@@ -9,7 +9,7 @@ import signal
 import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import aiohttp
@@ -233,12 +233,16 @@ ROGUES = {
     "unsigned": ("honest", False, False, "NETWORK_SIGNATURE_BAD"),
     "replayed": ("replayed", False, True, "HANDOVER_SESSION_UNKNOWN"),
     "mistargeted": ("mistargeted", False, True, "REPORT_MAC_BAD"),
+    # signed, but not the vault that the node's measured policy names: an older or revoked version of itself, say
+    "not the named vault": ("honest", False, True, "PEER_NOT_UPGRADER"),
 }
 
 
 @pytest.mark.parametrize("rogue", ROGUES)
 async def test_keys_are_given_to_no_enclave_but_a_signed_one_that_plays_by_the_rules(bench: Bench, rogue: str) -> None:
     behaviour, debug, signed, code = ROGUES[rogue]
+    if rogue == "not the named vault":
+        bench.builder = replace(bench.builder, upgrader_ids=("ab" * 32,))
     old, key_set_id = await installed(bench)
     folder = bench.folder / "rogue"
     folder.mkdir()
