@@ -31,6 +31,7 @@ POLICY = Policy(
     crash_after_s=None,
     format_tag="dc object v1",
     handover="v2",
+    upgrader_ids=None,
     handover_fault=None,
 )
 
