@@ -6,7 +6,7 @@ import os
 import statistics
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 import aiohttp
@@ -81,20 +81,25 @@ def requester() -> int:
         tee = open_driver()
         keys = NetworkKeys.parse([key])
         party = node_party(tee, NodePolicy(keys, GENESIS), [bytes.fromhex(signature)])
-        store = SealedStore(FolderDisk(Path(folder)), tee, os.urandom, allow_simulated=True)
 
-        async def seal(key_set: KeySet) -> bool:
-            await asyncio.to_thread(store.put, KIND_KEY_SET, key_set.key_set_id, bytes(32), key_set.view())
-            return True
+        def sealing_to(store: SealedStore) -> Callable[[KeySet], Awaitable[bool]]:
+            async def seal(key_set: KeySet) -> bool:
+                await asyncio.to_thread(store.put, KIND_KEY_SET, key_set.key_set_id, bytes(32), key_set.view())
+                return True
+
+            return seal
 
         calls = primitives(tee, keys, bytes.fromhex(signature))
         alone: dict[str, list[float]] = {name: [] for name in calls}
         times = []
         async with aiohttp.ClientSession() as session:
-            for _ in range(int(rounds)):
+            for number in range(int(rounds)):
+                disk = FolderDisk(Path(folder) / str(number))
+                seal = sealing_to(SealedStore(disk, tee, os.urandom, allow_simulated=True))
                 began = time.perf_counter()
                 (await request_key_set(session, url, party, seal)).wipe()
                 times.append((time.perf_counter() - began) * 1000)
+                disk.close()
                 for name, (_, call) in calls.items():
                     alone[name].append(timed(call))
         each = {f"primitive {n} x {name}": n * statistics.median(alone[name]) for name, (n, _) in calls.items()}
