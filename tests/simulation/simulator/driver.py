@@ -22,7 +22,7 @@ from dcupgrade.gates import GateRules
 from dcupgrade.journal import MemoryJournal
 from dcupgrade.orchestrator import Orchestrator
 from dcupgrade.ports import Command, Entry
-from dcupgrade.states import HALTED_CODES, Name
+from dcupgrade.states import HALTED_CODES, Name, State
 from dcupgrade.transitions import Budgets, newer
 from keyvault.errors import KeyvaultError
 from tests.simulation.simulator.loop import PowerCut, SimulatedLoop
@@ -200,12 +200,15 @@ class Life:
 
     async def _publish_all(self) -> None:
         while self.outcome.upgrades < self.upgrades:
-            number = self.outcome.upgrades
-            trait = "good" if number == 0 else self.rng.choice(TRAITS)
-            enclave_id = hashlib.sha256(f"{self.outcome.seed} {number}".encode()).hexdigest()
-            self.world.chain.publish(Published(enclave_id, f"1.{number}.0", 0, trait))
-            self.outcome.upgrades += 1
-            await self._rest_or_patience(PATIENCE_S if number else REST_S_MAX)
+            first = self.outcome.upgrades == 0
+            self._publish("good" if first else self.rng.choice(TRAITS))
+            await self._rest_or_patience(REST_S_MAX if first else PATIENCE_S)
+
+    def _publish(self, trait: str) -> None:
+        number = self.outcome.upgrades
+        enclave_id = hashlib.sha256(f"{self.outcome.seed} {number}".encode()).hexdigest()
+        self.world.chain.publish(Published(enclave_id, f"1.{number}.0", 0, trait))
+        self.outcome.upgrades += 1
 
     async def _rest_or_patience(self, patience_s: float) -> bool:
         began = self.world.monotonic()
@@ -238,19 +241,33 @@ class Life:
         return serving and (program is None or bool(state.record(program.enclave_id).quarantine))
 
     def _look_after(self) -> None:
-        """The operator: looks at a halted machine after a while, and lifts forgotten holds."""
+        """The operator: looks at a halted machine after a while, and lifts forgotten holds.
+
+        And the network, in the end: where no version was ever left in place and none can be installed, it publishes a
+        good one. Nothing else could bring rest.
+        """
         state = self.agent.state if self.agent else None
+        if state is not None and self.phase == "liveness" and self._nothing_can_be_installed(state):
+            self._publish("good")
         if state is not None and state.name is Name.HALTED:
             if state.halted not in HALTED_CODES:
                 self.world.violate(f"5: halted without a name: {state.halted!r}")
             self._waited_halted += 1
             if self._waited_halted % 10 == 0 and not self.journal.queue:
-                self._say("resume")
+                program = newer(state)
+                superseded = state.halted == "FIRST_INSTALL_FAILED" and program not in (None, state.target)
+                self._say("revert" if superseded and self.phase == "liveness" else "resume")
         elif state is not None and state.name is Name.STAGED and state.first_install and not self.world.told_commit:
             if self.world.disk.read("node/keyset") and not self.world.nodes.all_living():
                 self.world.empty_data()
         elif state is not None and state.hold is not None and not self.journal.queue and self.phase == "liveness":
             self._say("unhold")
+
+    def _nothing_can_be_installed(self, state: State) -> bool:
+        chain = self.world.chain
+        if state.running is not None or self.world.told_commit or state.name not in (Name.IDLE, Name.HALTED):
+            return False
+        return chain.program is None or chain.program.enclave_id not in chain.listed or chain.program.trait != "good"
 
     # --- faults ------------------------------------------------------------------------------------------------------
 
