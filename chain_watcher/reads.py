@@ -28,6 +28,8 @@ LAST_UPGRADE_KEY: Final = storage_key("System", "LastRuntimeUpgrade")
 #: Metadata is some hundred kilobytes and comes once for each runtime.
 METADATA_TIMEOUT_S: Final = 30.0
 SAID_MAX: Final = 64
+#: For so long an endpoint's refused metadata is not asked for again. It may be mended after that, or was another's.
+REFUSED_S: Final = 300.0
 ZERO_ROOT: Final = bytes(32)
 
 
@@ -86,6 +88,7 @@ class StateReader:
         others: Callable[[Endpoint], list[Endpoint]],
         layouts: LayoutCache | None = None,
         blame: Callable[[Endpoint, ChainWatcherError], None] = lambda _endpoint, _problem: None,
+        now: Callable[[], float] = lambda: 0.0,
     ) -> None:
         self.unproven_allowed = unproven_allowed
         self.current: tuple[int, ChainLayout] | None = None
@@ -95,8 +98,10 @@ class StateReader:
         self._others = others
         self._layouts = layouts or LayoutCache()
         self._blame = blame
-        #: Metadata is large: what an endpoint (URL) gave for a runtime, or was refused for, is not asked for again.
+        self._now = now
+        #: Metadata is large: what an endpoint (URL) gave for a runtime is kept, and what was refused is for a while.
         self._said: OrderedDict[tuple[str, int], ChainLayout | ChainWatcherError] = OrderedDict()
+        self._refused_at: dict[tuple[str, int], float] = {}
         self._reading: dict[tuple[str, int], asyncio.Task[ChainLayout]] = {}
         self._genesis = ""
 
@@ -258,16 +263,16 @@ class StateReader:
         """
         key = (endpoint.url, version)
         said = self._said.get(key)
-        if said is None:
-            reading = self._reading.get(key)
-            if reading is None:
-                reading = asyncio.create_task(self._read_layout(endpoint, header, version), name=f"metadata {key}")
-                self._reading[key] = reading
-                reading.add_done_callback(lambda done: self._take_said(key, done))
-            return await asyncio.shield(reading)
-        if isinstance(said, ChainWatcherError):
+        if isinstance(said, ChainLayout):
+            return said
+        if said is not None and self._now() - self._refused_at[key] < REFUSED_S:
             raise said
-        return said
+        reading = self._reading.get(key)
+        if reading is None:
+            reading = asyncio.create_task(self._read_layout(endpoint, header, version), name=f"metadata {key}")
+            self._reading[key] = reading
+            reading.add_done_callback(lambda done: self._take_said(key, done))
+        return await asyncio.shield(reading)
 
     def _take_said(self, key: tuple[str, int], done: asyncio.Task[ChainLayout]) -> None:
         self._reading.pop(key, None)
@@ -280,8 +285,9 @@ class StateReader:
             isinstance(problem, ChainWatcherError) and problem.kind == "rejected" and not isinstance(problem, RpcError)
         ):
             self._said[key] = problem
+            self._refused_at[key] = self._now()
         while len(self._said) > SAID_MAX:
-            self._said.popitem(last=False)
+            self._refused_at.pop(self._said.popitem(last=False)[0], None)
 
     async def _read_layout(self, endpoint: Endpoint, header: Header, version: int) -> ChainLayout:
         at = _parent_or_self(header)

@@ -118,6 +118,7 @@ class Watcher:
             others=lambda endpoint: [one for one in self.pool.usable() if one is not endpoint],
             layouts=layouts,
             blame=self._blame,
+            now=self._clock.monotonic,
         )
 
     def _make_decider(self) -> Decider:

@@ -7,11 +7,15 @@ import inspect
 from typing import Any
 from unittest import mock
 
+import pytest
+
 from chain_watcher.endpoints import READ_PROOF, Endpoint
+from chain_watcher.errors import ChainWatcherError
 from chain_watcher.header import Header
-from chain_watcher.reads import StateReader
+from chain_watcher.reads import REFUSED_S, StateReader
 
 from .fake_chain import FakeChain, FakeNode, until
+from .metadata_maker import make_metadata
 from .watching import ID_1, publish, read_here
 
 
@@ -69,3 +73,26 @@ async def test_what_is_read_for_nobody_is_ended() -> None:
     assert len(asyncio.all_tasks()) == len(before) + 1
     await reader.close()
     assert asyncio.all_tasks() == before
+
+
+async def test_refused_metadata_is_asked_for_again_after_a_while() -> None:
+    """An endpoint that gave another chain's metadata once, and is the only one, is of use again without a restart."""
+    chain, clock = FakeChain(), mock.Mock(return_value=1000.0)
+    chain.grow(publish(chain, ID_1, 1))
+    endpoint = Direct("ws://x", methods=frozenset({READ_PROOF}))
+    endpoint.node = node = FakeNode(chain)
+    anothers = "0x" + make_metadata(with_pallet=False).hex()
+    node.overrides["state_getMetadata"] = lambda at=None: anothers
+    reader = StateReader(unproven_allowed=False, layout_hashes=(), others=lambda _endpoint: [], now=clock)
+    header = Header.from_json(chain.best.json)
+    with mock.patch("chain_watcher.reads.read_metadata", read_here):
+        for asked, passed_s in ((1, 0.0), (1, REFUSED_S - 1), (2, REFUSED_S), (2, 2 * REFUSED_S - 1)):
+            clock.return_value = 1000.0 + passed_s
+            with pytest.raises(ChainWatcherError, match="CHAIN_WITHOUT_PALLET"):
+                await reader.read(endpoint, header, chain.genesis_hash)
+            assert node.count("state_getMetadata") == asked
+        del node.overrides["state_getMetadata"]
+        clock.return_value = 1000.0 + 2 * REFUSED_S
+        assert (await reader.read(endpoint, header, chain.genesis_hash)).program is not None
+        assert (await reader.read(endpoint, header, chain.genesis_hash)).program is not None
+    assert node.count("state_getMetadata") == 3
