@@ -180,7 +180,12 @@ async def test_a_primary_that_freezes_or_is_killed_costs_no_more_than_a_block() 
         await network.full.wait_finalized(1)
         settings = await proven(network.alice.ws_url)
         root = Root(network.alice.ws_url)
+        network.alice.pause()  # the first to answer is the primary
         async with at_work(network.full.ws_url, network.alice.ws_url, **settings) as work:
+            async with asyncio.timeout(60):
+                while work.watcher.health()["endpoint"] is None:  # noqa: ASYNC110
+                    await asyncio.sleep(0.01)
+            network.alice.resume()
             early, frozen, killed = next(FRESH), next(FRESH), next(FRESH)
             await publish(root, early, "1.0.0")
             await work.until_program(early)
