@@ -59,6 +59,7 @@ kill-matrix: setup ## SIGKILL of every process at every journal boundary
 
 bench: setup ## the measurements of benchmarks/, one after the other
 	@for file in benchmarks/bench_*.py; do echo "== $$file"; .venv/bin/python "$$file"; done
+	.venv/bin/python benchmarks/bench_handover.py --replacing
 
 docs: setup ## generated pages and the documentation site (build/site)
 	.venv/bin/python docs/build.py

@@ -77,7 +77,7 @@ def timed(call: Callable[[], object]) -> float:
 
 def requester() -> int:
     async def ask() -> None:
-        key, signature, url, folder, rounds = sys.argv[1:6]
+        key, signature, url, folder, rounds, into = sys.argv[1:7]
         tee = open_driver()
         keys = NetworkKeys.parse([key])
         party = node_party(tee, NodePolicy(keys, GENESIS), [bytes.fromhex(signature)])
@@ -94,12 +94,14 @@ def requester() -> int:
         times = []
         async with aiohttp.ClientSession() as session:
             for number in range(int(rounds)):
-                disk = FolderDisk(Path(folder) / str(number))
-                seal = sealing_to(SealedStore(disk, tee, os.urandom, allow_simulated=True))
+                if number == 0 or into == "empty":
+                    disk = FolderDisk(Path(folder) / str(number))
+                    seal = sealing_to(SealedStore(disk, tee, os.urandom, allow_simulated=True))
                 began = time.perf_counter()
                 (await request_key_set(session, url, party, seal)).wipe()
                 times.append((time.perf_counter() - began) * 1000)
-                disk.close()
+                if into == "empty":
+                    disk.close()
                 for name, (_, call) in calls.items():
                     alone[name].append(timed(call))
         each = {f"primitive {n} x {name}": n * statistics.median(alone[name]) for name, (n, _) in calls.items()}
