@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import ed25519_zebra  # type: ignore[import-untyped]
 import multibase
 
-from attestation.errors import AttestationError
+from .errors import AttestationError
 
 KEY_SIZE = 32
 SIGNATURE_SIZE = 64

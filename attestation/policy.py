@@ -8,20 +8,9 @@ import enum
 from collections.abc import Iterable, Set
 from dataclasses import dataclass
 
-from attestation.errors import AttestationError
-from attestation.network import NetworkKeys, need_enclave_id
-from attestation.sgx import (
-    AEXNOTIFY,
-    DEBUG,
-    INIT,
-    KSS,
-    MISC_EXINFO,
-    MODE64BIT,
-    XFRM_KNOWN,
-    XFRM_LEGACY,
-    Report,
-    flag_text,
-)
+from .errors import AttestationError
+from .network import NetworkKeys, need_enclave_id
+from .sgx import AEXNOTIFY, DEBUG, INIT, KSS, MISC_EXINFO, MODE64BIT, XFRM_KNOWN, XFRM_LEGACY, Report, flag_text
 
 
 class Role(enum.Enum):

@@ -9,7 +9,7 @@ import hmac
 import struct
 from dataclasses import dataclass
 
-from attestation.errors import AttestationError
+from .errors import AttestationError
 
 # ATTRIBUTES.FLAGS
 INIT = 0x1

@@ -14,11 +14,11 @@ import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from attestation.artefact import measure_file
-from attestation.cpu import RootKeys, Secs, SoftwareCpu
-from attestation.driver import ReportVerifier
-from attestation.measure import BATCH, CHUNK, PAGE, READ, REG, image_enclave_size, measure_image, measure_sgxs
+from attestation.artefact.files import measure_file
+from attestation.artefact.measure import BATCH, CHUNK, PAGE, READ, REG, image_enclave_size, measure_image, measure_sgxs
 from attestation.sgx import Attributes, Report, cmac
+from attestation.simulated.cpu import RootKeys, Secs, SoftwareCpu
+from attestation.tee.driver import ReportVerifier
 
 ROUNDS = 7
 STREAM_MIB_MAX = 64  # a stream is made record by record here, which takes longer than measuring it
@@ -64,7 +64,7 @@ def bench_measuring(mib: int, folder: Path | None) -> None:
                 file.write(n.to_bytes(8, "little") + piece[8:])
         rows = {
             "hashlib, the same file": lambda: hash_file(path),
-            "attestation.artefact.measure_file": lambda: measure_file(path),
+            "attestation.artefact.files.measure_file": lambda: measure_file(path),
         }
         compare(rows, "hashlib, the same file")
         data = path.read_bytes()
@@ -73,7 +73,7 @@ def bench_measuring(mib: int, folder: Path | None) -> None:
     print("the same bytes in memory")
     rows = {
         "hashlib, the same bytes": lambda: hashlib.sha256(data).digest(),
-        "attestation.measure.measure_image": lambda: measure_image(pieces, size),
+        "attestation.artefact.measure.measure_image": lambda: measure_image(pieces, size),
     }
     compare(rows, "hashlib, the same bytes")
 
@@ -93,7 +93,7 @@ def bench_stream(mib: int) -> None:
     print(f"an SGXS stream of {mib} MiB of pages")
     rows = {
         "hashlib, the same stream": lambda: hashlib.sha256(stream).digest(),
-        "attestation.measure.measure_sgxs": lambda: measure_sgxs(pieces),
+        "attestation.artefact.measure.measure_sgxs": lambda: measure_sgxs(pieces),
     }
     compare(rows, "hashlib, the same stream")
 

@@ -27,14 +27,14 @@ import ed25519_zebra
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from chain_watcher.config import WatcherConfig  # noqa: E402
-from chain_watcher.evidence import STANDARD_LAYOUTS  # noqa: E402
-from chain_watcher.header import Header  # noqa: E402
-from chain_watcher.layout import standard_layout  # noqa: E402
-from chain_watcher.release import BlockRef, encode_signature, read_entries, verify_release  # noqa: E402
-from chain_watcher.rpc import RpcClient, RpcLimits  # noqa: E402
-from chain_watcher.trie import read_proof  # noqa: E402
-from chain_watcher.watcher import Watcher  # noqa: E402
+from chain_watcher.endpoints.rpc import RpcClient, RpcLimits  # noqa: E402
+from chain_watcher.proof.evidence import STANDARD_LAYOUTS  # noqa: E402
+from chain_watcher.proof.header import Header  # noqa: E402
+from chain_watcher.proof.layout import standard_layout  # noqa: E402
+from chain_watcher.proof.release import BlockRef, encode_signature, read_entries, verify_release  # noqa: E402
+from chain_watcher.proof.trie import read_proof  # noqa: E402
+from chain_watcher.watch.config import WatcherConfig  # noqa: E402
+from chain_watcher.watch.watcher import Watcher  # noqa: E402
 
 SIGNING = b"\x07" * 32
 
@@ -152,7 +152,7 @@ async def next_release(process: asyncio.subprocess.Process, enclave_id: str) -> 
 async def compare(kind: str, releases: int) -> None:
     from nacl.signing import SigningKey
 
-    from chain_watcher.survey import find_checkpoint
+    from chain_watcher.watch.operator_queries import find_checkpoint
     from devnet.chain import DevChain
     from devnet.extrinsics import Root
 

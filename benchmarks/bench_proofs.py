@@ -18,13 +18,13 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from chain_watcher.evidence import verify_evidence  # noqa: E402
-from chain_watcher.grandpa import verify_justification  # noqa: E402
-from chain_watcher.header import Header  # noqa: E402
-from chain_watcher.release import decode_signature, encode_signature  # noqa: E402
-from chain_watcher.trie import read_proof  # noqa: E402
-from tests.unit.chain_watcher import makers  # noqa: E402
-from tests.unit.chain_watcher.state_maker import Case, entries_value  # noqa: E402
+from chain_watcher.proof.evidence import verify_evidence  # noqa: E402
+from chain_watcher.proof.grandpa import verify_justification  # noqa: E402
+from chain_watcher.proof.header import Header  # noqa: E402
+from chain_watcher.proof.release import decode_signature, encode_signature  # noqa: E402
+from chain_watcher.proof.trie import read_proof  # noqa: E402
+from tests.doubles import chain_makers as makers  # noqa: E402
+from tests.doubles.state_maker import Case, entries_value  # noqa: E402
 
 VECTORS = ROOT.parent / "shared" / "vectors" / "chain"
 

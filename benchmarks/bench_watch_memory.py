@@ -35,10 +35,10 @@ def rss_mib() -> float:
 
 
 async def serve(blocks: int) -> None:
-    from chain_watcher.grandpa import Checkpoint
-    from tests.unit.chain_watcher.fake_chain import FakeChain, FakeNode
-    from tests.unit.chain_watcher.metadata_maker import PROGRAM_FIELDS, make_metadata
-    from tests.unit.chain_watcher.watching import entry, program
+    from chain_watcher.proof.grandpa import Checkpoint
+    from tests.doubles.chain_endpoint import FakeChain, FakeNode
+    from tests.doubles.metadata_maker import PROGRAM_FIELDS, make_metadata
+    from tests.doubles.watching import entry, program
 
     chain = FakeChain()
     checkpoint = Checkpoint(0, 0, tuple(chain.authorities())).to_json()
@@ -85,8 +85,8 @@ def forget(chain: Any, number: int) -> None:
 async def watch(blocks: int, *, agent: bool) -> None:
     if agent:
         import dcupgrade.service  # noqa: F401
-    from chain_watcher.config import WatcherConfig
-    from chain_watcher.watcher import Watcher
+    from chain_watcher.watch.config import WatcherConfig
+    from chain_watcher.watch.watcher import Watcher
 
     chain = await asyncio.create_subprocess_exec(
         sys.executable,

@@ -12,15 +12,15 @@ from pathlib import Path
 import aiohttp
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
-from attestation.driver import TeeDriver, open_driver
 from attestation.network import NetworkKeys
 from attestation.sgx import seal_key_request
-from keyvault.crypto import RealCrypto
-from keyvault.keyset import KeySet
+from attestation.tee.driver import TeeDriver, open_driver
+from keyvault.handover.hpke import RealCrypto
+from keyvault.handover.http_server import GuardedServer, add_handover_routes, new_app
+from keyvault.handover.key_set import KeySet
 from keyvault.node import NodeHandover, NodePolicy, node_party, request_key_set
-from keyvault.sealed import KIND_KEY_SET
-from keyvault.store import FolderDisk, SealedStore
-from keyvault.web import GuardedServer, add_handover_routes, new_app
+from keyvault.store.sealed_file import KIND_KEY_SET
+from keyvault.store.sealed_store import FolderDisk, SealedStore
 
 GENESIS = bytes([0x11]) * 32
 

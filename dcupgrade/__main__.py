@@ -1,5 +1,5 @@
 """``python -m dcupgrade``."""
 
-from dcupgrade.cli import main
+from dcupgrade.commands.main import main
 
 main()

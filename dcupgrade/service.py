@@ -23,30 +23,33 @@ import sdnotify
 from aiohttp import web as aiohttp_web
 
 from attestation.network import NetworkKeys
-from chain_watcher.config import WatcherConfig
-from chain_watcher.endpoints import PoolLimits
-from chain_watcher.release import BlockRef
-from chain_watcher.rpc import RpcLimits
-from chain_watcher.watcher import Watcher
-from dcupgrade import gates, logs, notify
-from dcupgrade.adapters import Chain, SystemClock, Vault, release_of
-from dcupgrade.chain_news import news
-from dcupgrade.containers import open_node_driver
-from dcupgrade.effects import Limits
-from dcupgrade.errors import DcupgradeError, failure_of
-from dcupgrade.journal import Journal
-from dcupgrade.nodes import KEPT_ENVIRONMENT, Nodes
-from dcupgrade.orchestrator import Orchestrator
-from dcupgrade.plan import plan
-from dcupgrade.ports import JournalPort
-from dcupgrade.prefetch import Prefetcher
-from dcupgrade.settings import Settings
-from dcupgrade.transitions import Budgets
-from dcupgrade.web import Site, make_app
-from dcupgrade.webhooks import run_all, webhooks
+from chain_watcher.endpoints.pool import PoolLimits
+from chain_watcher.endpoints.rpc import RpcLimits
+from chain_watcher.proof.release import BlockRef
+from chain_watcher.watch.config import WatcherConfig
+from chain_watcher.watch.watcher import Watcher
+from dcupgrade.adapters.early_fetch import Prefetcher
+from dcupgrade.adapters.journal import Journal
+from dcupgrade.adapters.node import KEPT_ENVIRONMENT, Nodes
+from dcupgrade.adapters.node_containers import open_node_driver
+from dcupgrade.adapters.vault import Chain, SystemClock, Vault, release_of
+from dcupgrade.machine.actions import Budgets
+from dcupgrade.machine.plan import plan
+from dcupgrade.settings.schema import Settings
+from dcupgrade.surfaces.chain_log import news
+from dcupgrade.surfaces.http_api import Site, make_app
+from dcupgrade.surfaces.webhooks import run_all, webhooks
+from dcupgrade.upgrade.orchestrator import Orchestrator
+from dcupgrade.upgrade.performer import Limits
+from dcupgrade.upgrade.ports import JournalPort
 from keyvault.client import VaultClient
 from process_supervisor.driver import LaunchSpec, NodeDriver
 from process_supervisor.process_driver import ProcessDriver
+
+from .errors import DcupgradeError, failure_of
+from .machine import gates
+from .surfaces import logs
+from .surfaces import systemd as notify
 
 if TYPE_CHECKING:
     from process_supervisor.container_images import ImageStore

@@ -23,7 +23,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, Self
 
-from devnet.tools import DEVNET, DevnetError, ensure_chopsticks
+from .tools import DEVNET, DevnetError, ensure_chopsticks
 
 ChainKind = Literal["chopsticks", "node"]
 RuntimeName = Literal["base", "moved"]
@@ -252,6 +252,6 @@ class DevChain(ChainProcess):
             raise DevnetError(f"port {self._wanted_port} is in use")
 
     def _start_node(self) -> None:
-        from devnet.node_process import start_dev_node
+        from .node_process import start_dev_node
 
         start_dev_node(self, self._wanted_port)

@@ -28,11 +28,11 @@ from rich.panel import Panel
 from rich.progress import BarColumn, DownloadColumn, Progress, SpinnerColumn, TaskID, TextColumn
 from rich.table import Table
 
-from devnet.chain import DevChain
-from devnet.release_builder import ROOT, BuiltRelease
-from devnet.signals import cancel_by_signal, interruptible
-from devnet.tools import DevnetError
-from devnet.world import NodeClient, World, WorldError
+from .chain import DevChain
+from .release_builder import ROOT, BuiltRelease
+from .signals import cancel_by_signal, interruptible
+from .tools import DevnetError
+from .world import NodeClient, World, WorldError
 
 OBJECTS = 200
 OBJECT_BYTES_MAX = 8 * 1024 * 1024

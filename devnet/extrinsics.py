@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 from substrateinterface import Keypair, SubstrateInterface
 from substrateinterface.exceptions import SubstrateRequestException
 
-from devnet.tools import DevnetError
+from .tools import DevnetError
 
 #: The GRANDPA key (ed25519) of //Alice, which substrate-interface cannot derive.
 ALICE_ED25519 = "0x88dc3417d5058ec4b4503e0c12ea1a0a89be200fe98922423d4334014fa6b0ee"

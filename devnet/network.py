@@ -24,9 +24,9 @@ from typing import Self
 import base58
 from nacl.signing import SigningKey
 
-from devnet.chain import ChainProcess, RuntimeName
-from devnet.node_process import spawn_node
-from devnet.tools import DevnetError, free_port
+from .chain import ChainProcess, RuntimeName
+from .node_process import spawn_node
+from .tools import DevnetError, free_port
 
 PEER_TIMEOUT_S = 60.0
 

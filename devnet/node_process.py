@@ -8,8 +8,8 @@ from pathlib import Path
 
 import click
 
-from devnet.chain import START_TIMEOUT_S, WASM, ChainProcess, DevChain
-from devnet.tools import DEVNET, DevnetError, apt_install, cache_dir, digest_of, install_once, locked, run_tool
+from .chain import START_TIMEOUT_S, WASM, ChainProcess, DevChain
+from .tools import DEVNET, DevnetError, apt_install, cache_dir, digest_of, install_once, locked, run_tool
 
 BINARY = "devnet-node"
 DEBIAN_PACKAGES = ("rustc-web", "cargo-web", "gcc", "libc6-dev", "protobuf-compiler", "libprotobuf-dev")

@@ -19,7 +19,7 @@ from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.asymmetric.rsa import RSAPrivateKey, generate_private_key
 
-from dcupgrade.publish import network_key_text, sign_enclave_id
+from dcupgrade.publishing.publish import network_key_text, sign_enclave_id
 from process_supervisor.archive import unpack
 from process_supervisor.limits import ArchiveLimits
 
@@ -147,7 +147,7 @@ class ReleaseBuilder:
         return self._pack(name, version, enclave_id, {"enclave.sig": sigstruct}, links={"enclave.pyz": "/etc/passwd"})
 
     def _image(self, name: str, version: str, traits: NodeTraits) -> tuple[bytes, bytes, str]:
-        from attestation.artefact import build_image, build_sigstruct, verify_artefact
+        from attestation.artefact.files import build_image, build_sigstruct, verify_artefact
 
         policy = {
             "version": version,

@@ -20,7 +20,8 @@ from types import TracebackType
 from typing import Self
 
 from devnet.docker.engine import CA_BUNDLE, SUITE
-from devnet.tools import DevnetError, apt_install_missing, digest_of, find_tool, install_once, run_tool
+
+from .tools import DevnetError, apt_install_missing, digest_of, find_tool, install_once, run_tool
 
 PACKAGES = {"systemd-nspawn": "systemd-container", "debootstrap": "debootstrap"}
 ROOT_PACKAGES = ("ca-certificates", "dbus", "make", "procps", "python3", "python3-venv", "systemd", "systemd-sysv")

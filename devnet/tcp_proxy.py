@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 from dataclasses import dataclass, field
 
-from devnet.tools import free_port
+from .tools import free_port
 
 
 @dataclass(slots=True)

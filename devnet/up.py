@@ -6,9 +6,9 @@ from typing import get_args
 
 import click
 
-from devnet.chain import ChainKind, DevChain, RuntimeName
-from devnet.signals import interruptible
-from devnet.tools import DevnetError
+from .chain import ChainKind, DevChain, RuntimeName
+from .signals import interruptible
+from .tools import DevnetError
 
 
 @click.command()
@@ -43,7 +43,7 @@ def up(kind: ChainKind, port: int, runtime: RuntimeName, block_time_ms: int | No
 @click.option("--apt", is_flag=True, help="First install the toolchain by apt-get where it is missing (needs root).")
 def node_build(apt: bool) -> None:
     """Build the Substrate node into the cache (once; about 17 minutes) and print where its binary is."""
-    from devnet.node_process import ensure_node_binary, install_toolchain, is_built
+    from .node_process import ensure_node_binary, install_toolchain, is_built
 
     try:
         if apt and not is_built():

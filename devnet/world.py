@@ -23,12 +23,13 @@ from typing import Any, Self
 
 import aiohttp
 
-from dcupgrade import publish as publishing
-from devnet.artefact_server import ArtefactServer
-from devnet.extrinsics import Root
-from devnet.release_builder import ROOT, BuiltRelease, ReleaseBuilder, ReleaseKeys, build_vault
-from devnet.tcp_proxy import TcpProxy
-from devnet.tools import free_port
+from dcupgrade.publishing import publish as publishing
+
+from .artefact_server import ArtefactServer
+from .extrinsics import Root
+from .release_builder import ROOT, BuiltRelease, ReleaseBuilder, ReleaseKeys, build_vault
+from .tcp_proxy import TcpProxy
+from .tools import free_port
 
 SUDO = "//Alice"
 
@@ -416,7 +417,7 @@ class World:
         for pid, arguments in self.processes().items():
             if "dcupgrade" in arguments and "watch" in arguments:
                 found["agent"].append(pid)
-            elif "attestation.simulated" in arguments:
+            elif "attestation.simulated.__main__" in arguments:
                 found["cpu"].append(pid)
             elif "serve" in arguments:
                 found["vault"].append(pid)

@@ -17,14 +17,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from attestation.errors import AttestationError
-from keyvault.errors import KeyvaultError
+
+from .errors import KeyvaultError
 
 if TYPE_CHECKING:
-    from keyvault.conformance import Result
-    from keyvault.policy_file import VaultPolicy
-    from keyvault.ports import Party, Tee
-    from keyvault.service import Vault
-    from keyvault.store import FolderDisk
+    from keyvault.handover.party import Party, Tee
+    from keyvault.store.sealed_store import FolderDisk
+    from keyvault.vault.measured_policy import VaultPolicy
+    from keyvault.vault.vault import Vault
+
+    from .conformance import Result
 
 _SIGNATURE_CHARS: Final = 104
 _SWEEP_EVERY_S: Final = 60.0
@@ -54,7 +56,7 @@ def read_signatures(text: str) -> tuple[bytes, ...]:
 
 def measured_policy(tighten_file: Path | None) -> VaultPolicy:
     """Return the policy inside this image, tightened by the host's file if there is one."""
-    from keyvault.policy_file import FILE_NAME, parse_policy, tighten
+    from keyvault.vault.measured_policy import FILE_NAME, parse_policy, tighten
 
     try:
         data = importlib.resources.files("keyvault").joinpath(FILE_NAME).read_bytes()
@@ -84,14 +86,14 @@ def _enter_tee(args: argparse.Namespace, arguments: list[str]) -> None:
             skip = True
         elif not argument.startswith(("--cpu=", "--image=", "--sigstruct=")):
             kept.append(argument)
-    command = [sys.executable, "-m", "attestation.simulated", "run", "--cpu", str(args.cpu)]
+    command = [sys.executable, "-m", "attestation.simulated.__main__", "run", "--cpu", str(args.cpu)]
     command += ["--image", str(args.image), "--sigstruct", str(args.sigstruct), "--", *kept]
     os.execv(sys.executable, command)  # noqa: S606 - the same interpreter, no shell
 
 
 def _open_tee(args: argparse.Namespace, arguments: list[str]) -> Tee:
     """Return the TEE this process runs in, or go into one."""
-    from attestation.driver import open_driver
+    from attestation.tee.driver import open_driver
 
     if "DC_TEE" not in os.environ and args.image is not None:
         _enter_tee(args, arguments)
@@ -104,9 +106,9 @@ def _open_tee(args: argparse.Namespace, arguments: list[str]) -> Tee:
 
 
 def _open_vault(args: argparse.Namespace, tee: Tee) -> Vault:
-    from keyvault.crypto import RealCrypto
-    from keyvault.service import Vault
-    from keyvault.store import FolderDisk, SealedStore
+    from keyvault.handover.hpke import RealCrypto
+    from keyvault.store.sealed_store import FolderDisk, SealedStore
+    from keyvault.vault.vault import Vault
 
     policy = measured_policy(args.tighten)
     if tee.kind == "simulated" and not policy.unsafe_simulated_tee:
@@ -143,8 +145,8 @@ def _lock(disk: FolderDisk) -> None:
 
 
 async def _serve(args: argparse.Namespace, vault: Vault, facts: dict[str, object]) -> None:
-    from keyvault.server import vault_app
-    from keyvault.web import GuardedServer
+    from keyvault.handover.http_server import GuardedServer
+    from keyvault.vault.agent_api import vault_app
 
     token = _read(args.token_file, "token file").strip()
     if not _TOKEN.fullmatch(token):
@@ -177,7 +179,7 @@ async def _serve(args: argparse.Namespace, vault: Vault, facts: dict[str, object
 
 def _command_serve(args: argparse.Namespace, arguments: list[str]) -> int:
     tee = _open_tee(args, arguments)
-    from keyvault.hygiene import harden_process
+    from keyvault.vault.hygiene import harden_process
 
     facts: dict[str, object] = {"hygiene": harden_process()}
     vault = _open_vault(args, tee)
@@ -189,7 +191,7 @@ def _command_conformance(args: argparse.Namespace, arguments: list[str]) -> int:
     """Run the suite against a node; from inside a TEE if an image is given."""
     tee = _open_tee(args, arguments) if args.image is not None or "DC_TEE" in os.environ else None
     results = asyncio.run(_conformance(args, tee))
-    from keyvault.conformance import as_json, as_text
+    from .conformance import as_json, as_text
 
     sys.stdout.write(json.dumps(as_json(results), indent=2) + "\n" if args.json else as_text(results))
     if any(result.found for result in results):
@@ -205,7 +207,7 @@ def _command_conformance(args: argparse.Namespace, arguments: list[str]) -> int:
 async def _conformance(args: argparse.Namespace, tee: Tee | None) -> list[Result]:
     import aiohttp
 
-    from keyvault.conformance import Node, find_genesis, run_suite
+    from .conformance import Node, find_genesis, run_suite
 
     url = args.url.rstrip("/")
     async with aiohttp.ClientSession() as session:
@@ -215,8 +217,8 @@ async def _conformance(args: argparse.Namespace, tee: Tee | None) -> list[Result
 
 def _suite_party(args: argparse.Namespace, tee: Tee, genesis: bytes) -> Party:
     from attestation.policy import Policy, Role
-    from keyvault.crypto import RealCrypto
-    from keyvault.ports import Party, peer_verifier
+    from keyvault.handover.hpke import RealCrypto
+    from keyvault.handover.party import Party, peer_verifier
 
     verify = peer_verifier(tee, Policy(network=measured_policy(None).network), Role.UPGRADER, None)
     signatures = read_signatures(_read(args.auth_file, "network signature file")) if args.auth_file else ()
@@ -231,7 +233,7 @@ def _genesis(text: str) -> str:
 
 
 def _command_build(args: argparse.Namespace, _: list[str]) -> int:
-    from keyvault.build import build_vault, load_signing_key
+    from .build import build_vault, load_signing_key
 
     policy = _read(args.policy, "policy").encode("utf-8")
     enclave_id = build_vault(policy, load_signing_key(args.key), args.out, isvsvn=args.isvsvn)
@@ -243,9 +245,10 @@ def _command_verify(args: argparse.Namespace, _: list[str]) -> int:
     """Verify a vault artefact: SIGSTRUCT over the image, and the network's signature over the enclave id."""
     from zipfile import BadZipFile, ZipFile
 
-    from attestation.artefact import verify_artefact
-    from keyvault.build import IMAGE_NAME
-    from keyvault.policy_file import FILE_NAME, parse_policy
+    from attestation.artefact.files import verify_artefact
+    from keyvault.vault.measured_policy import FILE_NAME, parse_policy
+
+    from .build import IMAGE_NAME
 
     enclave_id = verify_artefact(args.image, args.sigstruct)
     try:
@@ -270,7 +273,7 @@ def _command_verify(args: argparse.Namespace, _: list[str]) -> int:
 
 def _command_inspect(args: argparse.Namespace, _: list[str]) -> int:
     """Print the headers of a store's sealed files as JSON; needs no TEE and unseals nothing."""
-    from keyvault.sealed import decode_header
+    from keyvault.store.sealed_file import decode_header
 
     if not args.store.is_dir():
         raise KeyvaultError(

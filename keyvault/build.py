@@ -11,9 +11,10 @@ from cryptography.hazmat.primitives.asymmetric.rsa import RSAPrivateKey
 from cryptography.hazmat.primitives.serialization import load_pem_private_key
 
 import chain_watcher
-from attestation.artefact import build_image, build_sigstruct, verify_artefact
-from keyvault.errors import KeyvaultError
-from keyvault.policy_file import FILE_NAME, parse_policy
+from attestation.artefact.files import build_image, build_sigstruct, verify_artefact
+from keyvault.vault.measured_policy import FILE_NAME, parse_policy
+
+from .errors import KeyvaultError
 
 IMAGE_NAME: Final = "vault.pyz"
 SIGSTRUCT_NAME: Final = "vault.sig"

@@ -9,8 +9,9 @@ from typing import Any, Final
 
 import aiohttp
 
-from keyvault.errors import KeyvaultError
-from keyvault.exchange import exchange
+from keyvault.handover.http_client import exchange
+
+from .errors import KeyvaultError
 
 _ANSWER_BYTES_MAX: Final = 1024 * 1024
 #: Collecting waits for the node and the disk; everything else is answered at once.

@@ -17,11 +17,12 @@ from typing import Any, Final
 import aiohttp
 
 from attestation.sgx import INIT, MODE64BIT, XFRM_LEGACY, Attributes, Report, TargetInfo
-from keyvault import messages
-from keyvault.errors import KeyvaultError
-from keyvault.handover import Requester
-from keyvault.ports import Party
-from keyvault.transcript import CHALLENGE_TAG, REQUEST_TAG, add_request, opening
+from keyvault.handover.holder import Requester
+from keyvault.handover.party import Party
+from keyvault.handover.transcript import CHALLENGE_TAG, REQUEST_TAG, add_request, opening
+
+from .errors import KeyvaultError
+from .handover import messages
 
 _ANSWER_TIMEOUT_S: Final = 20.0
 

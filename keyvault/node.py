@@ -1,7 +1,7 @@
 """What a DCNode needs for handover v2: ask for its keys when it starts, and hand them to the upgrader when asked.
 
 The example in docs/protocol.md and ``devnet/reference_node`` use nothing else. Sealing the keys is the node's own work;
-``keyvault.store.SealedStore`` is there for it.
+``keyvault.store.sealed_store.SealedStore`` is there for it.
 """
 
 from __future__ import annotations
@@ -16,12 +16,13 @@ import aiohttp
 
 from attestation.network import NetworkKeys
 from attestation.policy import Policy, Role
-from keyvault.crypto import RealCrypto
-from keyvault.errors import KeyvaultError
-from keyvault.exchange import confirm, fetch_key_set
-from keyvault.handover import Holder, Limits, Requester
-from keyvault.keyset import KeySet
-from keyvault.ports import Party, Tee, peer_verifier
+from keyvault.handover.holder import Holder, Limits, Requester
+from keyvault.handover.hpke import RealCrypto
+from keyvault.handover.http_client import confirm, fetch_key_set
+from keyvault.handover.key_set import KeySet
+from keyvault.handover.party import Party, Tee, peer_verifier
+
+from .errors import KeyvaultError
 
 _POLL_S_FIRST: Final = 0.1
 _POLL_S_MAX: Final = 2.0
@@ -124,7 +125,7 @@ async def request_keys(
 
 
 class NodeHandover:
-    """The node's holder side: hands its keys to an accepted upgrader. Give it to ``keyvault.web.add_handover_routes``.
+    """The node's holder side: hands its keys to an accepted upgrader. Give it to ``keyvault.handover.http_server.add_handover_routes``.
 
     ``keys`` returns the node's current keys as a new key set (wiped here after use), or None while it has none.
     """

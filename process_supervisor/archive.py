@@ -15,8 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import BinaryIO
 
-from process_supervisor.errors import ProcessSupervisorError
-from process_supervisor.limits import ArchiveLimits
+from .errors import ProcessSupervisorError
+from .limits import ArchiveLimits
 
 BLOCK = 512
 COPY_BYTES = 256 * 1024

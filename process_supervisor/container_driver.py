@@ -19,10 +19,10 @@ from typing import Any
 import aiodocker
 import aiohttp
 
-from process_supervisor.driver import ExitStatus, LaunchSpec, NodeHandle, NodeRecord, not_adoptable
-from process_supervisor.errors import ProcessSupervisorError
-from process_supervisor.limits import MIB
-from process_supervisor.process_driver import KILL_S_MAX, LogPolicy
+from .driver import ExitStatus, LaunchSpec, NodeHandle, NodeRecord, not_adoptable
+from .errors import ProcessSupervisorError
+from .limits import MIB
+from .process_driver import KILL_S_MAX, LogPolicy
 
 LABEL_NODE = "dcupgrade.node"
 LABEL_COMMAND = "dcupgrade.command"

@@ -15,14 +15,14 @@ import aiodocker
 import aiohttp
 from aiodocker.jsonstream import json_stream_stream
 
-from process_supervisor.archive import read_member
-from process_supervisor.container_driver import CONNECT_S_MAX, engine_errors
-from process_supervisor.errors import ProcessSupervisorError
-from process_supervisor.fetch import Progress, ProgressFn
-from process_supervisor.limits import MIB, ArchiveLimits, DownloadLimits
-from process_supervisor.sources import ImageReference
-from process_supervisor.stage import ReleaseImage
-from process_supervisor.threads import in_thread
+from .archive import read_member
+from .container_driver import CONNECT_S_MAX, engine_errors
+from .errors import ProcessSupervisorError
+from .fetch import Progress, ProgressFn
+from .limits import MIB, ArchiveLimits, DownloadLimits
+from .sources import ImageReference
+from .stage import ReleaseImage
+from .threads import in_thread
 
 RELEASE_FOLDER = "/release"
 MANIFEST_BYTES_MAX = 1 * MIB

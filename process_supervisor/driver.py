@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, Protocol
 
-from process_supervisor.errors import ProcessSupervisorError
+from .errors import ProcessSupervisorError
 
 RECORD_CHARS_MAX = 64 * 1024
 

@@ -23,10 +23,10 @@ from urllib.request import url2pathname
 import aiohttp
 from multidict import CIMultiDictProxy
 
-from process_supervisor.errors import Kind, ProcessSupervisorError
-from process_supervisor.limits import MIB, DownloadLimits
-from process_supervisor.sources import ContentId, DigestCheck, UrlSource
-from process_supervisor.threads import in_thread
+from .errors import Kind, ProcessSupervisorError
+from .limits import MIB, DownloadLimits
+from .sources import ContentId, DigestCheck, UrlSource
+from .threads import in_thread
 
 SPACE_CHECK_BYTES = 16 * MIB
 MODIFIED_AGE_MIN = timedelta(seconds=60)

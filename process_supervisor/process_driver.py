@@ -18,11 +18,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
-from process_supervisor.driver import ExitStatus, LaunchSpec, NodeHandle, NodeRecord, not_adoptable
-from process_supervisor.errors import ProcessSupervisorError
-from process_supervisor.limits import MIB
-from process_supervisor.procfs import ProcessFacts, boot_id, open_pidfd, process_facts, session_members
-from process_supervisor.slots import sync_folder
+from .driver import ExitStatus, LaunchSpec, NodeHandle, NodeRecord, not_adoptable
+from .errors import ProcessSupervisorError
+from .limits import MIB
+from .procfs import ProcessFacts, boot_id, open_pidfd, process_facts, session_members
+from .slots import sync_folder
 
 KILL_S_MAX = 10.0
 POLL_S = 0.02

@@ -24,9 +24,9 @@ from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from process_supervisor.errors import ProcessSupervisorError
-from process_supervisor.sources import is_enclave_id
-from process_supervisor.threads import in_thread
+from .errors import ProcessSupervisorError
+from .sources import is_enclave_id
+from .threads import in_thread
 
 RELEASE_FILES = frozenset({"release.json", "enclave.pyz", "enclave.sig"})
 STAGE_FILE = "stage.json"

@@ -6,7 +6,7 @@ import re
 from dataclasses import dataclass
 from urllib.parse import urlsplit, urlunsplit
 
-from process_supervisor.errors import ProcessSupervisorError
+from .errors import ProcessSupervisorError
 
 SOURCE_CHARS_MAX = 4096
 # Multihash codes (https://github.com/multiformats/multicodec/blob/master/table.csv) that hashlib computes.

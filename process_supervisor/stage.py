@@ -11,11 +11,11 @@ from typing import Protocol
 
 import aiohttp
 
-from process_supervisor.archive import unpack
-from process_supervisor.errors import ProcessSupervisorError
-from process_supervisor.fetch import Fetched, Progress, ProgressFn, discard_part, disk_error, fetch
-from process_supervisor.limits import DownloadLimits
-from process_supervisor.slots import (
+from .archive import unpack
+from .errors import ProcessSupervisorError
+from .fetch import Fetched, Progress, ProgressFn, discard_part, disk_error, fetch
+from .limits import DownloadLimits
+from .slots import (
     RELEASE_FILES,
     STAGE_FILE,
     StagedRelease,
@@ -31,8 +31,8 @@ from process_supervisor.slots import (
     verify_folder,
     write_file,
 )
-from process_supervisor.sources import ContentId, ImageReference, UrlSource, decode_cid, decode_source, is_enclave_id
-from process_supervisor.threads import in_thread
+from .sources import ContentId, ImageReference, UrlSource, decode_cid, decode_source, is_enclave_id
+from .threads import in_thread
 
 EXTRA_FILE_BYTES_MAX = 64 * 1024
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import parsed
+from .conftest import parsed
 
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGES = ("dcupgrade", "chain_watcher", "attestation", "keyvault", "process_supervisor", "devnet")
@@ -64,8 +64,10 @@ def test_the_checks_see_a_planted_import(tmp_path: Path, monkeypatch: pytest.Mon
     monkeypatch.setattr(sys.modules[__name__], "ROOT", tmp_path)
     (tmp_path / "keyvault").mkdir()
     planted = tmp_path / "keyvault" / "planted.py"
-    planted.write_text("def f():\n    import dcupgrade.cli\n    from . import server\n    from .core import x\n")
-    assert imports(planted) >= {"dcupgrade.cli", "keyvault.server", "keyvault.core"}
+    planted.write_text(
+        "def f():\n    import dcupgrade.commands.main\n    from . import server\n    from .core import x\n"
+    )
+    assert imports(planted) >= {"dcupgrade.commands.main", "keyvault.vault.agent_api", "keyvault.vault.decisions"}
 
 
 @pytest.mark.parametrize("package", PACKAGES)

@@ -31,14 +31,15 @@ from rich.console import Console
 from rich.markup import escape
 
 from devnet import demo
-from devnet.docker.engine import PrivateEngine, missing_tools
-from devnet.docker.setup import NODE_IMAGE, PORTS, WORLD_FILE, make_world
 from devnet.release_builder import ROOT, BuiltRelease, NodeTraits, ReleaseKeys
 from devnet.signals import interruptible
 from devnet.tools import DevnetError, free_port, run_tool
 from devnet.world import World, WorldError
 from process_supervisor.archive import unpack
 from process_supervisor.limits import ArchiveLimits
+
+from .engine import PrivateEngine, missing_tools
+from .setup import NODE_IMAGE, PORTS, WORLD_FILE, make_world
 
 COMPOSE_FILE = ROOT / "devnet" / "compose.yaml"
 SERVICE_UID = 10001

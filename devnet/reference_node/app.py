@@ -12,7 +12,7 @@ from typing import Any
 
 from aiohttp import web
 
-from devnet.reference_node.objects import NAME_BYTES_MAX, NodeError, ObjectStore
+from .objects import NAME_BYTES_MAX, NodeError, ObjectStore
 
 NAME = re.compile(rf"[A-Za-z0-9][A-Za-z0-9._-]{{0,{NAME_BYTES_MAX - 1}}}\Z")
 STATUS_OF_CODE = {

@@ -25,21 +25,22 @@ from typing import Any
 import aiohttp
 from aiohttp import web
 
-from attestation.driver import TeeDriver, open_driver
 from attestation.errors import AttestationError
 from attestation.network import NetworkKeys, decode_multibase
-from devnet.reference_node.app import NodeState, add_broken_handover_routes, add_field_routes, add_node_routes
-from devnet.reference_node.objects import KeySet, NodeError, ObjectStore, write_durably
+from attestation.tee.driver import TeeDriver, open_driver
 from keyvault.errors import KeyvaultError
-from keyvault.hygiene import harden_process
-from keyvault.keyset import KeySet as HandoverKeySet
+from keyvault.handover.http_server import add_handover_routes, new_app
+from keyvault.handover.key_set import KeySet as HandoverKeySet
+from keyvault.handover.party import Party
+from keyvault.handover.v1 import V1Holder
+from keyvault.handover.v1_http import add_v1_routes, fetch_key_set_v1
 from keyvault.node import NodeHandover, NodePolicy, node_party, request_keys
-from keyvault.ports import Party
-from keyvault.sealed import KIND_KEY_SET
-from keyvault.store import FolderDisk, SealedStore
-from keyvault.v1 import V1Holder
-from keyvault.v1_http import add_v1_routes, fetch_key_set_v1
-from keyvault.web import add_handover_routes, new_app
+from keyvault.store.sealed_file import KIND_KEY_SET
+from keyvault.store.sealed_store import FolderDisk, SealedStore
+from keyvault.vault.hygiene import harden_process
+
+from .app import NodeState, add_broken_handover_routes, add_field_routes, add_node_routes
+from .objects import KeySet, NodeError, ObjectStore, write_durably
 
 log = logging.getLogger("reference_node")
 
@@ -301,7 +302,7 @@ class _RestartError(Exception):
 
 
 class _V1:
-    """The holder's side of handover v1 (``keyvault.v1_http.V1Port``)."""
+    """The holder's side of handover v1 (``keyvault.handover.v1_http.V1Port``)."""
 
     def __init__(self, party: Party, held: Callable[[], HandoverKeySet]) -> None:
         self.v1_holder = V1Holder(party)

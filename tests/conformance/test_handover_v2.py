@@ -12,14 +12,15 @@ from typing import Any
 import aiohttp
 import pytest
 
-from keyvault import handover, messages
 from keyvault.conformance import FLOOD, INSIDE, OUTSIDE, Node, as_json, as_text, find_genesis, run_suite
 from keyvault.errors import KeyvaultError
-from keyvault.handover import Holder
-from keyvault.keyset import KeySet
+from keyvault.handover import holder as handover
+from keyvault.handover import messages
+from keyvault.handover.holder import Holder
+from keyvault.handover.http_server import GuardedServer, add_handover_routes, new_app
+from keyvault.handover.key_set import KeySet
 from keyvault.node import NodeHandover, NodePolicy
-from keyvault.web import GuardedServer, add_handover_routes, new_app
-from tests.unit.keyvault.kit import GENESIS, KEYS, SECRET, CpuTee, Enclave, enclave_id, secs, sign
+from tests.doubles.vault_kit import GENESIS, KEYS, SECRET, CpuTee, Enclave, enclave_id, secs, sign
 
 
 @asynccontextmanager

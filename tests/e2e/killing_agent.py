@@ -17,10 +17,12 @@ import signal
 import sys
 from pathlib import Path
 
-from dcupgrade import logs, service, settings
-from dcupgrade.journal import Journal
-from dcupgrade.ports import Command, Entry
-from dcupgrade.states import State
+from dcupgrade import service
+from dcupgrade.adapters.journal import Journal
+from dcupgrade.machine.state import State
+from dcupgrade.settings import schema as settings
+from dcupgrade.surfaces import logs
+from dcupgrade.upgrade.ports import Command, Entry
 
 
 class ElbowJournal:

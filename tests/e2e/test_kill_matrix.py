@@ -5,7 +5,8 @@ from pathlib import Path
 import pytest
 
 from devnet.chain import DevChain
-from tests.e2e.kill_matrix import BOUNDARIES, VICTIMS, Cell, all_cells, run_cells, table
+
+from .kill_matrix import BOUNDARIES, VICTIMS, Cell, all_cells, run_cells, table
 
 CELLS = (
     Cell("agent", "stopping", "before"),

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from cryptography.hazmat.primitives.asymmetric.rsa import RSAPrivateKey, generate_private_key
 
-from attestation.artefact import build_image, build_sigstruct, verify_artefact
+from attestation.artefact.files import build_image, build_sigstruct, verify_artefact
 from tests.unit.attestation.conftest import DATE, ROOT
 
 pytestmark = pytest.mark.e2e
@@ -23,7 +23,7 @@ import json, os, pathlib, signal, sys, time
 
 
 def tee():
-    from attestation.driver import open_driver
+    from attestation.tee.driver import open_driver
     from attestation.sgx import TargetInfo, Report, seal_key_request
 
     driver = open_driver()
@@ -79,7 +79,7 @@ def main():
         return 9
     elif verb == "empty":
         import socket
-        from attestation.driver import open_driver
+        from attestation.tee.driver import open_driver
         from attestation.errors import AttestationError
         driver = open_driver()
         socket.socket(fileno=os.dup(3)).send(b"")
@@ -124,7 +124,7 @@ def build(tmp_path: Path, signer: RSAPrivateKey) -> Build:
 
 def command(tmp_path: Path, artefact: tuple[Path, Path], *args: str, cpu: str = "cpu") -> list[str]:
     image, sigstruct = map(str, artefact)
-    start = [sys.executable, "-m", "attestation.simulated", "run", "--cpu", str(tmp_path / cpu)]
+    start = [sys.executable, "-m", "attestation.simulated.__main__", "run", "--cpu", str(tmp_path / cpu)]
     return [*start, "--image", image, "--sigstruct", sigstruct, "--", *args]
 
 

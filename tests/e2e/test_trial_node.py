@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from chain_watcher.survey import find_checkpoint
+from chain_watcher.watch.operator_queries import find_checkpoint
 from devnet.chain import WASM_FILES, ChainProcess, DevChain
 from devnet.extrinsics import ALICE_ED25519, Root
 from devnet.network import Network

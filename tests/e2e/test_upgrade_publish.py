@@ -12,9 +12,9 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from scalecodec import ScaleBytes
 from substrateinterface import SubstrateInterface
 
-from dcupgrade import publish
+from dcupgrade.commands.release import release
 from dcupgrade.errors import DcupgradeError
-from dcupgrade.release_cli import release
+from dcupgrade.publishing import publish
 from devnet.chain import DevChain
 
 pytestmark = [pytest.mark.e2e, pytest.mark.slow]

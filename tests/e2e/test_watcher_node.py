@@ -8,11 +8,11 @@ from collections.abc import Iterator
 
 import pytest
 
-from chain_watcher.evidence import TrustRoot, verify_evidence
-from chain_watcher.grandpa import Checkpoint
-from chain_watcher.layout import standard_layout
-from chain_watcher.release import BlockRef
-from chain_watcher.survey import find_checkpoint, list_releases
+from chain_watcher.proof.evidence import TrustRoot, verify_evidence
+from chain_watcher.proof.grandpa import Checkpoint
+from chain_watcher.proof.layout import standard_layout
+from chain_watcher.proof.release import BlockRef
+from chain_watcher.watch.operator_queries import find_checkpoint, list_releases
 from devnet.chain import WASM_FILES, DevChain
 from devnet.extrinsics import ALICE_ED25519, Root
 from devnet.lying_proxy import (

@@ -8,11 +8,11 @@ from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from typing import Any
 
-from chain_watcher.config import ChainView, WatcherConfig
-from chain_watcher.endpoints import PoolLimits
-from chain_watcher.release import VerifiedRelease, encode_signature
-from chain_watcher.survey import find_checkpoint
-from chain_watcher.watcher import Watcher
+from chain_watcher.endpoints.pool import PoolLimits
+from chain_watcher.proof.release import VerifiedRelease, encode_signature
+from chain_watcher.watch.config import ChainView, WatcherConfig
+from chain_watcher.watch.operator_queries import find_checkpoint
+from chain_watcher.watch.watcher import Watcher
 from devnet.extrinsics import Root
 
 SIGNATURE = bytes(range(64))

@@ -8,16 +8,16 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from chain_watcher.evidence import SetChange, follow_set_changes, verify_evidence
-from chain_watcher.grandpa import Checkpoint, Justification, verify_justification
-from chain_watcher.header import Header, decode_authorities, decode_grandpa_log
-from chain_watcher.layout import Layout, standard_layout, type_from_registry
-from chain_watcher.release import decode_enclave_id, decode_signature
-from chain_watcher.scale import Reader
-from chain_watcher.trie import decode_node, read_proof
-from tests.unit.chain_watcher import makers
-from tests.unit.chain_watcher.makers import attempt, hash256
-from tests.unit.chain_watcher.state_maker import FIRST, Case
+from chain_watcher.proof.evidence import SetChange, follow_set_changes, verify_evidence
+from chain_watcher.proof.grandpa import Checkpoint, Justification, verify_justification
+from chain_watcher.proof.header import Header, decode_authorities, decode_grandpa_log
+from chain_watcher.proof.layout import Layout, standard_layout, type_from_registry
+from chain_watcher.proof.release import decode_enclave_id, decode_signature
+from chain_watcher.proof.scale import Reader
+from chain_watcher.proof.trie import decode_node, read_proof
+from tests.doubles import chain_makers as makers
+from tests.doubles.chain_makers import attempt, hash256
+from tests.doubles.state_maker import FIRST, Case
 
 CASE = Case(route_length=2)
 GOOD = CASE.json()

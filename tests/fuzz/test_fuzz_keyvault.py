@@ -10,17 +10,17 @@ import pytest
 from attestation.errors import CODES as ATTESTATION_CODES
 from attestation.network import encode_multibase
 from chain_watcher.errors import CODES as CHAIN_CODES
-from keyvault import messages
 from keyvault.errors import CODES
-from keyvault.evidence import decode_unproven
-from keyvault.facts import Facts, decode_facts
-from keyvault.policy_file import parse_policy, tighten
-from keyvault.proven import trust_root, verify_proven
-from keyvault.sealed import decode_header, open_sealed, seal
-from tests.unit.chain_watcher.state_maker import GENESIS, Case
-from tests.unit.keyvault.kit import NETWORK, SECRET, Enclave, code_of, deliver
-from tests.unit.keyvault.test_evidence import GOOD
-from tests.unit.keyvault.test_store import header
+from keyvault.handover import messages
+from keyvault.store.sealed_file import decode_header, open_sealed, seal
+from keyvault.vault.chain_state import decode_unproven
+from keyvault.vault.measured_policy import parse_policy, tighten
+from keyvault.vault.proven import trust_root, verify_proven
+from keyvault.vault.record import Facts, decode_facts
+from tests.doubles.state_maker import GENESIS, Case
+from tests.doubles.vault_kit import NETWORK, SECRET, Enclave, code_of, deliver
+from tests.unit.keyvault.store.test_sealed_store import header
+from tests.unit.keyvault.vault.test_chain_state import GOOD
 
 DOCUMENTED = {*CODES, *ATTESTATION_CODES, *CHAIN_CODES, "nothing was refused"}
 ROUNDS = 400

@@ -8,13 +8,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from attestation.cpu import RootKeys, Secs, SoftwareCpu
+from attestation.artefact.measure import measure_image, measure_sgxs
+from attestation.artefact.sigstruct import SigStruct
 from attestation.errors import CODES, AttestationError
-from attestation.measure import measure_image, measure_sgxs
 from attestation.network import NetworkKeys, decode_multibase, encode_multibase
 from attestation.sgx import Attributes, KeyRequest, Report, TargetInfo
-from attestation.sigstruct import SigStruct
-from attestation.simulated import answer
+from attestation.simulated.__main__ import answer
+from attestation.simulated.cpu import RootKeys, Secs, SoftwareCpu
 
 CPU = SoftwareCpu(RootKeys(b"\1" * 16, b"\2" * 16, b"\3" * 16, b"\4" * 32))
 SECS = Secs(b"\5" * 32, b"\6" * 32, Attributes(5, 3))

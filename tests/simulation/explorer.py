@@ -18,13 +18,14 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
-from dcupgrade import machine
+from dcupgrade.adapters.journal import MemoryJournal
 from dcupgrade.errors import DcupgradeError
-from dcupgrade.journal import MemoryJournal
-from dcupgrade.ports import Entry
-from dcupgrade.states import HALTED_CODES, Event, EventKind, Hold, Name, State
-from dcupgrade.transitions import Budgets
-from tests.simulation.model import REVOKED_START, Traits, World, beginning, effect_moves, faults, own_moves
+from dcupgrade.machine import table as machine
+from dcupgrade.machine.actions import Budgets
+from dcupgrade.machine.state import HALTED_CODES, Event, EventKind, Hold, Name, State
+from dcupgrade.upgrade.ports import Entry
+
+from .model import REVOKED_START, Traits, World, beginning, effect_moves, faults, own_moves
 
 E = EventKind
 BUDGETS = Budgets(attempts=2, failures=2, launches=2, crashes=2, retention_s=100.0)

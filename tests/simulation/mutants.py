@@ -7,12 +7,13 @@ from contextlib import contextmanager
 from dataclasses import replace
 from unittest import mock
 
-from dcupgrade import machine
-from dcupgrade import transitions as t
-from dcupgrade.machine import Row
-from dcupgrade.states import Effect, EffectKind, Event, EventKind, Name, State
-from tests.simulation.explorer import Scenario
-from tests.simulation.model import Traits
+from dcupgrade.machine import actions as t
+from dcupgrade.machine import table as machine
+from dcupgrade.machine.state import Effect, EffectKind, Event, EventKind, Name, State
+from dcupgrade.machine.table import Row
+
+from .explorer import Scenario
+from .model import Traits
 
 N, E, F = Name, EventKind, EffectKind
 Rows = Callable[[Row], Row | None]

@@ -2,10 +2,11 @@
 
 import pytest
 
-from dcupgrade import machine
-from tests.simulation.explorer import Explorer, Scenario, explore, scenarios, summary
-from tests.simulation.model import Traits
-from tests.simulation.mutants import MUTANTS, planted
+from dcupgrade.machine import table as machine
+
+from .explorer import Explorer, Scenario, explore, scenarios, summary
+from .model import Traits
+from .mutants import MUTANTS, planted
 
 COVERING = (
     Scenario(Traits("good"), faults=1, words=1),

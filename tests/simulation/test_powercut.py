@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from dcupgrade.journal import Journal
+from dcupgrade.adapters.journal import Journal
 
 ROOT = Path(__file__).resolve().parents[2]
 PARTS = Path(__file__).resolve().parent / "powercut"

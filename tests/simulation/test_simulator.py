@@ -11,14 +11,15 @@ from typing import Any
 
 import pytest
 
-from dcupgrade import machine
-from dcupgrade.effects import Performer
-from dcupgrade.orchestrator import Orchestrator
-from dcupgrade.states import EffectKind, Event, EventKind, Name
-from keyvault import core
-from tests.simulation.run import report, run
+from dcupgrade.machine import table as machine
+from dcupgrade.machine.state import EffectKind, Event, EventKind, Name
+from dcupgrade.upgrade.orchestrator import Orchestrator
+from dcupgrade.upgrade.performer import Performer
+from keyvault.vault import decisions as core
 from tests.simulation.simulator.driver import simulate
 from tests.simulation.simulator.world import SimulatedWorld
+
+from .run import report, run
 
 SEEDS = 60
 

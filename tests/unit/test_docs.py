@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from dcupgrade import codes
+from dcupgrade.commands import explain as codes
 from tests.conftest import ROOT
 
 sys.path.insert(0, str(ROOT / "docs"))

@@ -14,13 +14,13 @@ from pathlib import Path
 
 import aiohttp
 
-from attestation.driver import TeeDriver, open_driver
 from attestation.errors import AttestationError
 from attestation.network import NetworkKeys, decode_multibase
 from attestation.sgx import Report, TargetInfo
+from attestation.tee.driver import TeeDriver, open_driver
 from keyvault.errors import KeyvaultError
-from keyvault.exchange import exchange
-from keyvault.handover import Requester
+from keyvault.handover.holder import Requester
+from keyvault.handover.http_client import exchange
 from keyvault.node import NodePolicy, node_party
 
 

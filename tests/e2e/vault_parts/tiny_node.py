@@ -13,13 +13,13 @@ from pathlib import Path
 
 import aiohttp
 
-from attestation.driver import open_driver
 from attestation.network import NetworkKeys
-from keyvault.keyset import KeySet
+from attestation.tee.driver import open_driver
+from keyvault.handover.http_server import GuardedServer, add_handover_routes, new_app
+from keyvault.handover.key_set import KeySet
 from keyvault.node import NodeHandover, NodePolicy, request_keys
-from keyvault.sealed import KIND_KEY_SET
-from keyvault.store import FolderDisk, SealedStore
-from keyvault.web import GuardedServer, add_handover_routes, new_app
+from keyvault.store.sealed_file import KIND_KEY_SET
+from keyvault.store.sealed_store import FolderDisk, SealedStore
 
 VERSION = "unset"  # each image says another version, so that each has another enclave id
 

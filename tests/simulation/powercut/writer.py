@@ -5,10 +5,10 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
-from dcupgrade.journal import Journal
-from dcupgrade.machine import activity
-from dcupgrade.ports import Entry
-from dcupgrade.states import Event, EventKind, State
+from dcupgrade.adapters.journal import Journal
+from dcupgrade.machine.state import Event, EventKind, State
+from dcupgrade.machine.table import activity
+from dcupgrade.upgrade.ports import Entry
 
 
 def main() -> None:

@@ -16,17 +16,18 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from dcupgrade.effects import Limits
+from dcupgrade.adapters.journal import MemoryJournal
 from dcupgrade.errors import DcupgradeError
-from dcupgrade.gates import GateRules
-from dcupgrade.journal import MemoryJournal
-from dcupgrade.orchestrator import Orchestrator
-from dcupgrade.ports import Command, Entry
-from dcupgrade.states import HALTED_CODES, Name, State
-from dcupgrade.transitions import Budgets, newer
+from dcupgrade.machine.actions import Budgets, newer
+from dcupgrade.machine.gates import GateRules
+from dcupgrade.machine.state import HALTED_CODES, Name, State
+from dcupgrade.upgrade.orchestrator import Orchestrator
+from dcupgrade.upgrade.performer import Limits
+from dcupgrade.upgrade.ports import Command, Entry
 from keyvault.errors import KeyvaultError
-from tests.simulation.simulator.loop import PowerCut, SimulatedLoop
-from tests.simulation.simulator.world import Published, SimulatedWorld, ViolationError
+
+from .loop import PowerCut, SimulatedLoop
+from .world import Published, SimulatedWorld, ViolationError
 
 LIMITS = Limits(
     attempts=3, backoff_s=0.5, backoff_max_s=8.0, ready_deadline_s=20.0, delivery_deadline_s=20.0, probation_s=2.0,

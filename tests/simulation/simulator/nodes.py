@@ -6,13 +6,14 @@ import asyncio
 from typing import TYPE_CHECKING
 
 from dcupgrade.errors import DcupgradeError
-from dcupgrade.ports import Finding, NodeExit, NodeHealth, Progress
-from dcupgrade.states import Release
+from dcupgrade.machine.state import Release
+from dcupgrade.upgrade.ports import Finding, NodeExit, NodeHealth, Progress
 from keyvault.errors import KeyvaultError
-from tests.simulation.simulator.loop import detached
+
+from .loop import detached
 
 if TYPE_CHECKING:
-    from tests.simulation.simulator.world import Published, SimulatedWorld
+    from .world import Published, SimulatedWorld
 
 
 class Node:

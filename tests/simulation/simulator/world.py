@@ -10,17 +10,18 @@ from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from typing import Any, NoReturn
 
-from chain_watcher.layout import RawEntry, RawProgram
-from chain_watcher.release import BlockRef, EntryList, encode_signature, read_entries, verify_release
+from chain_watcher.proof.layout import RawEntry, RawProgram
+from chain_watcher.proof.release import BlockRef, EntryList, encode_signature, read_entries, verify_release
 from dcupgrade.errors import DcupgradeError
-from dcupgrade.ports import Delivery
-from dcupgrade.states import ChainFacts, Release
-from keyvault import core
+from dcupgrade.machine.state import ChainFacts, Release
+from dcupgrade.upgrade.ports import Delivery
 from keyvault.errors import KeyvaultError
-from keyvault.evidence import ChainState, Entry
-from keyvault.facts import Facts
-from tests.simulation.simulator.loop import PowerCut, detached
-from tests.simulation.simulator.nodes import Node, Nodes
+from keyvault.vault import decisions as core
+from keyvault.vault.chain_state import ChainState, Entry
+from keyvault.vault.record import Facts
+
+from .loop import PowerCut, detached
+from .nodes import Node, Nodes
 
 GENESIS = "ab" * 32
 VAULT_ID = "e" * 64
@@ -207,7 +208,7 @@ class Chain:
 
 
 class Vault:
-    """The vault: keyvault.core over the simulated disk. The key set is a word, and sealing is writing it down."""
+    """The vault: keyvault.vault.decisions over the simulated disk. The key set is a word, and sealing is writing it down."""
 
     def __init__(self, world: SimulatedWorld) -> None:
         self.world = world

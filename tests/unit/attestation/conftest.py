@@ -8,9 +8,9 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.asymmetric.rsa import RSAPrivateKey, generate_private_key
 
-from attestation.artefact import build_image, build_sigstruct
-from attestation.cpu import RootKeys, Secs, SoftwareCpu
+from attestation.artefact.files import build_image, build_sigstruct
 from attestation.sgx import INIT, MODE64BIT, Attributes
+from attestation.simulated.cpu import RootKeys, Secs, SoftwareCpu
 
 DATE = datetime.date(2026, 11, 23)
 # The repository's own packages, for enclaves that the tests build.

@@ -11,13 +11,13 @@ from types import ModuleType
 
 import pytest
 
-from attestation.cpu import Secs, SoftwareCpu
 from attestation.egetkey import build as build_module
 from attestation.egetkey.build import FLAGS, SOURCE, build, compiler, main
 from attestation.errors import AttestationError
-from attestation.gramine import GramineDriver
 from attestation.sgx import SEAL_KEY, KeyRequest, cmac, report_key_request, report_mac
-from tests.unit.attestation.dev_attestation import DevAttestationDouble
+from attestation.simulated.cpu import Secs, SoftwareCpu
+from attestation.tee.gramine import GramineDriver
+from tests.doubles.dev_attestation import DevAttestationDouble
 
 pytestmark = pytest.mark.skipif(
     platform.machine() != "x86_64" or shutil.which(compiler()[0]) is None, reason="takes a C compiler on x86-64"

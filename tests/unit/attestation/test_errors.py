@@ -6,7 +6,8 @@ from pathlib import Path
 
 from attestation.errors import CODES
 from tests.conftest import parsed
-from tests.unit.attestation.conftest import ROOT
+
+from .conftest import ROOT
 
 
 def named(path: Path) -> set[str]:

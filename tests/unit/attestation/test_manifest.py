@@ -6,7 +6,8 @@ import tomllib
 import pytest
 
 from keyvault.__main__ import _parser
-from tests.unit.attestation.conftest import ROOT
+
+from .conftest import ROOT
 
 VALUES = {
     "gramine.libos": "/usr/lib/gramine/libsysdb.so",

@@ -4,11 +4,11 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
-from attestation.cpu import Secs, SoftwareCpu
 from attestation.errors import AttestationError
 from attestation.network import NetworkKeys
 from attestation.policy import Policy, Role, accept
 from attestation.sgx import AEXNOTIFY, CET, DEBUG, INIT, KSS, MODE64BIT, PROVISIONKEY, Attributes, Report
+from attestation.simulated.cpu import Secs, SoftwareCpu
 
 
 @pytest.fixture

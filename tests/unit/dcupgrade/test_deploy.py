@@ -13,8 +13,8 @@ import pytest
 import yaml
 from prometheus_client import CollectorRegistry, generate_latest
 
-from dcupgrade.metrics import AgentCollector
-from dcupgrade.states import Name, State
+from dcupgrade.machine.state import Name, State
+from dcupgrade.surfaces.metrics import AgentCollector
 from tests.conftest import ROOT
 
 DEPLOY = ROOT / "dcupgrade" / "deploy"

@@ -17,8 +17,8 @@ from yarl import URL
 from devnet.reference_node.app import NodeState, add_node_routes
 from devnet.reference_node.main import Node, Policy
 from devnet.reference_node.objects import CHUNK_BYTES, KeySet, NodeError, ObjectStore
-from keyvault.web import new_app
-from tests.unit.keyvault.kit import CpuTee, secs
+from keyvault.handover.http_server import new_app
+from tests.doubles.vault_kit import CpuTee, secs
 
 POLICY = Policy(
     version="1.0.0",

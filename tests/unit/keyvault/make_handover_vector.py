@@ -11,11 +11,11 @@ from typing import Any
 from cryptography.hazmat.primitives.asymmetric.mlkem import MLKEM768PrivateKey
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 
-from keyvault.crypto import RealCrypto, load_private_key
-from keyvault.handover import Holder, Requester
-from keyvault.keyset import KeySet
-from keyvault.ports import Party
-from tests.unit.keyvault.kit import CPU, GENESIS, NETWORK, Enclave
+from keyvault.handover.holder import Holder, Requester
+from keyvault.handover.hpke import RealCrypto, load_private_key
+from keyvault.handover.key_set import KeySet
+from keyvault.handover.party import Party
+from tests.doubles.vault_kit import CPU, GENESIS, NETWORK, Enclave
 
 
 def stream(label: str, size: int) -> bytes:

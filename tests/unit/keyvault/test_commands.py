@@ -12,12 +12,12 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric.rsa import generate_private_key
 from cryptography.hazmat.primitives.serialization import BestAvailableEncryption, Encoding, PrivateFormat
 
-from attestation.artefact import build_sigstruct
+from attestation.artefact.files import build_sigstruct
 from keyvault import __main__ as command
 from keyvault.build import build_vault, load_signing_key
 from keyvault.errors import KeyvaultError
-from tests.unit.keyvault.host import policy
-from tests.unit.keyvault.kit import CpuTee, enclave_id, secs, signature_text
+from tests.doubles.vault_host import policy
+from tests.doubles.vault_kit import CpuTee, enclave_id, secs, signature_text
 
 POLICY = b"""{"network_keys": ["bl3kr5jjklu2iijnmyhz7cy5lz3h5xhrlp7sim54bjhc4v3ztzfdq"], "genesis_hash": "%s",
 "evidence_mode": "single", "unsafe_unproven_evidence": true}""" % (b"1" * 64)

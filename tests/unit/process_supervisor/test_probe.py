@@ -12,9 +12,9 @@ import pytest
 from aiohttp import web
 
 from devnet.tools import free_port
-from process_supervisor import probe as probe_module
+from process_supervisor import host as probe_module
 from process_supervisor.errors import ProcessSupervisorError
-from process_supervisor.probe import (
+from process_supervisor.host import (
     OTHER_MANAGERS,
     DataLock,
     data_lock_holder,

@@ -18,9 +18,9 @@ from process_supervisor import slots as slots_module
 from process_supervisor.errors import ProcessSupervisorError
 from process_supervisor.limits import DownloadLimits
 from process_supervisor.stage import stage
+from tests.doubles.staging import BIG, CUT, OTHER, TREE_CID, failure, measure, part_of, request
 
 from .conftest import ENCLAVE, FaultyServer, release_tar, sha256
-from .staging import BIG, CUT, OTHER, TREE_CID, failure, measure, part_of, request
 
 
 async def test_a_broken_download_goes_on_where_it_stopped(

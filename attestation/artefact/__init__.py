@@ -1,0 +1,1 @@
+"""Enclave artefacts on the host: measure an image, read and write its SIGSTRUCT and files."""

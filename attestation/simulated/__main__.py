@@ -1,0 +1,350 @@
+"""The simulated TEE: a process that plays the CPU of one enclave. It protects nothing from its host.
+
+`python -m attestation.simulated.__main__ run` copies an image into sealed memory, measures that copy, verifies the
+SIGSTRUCT, and executes the very bytes that it measured, as a child with a cleared environment and one end of a
+socket pair. The identity at the other end is the measurement: a program cannot choose who it is. Processes that
+share one `--cpu` folder are one CPU. The enclave dies with its CPU (PR_SET_PDEATHSIG), and its exit code is the CPU's.
+"""
+
+import argparse
+import contextlib
+import ctypes
+import fcntl
+import os
+import resource
+import select
+import signal
+import socket
+import stat
+import struct
+import sys
+from pathlib import Path
+from types import FrameType
+from typing import NoReturn
+
+from attestation.artefact.files import IMAGE_BYTES_MAX, measure_fd, open_artefact, read_chunks, read_sigstruct
+from attestation.errors import AttestationError
+from attestation.sgx import DEBUG, REPORTDATA_SIZE, TARGETINFO_SIZE, Attributes, KeyRequest, TargetInfo
+from attestation.tee.driver import (
+    MESSAGE_BYTES_MAX,
+    OP_KEY,
+    OP_REPORT,
+    OP_TARGET_INFO,
+    STATUS_KEY_REFUSED,
+    STATUS_MALFORMED,
+    STATUS_OK,
+)
+
+from .cpu import CPUSVN_DEFAULT, CPUSVN_LEVELS, KeyRefusedError, RootKeys, Secs, SoftwareCpu, einit
+
+EXIT_REFUSED = 125  # the CPU did not start the enclave; every other code is the enclave's own
+EXIT_EXEC_FAILED = 126
+READ_BYTES = 1 << 20
+ROOT_FILE = "root-keys"
+_ROOT_MAGIC = "dcupgrade simulated cpu v1"
+_ROOT_FIELDS = {"seal": 16, "report": 16, "owner_epoch": 16, "report_key_id": 32}
+_SOCKET_FD, _IMAGE_FD = 3, 4
+_FORWARDED = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1, signal.SIGUSR2)
+_PR_SET_PDEATHSIG, _PR_SET_DUMPABLE, _PR_SET_NO_NEW_PRIVS = 1, 4, 38
+_MFD_NOEXEC_SEAL = 0x8
+_SEALS = fcntl.F_SEAL_WRITE | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_SEAL
+
+
+def _folder_invalid(folder: Path, why: str) -> AttestationError:
+    return AttestationError(
+        code="CPU_FOLDER_INVALID",
+        what=f"the simulated CPU in {folder} cannot be used",
+        why=why,
+        action="Restore the folder from a backup; a new CPU cannot unseal what this one sealed.",
+        kind="invariant",
+    )
+
+
+def _encode_root(root: RootKeys) -> str:
+    lines = [f"{name} {getattr(root, name).hex()}" for name in _ROOT_FIELDS]
+    return "\n".join([_ROOT_MAGIC, *lines, f"cpusvn_level {root.cpusvn_level}", ""])
+
+
+def _write_aside(folder: Path, root: RootKeys) -> Path:
+    aside = folder / f".{ROOT_FILE}.{os.getpid()}.{os.urandom(4).hex()}"
+    fd = os.open(aside, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+    with os.fdopen(fd, "w", encoding="ascii") as file:
+        file.write(_encode_root(root))
+        file.flush()
+        os.fsync(fd)
+    return aside
+
+
+def _fsync_folder(folder: Path) -> None:
+    fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def init_cpu(folder: Path) -> bool:
+    """Draw the root keys of a new CPU, unless the folder has some. Tells whether it drew.
+
+    Atomic, also against others who do the same: the file appears whole or not at all, and is never replaced.
+    """
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    final = folder / ROOT_FILE
+    if final.exists():
+        load_root_keys(folder)
+        return False
+    draw = os.urandom
+    aside = _write_aside(folder, RootKeys(draw(16), draw(16), draw(16), draw(32)))
+    try:
+        os.link(aside, final)
+        drawn = True
+    except FileExistsError:
+        drawn = False
+    finally:
+        aside.unlink()
+    _fsync_folder(folder)
+    return drawn
+
+
+def load_root_keys(folder: Path) -> RootKeys:
+    """Read the root keys of a CPU folder. Raises CPU_FOLDER_INVALID; never draws."""
+    path = folder / ROOT_FILE
+    try:
+        with path.open(encoding="ascii") as file:
+            mode = os.fstat(file.fileno()).st_mode
+            text = file.read(4096)
+    except (OSError, UnicodeDecodeError) as error:
+        raise _folder_invalid(folder, f"{ROOT_FILE} cannot be read ({type(error).__name__})") from error
+    if stat.S_IMODE(mode) & 0o077:
+        raise _folder_invalid(folder, f"{ROOT_FILE} is open to others (mode {stat.S_IMODE(mode):04o})")
+    magic, *lines = (text.splitlines()[:1] and text.splitlines()) or [""]
+    fields = dict(line.split(" ", 1) for line in lines if line.count(" ") == 1)
+    if magic != _ROOT_MAGIC or list(fields) != [*_ROOT_FIELDS, "cpusvn_level"] or len(fields) != len(lines):
+        raise _folder_invalid(folder, f"{ROOT_FILE} is damaged")
+    try:
+        level = int(fields.pop("cpusvn_level"))
+        keys = {name: bytes.fromhex(value) for name, value in fields.items()}
+        root = RootKeys(**keys, cpusvn_level=level)
+    except (ValueError, AttestationError) as error:
+        raise _folder_invalid(folder, f"{ROOT_FILE} is damaged") from error
+    if _encode_root(root) != text or not all(map(any, keys.values())):
+        raise _folder_invalid(folder, f"{ROOT_FILE} is damaged")
+    return root
+
+
+def set_cpusvn(folder: Path, level: int) -> None:
+    """Play a microcode update: processes that start from now on run at CPUSVN `level` (0 oldest to 2 newest)."""
+    old = load_root_keys(folder)
+    root = RootKeys(old.seal, old.report, old.owner_epoch, old.report_key_id, level)
+    _write_aside(folder, root).replace(folder / ROOT_FILE)
+    _fsync_folder(folder)
+
+
+def _sealable_memory() -> int:
+    flags = os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING
+    try:
+        # Python only reads it, and a host may forbid memory files that could be executed (vm.memfd_noexec).
+        return os.memfd_create("enclave", flags | _MFD_NOEXEC_SEAL)
+    except OSError:
+        return os.memfd_create("enclave", flags)  # Linux before 6.3
+
+
+def private_copy(image: Path) -> tuple[int, bytes]:
+    """Copy an image into sealed memory that nobody can alter and measure that copy: descriptor and MRENCLAVE.
+
+    The file on disk is read once and never looked at again, so swapping it later changes nothing.
+    """
+    copy = _sealable_memory()
+    try:
+        source = open_artefact(image)
+        try:
+            size = os.fstat(source).st_size
+            if not stat.S_ISREG(os.fstat(source).st_mode) or size > IMAGE_BYTES_MAX:
+                raise AttestationError(
+                    code="ARTEFACT_TOO_LARGE",
+                    what=f"{image} cannot be loaded",
+                    why=f"it is no regular file of at most {IMAGE_BYTES_MAX} bytes",
+                )
+            for view in read_chunks(source, size, bytearray(READ_BYTES)):
+                while view:
+                    view = view[os.write(copy, view) :]
+        finally:
+            os.close(source)
+        fcntl.fcntl(copy, fcntl.F_ADD_SEALS, _SEALS)
+        return copy, measure_fd(copy)
+    except BaseException:
+        os.close(copy)
+        raise
+
+
+def load_enclave(image: Path, sigstruct: Path, debug: bool) -> tuple[int, Secs]:
+    """Do what a loader and EINIT do: the sealed copy's descriptor and the identity that the CPU gives it."""
+    signed = read_sigstruct(sigstruct)
+    copy, measured = private_copy(image)
+    try:
+        wanted, fixed = signed.attributes, signed.attribute_mask.flags
+        # A signer that leaves DEBUG open leaves it to the host: no debug enclave unless one was asked for.
+        flags = wanted.flags | DEBUG if debug else wanted.flags & (fixed | ~DEBUG)
+        return copy, einit(signed, measured, Attributes(flags, wanted.xfrm), signed.miscselect)
+    except BaseException:
+        os.close(copy)
+        raise
+
+
+def answer(cpu: SoftwareCpu, secs: Secs, message: bytes) -> bytes:
+    """Answer one datagram of an enclave: EREPORT or EGETKEY for `secs`, whatever the program says of itself."""
+    try:
+        operation, operands = int.from_bytes(message[:1], "little"), message[1:]
+        if operation == OP_TARGET_INFO and not operands:
+            return bytes([STATUS_OK]) + secs.target_info().encode()
+        if operation == OP_REPORT and len(operands) == TARGETINFO_SIZE + REPORTDATA_SIZE:
+            target = TargetInfo.decode(operands[:TARGETINFO_SIZE])
+            return bytes([STATUS_OK]) + cpu.ereport(secs, target, operands[TARGETINFO_SIZE:]).encode()
+        if operation == OP_KEY:
+            return bytes([STATUS_OK]) + cpu.egetkey(secs, KeyRequest.decode(operands))
+    except KeyRefusedError as refused:
+        return struct.pack("<BH", STATUS_KEY_REFUSED, refused.code)
+    except AttestationError:
+        return bytes([STATUS_MALFORMED])
+    return bytes([STATUS_MALFORMED])
+
+
+def _prctl(option: int, value: int) -> None:
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.prctl(option, ctypes.c_ulong(value), 0, 0, 0) != 0:
+        number = ctypes.get_errno()
+        raise OSError(number, os.strerror(number))
+
+
+def _become_enclave(parent: int, enclave_end: int, copy: int, uid: int | None, args: list[str]) -> NoReturn:
+    """In the child: drop everything but the socket and the sealed copy, and execute it. Never returns."""
+    try:
+        null = os.open(os.devnull, os.O_RDONLY)
+        moved = [fcntl.fcntl(fd, fcntl.F_DUPFD, 16) for fd in (null, enclave_end, copy)]
+        for fd, place in zip(moved, (0, _SOCKET_FD, _IMAGE_FD), strict=True):
+            os.dup2(fd, place, inheritable=True)
+        os.closerange(_IMAGE_FD + 1, resource.getrlimit(resource.RLIMIT_NOFILE)[0])
+        if uid is not None:
+            os.setgroups([])
+            os.setresgid(uid, uid, uid)
+            os.setresuid(uid, uid, uid)
+        _prctl(_PR_SET_NO_NEW_PRIVS, 1)
+        # After the change of uid, which clears it; then make sure that the parent had not died before.
+        _prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+        if os.getppid() != parent:
+            os._exit(EXIT_EXEC_FAILED)
+        for number in _FORWARDED:
+            signal.signal(number, signal.SIG_DFL)
+        signal.pthread_sigmask(signal.SIG_SETMASK, [])
+        environment = {"DC_TEE": "simulated", "DC_TEE_FD": str(_SOCKET_FD), "LC_ALL": "C.UTF-8"}
+        argv = [sys.executable, "-I", "-u", f"/proc/self/fd/{_IMAGE_FD}", *args]
+        os.execve(sys.executable, argv, environment)  # noqa: S606 - no shell is wanted
+    except BaseException as error:
+        os.write(2, f"ENCLAVE_START_FAILED: the enclave was not executed: {error}.\n".encode())
+    os._exit(EXIT_EXEC_FAILED)
+
+
+def _serve(cpu: SoftwareCpu, secs: Secs, connection: socket.socket, child: int, pidfd: int) -> int:
+    """Answer the enclave until it ends; gives its exit code, 128+n for signal n."""
+    poll = select.poll()
+    poll.register(connection, select.POLLIN)
+    poll.register(pidfd, select.POLLIN)
+    while True:
+        ready = {fd for fd, _ in poll.poll()}
+        # The end first: something that the enclave left behind may hold its end of the socket, and go on asking.
+        if pidfd in ready:
+            code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+            return code if code >= 0 else 128 - code
+        try:
+            message = connection.recv(MESSAGE_BYTES_MAX)
+            if message:
+                # Never waiting: an enclave that does not fetch its answers would keep the CPU from seeing it end.
+                connection.send(answer(cpu, secs, message), socket.MSG_DONTWAIT)
+        except OSError:
+            message = b""
+        if not message:
+            poll.unregister(connection)
+            connection.close()  # so that an enclave that asks again is told, instead of waiting for ever
+
+
+def run(cpu_folder: Path, image: Path, sigstruct: Path, uid: int | None, debug: bool, args: list[str]) -> int:
+    """Run one enclave to its end and give its exit code. Raises AttestationError if it cannot be started."""
+    if uid is not None and (os.geteuid() != 0 or not 0 < uid < (1 << 32) - 1):
+        raise AttestationError(
+            code="CPU_SETTING_INVALID", what="--uid cannot be used", why="it takes root, and a uid from 1 to 4294967294"
+        )
+    init_cpu(cpu_folder)
+    cpu = SoftwareCpu(load_root_keys(cpu_folder))
+    copy, secs = load_enclave(image, sigstruct, debug)
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    _prctl(_PR_SET_DUMPABLE, 0)
+    label = " DEBUG" if secs.attributes.flags & DEBUG else ""
+    sys.stderr.write(f"SIMULATED TEE: not SGX, its host can read everything;{label} enclave {secs.mrenclave.hex()}\n")
+    sys.stderr.flush()
+    cpu_end, enclave_end = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    signal.pthread_sigmask(signal.SIG_BLOCK, _FORWARDED)
+    parent = os.getpid()
+    child = os.fork()
+    if child == 0:
+        _become_enclave(parent, enclave_end.fileno(), copy, uid, args)
+
+    # By pidfd: between the enclave's end and ours its pid may come to be another process's.
+    pidfd = os.pidfd_open(child)
+
+    def forward(number: int, _frame: FrameType | None) -> None:
+        with contextlib.suppress(ProcessLookupError):
+            signal.pidfd_send_signal(pidfd, number)
+
+    for number in _FORWARDED:
+        signal.signal(number, forward)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, _FORWARDED)
+    enclave_end.close()
+    os.close(copy)
+    return _serve(cpu, secs, cpu_end, child, pidfd)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m attestation.simulated.__main__",
+        description="a software CPU: not SGX",
+        epilog="What follows -- are the enclave's own arguments.",
+    )
+    commands = parser.add_subparsers(dest="command", required=True)
+    init = commands.add_parser("init", help="draw the root keys of a CPU, unless it has some")
+    svn = commands.add_parser("svn", help="play a microcode update")
+    start = commands.add_parser("run", help="run one enclave")
+    for command in (init, svn, start):
+        command.add_argument("--cpu", type=Path, required=True, metavar="DIR")
+    svn.add_argument("level", type=int, choices=range(len(CPUSVN_LEVELS)), help=f"a new CPU has {CPUSVN_DEFAULT}")
+    start.add_argument("--image", type=Path, required=True, metavar="FILE")
+    start.add_argument("--sigstruct", type=Path, required=True, metavar="FILE")
+    start.add_argument("--uid", type=int, help="run the enclave under another uid and gid (takes root)")
+    start.add_argument("--debug", action="store_true", help="ask for a debug enclave, as a hostile host would")
+    return parser
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Command line; gives the exit code, 125 if the CPU itself refused."""
+    words = sys.argv[1:] if argv is None else argv
+    # Split by hand: argparse would look for its own options among the enclave's.
+    split = words.index("--") if "--" in words else len(words)
+    options, args = _parser().parse_args(words[:split]), words[split + 1 :]
+    try:
+        if options.command == "init":
+            state = "drew root keys" if init_cpu(options.cpu) else "root keys were there"
+            sys.stdout.write(f"{state}: {options.cpu}\n")
+        elif options.command == "svn":
+            set_cpusvn(options.cpu, options.level)
+        else:
+            return run(options.cpu, options.image, options.sigstruct, options.uid, options.debug, args)
+    except AttestationError as error:
+        sys.stderr.write(f"{error}\n")
+        return EXIT_REFUSED
+    except OSError as error:
+        sys.stderr.write(f"ENCLAVE_START_FAILED: the simulated CPU stopped: {error}.\n")
+        return EXIT_REFUSED
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

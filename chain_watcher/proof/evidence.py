@@ -1,0 +1,284 @@
+"""Evidence of the chain's state for someone who trusts no endpoint and not its bearer: the vault.
+
+Pinned are the genesis hash, one checkpoint (a GRANDPA authority set and the block it begins after) and the hashes of
+the storage layouts that may be used to read values. The evidence brings the rest::
+
+    {"mode": "proven",
+     "genesis_hash": "0x..",
+     "set_changes": [{"headers": ["0x.."], "justification": "0x.."}, ...],
+     "header": "0x..", "route": ["0x..", ...], "justification": "0x..",
+     "proof": ["0x..", ...],
+     "layout": {...}}
+
+``set_changes`` leads from the pinned set to the current one (``headers``: the block that orders the change, up to the
+block that the justification finalizes, oldest first). ``header`` is the SCALE form of the block in question, ``route``
+(may be left out) the headers from its child to the block that ``justification`` finalizes. ``proof`` is the answer to
+``state_getReadProof(layout.proof_keys, block)``.
+
+Order of verification: form and sizes, pinned genesis and layout, each set change by the set before it, the block by
+the last set, the values under its state root, and the genesis hash again, this time as the chain's own state holds it
+(``System.BlockHash(0)``): two chains that share authority keys do not pass for one another.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+from chain_watcher.errors import ChainWatcherError
+
+from .grandpa import Checkpoint, verify_finality
+from .header import Header
+from .layout import GENESIS_HASH_KEY, Layout, RawEntry, RawProgram, standard_layout
+from .release import BlockRef, ChainEntry, VerifiedRelease, encode_signature
+from .scale import refuse
+from .trie import HASH_BYTES, read_proof
+
+#: All decoded bytes of one piece of evidence together.
+EVIDENCE_BYTES_MAX: Final = 16 << 20
+SET_CHANGES_MAX: Final = 1024
+#: Headers between a block and the justified block after it (a justification is stored every 512 blocks).
+ROUTE_MAX: Final = 1024
+PROOF_ITEMS_MAX: Final = 4096
+
+#: Hashes of the public pallet's layouts, with 4 and with 5 program fields: what is accepted when nothing is pinned.
+STANDARD_LAYOUTS: Final = frozenset(standard_layout(fields=count).hash for count in (4, 5))
+
+_MEMBERS: Final = frozenset({"mode", "genesis_hash", "set_changes", "header", "justification", "proof", "layout"})
+_CHANGE_MEMBERS: Final = frozenset({"headers", "justification"})
+
+
+@dataclass(frozen=True, slots=True)
+class TrustRoot:
+    """What the verifier has pinned: genesis hash (32 bytes), checkpoint, and hashes of acceptable layouts."""
+
+    genesis_hash: bytes
+    checkpoint: Checkpoint
+    layouts: frozenset[str] = STANDARD_LAYOUTS
+
+
+@dataclass(frozen=True, slots=True)
+class ProvenState:
+    """The chain's word at a finalized block; made by ``verify_evidence`` only.
+
+    ``hash`` is 0x and 64 hex characters; ``timestamp_ms`` is the block's own time since 1970; ``entries`` and
+    ``program`` are the chain's bytes (``release.read_entries`` and ``release.verify_release`` judge them);
+    ``checkpoint`` is the newest authority set that the evidence proves, to be kept instead of the old one.
+    """
+
+    number: int
+    hash: str
+    timestamp_ms: int
+    entries: tuple[RawEntry, ...]
+    program: RawProgram | None
+    checkpoint: Checkpoint
+
+    @property
+    def block(self) -> BlockRef:
+        """The block as a reference."""
+        return BlockRef(self.number, self.hash)
+
+
+@dataclass(frozen=True, slots=True)
+class SetChange:
+    """Proof that one authority set handed over to the next; ``headers`` oldest first, the last one justified."""
+
+    headers: tuple[Header, ...]
+    justification: bytes
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the JSON form (hex)."""
+        return {"headers": [_to_hex(h.encoded) for h in self.headers], "justification": _to_hex(self.justification)}
+
+    @classmethod
+    def from_json(cls, value: object) -> SetChange:
+        """Read the JSON form strictly (for what was persisted). Raises EVIDENCE_*, SCALE_*, HEADER_DIGEST_INVALID."""
+        return _Decoder().set_change(value)
+
+
+def build_evidence(
+    *,
+    genesis_hash: bytes,
+    set_changes: Sequence[SetChange],
+    headers: Sequence[Header],
+    justification: bytes,
+    proof: Sequence[bytes],
+    layout: Layout,
+) -> dict[str, Any]:
+    """Return the JSON form; ``headers`` is the block in question and its route, oldest first (ValueError if empty)."""
+    if not headers:
+        raise ValueError("evidence needs the header of its block")
+    return {
+        "mode": "proven",
+        "genesis_hash": _to_hex(genesis_hash),
+        "set_changes": [change.to_json() for change in set_changes],
+        "header": _to_hex(headers[0].encoded),
+        "route": [_to_hex(header.encoded) for header in headers[1:]],
+        "justification": _to_hex(justification),
+        "proof": [_to_hex(item) for item in proof],
+        "layout": layout.to_json(),
+    }
+
+
+def claimed_evidence(
+    *,
+    mode: str,
+    genesis_hash: bytes,
+    block: BlockRef,
+    timestamp_ms: int,
+    release: VerifiedRelease | None,
+    entries: Sequence[ChainEntry],
+) -> dict[str, Any]:
+    """Return the unproven form (mode "quorum" or "single", else ValueError): only the bearer's claim.
+
+    Entries without a readable signature are told with an empty one.
+    """
+    if mode not in ("quorum", "single"):
+        raise ValueError("claims have the mode quorum or single")
+    return {
+        "mode": mode,
+        "genesis_hash": _to_hex(genesis_hash),
+        "block_number": block.number,
+        "block_hash": block.hash,
+        "timestamp_ms": timestamp_ms,
+        "program": release
+        and {
+            "enclave_id": release.enclave_id,
+            "version": release.version,
+            "origin_url": release.origin_url,
+            "mirror_url": release.mirror_url,
+        },
+        "enclave_ids": [
+            {
+                "height": entry.height,
+                "enclave_id": entry.enclave_id,
+                "signature": encode_signature(entry.signature).decode("ascii") if entry.signature else "",
+            }
+            for entry in entries
+        ],
+    }
+
+
+def verify_evidence(evidence: object, trust: TrustRoot, *, floor: int = 0) -> ProvenState:
+    """Return the proven state; ``floor`` is the lowest acceptable block number (from what was proven before).
+
+    Set changes that lie before the pinned checkpoint are passed over, so that a repeated request still verifies.
+
+    Raises EVIDENCE_INVALID, EVIDENCE_TOO_LARGE, EVIDENCE_WRONG_GENESIS, EVIDENCE_LAYOUT_NOT_PINNED,
+    EVIDENCE_BELOW_FLOOR, LAYOUT_*, HEADER_*, SCALE_*, PROOF_*, JUSTIFICATION_*, FINALITY_BEFORE_CHECKPOINT,
+    AUTHORITY_*.
+    """
+    decoder = _Decoder()
+    fields = decoder.members(evidence, _MEMBERS | {"route"}, "evidence", optional="route")
+    if fields["mode"] != "proven":
+        raise _invalid("mode is not proven")
+    if decoder.blob(fields["genesis_hash"], "genesis_hash") != trust.genesis_hash:
+        why = f"it names the genesis {fields['genesis_hash']}, not 0x{trust.genesis_hash.hex()}"
+        raise refuse("EVIDENCE_WRONG_GENESIS", "evidence", why)
+    layout = Layout(fields["layout"]) if isinstance(fields["layout"], Mapping) else None
+    if layout is None or layout.hash not in trust.layouts:
+        why = f"layout {layout.hash if layout else 'missing'} is none of the {len(trust.layouts)} pinned ones"
+        raise refuse("EVIDENCE_LAYOUT_NOT_PINNED", "evidence", why)
+    changes = decoder.items(fields["set_changes"], SET_CHANGES_MAX, "set_changes")
+    set_changes = [decoder.set_change(change) for change in changes]
+    route = decoder.items(fields.get("route", []), ROUTE_MAX, "route")
+    headers = [decoder.header(text, "header") for text in (fields["header"], *route)]
+    justification = decoder.blob(fields["justification"], "justification")
+    proof = [decoder.blob(item, "proof") for item in decoder.items(fields["proof"], PROOF_ITEMS_MAX, "proof")]
+    header = headers[0]
+    if header.number < floor:
+        why = f"block {header.number} is below block {floor}"
+        raise refuse("EVIDENCE_BELOW_FLOOR", "evidence", why)
+    checkpoint = follow_set_changes(trust.checkpoint, set_changes)
+    checkpoint = verify_finality(checkpoint, headers, justification)
+    values = read_proof(header.state_root, proof, layout.proof_keys)
+    if values[GENESIS_HASH_KEY] != trust.genesis_hash:
+        raise refuse("EVIDENCE_WRONG_GENESIS", "evidence", "the proven state belongs to another genesis")
+    return ProvenState(
+        number=header.number,
+        hash=_to_hex(header.hash),
+        timestamp_ms=layout.decode_now(values[layout.keys["now"]]),
+        entries=layout.decode_enclave_ids(values[layout.keys["enclave_ids"]]),
+        program=layout.decode_dc_program(values[layout.keys["dc_program"]]),
+        checkpoint=checkpoint,
+    )
+
+
+def follow_set_changes(checkpoint: Checkpoint, set_changes: Sequence[SetChange]) -> Checkpoint:
+    """Return the checkpoint after verified hand-overs; those not above the checkpoint are passed over.
+
+    Raises what ``verify_finality`` raises, and EVIDENCE_INVALID for a set change that changes nothing.
+    """
+    for change in set_changes:
+        if change.headers and change.headers[-1].number <= checkpoint.number:
+            continue
+        following = verify_finality(checkpoint, change.headers, change.justification)
+        if following is checkpoint:
+            raise _invalid(f"nothing changes after block {change.headers[-1].number}")
+        checkpoint = following
+    return checkpoint
+
+
+class _Decoder:
+    """Reads the JSON form and keeps count of the bytes."""
+
+    def __init__(self) -> None:
+        self._left = EVIDENCE_BYTES_MAX
+
+    def members(self, value: object, names: frozenset[str], what: str, optional: str = "") -> Mapping[str, Any]:
+        if not isinstance(value, Mapping) or not names - {optional} <= value.keys() <= names:
+            raise _invalid(f"{what} has the members {', '.join(sorted(names))}")
+        return value
+
+    def items(self, value: object, maximum: int, what: str) -> Sequence[Any]:
+        if not isinstance(value, list | tuple):
+            raise _invalid(f"{what} is not a list")
+        if len(value) > maximum:
+            raise refuse("EVIDENCE_TOO_LARGE", "evidence", f"{what} has {len(value)} items, at most {maximum}")
+        return value
+
+    def blob(self, value: object, what: str) -> bytes:
+        if not isinstance(value, str):
+            raise _invalid(f"{what} is not text")
+        self._left -= len(value) // 2
+        if self._left < 0:
+            raise refuse("EVIDENCE_TOO_LARGE", "evidence", f"over {EVIDENCE_BYTES_MAX} bytes")
+        data = _from_hex(value.removeprefix("0x")) if value.startswith("0x") else None
+        if data is None:
+            raise _invalid(f"{what} is not 0x and lower-case hex")
+        return data
+
+    def header(self, value: object, what: str) -> Header:
+        return Header.decode(self.blob(value, what))
+
+    def set_change(self, value: object) -> SetChange:
+        fields = self.members(value, _CHANGE_MEMBERS, "a set change")
+        texts = self.items(fields["headers"], ROUTE_MAX, "headers")
+        headers = tuple(self.header(text, "headers") for text in texts)
+        return SetChange(headers, self.blob(fields["justification"], "justification"))
+
+
+def genesis_from_text(text: str) -> bytes:
+    """Return a genesis hash given as 64 hex characters with or without 0x (EVIDENCE_INVALID otherwise)."""
+    genesis = _from_hex(text.removeprefix("0x"))
+    if genesis is None or len(genesis) != HASH_BYTES:
+        raise _invalid("a genesis hash is 32 bytes of lower-case hex")
+    return genesis
+
+
+def _from_hex(digits: str) -> bytes | None:
+    """Decode lower-case hex and nothing else (``fromhex`` would skip spaces and take capitals); None otherwise."""
+    try:
+        data = bytes.fromhex(digits)
+    except ValueError:
+        return None
+    return data if data.hex() == digits else None
+
+
+def _to_hex(data: bytes) -> str:
+    return "0x" + data.hex()
+
+
+def _invalid(why: str) -> ChainWatcherError:
+    return refuse("EVIDENCE_INVALID", "evidence", why)

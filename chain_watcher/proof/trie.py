@@ -1,0 +1,236 @@
+"""Read proofs: what a storage key holds under a state root, from the trie nodes a node answered with.
+
+Format: Substrate's base-16 Merkle Patricia trie (Polkadot specification, "State storage and the storage trie"),
+blake2b-256, layouts V0 (values inline) and V1 (values over 32 bytes stored by hash, as a proof item of their own).
+Node = header byte with kind and partial-key length, partial key, children bitmap (u16), value, children::
+
+    01xxxxxx leaf, 10xxxxxx branch, 11xxxxxx branch with value, 001xxxxx leaf with hashed value,
+    0001xxxx branch with hashed value, 00000000 the empty trie (as the root only)
+
+Strict: nodes are found by hash from the root down and in no other way; every node on a way is decoded to its last
+byte; a missing node is an error, never an absence; items that hang on nothing and repeated items are refused.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Sequence
+from typing import Final, NamedTuple
+
+from chain_watcher.errors import ChainWatcherError
+
+from .scale import Reader, refuse
+
+HASH_BYTES: Final = 32
+#: Limits of one proof; EnclaveIds is the largest value asked for.
+PROOF_NODES_MAX: Final = 4096
+PROOF_BYTES_MAX: Final = 4 << 20
+
+_EMPTY_NODE: Final = b"\0"
+_NO_CHILDREN: Final[tuple[bytes | None, ...]] = (None,) * 16
+
+
+def blake2b_256(data: bytes) -> bytes:
+    """Return the blake2b hash of 32 bytes, Substrate's hash of headers, trie nodes and values."""
+    return hashlib.blake2b(data, digest_size=32).digest()
+
+
+#: State root of a trie without any key.
+EMPTY_ROOT: Final = blake2b_256(_EMPTY_NODE)
+
+
+class TrieNode(NamedTuple):
+    """A decoded trie node.
+
+    ``partial`` is the partial key as hex digits (one per nibble); ``value`` is None, the inline value, or (``hashed``)
+    the 32-byte hash of the value; ``children`` has 16 places with None, a 32-byte hash or an inline node (< 32 bytes).
+    """
+
+    partial: str
+    value: bytes | None
+    hashed: bool
+    children: Sequence[bytes | None]
+
+
+def _bad(why: str) -> ChainWatcherError:
+    return refuse("PROOF_NODE_INVALID", "trie node", why)
+
+
+def decode_node(data: bytes) -> TrieNode:
+    """Decode one trie node strictly; PROOF_NODE_INVALID for anything Substrate's codec would not write.
+
+    The empty trie's node (one zero byte) is not a node of a way and is refused here.
+    """
+    reader = Reader(data, "trie node")
+    try:
+        return _decode_node(reader)
+    except ChainWatcherError as error:
+        if error.code == "PROOF_NODE_INVALID":
+            raise
+        raise _bad(f"{error.code}: {error.why}") from error
+
+
+def _decode_node(reader: Reader) -> TrieNode:
+    first = reader.u8()
+    if first >= 0x40:
+        length_max, hashed = 0x3F, False
+        is_branch, has_value = first >= 0x80, first < 0x80 or first >= 0xC0
+    elif first >= 0x10:
+        hashed = has_value = True
+        is_branch = first < 0x20
+        length_max = 0x0F if is_branch else 0x1F
+    else:
+        raise _bad(f"header byte {first:#04x}")
+    nibbles = first & length_max
+    if nibbles == length_max:
+        more = 255
+        while more == 255:
+            more = reader.u8()
+            nibbles += more
+    partial = reader.take((nibbles + 1) // 2).hex()
+    if nibbles & 1:
+        if partial[0] != "0":
+            raise _bad("padding nibble of the partial key is not 0")
+        partial = partial[1:]
+    bitmap = 0
+    if is_branch:
+        bitmap = reader.uint(2)
+        if not bitmap:
+            raise _bad("branch without children")
+    value = None
+    if has_value:
+        value = reader.take(HASH_BYTES) if hashed else reader.blob()
+    children = _decode_children(reader, bitmap) if bitmap else _NO_CHILDREN
+    reader.finish()
+    return TrieNode(partial, value, hashed, children)
+
+
+def _decode_children(reader: Reader, bitmap: int) -> list[bytes | None]:
+    """Read the children of a branch: by hash (0x80 is the compact length 32) or inline (shorter)."""
+    data, position, end = reader.data, reader.position, len(reader.data)
+    children: list[bytes | None] = [None] * 16
+    for index in range(16):
+        if not bitmap >> index & 1:
+            continue
+        if position >= end:
+            raise _bad("children end early")
+        size = data[position]
+        # Compact lengths up to 63 are one byte with the low bits 00; a child never has more than 32 bytes.
+        if size & 3 or not 0 < size <= HASH_BYTES << 2:
+            raise _bad(f"child {index} has no length of 1 to 32 bytes")
+        start = position + 1
+        position = start + (size >> 2)
+        if position > end:
+            raise _bad("children end early")
+        children[index] = data[start:position]
+    reader.position = position
+    return children
+
+
+class ReadProof:
+    """The items of a ``state_getReadProof`` answer, found by hash; use ``read`` per key, then ``finish``."""
+
+    __slots__ = ("_items", "_nodes", "_used")
+
+    def __init__(self, items: Iterable[bytes]) -> None:
+        """Hash the items; PROOF_TOO_LARGE over the limits, PROOF_SUPERFLUOUS for the same item twice."""
+        found: dict[bytes, bytes] = {}
+        count = size = 0
+        for item in items:
+            count += 1
+            size += len(item)
+            if count > PROOF_NODES_MAX or size > PROOF_BYTES_MAX:
+                why = f"over {PROOF_NODES_MAX} items or {PROOF_BYTES_MAX} bytes"
+                raise refuse("PROOF_TOO_LARGE", "storage proof", why)
+            found[hashlib.blake2b(item, digest_size=32).digest()] = item
+        if len(found) != count:
+            raise refuse("PROOF_SUPERFLUOUS", "storage proof", "the same item twice")
+        self._items = found
+        self._nodes: dict[bytes, TrieNode] = {}
+        self._used: set[bytes] = set()
+
+    def read(self, root: bytes, key: bytes) -> bytes | None:
+        """Return what ``key`` holds under ``root``, or None when it is proven absent.
+
+        Raises PROOF_INCOMPLETE when an item on the way is missing, PROOF_NODE_INVALID when one is malformed.
+        """
+        if root == EMPTY_ROOT:
+            self._used.update(self._items.keys() & {root})
+            return None
+        rest = key.hex()
+        node = self._node(root)
+        while True:
+            partial = node.partial
+            if partial and not rest.startswith(partial):
+                return None
+            rest = rest[len(partial) :]
+            if not rest:
+                return self._value(node)
+            child = node.children[int(rest[0], 16)]
+            if child is None:
+                return None
+            rest = rest[1:]
+            node = self._node(child) if len(child) == HASH_BYTES else decode_node(child)
+
+    def finish(self, root: bytes) -> None:
+        """Raise PROOF_SUPERFLUOUS if an item does not hang on ``root``.
+
+        Items that hang on it without a read key needing them pass: proofs of several keys are read one by one.
+        """
+        if len(self._used) == len(self._items):
+            return
+        reached: set[bytes] = set()
+        waiting = [root] if root in self._items else []
+        if root == EMPTY_ROOT:
+            reached, waiting = {root}, []
+        while waiting:
+            digest = waiting.pop()
+            reached.add(digest)
+            waiting.extend(child for child in self._links(self._node(digest), reached) if child not in reached)
+        unused = len(self._items.keys() - reached - self._used)
+        if unused:
+            raise refuse("PROOF_SUPERFLUOUS", "storage proof", f"{unused} items hang on nothing")
+
+    def _links(self, node: TrieNode, reached: set[bytes]) -> Iterable[bytes]:
+        """Yield the node items below ``node`` that are there; note value items in ``reached`` (never decoded)."""
+        if node.hashed and node.value in self._items:
+            reached.add(node.value)
+        for child in node.children:
+            if child is None:
+                continue
+            if len(child) < HASH_BYTES:
+                yield from self._links(decode_node(child), reached)
+            elif child in self._items:
+                yield child
+
+    def _node(self, digest: bytes) -> TrieNode:
+        node = self._nodes.get(digest)
+        if node is None:
+            node = self._nodes[digest] = decode_node(self._item(digest))
+        return node
+
+    def _item(self, digest: bytes) -> bytes:
+        item = self._items.get(digest)
+        if item is None:
+            raise refuse("PROOF_INCOMPLETE", "storage proof", f"no item with hash 0x{digest.hex()}")
+        self._used.add(digest)
+        return item
+
+    def _value(self, node: TrieNode) -> bytes | None:
+        if not node.hashed or node.value is None:
+            return node.value
+        return self._item(node.value)
+
+
+def read_proof(root: bytes, items: Iterable[bytes], keys: Iterable[bytes]) -> dict[bytes, bytes | None]:
+    """Return key -> value (None: proven absent) under ``root``; all of ``items`` must hang on ``root``.
+
+    Raises PROOF_INCOMPLETE, PROOF_NODE_INVALID, PROOF_SUPERFLUOUS or PROOF_TOO_LARGE; ValueError when ``root`` has
+    not 32 bytes.
+    """
+    if len(root) != HASH_BYTES:
+        raise ValueError("a state root has 32 bytes")
+    proof = ReadProof(items)
+    values = {key: proof.read(root, key) for key in keys}
+    proof.finish(root)
+    return values

@@ -1,0 +1,1 @@
+"""The watcher: follows finality over several endpoints and yields verified views of the chain."""

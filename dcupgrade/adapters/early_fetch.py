@@ -1,0 +1,78 @@
+"""Fetch early what a best block announces, so that nothing is left to download when it becomes final.
+
+A prefetched release is only a verified folder in its slot: nothing is started, stopped or decided by it. If its block
+is never finalized, the folder is removed again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable
+from typing import Protocol
+
+from dcupgrade.errors import failure_of
+from dcupgrade.machine.state import Release
+from dcupgrade.upgrade.ports import Progress
+
+log = logging.getLogger("dcupgrade")
+
+KEEP_S = 900.0
+"""A prefetched release that is not wanted by then is removed; finality is minutes behind at the worst."""
+AT_ONCE_MAX = 2
+
+
+class Slots(Protocol):
+    """The part of the nodes port that is used here."""
+
+    async def fetch(self, release: Release, progress: Progress) -> None:
+        """Download and verify into the release's slot."""
+
+    async def remove_slot(self, enclave_id: str) -> None:
+        """Delete the version's files."""
+
+
+class Prefetcher:
+    """Call it with each release that was seen at a best block; the same one again changes nothing.
+
+    ``wanted(enclave id)`` says whether the machine has taken the release up meanwhile (or runs it): then its slot is
+    the machine's. ``sleep`` is the clock's.
+    """
+
+    def __init__(self, slots: Slots, wanted: Callable[[str], bool], sleep: Callable[[float], Awaitable[None]]) -> None:
+        self._slots, self._wanted, self._sleep = slots, wanted, sleep
+        self._tasks: dict[str, asyncio.Task[None]] = {}
+
+    def __call__(self, release: Release) -> None:
+        """Begin to fetch, unless it is under way, wanted already, or two others are."""
+        enclave_id = release.enclave_id
+        if enclave_id in self._tasks or self._wanted(enclave_id) or len(self._tasks) >= AT_ONCE_MAX:
+            return
+        task = asyncio.ensure_future(self._fetch(release))
+        self._tasks[enclave_id] = task
+        task.add_done_callback(lambda _: self._tasks.pop(enclave_id, None))
+
+    async def give_way(self, enclave_id: str) -> None:
+        """End the early fetch of a release: the machine has taken it up. What was received so far is gone on with."""
+        task = self._tasks.get(enclave_id)
+        if task is not None:
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
+
+    async def close(self) -> None:
+        """End what is under way; what was fetched stays for the next run to use or to fetch again."""
+        tasks = list(self._tasks.values())
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    async def _fetch(self, release: Release) -> None:
+        try:
+            await self._slots.fetch(release, lambda _: None)
+            log.info("fetched %s early, before it is final", release.enclave_id, extra={"event": "prefetched"})
+            await self._sleep(KEEP_S)
+            if not self._wanted(release.enclave_id):
+                await self._slots.remove_slot(release.enclave_id)
+        except Exception as error:
+            # the machine fetches it again when it is final, and says then what stands in the way
+            log.info("early fetch of %s: %s", release.enclave_id, failure_of(error).detail)

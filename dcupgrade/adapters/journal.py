@@ -1,0 +1,376 @@
+"""The journal: SQLite in WAL mode with synchronous=FULL, one transaction per transition of the machine.
+
+A transaction holds the new state, the event that led to it, and the work that is wanted from now on (the intents).
+It is on disk
+before any of that work begins. Start-up reads the state and begins the work that follows from it anew.
+The command line and the status page queue operators' words in the same file, and read the history.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import sqlite3
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from dcupgrade.errors import DcupgradeError
+from dcupgrade.machine.state import STATE_FORMAT, State, state_from_json
+from dcupgrade.upgrade.ports import Command, Entry
+
+SCHEMA_VERSION = 1
+HISTORY_ROWS_MAX = 100_000
+"""Older transitions are dropped, a thousand at a time."""
+
+_SCHEMA = (
+    "CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID",
+    "CREATE TABLE state (id INTEGER PRIMARY KEY CHECK (id = 1), seq INTEGER NOT NULL, json TEXT NOT NULL,"
+    " sha256 TEXT NOT NULL)",
+    "CREATE TABLE events (seq INTEGER PRIMARY KEY AUTOINCREMENT, at_unix_s REAL NOT NULL, state_before TEXT NOT NULL,"
+    " state_after TEXT NOT NULL, kind TEXT NOT NULL, reason TEXT NOT NULL, detail TEXT NOT NULL,"
+    " running TEXT NOT NULL, target TEXT NOT NULL, json TEXT NOT NULL)",
+    "CREATE TABLE intents (id INTEGER PRIMARY KEY, seq INTEGER NOT NULL, json TEXT NOT NULL)",
+    "CREATE TABLE commands (id INTEGER PRIMARY KEY AUTOINCREMENT, at_unix_s REAL NOT NULL, kind TEXT NOT NULL,"
+    " who TEXT NOT NULL, json TEXT NOT NULL, taken_seq INTEGER)",
+    "CREATE TABLE webhooks (url TEXT PRIMARY KEY, seq INTEGER NOT NULL) WITHOUT ROWID",
+)
+
+
+class Journal:
+    """The journal in one file. Only one agent writes transitions (the service's lock sees to that).
+
+    Raises DcupgradeError JOURNAL_UNREADABLE, JOURNAL_CORRUPT or JOURNAL_TOO_NEW when it is opened.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._db = _open(path)
+
+    def close(self) -> None:
+        """Close the file."""
+        self._db.close()
+
+    def load(self) -> State | None:
+        """The last state; raises JOURNAL_CORRUPT when it is damaged."""
+        with self._reading():
+            row = self._db.execute("SELECT json, sha256 FROM state").fetchone()
+        if row is None:
+            return None
+        text, digest = row
+        if hashlib.sha256(text.encode()).hexdigest() != digest:
+            raise _corrupt(self.path, "the stored state does not match its checksum")
+        try:
+            data = json.loads(text)
+            if data["format"] > STATE_FORMAT:
+                raise _too_new(self.path, f"its state has format {data['format']}, this program knows {STATE_FORMAT}")
+            return state_from_json(data)
+        except (KeyError, TypeError, ValueError) as error:
+            raise _corrupt(self.path, f"the stored state cannot be decoded ({error!r})") from error
+
+    def intents(self) -> list[dict[str, Any]]:
+        """The work that was wanted when the last transition was stored."""
+        with self._reading():
+            return [json.loads(text) for (text,) in self._db.execute("SELECT json FROM intents ORDER BY id")]
+
+    def append(self, entry: Entry) -> None:
+        """Store one transition durably; raises JOURNAL_WRITE_FAILED, and then the journal is as it was before."""
+        text = _dump(entry.after.to_json())
+        digest = hashlib.sha256(text.encode()).hexdigest()
+        try:
+            with self._db:
+                self._db.execute("BEGIN IMMEDIATE")
+                seq = self._db.execute(_INSERT_EVENT, _event_row(entry)).lastrowid
+                self._db.execute("INSERT OR REPLACE INTO state VALUES (1, ?, ?, ?)", (seq, text, digest))
+                self._db.execute("DELETE FROM intents")
+                self._db.executemany(
+                    "INSERT INTO intents (seq, json) VALUES (?, ?)",
+                    [(seq, _dump(effect.to_json())) for effect in entry.wanted],
+                )
+                if entry.command_id:
+                    self._db.execute("UPDATE commands SET taken_seq = ? WHERE id = ?", (seq, entry.command_id))
+                if seq and seq % 1000 == 0:
+                    self._db.execute("DELETE FROM events WHERE seq <= ?", (seq - HISTORY_ROWS_MAX,))
+        except sqlite3.Error as error:
+            raise DcupgradeError(
+                code="JOURNAL_WRITE_FAILED",
+                what=f"journal {self.path}",
+                why=str(error),
+                action="Free some disk space or repair the disk; the agent tries again and does nothing meanwhile.",
+                kind="transient",
+            ) from error
+
+    def commands(self) -> list[Command]:
+        """Operators' words that wait."""
+        with self._reading():
+            rows = self._db.execute(
+                "SELECT id, kind, who, json, at_unix_s FROM commands WHERE taken_seq IS NULL ORDER BY id LIMIT 100"
+            ).fetchall()
+        return [Command(number, kind, who, json.loads(text), at) for number, kind, who, text, at in rows]
+
+    def enqueue(self, kind: str, who: str, arguments: Mapping[str, Any]) -> int:
+        """Queue an operator's word for the agent; returns its number."""
+        try:
+            with self._db:
+                cursor = self._db.execute(
+                    "INSERT INTO commands (at_unix_s, kind, who, json) VALUES (?, ?, ?, ?)",
+                    (time.time(), kind, who, _dump(dict(arguments))),
+                )
+        except sqlite3.Error as error:
+            raise DcupgradeError(
+                code="JOURNAL_WRITE_FAILED", what=f"journal {self.path}", why=str(error), kind="transient"
+            ) from error
+        return cursor.lastrowid or 0
+
+    def command_taken(self, number: int) -> bool:
+        """Whether the agent has taken up the word with this number."""
+        with self._reading():
+            row = self._db.execute("SELECT taken_seq FROM commands WHERE id = ?", (number,)).fetchone()
+        return row is not None and row[0] is not None
+
+    def history(self, limit: int = 100, *, all_events: bool = False) -> list[dict[str, Any]]:
+        """The newest transitions, oldest first; without `all_events` only those that changed the state's name."""
+        query = _HISTORY_ALL if all_events else _HISTORY_CHANGES
+        with self._reading():
+            rows = self._db.execute(query, (limit,)).fetchall()
+        return [_history_row(row) for row in reversed(rows)]
+
+    def history_after(self, seq: int, limit: int) -> list[dict[str, Any]]:
+        """Changes of the state's name after a sequence number, oldest first."""
+        with self._reading():
+            rows = self._db.execute(_HISTORY_AFTER, (seq, limit)).fetchall()
+        return [_history_row(row) for row in rows]
+
+    def webhook_seq(self, url: str) -> int:
+        """The last event that a receiver of webhooks has; one never seen before begins at the end."""
+        with self._reading():
+            row = self._db.execute("SELECT seq FROM webhooks WHERE url = ?", (url,)).fetchone()
+            if row is None:
+                (last,) = self._db.execute("SELECT COALESCE(MAX(seq), 0) FROM events").fetchone()
+                self.set_webhook_seq(url, last)
+                return int(last)
+        return int(row[0])
+
+    def set_webhook_seq(self, url: str, seq: int) -> None:
+        """Remember that a receiver has everything up to ``seq``; raises JOURNAL_WRITE_FAILED."""
+        try:
+            with self._db:
+                self._db.execute("INSERT OR REPLACE INTO webhooks VALUES (?, ?)", (url, seq))
+        except sqlite3.Error as error:
+            raise DcupgradeError(
+                code="JOURNAL_WRITE_FAILED", what=f"journal {self.path}", why=str(error), kind="transient"
+            ) from error
+
+    def chain_progress(self) -> dict[str, Any]:
+        """What the watcher had seen when the agent last ran: ``number``, ``hash``, ``chain_state``; may be empty."""
+        with self._reading():
+            row = self._db.execute("SELECT value FROM meta WHERE key = 'chain'").fetchone()
+        found = json.loads(row[0]) if row else {}
+        return found if isinstance(found, dict) else {}
+
+    def set_chain_progress(self, facts: Mapping[str, Any]) -> None:
+        """Remember the watcher's progress. Losing it costs a look further back, so a failing write is not an error."""
+        with contextlib.suppress(sqlite3.Error), self._db:
+            self._db.execute("INSERT OR REPLACE INTO meta VALUES ('chain', ?)", (_dump(facts),))
+
+    def counts(self) -> dict[str, float]:
+        """How often each change of state "from>to" is in the history, and "downtime_s" of the last upgrade."""
+        with self._reading():
+            rows = self._db.execute(
+                "SELECT state_before || '>' || state_after, COUNT(*) FROM events WHERE state_before != state_after"
+                " GROUP BY 1"
+            ).fetchall()
+            down = self._db.execute(_DOWNTIME).fetchone()
+        return {**{str(name): float(count) for name, count in rows}, "downtime_s": float(down[0] or 0.0) if down else 0}
+
+    @contextmanager
+    def _reading(self) -> Iterator[None]:
+        try:
+            yield
+        except sqlite3.DatabaseError as error:
+            if getattr(error, "sqlite_errorcode", 0) & 0xFF in _PASSING:
+                raise DcupgradeError(
+                    code="JOURNAL_UNREADABLE",
+                    what=f"journal {self.path}",
+                    why=str(error),
+                    action="Try again; if it stays, look at the disk and at who else has the file open.",
+                    kind="transient",
+                ) from error
+            raise _corrupt(self.path, str(error)) from error
+
+
+_PASSING = frozenset(
+    {
+        sqlite3.SQLITE_BUSY,
+        sqlite3.SQLITE_LOCKED,
+        sqlite3.SQLITE_CANTOPEN,
+        sqlite3.SQLITE_FULL,
+        sqlite3.SQLITE_IOERR,
+        sqlite3.SQLITE_NOMEM,
+        sqlite3.SQLITE_PERM,
+        sqlite3.SQLITE_READONLY,
+    }
+)
+"""What SQLite says of the host and of other programs; nothing of it is damage to the journal."""
+_DOWNTIME = (
+    "SELECT MIN(up.at_unix_s) - down.at_unix_s FROM events down JOIN events up ON up.seq > down.seq"
+    " WHERE down.seq = (SELECT MAX(seq) FROM events WHERE state_before = 'sealed' AND state_after = 'stopping')"
+    " AND ((up.state_before = 'delivering' AND up.state_after = 'probation') OR up.state_after = 'reverted')"
+)
+_HISTORY_KEYS = ("seq", "at_unix_s", "from", "to", "event", "reason", "detail", "running", "target")
+_INSERT_EVENT = (
+    "INSERT INTO events (at_unix_s, state_before, state_after, kind, reason, detail, running, target, json)"
+    " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)"
+)
+_HISTORY_AFTER = (
+    "SELECT seq, at_unix_s, state_before, state_after, kind, reason, detail, running, target, json FROM events"
+    " WHERE seq > ? AND state_before != state_after ORDER BY seq LIMIT ?"
+)
+_HISTORY_ALL = (
+    "SELECT seq, at_unix_s, state_before, state_after, kind, reason, detail, running, target, json FROM events"
+    " ORDER BY seq DESC LIMIT ?"
+)
+_HISTORY_CHANGES = (
+    "SELECT seq, at_unix_s, state_before, state_after, kind, reason, detail, running, target, json FROM events"
+    " WHERE state_before != state_after ORDER BY seq DESC LIMIT ?"
+)
+
+
+def _history_row(row: tuple[Any, ...]) -> dict[str, Any]:
+    """A row for people and receivers; ``who`` is there where an operator's word was the event."""
+    *values, text = row
+    out = dict(zip(_HISTORY_KEYS, values, strict=True))
+    who = json.loads(text).get("who")
+    return {**out, "who": str(who)} if who else out
+
+
+def _event_row(entry: Entry) -> tuple[Any, ...]:
+    event, after = entry.event, entry.after
+    return (
+        event.at_unix_s,
+        entry.before.name.value,
+        after.name.value,
+        event.kind.value,
+        event.code or after.halted or after.reason,
+        event.detail,
+        after.running.enclave_id if after.running else "",
+        after.target.enclave_id if after.target else "",
+        _dump(event.to_json()),
+    )
+
+
+def _open(path: Path) -> sqlite3.Connection:
+    new = not path.exists()
+    try:
+        db = sqlite3.connect(path, isolation_level=None, timeout=10)
+    except sqlite3.Error as error:
+        raise DcupgradeError(
+            code="JOURNAL_UNREADABLE",
+            what=f"journal {path}",
+            why=str(error),
+            action="See to it that the folder exists and belongs to the agent's user.",
+            kind="invariant",
+        ) from error
+    try:
+        if new:
+            path.chmod(0o600)
+        db.execute("PRAGMA journal_mode=WAL")
+        db.execute("PRAGMA synchronous=FULL")
+        db.execute("PRAGMA trusted_schema=OFF")
+        found = [line for (line,) in db.execute("PRAGMA quick_check(1)")]
+        if found != ["ok"]:
+            raise _corrupt(path, f"SQLite finds it damaged ({found[0] if found else 'no answer'})")
+        _migrate(db, path)
+    except sqlite3.DatabaseError as error:
+        db.close()
+        if isinstance(error, sqlite3.OperationalError):
+            raise DcupgradeError(
+                code="JOURNAL_UNREADABLE", what=f"journal {path}", why=str(error), kind="invariant"
+            ) from error
+        raise _corrupt(path, str(error)) from error
+    except DcupgradeError:
+        db.close()
+        raise
+    return db
+
+
+def _migrate(db: sqlite3.Connection, path: Path) -> None:
+    db.execute("BEGIN IMMEDIATE")
+    try:
+        tables = {name for (name,) in db.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
+        if not tables:
+            for statement in _SCHEMA:
+                db.execute(statement)
+            db.execute("INSERT INTO meta VALUES ('schema', ?)", (str(SCHEMA_VERSION),))
+        elif "meta" not in tables:
+            raise _corrupt(path, "it is a database of something else")
+        (version,) = db.execute("SELECT value FROM meta WHERE key = 'schema'").fetchone() or ("none",)
+        if not version.isdigit() or int(version) < 1:
+            raise _corrupt(path, f"its schema version is {version!r}")
+        if int(version) > SCHEMA_VERSION:
+            raise _too_new(path, f"it has schema {version}, this program knows {SCHEMA_VERSION}")
+    except BaseException:
+        db.execute("ROLLBACK")
+        raise
+    db.execute("COMMIT")
+
+
+def _too_new(path: Path, why: str) -> DcupgradeError:
+    return DcupgradeError(
+        code="JOURNAL_TOO_NEW",
+        what=f"journal {path}",
+        why=why,
+        action="Run the version of the program that wrote it, or a newer one.",
+        kind="invariant",
+    )
+
+
+def _corrupt(path: Path, why: str) -> DcupgradeError:
+    return DcupgradeError(
+        code="JOURNAL_CORRUPT",
+        what=f"journal {path}",
+        why=why,
+        action="Do not delete it: follow docs/operations.md, JOURNAL_CORRUPT. The running node is left as it is.",
+        kind="invariant",
+    )
+
+
+def _dump(value: Mapping[str, Any]) -> str:
+    return json.dumps(value, sort_keys=True, separators=(",", ":"))
+
+
+class MemoryJournal:
+    """A journal for simulations: the same entries and the same codec, kept in memory.
+
+    `durable` is the encoded state that a crash leaves behind. `fail_writes` makes writes fail as a full disk does.
+    """
+
+    def __init__(self, durable: str | None = None) -> None:
+        self.durable = durable
+        self.entries = 0
+        self.fail_writes = False
+        self.queue: list[Command] = []
+
+    def load(self) -> State | None:
+        """The last state that was appended."""
+        return None if self.durable is None else state_from_json(json.loads(self.durable))
+
+    def append(self, entry: Entry) -> None:
+        """Keep the state."""
+        if self.fail_writes:
+            raise DcupgradeError(
+                code="JOURNAL_WRITE_FAILED",
+                what="journal in memory",
+                why="the simulated disk is full",
+                kind="transient",
+            )
+        self.durable = _dump(entry.after.to_json())
+        self.entries += 1
+        self.queue = [item for item in self.queue if item.id != entry.command_id]
+
+    def commands(self) -> list[Command]:
+        """Operators' words that wait."""
+        return list(self.queue)

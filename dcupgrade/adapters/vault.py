@@ -1,0 +1,130 @@
+"""The orchestrator's ports over the real clock, chain watcher and vault client; nodes.py has that of the nodes."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Mapping
+from typing import Any
+
+from chain_watcher.proof.release import VerifiedRelease
+from chain_watcher.watch.watcher import ChainView, Watcher
+from dcupgrade.errors import DcupgradeError
+from dcupgrade.machine.state import ChainFacts, Release
+from dcupgrade.upgrade.ports import Delivery
+from keyvault.client import VaultClient
+
+
+class SystemClock:
+    """The machine's clocks."""
+
+    def now(self) -> float:
+        """Unix seconds."""
+        return time.time()
+
+    def monotonic(self) -> float:
+        """Seconds that never jump."""
+        return time.monotonic()
+
+    async def sleep(self, seconds: float) -> None:
+        """Wait."""
+        await asyncio.sleep(seconds)
+
+
+class Chain:
+    """The chain port over a Watcher."""
+
+    def __init__(self, watcher: Watcher) -> None:
+        self._watcher = watcher
+        self.last_view: ChainView | None = None
+
+    async def views(self) -> AsyncIterator[ChainFacts]:
+        """Facts of each view; a view that could not be read for a passing reason is left out."""
+        async for view in self._watcher.views():
+            self.last_view = view
+            if view.program is None and view.refusal is not None and view.refusal.kind == "transient":
+                continue
+            yield chain_facts(view)
+
+    async def evidence(self, target_id: str, source_id: str, vault_state: Mapping[str, Any]) -> Mapping[str, Any]:
+        """What the vault needs, from the watcher."""
+        return await self._watcher.evidence(target_id, source_id, dict(vault_state))
+
+
+def chain_facts(view: ChainView) -> ChainFacts:
+    """The machine's facts from a view of the finalized chain."""
+    release = release_of(view.program) if view.program is not None else None
+    return ChainFacts(program=release, listed=tuple(sorted(view.listed.items())), block_number=view.block_number)
+
+
+def release_of(program: VerifiedRelease) -> Release:
+    """The machine's form of a release that the watcher verified."""
+    return Release(
+        enclave_id=program.enclave_id,
+        version=program.version,
+        origin_url=program.origin_url,
+        mirror_url=program.mirror_url,
+        cids=tuple(program.cids),
+        signatures=tuple(program.signatures),
+        added_height=program.added_height,
+    )
+
+
+class Vault:
+    """The vault port over its client."""
+
+    def __init__(self, client: VaultClient, *, node_url: str, protocol: str, allow_simulated: bool) -> None:
+        self._client = client
+        self._node_url = node_url
+        self._protocol = protocol
+        self._allow_simulated = allow_simulated
+        self.last: Mapping[str, Any] = {}
+
+    async def status(self) -> Mapping[str, Any]:
+        """The vault's own account, asked for before each collection and permit.
+
+        Raises TEE_SIMULATED where the settings do not allow a simulated TEE: nothing is collected then.
+        """
+        self.last = await self._client.status()
+        if self.last["tee"] == "simulated" and not self._allow_simulated:
+            raise DcupgradeError(
+                code="TEE_SIMULATED",
+                what="the vault is not used",
+                why="its TEE is simulated and vault.unsafe_simulated_tee is not true",
+                action="Run a vault in a real TEE; on a development machine allow it in the settings.",
+                kind="transient",
+            )
+        return self.last
+
+    def facts(self) -> dict[str, Any]:
+        """What is shown of the vault, from its last answer: ``tee`` ("unknown" before it) and ``sealed_unix_s``."""
+        kept = [item["collected_at_unix_s"] for item in self.last.get("key_sets", ()) if not item["wiped"]]
+        return {"tee": self.last.get("tee", "unknown"), "sealed_unix_s": max(kept, default=0)}
+
+    async def collect(self, source_id: str, evidence: Mapping[str, Any]) -> str:
+        """Have the vault take and seal the running node's key set."""
+        answer = await self._client.collect(self._node_url, source_id, protocol=self._protocol, evidence=dict(evidence))
+        return str(answer["key_set_id"])
+
+    async def permit(self, source_id: str, target_id: str, key_set_id: str, evidence: Mapping[str, Any]) -> int:
+        """Have the vault issue its release permit."""
+        answer = await self._client.permit(
+            source_id=source_id, target_id=target_id, key_set_id=key_set_id, evidence=dict(evidence)
+        )
+        return int(answer["expires_at_unix_s"])
+
+    async def delivery(self, enclave_id: str) -> Delivery:
+        """How far the hand-over to an enclave is."""
+        answer = await self._client.delivery(enclave_id)
+        return Delivery(str(answer["state"]), str(answer.get("code") or ""))
+
+    async def holds_keys_of(self, source_id: str, key_set_id: str) -> bool:
+        """Whether the vault's status lists a key set from this source that is not wiped."""
+        return any(
+            item["source_id"] == source_id and not item["wiped"] and key_set_id in ("", item["key_set_id"])
+            for item in (await self._client.status())["key_sets"]
+        )
+
+    async def committed(self, target_id: str, key_set_id: str) -> None:
+        """Tell the vault that the target is committed."""
+        await self._client.committed(target_id=target_id, key_set_id=key_set_id)

@@ -1,0 +1,171 @@
+"""`dcupgrade adopt`: take over a node that runs already and that this agent did not start, without touching it.
+
+The agent needs two things of it: its release in a slot, so that it can start it again on a revert, and a handle of the
+running process or container. Whether it is what it says is found out by the vault, when it attests the node.
+"""
+
+import asyncio
+import contextlib
+import os
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import click
+
+from attestation.network import NetworkKeys
+from chain_watcher.watch.operator_queries import first_view
+from dcupgrade.adapters.journal import Journal
+from dcupgrade.adapters.node import Nodes, node_name
+from dcupgrade.adapters.node_containers import open_node_driver
+from dcupgrade.adapters.vault import release_of
+from dcupgrade.errors import DcupgradeError
+from dcupgrade.machine.state import Release
+from dcupgrade.printable import one_line
+from dcupgrade.service import lock_folders, watcher_config
+from dcupgrade.settings.schema import Settings, load
+from dcupgrade.upgrade.orchestrator import has_no_node
+from dcupgrade.upgrade.ports import NodeHealth
+from process_supervisor.driver import NodeDriver, not_adoptable
+from process_supervisor.process_driver import ProcessDriver
+from process_supervisor.procfs import listener_of, process_facts, unit_of
+
+from .chain import FIRST_VIEW_S
+
+
+@click.command()
+@click.option("--container", help="Name or id of its container, where node.driver is `container`.")
+@click.option("--from", "source", help="Its release: URL, file:///path or image. Default: what the chain names for it.")
+@click.pass_obj
+def adopt(config_path: Path, container: str | None, source: str | None) -> None:
+    """Take over a node that runs already; it is neither stopped nor restarted.
+
+    The settings' node.port and node.data_dir must be those of that node. Run this as the agent's user while the agent
+    is stopped, then start `dcupgrade watch`.
+    """
+    loaded = load(config_path)
+    _need_own_folder(loaded.agent.state_dir)
+    release = asyncio.run(_adopt(loaded, container, source))
+    named = one_line(f"{release.version or '?'} {release.enclave_id}")
+    click.echo(f"{named} is this agent's node now. Start `dcupgrade watch`.")
+
+
+def _need_own_folder(folder: Path) -> None:
+    """What root made in the agent's folder the agent could not change."""
+    if os.geteuid() == 0 and folder.exists() and folder.stat().st_uid != 0:
+        raise DcupgradeError(
+            code="AGENT_STATE_UNUSABLE",
+            what=f"folder {folder}",
+            why=f"it belongs to user {folder.stat().st_uid}, and this is root",
+            action="Run this as the agent's user: runuser -u USER -- dcupgrade adopt.",
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class _Host:
+    driver: NodeDriver
+    nodes: Nodes
+
+
+@contextlib.asynccontextmanager
+async def _host(loaded: Settings) -> AsyncIterator[_Host]:
+    async with AsyncExitStack() as stack:
+        lock_folders(loaded, stack)
+        session = await stack.enter_async_context(aiohttp.ClientSession())
+        processes = ProcessDriver(loaded.agent.state_dir / "run")
+        stack.push_async_callback(processes.close)
+        driver, images = await stack.enter_async_context(open_node_driver(loaded, processes))
+
+        async def no_copies() -> Any:
+            return None
+
+        yield _Host(
+            driver,
+            Nodes(loaded, driver, session, first_install_allowed=False, sealed_copies=no_copies, images=images),
+        )
+
+
+async def _adopt(loaded: Settings, container: str | None, source: str | None) -> Release:
+    async with _host(loaded) as host:
+        running = await host.nodes.health("")
+        if not running.enclave_id or running.status not in ("serving", "waiting_for_keys"):
+            why = f"nothing at {host.nodes.url} says that it serves ({running.status}{_detail(running)})"
+            raise not_adoptable("the node", why, "Start it, or correct node.port and node.protocol")
+        _need_free_journal(loaded, running.enclave_id)
+        marked = await host.nodes.key_set_id()
+        if running.key_set_id and marked != running.key_set_id:
+            why = f"{loaded.node.data_dir} is not the folder that this node works on: its key set is {marked or 'none'}"
+            raise not_adoptable("the node", why, "Correct node.data_dir")
+        release = await _release(loaded, running, source)
+        await host.nodes.fetch(release, lambda _: None, allow_file_urls=source is not None)
+        name = node_name(release.enclave_id)
+        if not await host.nodes.is_alive(release.enclave_id):
+            by_container = loaded.node.driver == "container"
+            found = container or "" if by_container else str(_leader_of(loaded.node.port))
+            await host.driver.take_over(name, found, loaded.node.data_dir)
+            _warn_of_its_manager(found)
+        known = await host.nodes.discover()
+        if known is None or known.enclave_id != release.enclave_id:
+            raise not_adoptable(name, "it is not found again after it was taken over", "See the log")
+        return known
+
+
+def _detail(health: NodeHealth) -> str:
+    return f": {health.detail}" if health.detail else ""
+
+
+def _need_free_journal(loaded: Settings, enclave_id: str) -> None:
+    path = loaded.agent.state_dir / "journal.sqlite3"
+    if not path.exists():
+        return
+    with contextlib.closing(Journal(path)) as journal:
+        state = journal.load()
+    if state is not None and state.running is not None and state.running.enclave_id != enclave_id:
+        why = f"the journal says that {state.running.enclave_id} is this agent's node"
+        raise not_adoptable(enclave_id, why, "One agent has one node: `dcupgrade status` tells about it")
+    if state is not None and state.running is None and not has_no_node(state):
+        why = f"the journal says that a first install is in state {state.name.value} {state.halted}".rstrip()
+        raise not_adoptable(enclave_id, why, "End that first: `dcupgrade status` and `explain` tell how")
+
+
+async def _release(loaded: Settings, running: NodeHealth, source: str | None) -> Release:
+    """The running version as the chain knows it: its signatures, and where its files may be had."""
+    verify = NetworkKeys.parse(loaded.chain.network_keys, loaded.chain.threshold).verify
+    async with first_view(watcher_config(loaded), verify, FIRST_VIEW_S) as (watcher, view):
+        if source is None and view.program is not None and view.program.enclave_id == running.enclave_id:
+            return release_of(view.program)
+        entries = watcher.state.entries if watcher.state is not None else ()
+    signatures = tuple(one.signature for one in entries if one.enclave_id == running.enclave_id and one.signature)
+    if not signatures:
+        why = f"the chain does not list {running.enclave_id}, which the node says it is"
+        raise not_adoptable("the node", why, "Compare `dcupgrade chain releases`; the network may have revoked it")
+    verify(running.enclave_id, signatures)
+    if source is None:
+        why = "the chain names another version now, so it does not tell where the running one's files are"
+        raise not_adoptable(running.enclave_id, why, "Name its archive or image: --from URL")
+    return Release(running.enclave_id, version=running.version, origin_url=source, signatures=signatures)
+
+
+def _leader_of(port: int) -> int:
+    """The main process of the session that listens on a port: what a service manager started."""
+    pid = listener_of(port)
+    facts = process_facts(pid) if pid is not None else None
+    if facts is None:
+        why = f"no process of this user listens on port {port}"
+        raise not_adoptable(
+            "the node", why, "Run agent and node as one user; a container needs node.driver = container"
+        )
+    return facts.session
+
+
+def _warn_of_its_manager(found: str) -> None:
+    unit = unit_of(int(found)) if found.isdecimal() else ""
+    if unit:
+        click.echo(
+            f"warning: process {found} belongs to {unit}. Keep systemd from starting it again when the agent stops it:"
+            f" systemctl disable {unit}, with Restart=no",
+            err=True,
+        )

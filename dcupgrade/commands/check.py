@@ -1,0 +1,218 @@
+"""`dcupgrade check`: looks at the host before it matters. It changes nothing and touches no secret.
+
+Every check ends in a finding: good, a warning, or a fault with a code and what to do.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import stat
+import time
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal
+
+import aiohttp
+
+from chain_watcher.endpoints.rpc import RpcClient, RpcLimits
+from dcupgrade.settings.schema import Settings
+from keyvault.client import VaultClient
+from process_supervisor import host as probe
+
+FINALITY_LAG_WARN_BLOCKS = 20
+FINALITY_AGE_WARN_S = 120.0
+TIMESTAMP_NOW = "0xf0c365c3cf59d671eb72da0e7a4113c49f1f0515f462cdcf84e0f1d6045dfcbb"
+"""twox128("Timestamp") and twox128("Now"): the same on every Substrate chain with pallet-timestamp."""
+CLOCK_SKEW_WARN_S = 30.0
+CALL_S = 5.0
+Grade = Literal["good", "warning", "fault"]
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One line of the doctor's report; ``code`` is empty where all is good."""
+
+    check: str
+    grade: Grade
+    text: str
+    code: str = ""
+
+    def to_json(self) -> dict[str, str]:
+        """JSON form."""
+        return {"check": self.check, "grade": self.grade, "text": self.text, "code": self.code}
+
+
+def good(check: str, text: str) -> Finding:
+    """A check that found nothing to complain of."""
+    return Finding(check, "good", text)
+
+
+def failed(check: str, error: Exception) -> Finding:
+    """A check that ended in an error."""
+    if isinstance(error, PermissionError):
+        text = f"{error}; run this as the agent's user or as root"
+        return Finding(check, "fault", text, "AGENT_STATE_UNUSABLE")
+    return Finding(check, "fault", str(error), getattr(error, "code", "UNEXPECTED"))
+
+
+async def examine(settings: Settings) -> list[Finding]:
+    """Run every check; a check that fails in an unforeseen way becomes a fault of its own."""
+    async with aiohttp.ClientSession() as session:
+        checks: list[tuple[str, Callable[[], Awaitable[list[Finding]]]]] = [
+            ("folders", lambda: _sync(_folders, settings)),
+            ("disk", lambda: _sync(_disk, settings)),
+            ("ports", lambda: _sync(_ports, settings)),
+            ("managers", lambda: _sync(_managers, settings)),
+            *((f"chain {url}", partial(_endpoint, settings, session, url)) for url in settings.chain.endpoints),
+            ("vault", lambda: _vault(settings)),
+            ("node", lambda: _node(settings, session)),
+        ]
+        if settings.node.driver == "container":
+            checks.append(("engine", lambda: _engine(settings)))
+        return [finding for name, check in checks for finding in await _guarded(name, check)]
+
+
+async def _guarded(name: str, check: Callable[[], Awaitable[list[Finding]]]) -> list[Finding]:
+    try:
+        return await check()
+    except Exception as error:
+        return [failed(name, error)]
+
+
+async def _sync(check: Callable[[Settings], list[Finding]], settings: Settings) -> list[Finding]:
+    return await asyncio.to_thread(check, settings)
+
+
+def _folders(settings: Settings) -> list[Finding]:
+    found = []
+    for name, folder in (("state folder", settings.agent.state_dir), ("sealed store", settings.store_dir)):
+        if not folder.exists():
+            found.append(Finding(name, "warning", f"{folder} is not there yet; it is made at the first start"))
+            continue
+        mode = stat.S_IMODE(folder.stat().st_mode)
+        if mode & 0o077:
+            text = f"{folder} is open to others (mode {mode:o}); chmod 700 it"
+            found.append(Finding(name, "fault", text, "FOLDER_OPEN_TO_OTHERS"))
+        elif not os.access(folder, os.W_OK):
+            found.append(Finding(name, "fault", f"{folder} cannot be written", "AGENT_STATE_UNUSABLE"))
+        else:
+            found.append(good(name, f"{folder}, mode {mode:o}"))
+    return found
+
+
+def _disk(settings: Settings) -> list[Finding]:
+    found = []
+    for folder in (settings.agent.state_dir, settings.node.data_dir):
+        free = probe.free_bytes(_existing(folder))
+        enough = free >= settings.upgrade.free_space_min_bytes
+        text = f"{free / 2**30:.1f} GiB free at {folder}"
+        found.append(good("disk", text) if enough else Finding("disk", "fault", text, "DISK_SPACE_LOW"))
+    return found
+
+
+def _existing(folder: Path) -> Path:
+    while not folder.exists() and folder != folder.parent:
+        folder = folder.parent
+    return folder
+
+
+def _ports(settings: Settings) -> list[Finding]:
+    found = []
+    vault_port = int(settings.vault.url.rsplit(":", 1)[1].rstrip("/"))
+    for name, port in (("node", settings.node.port), ("vault", vault_port)):
+        taken = not probe.port_is_free(port)
+        found.append(good("ports", f"{name}: {port} is {'in use, see below by whom' if taken else 'free'}"))
+    return found
+
+
+def _managers(_: Settings) -> list[Finding]:
+    others = probe.other_manager_processes()
+    if others:
+        text = f"another manager runs on this host: {', '.join(others)}; stop it before this agent starts a node"
+        return [Finding("managers", "fault", text, "OTHER_MANAGER_RUNNING")]
+    return [good("managers", "no other manager of DCNodes runs here")]
+
+
+async def _endpoint(settings: Settings, session: aiohttp.ClientSession, url: str) -> list[Finding]:
+    name = f"chain {url}"
+    ca_file = str(settings.chain.ca_file) if settings.chain.ca_file else None
+    client = await RpcClient.connect(session, url, RpcLimits(), ca_file=ca_file)
+    try:
+        async with asyncio.timeout(CALL_S):
+            genesis = await client.call("chain_getBlockHash", [0])
+            finalized = await client.call("chain_getFinalizedHead", [])
+            header = await client.call("chain_getHeader", [finalized])
+            best = await client.call("chain_getHeader", [])
+            stamp = await client.call("state_getStorage", [TIMESTAMP_NOW, finalized])
+            methods = await client.call("rpc_methods", [])
+    finally:
+        await client.close()
+    if settings.chain.genesis_hash not in (None, genesis):
+        text = f"genesis {genesis}, expected {settings.chain.genesis_hash}"
+        return [Finding(name, "fault", text, "ENDPOINT_WRONG_GENESIS")]
+    number, lag = int(header["number"], 16), int(best["number"], 16) - int(header["number"], 16)
+    found = [good(name, f"block {number} is final, the best block is {lag} ahead")]
+    if lag > FINALITY_LAG_WARN_BLOCKS:
+        found = [Finding(name, "warning", f"finality at {number} is {lag} blocks behind", "FINALITY_LAGS")]
+    found += _clock(name, stamp)
+    offered = set(methods.get("methods", []))
+    lacking = {"state_getReadProof", "grandpa_proveFinality"} - offered
+    if lacking and settings.chain.finality == "proven":
+        text = f"it does not offer {', '.join(sorted(lacking))}, which mode `proven` needs"
+        found.append(Finding(name, "fault", text, "ENDPOINT_WITHOUT_PROOFS"))
+    return found
+
+
+def _clock(name: str, stamp: object) -> list[Finding]:
+    """Age of the last finalized block by its own timestamp (u64 milliseconds, little-endian) against this clock."""
+    if not isinstance(stamp, str) or len(stamp) != 18:
+        return []
+    age_s = time.time() - int.from_bytes(bytes.fromhex(stamp[2:]), "little") / 1000
+    if age_s < -CLOCK_SKEW_WARN_S:
+        text = f"the chain's time is {-age_s:.0f} s ahead of this host's clock"
+        return [Finding(name, "warning", text, "CLOCK_SKEWED")]
+    if age_s > FINALITY_AGE_WARN_S:
+        text = f"the last finalized block is {age_s:.0f} s old by this host's clock"
+        return [Finding(name, "warning", text, "FINALITY_LAGS")]
+    return [good(name, f"the last finalized block is {max(0.0, age_s):.0f} s old")]
+
+
+async def _vault(settings: Settings) -> list[Finding]:
+    if not settings.token_file.exists():
+        if settings.vault.start:
+            return [Finding("vault", "warning", "it was never started: there is no token yet")]
+        text = f"there is no {settings.token_file}: put the token of the vault's service there (vault.token_file)"
+        return [Finding("vault", "fault", text, "AGENT_STATE_UNUSABLE")]
+    async with VaultClient(settings.vault.url, settings.token_file.read_text().strip()) as client:
+        status: dict[str, Any] = await client.status()
+        tested = await client.self_test()
+    found = [good("vault", f"{status['enclave_id']}, TEE {status['tee']}, attested itself")]
+    if status["condition"] is not None:
+        condition = status["condition"]
+        found.append(Finding("vault", "fault", f"{condition['what']}: {condition['why']}", condition["code"]))
+    if status["tee"] == "simulated":
+        found.append(Finding("vault", "warning", "its TEE is SIMULATED: it protects nothing", "TEE_SIMULATED"))
+    for name in status["unsafe"]:
+        found.append(Finding("vault", "warning", f"it was measured with {name} = true", "VAULT_MEASURED_UNSAFE"))
+    for key_set_id, code in tested["failed"].items():
+        found.append(Finding("vault", "fault", f"sealed key set {key_set_id} does not open any more", code))
+    found.append(good("vault", f"{tested['opened']} sealed key sets open"))
+    return found
+
+
+async def _node(settings: Settings, session: aiohttp.ClientSession) -> list[Finding]:
+    answer = await probe.probe(f"http://127.0.0.1:{settings.node.port}/version", CALL_S, session)
+    if answer.status is None:
+        return [Finding("node", "warning", f"nobody answers on port {settings.node.port}")]
+    return [good("node", answer.body.decode("utf-8", "replace")[:200])]
+
+
+async def _engine(settings: Settings) -> list[Finding]:
+    import aiodocker
+
+    async with aiodocker.Docker(url=settings.node.container_engine) as engine:
+        version = await engine.version()
+    return [good("engine", f"container engine {version.get('Version')}")]

@@ -1,0 +1,222 @@
+"""The command line. Heavy modules are imported by the commands that need them: ``--help`` stays quick."""
+
+import contextlib
+import difflib
+import importlib
+import io
+import json
+import os
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import click
+
+OPERATOR = "dcupgrade.commands.operator"
+LAZY: dict[str, tuple[str, str, str]] = {
+    "adopt": ("dcupgrade.commands.adopt", "adopt", "Take over a node that runs already."),
+    "approve": (OPERATOR, "approve", "Approve the release on the chain."),
+    "chain": ("dcupgrade.commands.chain", "chain", "Look at the chain: releases, and the checkpoint to pin."),
+    "check": (OPERATOR, "check", "Examine host, chain, vault and node: the doctor."),
+    "diagram": (OPERATOR, "diagram", "Print the upgrade machine as a Mermaid diagram."),
+    "history": (OPERATOR, "history", "Show what happened: states, durations, reasons."),
+    "hold": (OPERATOR, "hold", "Start no upgrade until `unhold`, or for some hours."),
+    "override": (OPERATOR, "override", "Open all gates for one release, in an emergency."),
+    "plan": (OPERATOR, "plan", "Tell what would be done now, and why not yet."),
+    "release": ("dcupgrade.commands.release", "release", "Sign, verify, publish and revoke (release managers)."),
+    "resume": (OPERATOR, "resume", "Leave a halted condition after its cause is mended."),
+    "revert": (OPERATOR, "revert", "Go back to the previous version."),
+    "status": (OPERATOR, "status", "Show what runs, what is being done, and why it waits."),
+    "unhold": (OPERATOR, "unhold", "Lift the hold."),
+}
+"""Commands that are imported when they are asked for: module, attribute, one line of help."""
+
+
+class LazyGroup(click.Group):
+    """A group whose larger subcommands are imported when they are asked for."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """Names of all commands, lazy ones included."""
+        return sorted({*super().list_commands(ctx), *LAZY})
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """The command of that name, imported if need be."""
+        if cmd_name in LAZY:
+            module, attribute, _ = LAZY[cmd_name]
+            command: click.Command = getattr(importlib.import_module(module), attribute)
+            return command
+        return super().get_command(ctx, cmd_name)
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """The command that is meant; a misspelt one is answered with those that are near, lazy ones included."""
+        name = args[0]
+        if not name.startswith("-") and not ctx.resilient_parsing and self.get_command(ctx, name) is None:
+            near = difflib.get_close_matches(name, self.list_commands(ctx))
+            meant = f" Did you mean {' or '.join(near)}?" if near else " `dcupgrade --help` lists all."
+            raise click.UsageError(f"No such command {name!r}.{meant}", ctx)
+        return super().resolve_command(ctx, args)
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """List the commands without importing the lazy ones."""
+        rows = []
+        for name in self.list_commands(ctx):
+            command = self.commands.get(name)
+            rows.append((name, command.get_short_help_str(80) if command else LAZY[name][2]))
+        with formatter.section("Commands"):
+            formatter.write_dl(rows)
+
+
+@click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
+@click.option(
+    "--config",
+    "-c",
+    "config_path",
+    type=click.Path(path_type=Path, dir_okay=False),
+    envvar="DCUPGRADE_CONFIG",
+    default=Path("/etc/dcupgrade/dcupgrade.toml"),
+    show_default=True,
+    help="Settings file.",
+)
+@click.version_option(package_name=None, version="0.1.0", prog_name="dcupgrade")
+@click.pass_context
+def cli(ctx: click.Context, config_path: Path) -> None:
+    """Carry the application keys of a TEE storage node from one signed version to the next.
+
+    Operators run `dcupgrade watch` as a service and look with `status`, `plan` and `history`. Release managers use
+    `release`. `explain CODE` tells what an error code means and what to do.
+    """
+    ctx.obj = config_path
+
+
+def _settings(ctx: click.Context) -> Any:
+    from dcupgrade.settings import schema as settings
+
+    return settings.load(ctx.obj)
+
+
+@cli.command()
+@click.option(
+    "--first-install", is_flag=True, help="Nothing runs here yet: install the release on the chain without keys."
+)
+@click.option(
+    "--dry-run",
+    is_flag=True,
+    help="Check the settings and the files they name, say what would be watched; start nothing.",
+)
+@click.pass_context
+def watch(ctx: click.Context, first_install: bool, dry_run: bool) -> None:
+    """Watch the chain and upgrade the node: the service itself."""
+    loaded = _settings(ctx)
+    if dry_run:
+        from dcupgrade import service
+        from dcupgrade.surfaces import webhooks
+
+        service.watcher_config(loaded).require_consistent()
+        for receiver in loaded.webhooks:
+            webhooks.secret_of(receiver)
+        click.echo(f"Settings are good. Would watch {', '.join(loaded.chain.endpoints)} for node {loaded.node.id}.")
+        return
+    from dcupgrade import service
+
+    sys.exit(service.run(loaded, first_install=first_install))
+
+
+@cli.command()
+@click.argument("code")
+def explain(code: str) -> None:
+    """Tell what an error CODE means and what to do about it."""
+    from dcupgrade.errors import DcupgradeError
+
+    from . import explain as codes
+
+    meaning = codes.all_codes().get(code.upper())
+    if meaning is None:
+        raise DcupgradeError(
+            code="UNKNOWN_CODE", what=f"code {code}", why="nothing here emits it", action="See docs/operations.md."
+        )
+    click.echo(f"{code.upper()}: {meaning}")
+    entry = codes.runbook_entry(code.upper())
+    if entry:
+        click.echo(f"\n{entry}")
+
+
+@cli.command()
+@click.argument("shell", type=click.Choice(["bash", "zsh", "fish"]))
+def completion(shell: str) -> None:
+    """Print a completion script: `eval "$(dcupgrade completion bash)"`."""
+    from click.shell_completion import get_completion_class
+
+    made = get_completion_class(shell)
+    if made is not None:
+        click.echo(made(cli, {}, "dcupgrade", "_DCUPGRADE_COMPLETE").source())
+
+
+@cli.group()
+def config() -> None:
+    """Show, check or make a settings file."""
+
+
+@config.command("validate")
+@click.pass_obj
+def config_validate(path: Path) -> None:
+    """Check the settings file; every mistake is listed."""
+    from dcupgrade.settings import schema as settings
+
+    settings.load(path)
+    click.echo(f"{path}: good")
+
+
+@config.command("show")
+@click.pass_context
+def config_show(ctx: click.Context) -> None:
+    """Print the settings in force, defaults and environment included, as JSON."""
+    import attrs
+
+    click.echo(json.dumps(attrs.asdict(_settings(ctx)), default=str, indent=2))
+
+
+@config.command("example")
+def config_example() -> None:
+    """Print a commented settings file with every key and its default."""
+    from dcupgrade.settings import reference as settings_reference
+
+    click.echo(settings_reference.example_toml())
+
+
+@contextlib.contextmanager
+def plain_errors() -> Iterator[None]:
+    """Any error becomes one message on standard error and exit code 1; no traceback reaches an operator.
+
+    Whoever looks for a fault of the program sees it with DCUPGRADE_TRACEBACK=1 in the environment.
+    """
+    try:
+        yield
+    except Exception as error:
+        if os.environ.get("DCUPGRADE_TRACEBACK"):
+            raise
+        from dcupgrade.printable import lines
+
+        known = isinstance(getattr(error, "code", None), str)
+        click.echo(lines(f"error: {error if known else _unexpected(error)}"), err=True)
+        sys.exit(1)
+
+
+def _unexpected(error: Exception) -> str:
+    text = f"UNEXPECTED: {type(error).__name__}: {error}."
+    if isinstance(error, PermissionError):
+        return f"{text} Run this as the agent's user or as root."
+    if isinstance(error, OSError):
+        return text
+    return f"{text} With DCUPGRADE_TRACEBACK=1 in the environment it shows where; please report that."
+
+
+def main() -> None:
+    """Entry point of ``dcupgrade`` and ``python -m dcupgrade``."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # the locale may have no letter for what is printed
+    with plain_errors():
+        cli(prog_name="dcupgrade")

@@ -1,0 +1,450 @@
+"""Guards and actions of the upgrade machine: the pure functions that the rows of its table name."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+from dcupgrade.errors import DcupgradeError
+
+from .state import HALTED_CODES, ChainFacts, Event, EventKind, Name, Record, Release, State
+
+
+@dataclass(frozen=True, slots=True)
+class Budgets:
+    """How often things may be tried before the machine gives up.
+
+    `attempts`: abandoned tries of a release before it is quarantined. `failures`: reverted tries of it. `launches`:
+    starts of the new version within one upgrade. `crashes`: failed starts of the running version in a row before an
+    upgrade that needs it stops. `retention_s`: how long the previous version may be gone back to.
+    """
+
+    attempts: int = 5
+    failures: int = 1
+    launches: int = 3
+    crashes: int = 5
+    retention_s: float = 1209600.0
+
+
+Guard = Callable[[State, Event, Budgets], bool]
+Action = Callable[[State, Event, Budgets], State]
+
+
+E, N = EventKind, Name
+TRIES_COUNTED_MAX = 32
+"""Enough for the longest pause; the count need not grow beyond."""
+
+MAY_PASS = ("SOURCE_WONT_START", "KEYS_UNREACHABLE", "NO_KEYS_ANYWHERE", "DATA_LOCKED")
+"""Conditions of the way back in which the source may still come up: a disk with room again, a vault that is back."""
+
+# --- facts about a state ---------------------------------------------------------------------------------------------
+
+
+def newer(state: State) -> Release | None:
+    """The release on the chain, if it is signed, and newer than the running one (equal heights are not newer)."""
+    program = state.chain.program if state.chain else None
+    if program is None or state.chain is None or not state.chain.lists(program.enclave_id):
+        return None
+    if state.running is None:
+        return program
+    heights = dict(state.chain.listed)
+    # a running version that is listed no more counts as the oldest
+    height = heights.get(state.running.enclave_id, -1)
+    if program.enclave_id == state.running.enclave_id or program.added_height <= height:
+        return None
+    return program
+
+
+def offered(state: State) -> Release | None:
+    """The newer release on the chain, unless it is quarantined or its backoff is not over."""
+    program = newer(state)
+    if program is None:
+        return None
+    record = state.record(program.enclave_id)
+    return None if record.quarantine or record.waiting else program
+
+
+# --- guards ----------------------------------------------------------------------------------------------------------
+
+
+def chain_facts(state: State, event: Event) -> ChainFacts:
+    """The facts that a chain event must carry."""
+    if event.chain is None:
+        raise broken(state, event, "the event carries no chain facts")
+    return event.chain
+
+
+def target_gone(state: State, event: Event, _: Budgets) -> bool:
+    """The target is no longer the version to run, or no longer signed."""
+    facts = chain_facts(state, event)
+    target = need(state.target, state, event)
+    return facts.program is None or facts.program.enclave_id != target.enclave_id or not facts.lists(target.enclave_id)
+
+
+def target_revoked(state: State, event: Event, _: Budgets) -> bool:
+    """The network no longer signs the target."""
+    facts = event.chain if event.chain is not None else state.chain
+    target = need(state.target, state, event)
+    return facts is not None and not facts.lists(target.enclave_id)
+
+
+def must_turn_back(state: State, event: Event, budgets: Budgets) -> bool:
+    """Between permit and stop the target was revoked, or an operator asked to go back."""
+    return state.revert_requested or target_revoked(state, event, budgets)
+
+
+def first_install(state: State, _event: Event, _: Budgets) -> bool:
+    """There is no running version whose keys the target would need."""
+    return state.first_install
+
+
+def no_source(state: State, _event: Event, _: Budgets) -> bool:
+    """There is nothing to go back to."""
+    return state.running is None
+
+
+def source_revoked(state: State, event: Event, _: Budgets) -> bool:
+    """The version to go back to is revoked, and no operator has accepted that."""
+    seen = replace(state, chain=event.chain) if event.chain is not None else state
+    return seen.revoked(state.running) and not state.revoked_accepted
+
+
+def needs_a_person(_state: State, event: Event, _: Budgets) -> bool:
+    """The failure is a condition with a name: trying again would not help."""
+    return event.code in HALTED_CODES
+
+
+def source_is_hopeless(state: State, _event: Event, budgets: Budgets) -> bool:
+    """The running version failed to start as often as the budget allows."""
+    return state.crashes + 1 >= budgets.crashes
+
+
+def may_relaunch(state: State, _event: Event, budgets: Budgets) -> bool:
+    """The target may be started once more within this upgrade."""
+    return state.launches < budgets.launches
+
+
+def host_rebooted(state: State, event: Event, budgets: Budgets) -> bool:
+    """The target's process ended with the machine, not by itself."""
+    return event.code == "HOST_REBOOTED" and may_relaunch(state, event, budgets)
+
+
+def has_previous(state: State, event: Event, _: Budgets) -> bool:
+    """There is a previous version, within its retention time, not revoked, and with its files (else `code` is set)."""
+    kept = state.previous is not None and event.at_unix_s <= state.previous_until_unix_s
+    return kept and not event.code and not state.revoked(state.previous)
+
+
+def waits_for_serving(state: State, _event: Event, _: Budgets) -> bool:
+    """The one condition that ends by itself: the running version was down and serves again."""
+    return state.halted in ("SOURCE_WONT_START", "NO_KEYS_ANYWHERE") and state.resume_to == N.IDLE
+
+
+def source_may_return(state: State) -> bool:
+    """The way back halted with the new version gone, over something that may pass: the source is tried on and on."""
+    allowed = state.revoked_accepted or not state.revoked(state.running)
+    return allowed and state.resume_to == N.REVERTING and state.target_stopped and state.halted in MAY_PASS
+
+
+def source_returned(state: State, _event: Event, _: Budgets) -> bool:
+    """The source serves after all, and that is what the way back was for."""
+    return source_may_return(state)
+
+
+def halted_otherwise(state: State, event: Event, budgets: Budgets) -> bool:
+    """Any other condition stays until an operator's word."""
+    return not waits_for_serving(state, event, budgets) and not source_may_return(state)
+
+
+def revoked_meanwhile(state: State, event: Event, budgets: Budgets) -> bool:
+    """The source was revoked while the way back was halted for another reason: that is to be said first."""
+    otherwise = state.resume_to == N.REVERTING and state.halted != "PREVIOUS_REVOKED"
+    return otherwise and source_revoked(state, event, budgets)
+
+
+def back_to(name: Name) -> Guard:
+    """A guard that holds where the halted upgrade is to go on at `name`."""
+
+    def guard(state: State, _event: Event, _: Budgets) -> bool:
+        return state.resume_to == name
+
+    guard.__name__ = f"halted_before_{name.value}"
+    return guard
+
+
+def install_revoked(state: State, event: Event, budgets: Budgets) -> bool:
+    """The first install failed and its release is revoked meanwhile."""
+    return state.resume_to == N.LAUNCHING and target_revoked(state, event, budgets)
+
+
+def install_superseded(state: State, _event: Event, _: Budgets) -> bool:
+    """The first install failed, and the chain names another release to install."""
+    program = newer(state)
+    about = state.target.enclave_id if state.target else ""
+    return state.resume_to == N.LAUNCHING and program is not None and program.enclave_id != about
+
+
+def can_turn_back(state: State, event: Event, budgets: Budgets) -> bool:
+    """The halted upgrade was on its way back, and that is not what it halted for."""
+    return state.resume_to == N.REVERTING and not source_revoked(state, event, budgets)
+
+
+# --- actions ---------------------------------------------------------------------------------------------------------
+
+
+def remember_chain(state: State, event: Event, _: Budgets) -> State:
+    """Keep what the chain says of the releases that matter here."""
+    facts = chain_facts(state, event)
+    known = {item.enclave_id for item in (state.running, state.target, state.previous, facts.program) if item}
+    kept = tuple(item for item in facts.listed if item[0] in known)
+    return replace(state, chain=replace(facts, listed=kept))
+
+
+def remember_word(state: State, event: Event, _: Budgets) -> State:
+    """Keep an operator's word; approval and override also lift a quarantine."""
+    if event.kind is E.HOLD:
+        return replace(state, hold=event.hold)
+    if event.kind is E.UNHOLD:
+        return replace(state, hold=None)
+    record = state.record(event.enclave_id)
+    state = state.with_record(replace(record, abandoned=0, reverted=0, quarantine="", waiting=False))
+    if event.kind is E.OVERRIDE:
+        return replace(state, override=event.enclave_id)
+    return replace(state, approved=event.enclave_id)
+
+
+def lift_quarantine(state: State, _event: Event, _: Budgets) -> State:
+    """Nothing is halted: the word can only mean the release on the chain, which may be tried again."""
+    program = state.chain.program if state.chain else None
+    return state if program is None else state.with_record(Record(program.enclave_id))
+
+
+def count_crash(state: State, event: Event, budgets: Budgets) -> State:
+    """Count a failed start or an exit of the running version."""
+    return replace(state, crashes=min(state.crashes + 1, budgets.crashes), detail=event.detail or event.code)
+
+
+def note_serving(state: State, _event: Event, _: Budgets) -> State:
+    """The running version serves: crashes in a row begin anew."""
+    return replace(state, crashes=0)
+
+
+def note_request(state: State, event: Event, _: Budgets) -> State:
+    """Keep the wish to go back until the node has stopped."""
+    return replace(state, revert_requested=True, reason="OPERATOR_REVERT", detail=event.detail)
+
+
+def refuse_revert(state: State, event: Event, _: Budgets) -> State:
+    """Say that there is nothing to go back to."""
+    return replace(state, reason="REVERT_IMPOSSIBLE", detail=event.detail if event.code else "")
+
+
+def begin(state: State, event: Event, _: Budgets) -> State:
+    """Take the offered release as the target of a new upgrade; what was said of it beforehand holds."""
+    return replace(
+        clean(state),
+        target=need(offered(state), state, event),
+        target_since_unix_s=event.at_unix_s,
+        first_install=state.running is None,
+    )
+
+
+def note_keys(state: State, event: Event, _: Budgets) -> State:
+    """Keep the id of the sealed key set."""
+    return replace(state, key_set_id=event.key_set_id)
+
+
+def note_permit(state: State, event: Event, _: Budgets) -> State:
+    """Keep when the release permit expires."""
+    return replace(state, permit_expires_unix_s=event.expires_unix_s)
+
+
+def count_launch(state: State, _event: Event, _: Budgets) -> State:
+    """Count a start of the target."""
+    return replace(state, launches=state.launches + 1)
+
+
+def abandon(state: State, event: Event, budgets: Budgets) -> State:
+    """Give up before the old node noticed. Only a failure counts against the release, not a change of mind.
+
+    What may pass (an unreachable mirror or vault) is tried again for ever, at growing pauses; what is refused is not.
+    """
+    target = need(state.target, state, event)
+    record = state.record(target.enclave_id)
+    if event.kind is E.CHAIN:
+        state = remember_chain(state, event, budgets)
+        listed = state.chain is not None and state.chain.lists(target.enclave_id)
+        return replace(state, reason="SUPERSEDED" if listed else "TARGET_REVOKED", detail="")
+    if event.kind is E.REVERT:
+        record = replace(record, quarantine="OPERATOR_REVERT")
+        return replace(withdraw(state.with_record(record)), reason="OPERATOR_REVERT", detail=event.detail)
+    record = replace(record, abandoned=min(record.abandoned + 1, TRIES_COUNTED_MAX), waiting=True)
+    if event.kind is E.STAGE_FAILED and event.failure == "rejected":
+        record = replace(record, quarantine=event.code, waiting=False)
+    elif event.failure != "transient" and record.abandoned >= budgets.attempts:
+        record = replace(record, quarantine="BUDGET_SPENT", waiting=False)
+    state = withdraw(state) if record.quarantine else state
+    return replace(state.with_record(record), reason=event.code, detail=event.detail)
+
+
+def withdraw(state: State) -> State:
+    """Approval and override of the target end with it: whatever is tried anew needs a new word."""
+    about = state.target.enclave_id if state.target else ""
+    return replace(
+        state,
+        approved="" if state.approved == about else state.approved,
+        override="" if state.override == about else state.override,
+    )
+
+
+def turn_back(state: State, event: Event, budgets: Budgets) -> State:
+    """Note why the upgrade is undone."""
+    if event.kind is E.CHAIN:
+        state = remember_chain(state, event, budgets)
+        return replace(state, reason="TARGET_REVOKED", detail="", target_stopped=False)
+    if event.kind is E.REVERT:
+        return replace(state, reason="OPERATOR_REVERT", detail=event.detail, revert_requested=True)
+    if event.kind is E.NODE_STOPPED:
+        return replace(state, reason="OPERATOR_REVERT" if state.revert_requested else "TARGET_REVOKED")
+    return replace(state, reason=event.code or "NODE_EXITED", detail=event.detail)
+
+
+def turn_back_by_hand(state: State, event: Event, _: Budgets) -> State:
+    """After commit: what runs is on its way out, what ran before comes back."""
+    return replace(
+        clean(state),
+        target=state.running,
+        running=state.previous,
+        previous=None,
+        previous_until_unix_s=0.0,
+        revert_requested=True,
+        reason="OPERATOR_REVERT",
+        detail=event.detail,
+    )
+
+
+def note_target_stopped(state: State, _event: Event, _: Budgets) -> State:
+    """The new version is gone; the source may start."""
+    return replace(state, target_stopped=True)
+
+
+def reverted(state: State, event: Event, budgets: Budgets) -> State:
+    """Count the failure against the release, and quarantine it when its budget is spent."""
+    target = need(state.target, state, event)
+    record = state.record(target.enclave_id)
+    record = replace(record, reverted=record.reverted + 1, waiting=True)
+    if state.revert_requested:
+        record = replace(record, quarantine="OPERATOR_REVERT", waiting=False)
+    elif record.reverted >= budgets.failures:
+        record = replace(record, quarantine="BUDGET_SPENT", waiting=False)
+    return replace(withdraw(state).with_record(record), crashes=0)
+
+
+def returned(state: State, event: Event, budgets: Budgets) -> State:
+    """The source came up by itself after the way back had halted."""
+    return replace(reverted(state, event, budgets), halted="", resume_to="")
+
+
+def commit(state: State, event: Event, budgets: Budgets) -> State:
+    """The target becomes the running version; the source is kept as the previous one."""
+    target = need(state.target, state, event)
+    return replace(
+        withdraw(state).with_record(replace(state.record(target.enclave_id), abandoned=0, reverted=0, quarantine="")),
+        running=target,
+        previous=state.running,
+        previous_until_unix_s=event.at_unix_s + budgets.retention_s if state.running else 0.0,
+        crashes=0,
+    )
+
+
+def clean(state: State) -> State:
+    """Forget what belonged to one upgrade; keep why the last one ended.
+
+    An operator's word about a release (approval, override) names its id and outlives a try of it that came to nothing.
+    """
+    return replace(
+        state,
+        target=None,
+        target_since_unix_s=0.0,
+        key_set_id="",
+        permit_expires_unix_s=0,
+        first_install=False,
+        launches=0,
+        target_stopped=False,
+        revert_requested=False,
+        revoked_accepted=False,
+        halted="",
+        resume_to="",
+    )
+
+
+def settle(state: State, _event: Event, _: Budgets) -> State:
+    """End one upgrade."""
+    return clean(state)
+
+
+def settle_committed(state: State, _event: Event, _: Budgets) -> State:
+    """End one upgrade that succeeded."""
+    return replace(clean(state), reason="", detail="")
+
+
+def backoff_over(state: State, event: Event, _: Budgets) -> State:
+    """The release may be tried again."""
+    return state.with_record(replace(state.record(event.enclave_id), waiting=False))
+
+
+def retired(state: State, _event: Event, _: Budgets) -> State:
+    """The previous version is no longer there to go back to."""
+    return replace(state, previous=None, previous_until_unix_s=0.0)
+
+
+def halt(code: str, resume_to: Name) -> Action:
+    """An action that stops in the event's own condition, else in `code`, to go on at `resume_to`."""
+
+    def action(state: State, event: Event, budgets: Budgets) -> State:
+        found = event.code if event.code in HALTED_CODES else code
+        if event.kind is E.CHAIN:
+            state = remember_chain(state, event, budgets)
+        return replace(state, halted=found, resume_to=resume_to.value, detail=event.detail or event.code)
+
+    action.__name__ = f"halt_{code.lower()}"
+    return action
+
+
+def resume_revert(state: State, event: Event, _: Budgets) -> State:
+    """Go on reverting. Only `resume` accepts a revoked version, and only where that was the condition."""
+    accepted = state.revoked_accepted or (event.kind is E.RESUME and state.halted == "PREVIOUS_REVOKED")
+    return replace(state, halted="", resume_to="", revoked_accepted=accepted)
+
+
+def resume_install(state: State, _event: Event, _: Budgets) -> State:
+    """Try the first install again."""
+    return replace(state, halted="", resume_to="", launches=0, target_stopped=False)
+
+
+def resume_idle(state: State, _event: Event, _: Budgets) -> State:
+    """Go on with the running version."""
+    return replace(clean(state), crashes=0)
+
+
+def give_up_install(state: State, _event: Event, _: Budgets) -> State:
+    """A revoked first version is not tried again. What it left in the data folder stays, and the gates say so."""
+    return replace(clean(withdraw(state)), crashes=0)
+
+
+def need(release: Release | None, state: State, event: Event) -> Release:
+    """The release, or MACHINE_NO_TRANSITION where the state should name one and does not."""
+    if release is None:
+        raise broken(state, event, "the state names no release for it")
+    return release
+
+
+def broken(state: State, event: Event, why: str) -> DcupgradeError:
+    """The error for what the machine does not know."""
+    return DcupgradeError(
+        code="MACHINE_NO_TRANSITION",
+        what=f"event {event.kind.value} in state {state.name.value}",
+        why=why,
+        action="This is a fault of the program: keep the journal and report it.",
+        kind="invariant",
+    )

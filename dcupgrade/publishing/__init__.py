@@ -1,0 +1,1 @@
+"""The release manager's side: keys, signing, the pallet's calls, publishing."""

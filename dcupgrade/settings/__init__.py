@@ -1,0 +1,1 @@
+"""The settings file: schema, loading, checks, derived values, reference page."""

@@ -1,0 +1,461 @@
+"""Settings: one TOML file, environment overrides, every mistake reported at once.
+
+The classes below are the reference: each field carries its meaning, and ``dcupgrade config example`` and
+docs/configuration.md are generated from them. Units stand in the names. What the key vault enforces (network keys,
+genesis hash, evidence) is part of the vault's own measurement: the values here can only tighten it.
+"""
+
+import difflib
+import os
+import tomllib
+import types
+import typing
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, Literal
+from urllib.parse import urlsplit
+
+import attrs
+import cattrs
+from cattrs import transform_error
+from cattrs.gen import make_dict_structure_fn, override
+
+from dcupgrade.errors import DcupgradeError
+
+from . import checks
+from .checks import Check
+
+ENV_PREFIX = "DCUPGRADE_"
+DEFAULT_NODE_COMMAND: tuple[str, ...] = (
+    "{python}", "-m", "attestation.simulated.__main__", "run", "--cpu", "{cpu_dir}", "--image", "{slot}/enclave.pyz",
+    "--sigstruct", "{slot}/enclave.sig", "--", "--data", "{data_dir}", "--port", "{port}", "--upgrader", "{vault_url}",
+    "--network-signature-file", "{slot}/network.sig", "{first_install_flag}",
+)  # fmt: skip
+
+
+class SettingsError(DcupgradeError):
+    """The settings cannot be used; ``mistakes`` holds every one of them, each naming its key."""
+
+    def __init__(self, mistakes: list[str], *, path: str, code: str = "SETTINGS_INVALID") -> None:
+        self.mistakes = mistakes
+        listed = "".join(f"\n  - {mistake}" for mistake in mistakes)
+        readable = code == "SETTINGS_INVALID"
+        super().__init__(
+            code=code,
+            what=f"settings file {path}",
+            why=f"{len(mistakes)} mistake{'s' if len(mistakes) != 1 else ''}:{listed}\n" if readable else mistakes[0],
+            action="Correct them all, then try `dcupgrade config validate`."
+            if readable
+            else "Name the right file with --config or DCUPGRADE_CONFIG; `dcupgrade config example` prints one.",
+        )
+
+
+def _doc(text: str, *wanted: Check, default: Any = attrs.NOTHING) -> Any:
+    return attrs.field(
+        default=default, validator=attrs.validators.and_(*wanted) if wanted else None, metadata={"doc": text}
+    )
+
+
+@attrs.frozen(kw_only=True)
+class AgentSettings:
+    """Where the agent keeps its journal, slots and logs, and how it speaks."""
+
+    state_dir: Path = _doc("Folder for journal, slots, logs and tokens; created with mode 0700.")
+    http_listen: str = _doc(
+        "Address of the status page, API and metrics; `off` to serve none.", checks.listen, default="127.0.0.1:6680"
+    )
+    log_format: Literal["human", "json"] = _doc("Form of the log lines on standard error.", default="human")
+    log_level: Literal["debug", "info", "warning", "error"] = _doc("Least severe level that is logged.", default="info")
+    allowed_hosts: tuple[str, ...] = _doc("Further Host headers the status page answers to.", default=())
+
+
+@attrs.frozen(kw_only=True)
+class ChainSettings:
+    """Which chain is watched, through which endpoints, and what is believed."""
+
+    endpoints: tuple[str, ...] = _doc(
+        "WebSocket URLs of nodes of the chain, best first.", checks.not_empty, checks.urls("ws", "wss")
+    )
+    network_keys: tuple[str, ...] = _doc(
+        "The DC network's ed25519 public keys, multibase base32 or hex.", checks.not_empty, checks.network_keys
+    )
+    threshold: int = _doc("How many of the network keys must have signed an enclave id.", checks.at_least(1), default=1)
+    genesis_hash: str | None = _doc(
+        "Genesis hash; an endpoint with another one is refused.", checks.hex32, default=None
+    )
+    finality: Literal["proven", "quorum", "single"] = _doc(
+        "`proven`: GRANDPA justifications are verified; `quorum`: endpoints must agree; "
+        "`single`: one endpoint is believed (unsafe).",
+        default="proven",
+    )
+    quorum: int = _doc("How many endpoints must agree in mode `quorum`.", checks.at_least(2), default=2)
+    checkpoint_file: Path | None = _doc(
+        "Checkpoint (JSON of `chain checkpoint`) pinned for mode `proven`.", default=None
+    )
+    unsafe_unproven_reads: bool = _doc(
+        "Accept values without a storage proof (development chains only).", default=False
+    )
+    layout_hashes: tuple[str, ...] = _doc(
+        "Storage layouts (SHA-256 of their JSON) that mode `proven` accepts; none: the public pallet's two.", default=()
+    )
+    ca_file: Path | None = _doc("CA certificates that alone are accepted for wss endpoints.", default=None)
+    heartbeat_s: float = _doc("WebSocket heartbeat, seconds.", checks.at_least(0.1), default=10.0)
+    block_watchdog_s: float = _doc(
+        "An endpoint without a finalized block for so long is left, seconds.", checks.at_least(1), default=60.0
+    )
+
+
+@attrs.frozen(kw_only=True)
+class NodeSettings:
+    """The node that is run and upgraded."""
+
+    id: str = _doc("Name of this node in the fleet; decides its turn.", checks.not_empty)
+    driver: Literal["process", "container"] = _doc("How nodes are run.", default="process")
+    data_dir: Path = _doc("Folder with the node's data; handed to every version.")
+    port: int = _doc("Loopback port the node listens on.", checks.port, default=6667)
+    protocol: Literal["v2", "v1"] = _doc("Handover protocol spoken with nodes.", default="v2")
+    command: tuple[str, ...] = _doc(
+        "Arguments that start a node; {python} {cpu_dir} {slot} {data_dir} {port} {vault_url} {enclave_id} "
+        "{network_signature_file} {first_install_flag} "
+        "are filled in, arguments that become empty are dropped.",
+        checks.not_empty,
+        checks.command,
+        default=DEFAULT_NODE_COMMAND,
+    )
+    ready_deadline_s: float = _doc(
+        "A started node must serve within so many seconds.", checks.at_least(0.1), default=120.0
+    )
+    stop_grace_s: float = _doc("Seconds between TERM and KILL.", checks.at_least(0), default=30.0)
+    probation_s: float = _doc("A new version must stay healthy for so many seconds.", checks.at_least(0), default=300.0)
+    probe_interval_s: float = _doc("Seconds between health probes.", checks.at_least(0.01), default=2.0)
+    canary_url: str | None = _doc(
+        "Probe that proves old data readable, for nodes that speak v1.",
+        checks.optional(checks.urls("http", "https")),
+        default=None,
+    )
+    container_image: str = _doc("Image that runs releases which come as archives (driver `container`).", default="")
+    container_image_user: str = _doc("User in the container, `uid:gid`; empty: the agent's own.", default="")
+    container_engine: str = _doc("Docker Engine API (driver `container`).", default="unix:///var/run/docker.sock")
+    container_network: str = _doc("Network mode of the container.", default="host")
+    container_cpu_volume: str = _doc("Volume or folder that holds the simulated CPU in containers.", default="")
+
+
+@attrs.frozen(kw_only=True)
+class VaultSettings:
+    """The key vault, which alone decides who gets keys."""
+
+    url: str = _doc(
+        "Where the vault listens, on loopback.",
+        checks.urls("http"),
+        checks.loopback_url,
+        default="http://127.0.0.1:6666",
+    )
+    start: bool = _doc("Start and supervise the vault; false: it is a service of its own.", default=True)
+    image: Path | None = _doc("Measured vault image, for `start`.", default=None)
+    sigstruct: Path | None = _doc("SIGSTRUCT of that image.", default=None)
+    auth_file: Path | None = _doc("Network signature over the vault's enclave id, multibase text.", default=None)
+    store_dir: Path | None = _doc("Folder of the sealed store; default `<state_dir>/vault`.", default=None)
+    token_file: Path | None = _doc(
+        "Token shared by agent and vault; default `<state_dir>/vault.token`, drawn if absent.", default=None
+    )
+    cpu_dir: Path | None = _doc("Folder of the simulated CPU (development); default `<state_dir>/cpu`.", default=None)
+    command: tuple[str, ...] = _doc("Arguments that start the vault; empty: `python -m keyvault serve`.", default=())
+    unsafe_simulated_tee: bool = _doc("Allow a vault whose TEE is simulated (development only).", default=False)
+
+
+@attrs.frozen(kw_only=True)
+class Window:
+    """A weekly maintenance window in local time of its zone."""
+
+    days: tuple[Literal["mon", "tue", "wed", "thu", "fri", "sat", "sun"], ...] = _doc(
+        "Days on which it opens.", checks.not_empty
+    )
+    start: str = _doc("Opening time, HH:MM.", checks.time_of_day)
+    duration_s: int = _doc(
+        "How long it stays open, seconds; at most a week.", checks.at_least(60), checks.at_most(checks.WEEK_S)
+    )
+    zone: str = _doc("IANA time zone.", checks.zone, default="UTC")
+
+
+@attrs.frozen(kw_only=True)
+class UpgradeSettings:
+    """When an upgrade may begin, how often it is tried, what is kept."""
+
+    approval: bool = _doc("Wait for `dcupgrade approve` before stopping the node.", default=False)
+    windows: tuple[Window, ...] = _doc("Maintenance windows; none: always open.", default=())
+    stagger_s: float = _doc(
+        "This node's turn falls at its own point within so many seconds after a release.",
+        checks.at_least(0),
+        default=0.0,
+    )
+    attempts: int = _doc(
+        "Attempts to download or collect before a release is abandoned.", checks.at_least(1), default=5
+    )
+    backoff_s: float = _doc(
+        "First pause between attempts, seconds; doubles up to `backoff_max_s`.", checks.at_least(0), default=2.0
+    )
+    backoff_max_s: float = _doc("Longest pause between attempts, seconds.", checks.at_least(0), default=300.0)
+    failure_budget: int = _doc("Failed upgrades to a release before it is quarantined.", checks.at_least(1), default=1)
+    delivery_deadline_s: float = _doc(
+        "The new node must have confirmed the keys within so many seconds.", checks.at_least(1), default=120.0
+    )
+    retention_s: float = _doc(
+        "The previous version is kept so long after commit, seconds.", checks.at_least(0), default=1209600.0
+    )
+    remove_previous: bool = _doc("Remove the previous version's slot after retention.", default=False)
+    free_space_min_bytes: int = _doc(
+        "Free space that must remain before an upgrade, bytes.", checks.at_least(0), default=268435456
+    )
+
+
+@attrs.frozen(kw_only=True)
+class DownloadSettings:
+    """Limits of downloads."""
+
+    size_max_bytes: int = _doc("Largest artefact, bytes.", checks.at_least(1), default=2147483648)
+    unpacked_max_bytes: int = _doc("Largest unpacked artefact, bytes.", checks.at_least(1), default=8589934592)
+    stall_s: float = _doc(
+        "A source that sends nothing for so long is left, seconds.", checks.at_least(0.1), default=30.0
+    )
+    ipfs_gateways: tuple[str, ...] = _doc(
+        "Gateways for CIDs; {cid} is filled in.", checks.urls("http", "https"), default=()
+    )
+
+
+@attrs.frozen(kw_only=True)
+class WebhookSettings:
+    """One receiver of events."""
+
+    url: str = _doc("Where events are posted.", checks.urls("http", "https"))
+    secret_file: Path | None = _doc("Key of the HMAC-SHA-256 signature over the body.", default=None)
+    events: tuple[str, ...] = _doc("Names of events sent; empty: all.", default=())
+
+
+@attrs.frozen(kw_only=True)
+class Settings:
+    """Everything the agent is told."""
+
+    agent: AgentSettings
+    chain: ChainSettings
+    node: NodeSettings
+    vault: VaultSettings = attrs.field(factory=VaultSettings)
+    upgrade: UpgradeSettings = attrs.field(factory=UpgradeSettings)
+    download: DownloadSettings = attrs.field(factory=DownloadSettings)
+    webhooks: tuple[WebhookSettings, ...] = ()
+
+    @property
+    def store_dir(self) -> Path:
+        """Folder of the vault's sealed store."""
+        return self.vault.store_dir or self.agent.state_dir / "vault"
+
+    @property
+    def token_file(self) -> Path:
+        """File of the token that agent and vault share."""
+        return self.vault.token_file or self.agent.state_dir / "vault.token"
+
+    @property
+    def cpu_dir(self) -> Path:
+        """Folder of the simulated CPU."""
+        return self.vault.cpu_dir or self.agent.state_dir / "cpu"
+
+
+def load(path: Path, environ: Mapping[str, str] | None = None) -> Settings:
+    """Read, override and structure the settings in ``path``.
+
+    An environment variable ``DCUPGRADE_<SECTION>__<FIELD>`` overrides that field; lists are separated by commas.
+    Raises SettingsError with every mistake found.
+    """
+    try:
+        raw = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise SettingsError([str(error)], path=str(path), code="SETTINGS_UNREADABLE") from error
+    return structure(raw, environ=os.environ if environ is None else environ, path=str(path))
+
+
+def structure(raw: dict[str, Any], *, environ: Mapping[str, str], path: str = "(none)") -> Settings:
+    """Settings from decoded TOML and environment overrides; raises SettingsError with every mistake found."""
+    mistakes = _apply_environment(raw, environ)
+    try:
+        settings = _converter().structure(raw, Settings)
+    except (cattrs.BaseValidationError, ValueError, TypeError) as error:
+        mistakes += [_readable(line) for line in transform_error(error, path="", format_exception=_explain)]
+    else:
+        mistakes += _across_fields(settings)
+        if not mistakes:
+            return settings
+    raise SettingsError(mistakes, path=path)
+
+
+def _across_fields(settings: Settings) -> list[str]:
+    """Mistakes that no single field shows."""
+    mistakes = _of_the_chain(settings.chain)
+    if settings.vault.start and not settings.vault.command:
+        mistakes += [
+            f"vault.{name}: needed to start the vault (or set vault.start = false)"
+            for name in ("image", "sigstruct", "auth_file")
+            if getattr(settings.vault, name) is None
+        ]
+    if settings.upgrade.backoff_max_s < settings.upgrade.backoff_s:
+        mistakes.append("upgrade.backoff_max_s: is less than upgrade.backoff_s")
+    if settings.agent.state_dir == settings.node.data_dir:
+        mistakes.append("node.data_dir: is agent.state_dir; each needs a folder of its own")
+    if settings.node.port == urlsplit(settings.vault.url).port:
+        mistakes.append("node.port: is the port of vault.url")
+    if settings.agent.http_listen.rpartition(":")[2] in (
+        str(settings.node.port),
+        str(urlsplit(settings.vault.url).port),
+    ):
+        mistakes.append("agent.http_listen: its port is that of the node or of the vault")
+    urls = [one.url for one in settings.webhooks]
+    mistakes += [f"webhooks: {url} is there twice" for url in sorted({url for url in urls if urls.count(url) > 1})]
+    return mistakes
+
+
+def _of_the_chain(chain: ChainSettings) -> list[str]:
+    mistakes = []
+    if chain.threshold > len(chain.network_keys):
+        mistakes.append("chain.threshold: more signatures are asked for than there are chain.network_keys")
+    if chain.finality == "quorum" and chain.quorum > len(set(chain.endpoints)):
+        mistakes.append("chain.quorum: more endpoints must agree than chain.endpoints names")
+    if chain.finality == "proven":
+        mistakes += [
+            f"chain.{name}: mode `proven` needs it ({how})"
+            for name, how in (
+                ("genesis_hash", "`dcupgrade chain checkpoint --url …` prints it"),
+                ("checkpoint_file", "make it with `dcupgrade chain checkpoint --url …`"),
+            )
+            if getattr(chain, name) is None
+        ]
+        if chain.unsafe_unproven_reads:
+            mistakes.append("chain.unsafe_unproven_reads: mode `proven` excludes it")
+    return mistakes
+
+
+def _apply_environment(raw: dict[str, Any], environ: Mapping[str, str]) -> list[str]:
+    mistakes = []
+    sections = {field.name: field.type for field in attrs.fields(Settings) if field.type and attrs.has(field.type)}
+    for name in sorted(environ):
+        if not name.startswith(ENV_PREFIX) or "__" not in name:
+            continue
+        section, _, key = name.removeprefix(ENV_PREFIX).lower().partition("__")
+        known = attrs.fields_dict(sections[section]) if section in sections else {}
+        if key not in known:
+            mistakes.append(f"environment variable {name}: there is no such setting{_meant(key, known)}")
+            continue
+        is_list = typing.get_origin(known[key].type) is tuple
+        value = environ[name]
+        table = raw.setdefault(section, {})
+        if isinstance(table, dict):  # what is no table is named as such later
+            table[key] = [part.strip() for part in value.split(",") if part.strip()] if is_list else value
+    return mistakes
+
+
+def _converter() -> cattrs.Converter:
+    converter = cattrs.Converter(forbid_extra_keys=True, detailed_validation=True)
+    for field_type, function in (
+        (str, _to_str),
+        (int, _to_int),
+        (float, _to_float),
+        (bool, _to_bool),
+        (Path, _to_path),
+    ):
+        converter.register_structure_hook(field_type, function)
+    converter.register_structure_hook_func(_is_tuple, _tuple_hook(converter))
+    converter.register_structure_hook_factory(attrs.has, lambda cls: _class_hook(converter, cls))
+    return converter
+
+
+def _class_hook(converter: cattrs.Converter, cls: Any) -> Any:
+    """Structure one class; each field is checked as it is structured, so that one mistake does not hide another."""
+
+    def checked(field: Any) -> Callable[[Any, Any], Any]:
+        def hook(value: Any, _: Any) -> Any:
+            structured = converter.structure(value, field.type)
+            if field.validator is not None:
+                field.validator(None, field, structured)
+            return structured
+
+        return hook
+
+    overrides = {field.name: override(struct_hook=checked(field)) for field in attrs.fields(cls)}
+    make: Any = make_dict_structure_fn  # its keyword arguments are typed as flags only
+    structure_table = make(cls, converter, _cattrs_forbid_extra_keys=True, **overrides)
+
+    def table(value: Any, kind: Any) -> Any:
+        if not isinstance(value, Mapping):
+            raise ValueError(f"{value!r} is not a table")
+        return structure_table(value, kind)
+
+    return table
+
+
+def _is_tuple(cls: Any) -> bool:
+    return cls is tuple or typing.get_origin(cls) is tuple
+
+
+def _tuple_hook(converter: cattrs.Converter) -> Callable[[Any, Any], tuple[Any, ...]]:
+    def hook(value: Any, cls: Any) -> tuple[Any, ...]:
+        items: Any = types.GenericAlias(list, (typing.get_args(cls)[0],))
+        if not isinstance(value, list | tuple):
+            raise ValueError(f"{value!r} is not a list")
+        return tuple(converter.structure(list(value), items))
+
+    return hook
+
+
+def _to_str(value: Any, _: Any) -> str:
+    if not isinstance(value, str):
+        raise ValueError(f"{value!r} is not text")
+    return value
+
+
+def _to_int(value: Any, _: Any) -> int:
+    if isinstance(value, str) and value.lstrip("-").isdigit():
+        return int(value)
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise ValueError(f"{value!r} is not a whole number")
+    return value
+
+
+def _to_float(value: Any, _: Any) -> float:
+    try:
+        if isinstance(value, bool):
+            raise TypeError
+        number = float(value)
+    except (TypeError, ValueError):
+        raise ValueError(f"{value!r} is not a number") from None
+    if number != number or abs(number) == float("inf"):
+        raise ValueError(f"{value!r} is not a finite number")
+    return number
+
+
+def _to_bool(value: Any, _: Any) -> bool:
+    if isinstance(value, str) and value.lower() in {"true", "false"}:
+        return value.lower() == "true"
+    if not isinstance(value, bool):
+        raise ValueError(f"{value!r} is neither true nor false")
+    return value
+
+
+def _to_path(value: Any, _: Any) -> Path:
+    return Path(_to_str(value, None)).expanduser()
+
+
+def _explain(error: BaseException, _: type | None) -> str:
+    if isinstance(error, cattrs.ForbiddenExtraKeysError):
+        known = attrs.fields_dict(error.cl)
+        return "unknown " + ", ".join(f"{name}{_meant(name, known)}" for name in sorted(error.extra_fields))
+    if isinstance(error, KeyError):
+        return f"missing {error.args[0]}"
+    return str(error)
+
+
+def _meant(name: str, known: Mapping[str, Any]) -> str:
+    near = difflib.get_close_matches(name, known, 1)
+    return f" (is {near[0]} meant?)" if near else ""
+
+
+def _readable(line: str) -> str:
+    """``why @ .section.key`` as ``section.key: why``."""
+    why, _, where = line.rpartition(" @ ")
+    return f"{where.lstrip('.') or 'top level'}: {why}"

@@ -1,0 +1,1 @@
+"""What people and machines see: HTTP API and page, metrics, webhooks, systemd, logs."""

@@ -1,0 +1,216 @@
+"""The agent's face on loopback: status page, JSON API, server-sent events, metrics, and actions behind a token.
+
+Reading needs no token; the page shows nothing secret. Actions need the operator's token in a header, which a foreign
+page cannot set without a preflight that is never granted (CSRF), and the Host header must be one that we answer to
+(DNS rebinding).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hmac
+import ipaddress
+import json
+import logging
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import prometheus_client
+from aiohttp import web
+
+from dcupgrade.errors import failure_of
+from dcupgrade.machine import table as machine
+from dcupgrade.machine.operator_commands import ARGUMENTS, verify_word
+from dcupgrade.machine.picture import machine_svg
+from dcupgrade.machine.state import Name
+
+from .metrics import AgentCollector
+
+log = logging.getLogger("dcupgrade")
+
+PAGE = Path(__file__).resolve().parent / "page"
+BODY_MAX_BYTES = 16384
+HISTORY_MAX = 1000
+STREAMS_MAX = 32
+"""How many readers of /api/v1/events there may be at once: each has a queue of its own."""
+KEEP_ALIVE_S = 15.0
+"""A stream without news sends a comment so often: by that a reader who is gone is noticed."""
+SECURITY_HEADERS = {
+    "Content-Security-Policy": "default-src 'self'; frame-ancestors 'none'; base-uri 'none'; form-action 'self'",
+    "X-Content-Type-Options": "nosniff",
+    "Referrer-Policy": "no-referrer",
+    "Cache-Control": "no-store",
+}
+
+
+@dataclass(frozen=True)
+class Site:
+    """What the face shows and may do; the service fills it in.
+
+    ``status`` and ``plan`` give JSON-able facts, ``events`` a stream of them, ``history(limit, all)`` journal rows,
+    ``counts`` transitions by name, ``enqueue(kind, who, arguments)`` queues an operator's word and gives its number.
+    """
+
+    status: Callable[[], dict[str, Any]]
+    plan: Callable[[], dict[str, Any]]
+    events: Callable[[], AsyncIterator[dict[str, Any]]]
+    history: Callable[[int, bool], list[dict[str, Any]]]
+    counts: Callable[[], Mapping[str, float]]
+    enqueue: Callable[[str, str, Mapping[str, Any]], int]
+    token: str
+    allowed_hosts: frozenset[str] = field(default_factory=frozenset)
+
+
+Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+
+
+def make_app(site: Site, *, keep_alive_s: float = KEEP_ALIVE_S) -> web.Application:
+    """The aiohttp application of the status page and API."""
+    app = web.Application(middlewares=[_guard(site.allowed_hosts)], client_max_size=BODY_MAX_BYTES)
+    registry = prometheus_client.CollectorRegistry()
+    registry.register(AgentCollector(site.status, site.counts))
+    face = _Face(site, registry, keep_alive_s)
+    app.add_routes(
+        [
+            web.get("/", face.page),
+            web.get("/page.css", face.page),
+            web.get("/page.js", face.page),
+            web.get("/machine.svg", face.picture),
+            web.get("/healthz", face.healthz),
+            web.get("/metrics", face.metrics),
+            web.get("/api/v1/status", face.status),
+            web.get("/api/v1/plan", face.plan),
+            web.get("/api/v1/history", face.history),
+            web.get("/api/v1/machine", face.machine),
+            web.get("/api/v1/events", face.events),
+            web.post("/api/v1/actions/{action}", face.act),
+        ]
+    )
+    return app
+
+
+def _guard(allowed: frozenset[str]) -> Any:
+    @web.middleware
+    async def guard(request: web.Request, handler: Handler) -> web.StreamResponse:
+        host = _host_name(request.host)
+        if host not in allowed and host != "localhost" and not _is_loopback(host):
+            return _error(403, "HTTP_HOST_REFUSED", f"the Host header names {host!r}")
+        try:
+            answer = await handler(request)
+        except web.HTTPException as error:
+            answer = _error(error.status, "HTTP_REFUSED", error.reason or "refused")
+        except ConnectionError:
+            raise
+        except Exception as error:
+            failure = failure_of(error)
+            log.exception("%s %s failed", request.method, request.path)
+            answer = _error(500, failure.code, "see the agent's log")
+        if not answer.prepared:
+            answer.headers.update(SECURITY_HEADERS)
+        return answer
+
+    return guard
+
+
+def _host_name(host: str) -> str:
+    return host[1:].partition("]")[0] if host.startswith("[") else host.partition(":")[0]
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def _error(status: int, code: str, why: str) -> web.Response:
+    return web.json_response({"code": code, "why": why}, status=status)
+
+
+class _Face:
+    def __init__(self, site: Site, registry: prometheus_client.CollectorRegistry, keep_alive_s: float) -> None:
+        self._site, self._registry, self._keep_alive_s = site, registry, keep_alive_s
+        self._streams = 0
+
+    async def page(self, request: web.Request) -> web.StreamResponse:
+        return web.FileResponse(PAGE / (request.path.lstrip("/") or "index.html"))
+
+    async def picture(self, _: web.Request) -> web.Response:
+        return web.Response(text=machine_svg(styled=False), content_type="image/svg+xml")
+
+    async def healthz(self, _: web.Request) -> web.Response:
+        return web.json_response({"ok": True})
+
+    async def metrics(self, _: web.Request) -> web.Response:
+        text = prometheus_client.generate_latest(self._registry)
+        return web.Response(body=text, headers={"Content-Type": "text/plain; version=0.0.4; charset=utf-8"})
+
+    async def status(self, _: web.Request) -> web.Response:
+        return web.json_response(self._site.status())
+
+    async def plan(self, _: web.Request) -> web.Response:
+        return web.json_response(self._site.plan())
+
+    async def history(self, request: web.Request) -> web.Response:
+        limit = request.query.get("limit", "50")
+        if not limit.isdecimal() or len(limit) > len(str(HISTORY_MAX)) or not 1 <= int(limit) <= HISTORY_MAX:
+            return _error(400, "HTTP_REFUSED", f"limit is a number from 1 to {HISTORY_MAX}")
+        return web.json_response({"rows": self._site.history(int(limit), "all" in request.query)})
+
+    async def machine(self, _: web.Request) -> web.Response:
+        return web.json_response({"states": [name.value for name in Name], "edges": machine.edges()})
+
+    async def events(self, request: web.Request) -> web.StreamResponse:
+        if self._streams >= STREAMS_MAX:
+            return _error(503, "HTTP_BUSY", f"there are {STREAMS_MAX} readers of events already")
+        self._streams += 1
+        answer = web.StreamResponse(headers={"Content-Type": "text/event-stream", **SECURITY_HEADERS})
+        try:
+            await self._stream(request, answer, self._site.events())
+        except ConnectionError:
+            pass
+        finally:
+            self._streams -= 1
+        return answer
+
+    async def _stream(
+        self, request: web.Request, answer: web.StreamResponse, stream: AsyncIterator[dict[str, Any]]
+    ) -> None:
+        """Write the status, then facts as they come; raises ConnectionError once the reader is gone."""
+        coming = asyncio.ensure_future(anext(stream))
+        try:
+            await asyncio.sleep(0)  # from here on the stream has begun, so that its end also ends the subscription
+            await answer.prepare(request)
+            await answer.write(b"event: status\ndata: " + json.dumps(self._site.status()).encode() + b"\n\n")
+            while True:
+                done, _ = await asyncio.wait({coming}, timeout=self._keep_alive_s)
+                if not done:
+                    await answer.write(b": nothing new\n\n")
+                    continue
+                await answer.write(b"event: fact\ndata: " + json.dumps(coming.result()).encode() + b"\n\n")
+                coming = asyncio.ensure_future(anext(stream))
+        finally:
+            coming.cancel()
+            await asyncio.wait({coming})
+
+    async def act(self, request: web.Request) -> web.Response:
+        given = request.headers.get("Authorization", "").removeprefix("Bearer ")
+        if not hmac.compare_digest(given.encode("utf-8", "surrogateescape"), self._site.token.encode()):
+            return _error(401, "HTTP_TOKEN_REFUSED", "the operator's token is missing or wrong")
+        action = request.match_info["action"]
+        if action not in ARGUMENTS:
+            return _error(404, "HTTP_REFUSED", f"there is no action {action!r}; there are {', '.join(ARGUMENTS)}")
+        try:
+            arguments = await request.json() if request.can_read_body else {}
+        except (ValueError, RecursionError):
+            return _error(400, "HTTP_REFUSED", "the body is not JSON")
+        if not isinstance(arguments, dict):
+            return _error(400, "HTTP_REFUSED", "the body is not an object")
+        who = arguments.pop("who", "status page")
+        try:
+            number = self._site.enqueue(action, who, verify_word(action, who, arguments))
+        except ValueError as error:
+            return _error(400, "HTTP_REFUSED", str(error))
+        return web.json_response({"queued": number})

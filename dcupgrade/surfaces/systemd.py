@@ -1,0 +1,46 @@
+"""What systemd is told (sd_notify(3)): ready, stopping, a status line, and that the event loop lives."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Mapping
+from typing import Protocol
+
+from dcupgrade.machine.state import Release, State
+from dcupgrade.printable import one_line
+
+PERIOD_S_MAX = 2.0
+
+
+class Notifier(Protocol):
+    """What `sdnotify.SystemdNotifier` offers; without systemd it does nothing."""
+
+    def notify(self, state: str) -> None:
+        """Send lines of `NAME=value`."""
+
+
+def status_line(state: State) -> str:
+    """The state as `systemctl status` shows it: what is being done, and which version runs. Always one line."""
+    parts = [f"halted: {state.halted}" if state.halted else state.name.value]
+    if state.target is not None:
+        parts[0] += f" {_short(state.target)}"
+    parts.append(f"running {_short(state.running)}" if state.running is not None else "no node yet")
+    return "; ".join(parts)
+
+
+def _short(release: Release) -> str:
+    # a line end in what a node says of its version would begin another assignment
+    return one_line(f"{release.version} {release.enclave_id[:8]}")
+
+
+def period_s(environ: Mapping[str, str]) -> float:
+    """How often systemd is told, seconds: at least twice within the time after which its watchdog would act."""
+    text = environ.get("WATCHDOG_USEC", "")
+    return min(PERIOD_S_MAX, int(text) / 1e6 / 3) if text.isdecimal() and int(text) else PERIOD_S_MAX
+
+
+async def keep_telling(notifier: Notifier, state: Callable[[], State], pause_s: float) -> None:
+    """Tell the status and feed the watchdog for ever, from the event loop that does the work."""
+    while True:
+        notifier.notify(f"STATUS={status_line(state())}\nWATCHDOG=1")
+        await asyncio.sleep(pause_s)

@@ -1,0 +1,161 @@
+"""Webhooks: each change of state is posted to the receivers in the settings, signed, in order, at least once.
+
+The journal's history is the queue; it also keeps how far each receiver has come, so nothing is lost when the agent or
+a receiver is down. A new receiver begins with the next event, not with the past.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import hmac
+import json
+import logging
+from collections.abc import Sequence
+from typing import Any, Protocol
+from urllib.parse import urlsplit
+
+import aiohttp
+
+from dcupgrade.errors import DcupgradeError, failure_of
+from dcupgrade.settings.schema import WebhookSettings
+
+log = logging.getLogger("dcupgrade")
+
+POST_TIMEOUT_S = 10.0
+BATCH = 50
+PAUSE_FIRST_S, PAUSE_MAX_S = 1.0, 300.0
+SIGNATURE_HEADER = "X-Dcupgrade-Signature"
+
+
+class Queue(Protocol):
+    """The part of the journal that is used here."""
+
+    def history_after(self, seq: int, limit: int) -> list[dict[str, Any]]:
+        """Changes of state after a sequence number, oldest first."""
+
+    def webhook_seq(self, url: str) -> int:
+        """The last event that the receiver has; a receiver never seen before begins at the end."""
+
+    def set_webhook_seq(self, url: str, seq: int) -> None:
+        """Remember durably that the receiver has everything up to ``seq``."""
+
+
+class ClockPort(Protocol):
+    """Waiting."""
+
+    async def sleep(self, seconds: float) -> None:
+        """Wait."""
+
+
+def event_name(row: dict[str, Any]) -> str:
+    """Name of an event as receivers select it: ``upgrade.<state>``."""
+    return f"upgrade.{row['to']}"
+
+
+def signed(body: bytes, secret: bytes | None) -> dict[str, str]:
+    """Headers of a delivery: HMAC-SHA-256 over the body, as ``sha256=<hex>``, where there is a secret."""
+    headers = {"Content-Type": "application/json", "User-Agent": "dcupgrade"}
+    if secret is not None:
+        headers[SIGNATURE_HEADER] = "sha256=" + hmac.new(secret, body, hashlib.sha256).hexdigest()
+    return headers
+
+
+class Webhook:
+    """One receiver. ``run`` never ends by itself; a receiver that fails is asked again with growing pauses."""
+
+    def __init__(
+        self, settings: WebhookSettings, queue: Queue, session: aiohttp.ClientSession, clock: ClockPort, node_id: str
+    ) -> None:
+        self._settings, self._queue, self._session, self._clock, self._node_id = (
+            settings,
+            queue,
+            session,
+            clock,
+            node_id,
+        )
+        self._secret = secret_of(settings)
+        self._pause_s = 0.0
+
+    async def run(self, poll_s: float = 1.0) -> None:
+        """Deliver what the journal holds and what comes; nothing that goes wrong here may end the agent."""
+        while True:
+            try:
+                pause_s = await self.step(poll_s)
+            except Exception as error:  # such as a journal that cannot be written for now
+                pause_s = self._put_off(failure_of(error).detail)
+            await self._clock.sleep(pause_s)
+
+    async def step(self, poll_s: float) -> float:
+        """Deliver what is waiting; returns how long to wait before the next try, seconds."""
+        url = self._settings.url
+        for row in self._queue.history_after(self._queue.webhook_seq(url), BATCH):
+            if not self._settings.events or event_name(row) in self._settings.events:
+                why = await self._post(row)
+                if why is not None:
+                    return self._put_off(why)
+            self._pause_s = 0.0
+            self._queue.set_webhook_seq(url, row["seq"])
+        return poll_s
+
+    def _put_off(self, why: str) -> float:
+        self._pause_s = min(PAUSE_MAX_S, max(PAUSE_FIRST_S, self._pause_s * 2))
+        log.warning("webhook %s: %s; next try in %.0f s", _host(self._settings), why, self._pause_s)
+        return self._pause_s
+
+    async def _post(self, row: dict[str, Any]) -> str | None:
+        fact = {**row, "cause": row["event"], "event": event_name(row), "id": row["seq"], "node": self._node_id}
+        body = json.dumps(fact, sort_keys=True).encode()
+        timeout = aiohttp.ClientTimeout(total=POST_TIMEOUT_S)
+        try:
+            async with self._session.post(
+                self._settings.url,
+                data=body,
+                headers=signed(body, self._secret),
+                timeout=timeout,
+                allow_redirects=False,
+            ) as answer:
+                return None if 200 <= answer.status < 300 else f"HTTP {answer.status}"
+        except (aiohttp.ClientError, TimeoutError, OSError) as error:
+            return str(error) or type(error).__name__
+
+
+def secret_of(settings: WebhookSettings) -> bytes | None:
+    """The receiver's secret, where it has one; raises WEBHOOK_SECRET_UNREADABLE, also for an empty one."""
+    if settings.secret_file is None:
+        return None
+    try:
+        secret = settings.secret_file.read_bytes().strip()
+    except OSError as error:
+        raise _no_secret(settings, f"its secret file cannot be read: {error}") from error
+    if not secret:
+        raise _no_secret(settings, f"its secret file {settings.secret_file} is empty, and anybody can sign with that")
+    return secret
+
+
+def _host(settings: WebhookSettings) -> str:
+    """How a receiver is named in logs: the rest of its URL is what lets others post there."""
+    return urlsplit(settings.url).hostname or "?"
+
+
+def _no_secret(settings: WebhookSettings, why: str) -> DcupgradeError:
+    return DcupgradeError(
+        code="WEBHOOK_SECRET_UNREADABLE",
+        what=f"webhook of {_host(settings)}",
+        why=why,
+        action="Mend webhooks.secret_file; nothing is sent unsigned instead.",
+    )
+
+
+def webhooks(
+    settings: Sequence[WebhookSettings], queue: Queue, session: aiohttp.ClientSession, clock: ClockPort, node_id: str
+) -> list[Webhook]:
+    """One per receiver in the settings."""
+    return [Webhook(one, queue, session, clock, node_id) for one in settings]
+
+
+async def run_all(hooks: Sequence[Webhook]) -> None:
+    """Run every receiver; returns only when cancelled."""
+    async with asyncio.TaskGroup() as group:
+        for hook in hooks:
+            group.create_task(hook.run())

@@ -1,0 +1,176 @@
+"""What the orchestrator needs of the world, as narrow protocols.
+
+adapters.py and nodes.py implement them over the chain watcher, the vault's client and the process supervisor; the
+simulator implements them over a simulated world. All errors that a port raises carry `code` and `kind`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from dcupgrade.machine.state import ChainFacts, Effect, Event, Release, State
+
+Progress = Callable[[Mapping[str, Any]], None]
+
+
+@dataclass(frozen=True, slots=True)
+class NodeExit:
+    """How a node's process ended; `rebooted` when it ended with the machine."""
+
+    text: str
+    rebooted: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class NodeHealth:
+    """A node's own account of itself. `status` is "starting", "waiting_for_keys", "serving", "failed" or "silent"."""
+
+    status: str
+    enclave_id: str = ""
+    version: str = ""
+    canary: bool | None = None
+    committed: bool = False
+    key_set_id: str = ""
+    detail: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Delivery:
+    """How far the vault is with one target; `state` as in the vault's API, `code` when it refused."""
+
+    state: str
+    code: str = ""
+    detail: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One failed check of the host, under a stable code."""
+
+    code: str
+    detail: str
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One transition as it is journalled: state, what happened, the state after it, and the work now wanted."""
+
+    before: State
+    event: Event
+    after: State
+    wanted: tuple[Effect, ...]
+    command_id: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Command:
+    """An operator's word, queued in the journal by the command line or the status page."""
+
+    id: int
+    kind: str
+    who: str
+    arguments: Mapping[str, Any]
+    at_unix_s: float
+
+
+class JournalPort(Protocol):
+    """Durable memory. `append` returns only when the entry would survive a power cut."""
+
+    def load(self) -> State | None:
+        """The last state, or None in a new journal."""
+
+    def append(self, entry: Entry) -> None:
+        """Store one transition; raises DcupgradeError JOURNAL_WRITE_FAILED, and then nothing was stored."""
+
+    def commands(self) -> list[Command]:
+        """Operators' words that no entry has taken up yet, oldest first."""
+
+
+class ClockPort(Protocol):
+    """Time. Waiting never looks at the wall clock, so clock jumps do not matter."""
+
+    def now(self) -> float:
+        """Wall clock, Unix seconds; for records and for what people or other programs agreed on."""
+
+    def monotonic(self) -> float:
+        """Seconds that never jump."""
+
+    async def sleep(self, seconds: float) -> None:
+        """Wait."""
+
+
+class ChainPort(Protocol):
+    """The finalized chain."""
+
+    def views(self) -> AsyncIterator[ChainFacts]:
+        """What the chain says now and after each change."""
+
+    async def evidence(self, target_id: str, source_id: str, vault_state: Mapping[str, Any]) -> Mapping[str, Any]:
+        """What the vault needs in order to permit a target."""
+
+
+class VaultPort(Protocol):
+    """The key vault, over its agent API; every call is idempotent."""
+
+    async def status(self) -> Mapping[str, Any]:
+        """Its state: own enclave id, heights seen, key sets held."""
+
+    async def collect(self, source_id: str, evidence: Mapping[str, Any]) -> str:
+        """Take the running node's key set, or find it taken already; returns its id once it is sealed.
+
+        The evidence shows the vault that the network lists it.
+        """
+
+    async def permit(self, source_id: str, target_id: str, key_set_id: str, evidence: Mapping[str, Any]) -> int:
+        """Permit the hand-over to the target; returns when that expires, Unix seconds."""
+
+    async def delivery(self, enclave_id: str) -> Delivery:
+        """How far the hand-over to this enclave is."""
+
+    async def holds_keys_of(self, source_id: str, key_set_id: str) -> bool:
+        """Whether a sealed copy from this source is there: of that key set, or of any when `key_set_id` is ""."""
+
+    async def committed(self, target_id: str, key_set_id: str) -> None:
+        """The target is committed: retention of the sealed copy begins."""
+
+
+class NodesPort(Protocol):
+    """Node versions on this machine. At most one runs at a time; starting one while another lives is refused."""
+
+    async def stage(self, release: Release, progress: Progress) -> None:
+        """Download and verify into the release's slot; returns at once when it is there."""
+
+    async def discover(self) -> Release | None:
+        """The version that owns the data, as far as files and processes tell: for a start with an empty journal."""
+
+    async def preflight(self, target: Release, source_id: str, first_install: bool) -> list[Finding]:
+        """Everything that speaks against an upgrade now; `source_id` is "" for a first install."""
+
+    async def start(self, release: Release, *, first_install: bool) -> None:
+        """Have the version's process run: one that lives already is taken over, else it is started."""
+
+    async def is_alive(self, enclave_id: str) -> bool:
+        """Whether the version's process lives."""
+
+    async def wait_exit(self, enclave_id: str) -> NodeExit:
+        """Return when the version's process is gone."""
+
+    async def stop(self, enclave_id: str) -> None:
+        """Stop the version's process (TERM, grace, KILL); returns when it is gone, its port and data lock free."""
+
+    async def health(self, enclave_id: str) -> NodeHealth:
+        """Ask the node; never raises, an unreachable node is "silent"."""
+
+    async def key_set_id(self) -> str:
+        """The id of the key set that the data folder belongs to, as its marker says; "" when there is none."""
+
+    async def commit(self, enclave_id: str) -> None:
+        """Tell the node that it is committed; raises until it has taken that."""
+
+    async def slot_is_good(self, enclave_id: str) -> bool:
+        """Whether the version's files are there and are what they were when they were verified."""
+
+    async def remove_slot(self, enclave_id: str) -> None:
+        """Delete the version's files."""

@@ -1,0 +1,430 @@
+"""Handover protocol v2, without I/O: the requester and the holder of a key set as state objects.
+
+Bytes of messages go in, bytes of messages come out. docs/protocol.md says what each message holds and why each check
+is made.
+
+    requester                       holder
+      hello        ------------>      on_hello         opens a session with a nonce
+      on_challenge <------------                       report for the requester over T0
+      (request)    ------------>      on_request       consumes the session; report for the holder over T1
+      on_delivery  <------------      deliver          ciphertext under T1, report over T2
+      received     ------------>      on_received      MAC over T2 under the receipt key
+      durable      ------------>      on_durable       report for the holder over T3
+
+T0..T3 are states of one running hash; every REPORTDATA is SHA-512 over a domain tag that names the role, and that hash.
+"""
+
+from __future__ import annotations
+
+import hmac
+from dataclasses import dataclass
+from typing import Any
+
+from attestation.errors import AttestationError
+from attestation.sgx import Report, TargetInfo
+from keyvault.errors import KeyvaultError
+
+from . import messages
+from .key_set import KeySet, wipe
+from .party import Party
+from .transcript import (
+    CHALLENGE_TAG,
+    DELIVERY_TAG,
+    DURABLE_TAG,
+    RECEIVED_TAG,
+    REQUEST_TAG,
+    Transcript,
+    add_ciphertext,
+    add_durable,
+    add_request,
+    check_report_data,
+    check_same_enclave,
+    decode_report,
+    opening,
+    protocol_error,
+)
+
+
+@dataclass(frozen=True)
+class Limits:
+    """Bounds of the holder's memory and patience; times in seconds."""
+
+    session_ttl_s: float = 60.0
+    #: From delivery to ``durable``: the target seals, reads back and opens its canary in that time, or asks again.
+    delivery_ttl_s: float = 900.0
+    sessions_max: int = 256
+    sessions_per_enclave_max: int = 8
+    deliveries_max: int = 64
+
+
+def _out_of_order(what: str, why: str) -> KeyvaultError:
+    """A step that its caller took too early: a fault of this program, not of the peer."""
+    return protocol_error("HANDOVER_OUT_OF_ORDER", what, why, kind="invariant")
+
+
+class Requester:
+    """One try of a requester to get a key set. Call the steps in order; a failed step ends the try.
+
+    ``party.verify_peer`` must refuse every holder that may not push keys to this side.
+    ``wanted`` is the id of the key set that must come, or "" for any.
+    """
+
+    def __init__(self, party: Party, wanted: str = "") -> None:
+        self._party = party
+        self._wanted = wanted
+        self._step = "hello"
+        self._nonce = party.crypto.random(messages.NONCE_BYTES)
+        self._target = party.tee.target_info()
+        self._private_key: Any = None
+        self._transcript = Transcript()
+        self._session = b""
+        self._holder: Report | None = None
+        self._receipt_key = bytearray()
+        self._key_set_id = ""
+
+    @property
+    def holder(self) -> Report:
+        """The holder's verified report, once ``on_challenge`` has returned."""
+        if self._holder is None:
+            raise _out_of_order("the step was refused", "no challenge was verified yet")
+        return self._holder
+
+    def _enter(self, step: str, following: str) -> None:
+        if self._step != step:
+            raise _out_of_order(f"the step {step} was refused", f"this try expects {self._step}")
+        self._step = following
+
+    def _check_session(self, session: bytes, what: str) -> None:
+        if not hmac.compare_digest(session, self._session):
+            raise protocol_error("HANDOVER_SESSION_UNKNOWN", f"the {what} was refused", "it names another session")
+
+    def hello(self) -> bytes:
+        """Return the first message."""
+        self._enter("hello", "challenge")
+        return messages.HELLO.encode(
+            versions=(messages.VERSION,),
+            genesis=self._party.genesis_hash,
+            nonce=self._nonce,
+            target_info=self._target.encode(),
+        )
+
+    def on_challenge(self, body: bytes) -> bytes:
+        """Verify the holder's challenge and return the request.
+
+        Raises AttestationError (the holder's report, attributes or signature) or KeyvaultError.
+        """
+        self._enter("challenge", "failed")
+        fields = messages.CHALLENGE.decode(body)
+        if fields["version"] != messages.VERSION:
+            raise protocol_error(
+                "HANDOVER_VERSION_UNSUPPORTED",
+                "the challenge was refused",
+                f"the holder chose version {fields['version']}",
+            )
+        holder = decode_report(fields["report"], "challenge")
+        self._party.verify_peer(holder, fields["network_signatures"])
+        self._session = fields["session"]
+        self._transcript = opening(
+            (messages.VERSION,),
+            self._party.genesis_hash,
+            self._nonce,
+            self._target,
+            self._session,
+            fields["nonce"],
+            holder.mrenclave,
+        )
+        check_report_data(holder, self._transcript.report_data(CHALLENGE_TAG), "challenge")
+        self._holder = holder
+        self._private_key, public_key = self._party.crypto.kem_generate()
+        add_request(self._transcript, public_key, self._wanted)
+        report = self._party.tee.report(holder.target_info(), self._transcript.report_data(REQUEST_TAG))
+        self._step = "delivery"
+        return messages.REQUEST.encode(
+            session=self._session,
+            kem_public_key=public_key,
+            key_set_id=self._wanted,
+            report=report.encode(),
+            network_signatures=self._party.network_signatures,
+        )
+
+    def on_delivery(self, body: bytes) -> KeySet:
+        """Verify and open the delivery; the caller owns the key set and wipes it after use."""
+        self._enter("delivery", "failed")
+        fields = messages.DELIVERY.decode(body)
+        self._check_session(fields["session"], "delivery")
+        report = decode_report(fields["report"], "delivery")
+        self._party.tee.verify(report)
+        check_same_enclave(report, self.holder, "delivery")
+        info = self._transcript.state
+        add_ciphertext(self._transcript, fields["ciphertext"])
+        check_report_data(report, self._transcript.report_data(DELIVERY_TAG), "delivery")
+        plaintext = self._party.crypto.kem_open(self._private_key, info, fields["ciphertext"])
+        self._private_key = None
+        try:
+            self._receipt_key = plaintext[: messages.RECEIPT_KEY_BYTES]
+            key_set = KeySet(memoryview(plaintext)[messages.RECEIPT_KEY_BYTES :])
+        finally:
+            wipe(plaintext)
+        self._key_set_id = key_set.key_set_id
+        if self._wanted not in ("", self._key_set_id):
+            key_set.wipe()
+            raise protocol_error(
+                "HANDOVER_KEY_SET_MISMATCH",
+                "the delivered key set was refused",
+                f"expected {self._wanted}, found {self._key_set_id}",
+                "Look for the vault or node that holds the expected key set.",
+            )
+        self._step = "received"
+        return key_set
+
+    def received(self) -> bytes:
+        """Return the receipt: a MAC under the key that came inside the delivery. It may be sent again."""
+        if self._step != "durable":
+            self._enter("received", "durable")
+        mac = self._party.crypto.mac(self._receipt_key, RECEIVED_TAG + self._transcript.state)
+        return messages.RECEIVED.encode(session=self._session, mac=mac)
+
+    def durable(self, *, canary: bool) -> bytes:
+        """Return the attested word that the key set was sealed, read back from disk and unsealed.
+
+        ``canary`` tells whether a record of older data was opened with it too (false where there is none).
+        May be made again after a lost answer.
+        """
+        if self._step != "done":
+            self._enter("durable", "done")
+            wipe(self._receipt_key)
+            add_durable(self._transcript, self._key_set_id, canary)
+        report = self._party.tee.report(self.holder.target_info(), self._transcript.report_data(DURABLE_TAG))
+        return messages.DURABLE.encode(
+            session=self._session, key_set_id=self._key_set_id, canary=canary, report=report.encode()
+        )
+
+    def acknowledged(self, body: bytes, state: str) -> None:
+        """Verify the holder's answer to ``received`` or ``durable``: it only says that the message arrived."""
+        fields = messages.ACKNOWLEDGED.decode(body)
+        self._check_session(fields["session"], "acknowledgement")
+        if fields["state"] != state:
+            raise protocol_error(
+                "HANDOVER_MESSAGE_MALFORMED",
+                "the acknowledgement was refused",
+                f"expected {state}, found {fields['state']}",
+            )
+
+
+@dataclass(frozen=True)
+class _Session:
+    transcript: bytes
+    requester_id: str
+    expires_at: float
+
+
+@dataclass(frozen=True)
+class VerifiedRequest:
+    """A request whose sender was verified; what it may get is still to be decided.
+
+    ``requester_id`` is the verified enclave id, ``wanted`` the key set it asks for ("" for any).
+    """
+
+    session: bytes
+    requester_id: str
+    wanted: str
+    public_key: bytes
+    transcript: bytes
+    report: Report
+
+
+@dataclass
+class _Delivery:
+    transcript: bytes
+    receipt_key: bytearray
+    requester: Report
+    key_set_id: str
+    expires_at: float
+    received: bool = False
+    durable: bool = False
+
+
+@dataclass(frozen=True)
+class Confirmation:
+    """What a verified ``received`` or ``durable`` says, and the answer to send once it is recorded."""
+
+    requester_id: str
+    key_set_id: str
+    canary: bool
+    answer: bytes
+
+
+class Holder:
+    """The holder's side: open sessions and deliveries under way. ``now``: any clock in seconds that never goes back."""
+
+    def __init__(self, party: Party, limits: Limits | None = None) -> None:
+        self._party = party
+        self._limits = limits if limits is not None else Limits()
+        self._own_id = party.tee.target_info().mrenclave
+        self._sessions: dict[bytes, _Session] = {}
+        self._deliveries: dict[bytes, _Delivery] = {}
+
+    @property
+    def sessions_open(self) -> int:
+        """How many sessions are held now (expired ones are dropped at the next ``sweep``)."""
+        return len(self._sessions)
+
+    def sweep(self, now: float) -> None:
+        """Drop sessions that ran out, and wipe the receipt keys of such deliveries; hello and deliver do it too."""
+        for session in [s for s, entry in self._sessions.items() if entry.expires_at <= now]:
+            del self._sessions[session]
+        for session in [s for s, entry in self._deliveries.items() if entry.expires_at <= now]:
+            wipe(self._deliveries.pop(session).receipt_key)
+
+    def on_hello(self, body: bytes, now: float) -> bytes:
+        """Open a session and return the challenge, which only the named requester can verify."""
+        fields = messages.HELLO.decode(body)
+        if messages.VERSION not in fields["versions"]:
+            raise protocol_error(
+                "HANDOVER_VERSION_UNSUPPORTED",
+                "the hello was refused",
+                f"it offers {list(fields['versions'])}, this side speaks {messages.VERSION}",
+            )
+        if fields["genesis"] != self._party.genesis_hash:
+            raise protocol_error(
+                "HANDOVER_GENESIS_MISMATCH",
+                "the hello was refused",
+                f"expected genesis {self._party.genesis_hash.hex()}, found {fields['genesis'].hex()}",
+            )
+        try:
+            requester = TargetInfo.decode(fields["target_info"])
+        except AttestationError as error:
+            raise protocol_error("HANDOVER_MESSAGE_MALFORMED", "the hello was refused", error.why) from None
+        self._make_room(requester.enclave_id, now)
+        session = self._party.crypto.random(messages.SESSION_BYTES)
+        nonce = self._party.crypto.random(messages.NONCE_BYTES)
+        transcript = opening(
+            fields["versions"], self._party.genesis_hash, fields["nonce"], requester, session, nonce, self._own_id
+        )
+        report = self._party.tee.report(requester, transcript.report_data(CHALLENGE_TAG))
+        self._sessions[session] = _Session(transcript.state, requester.enclave_id, now + self._limits.session_ttl_s)
+        return messages.CHALLENGE.encode(
+            version=messages.VERSION,
+            session=session,
+            nonce=nonce,
+            report=report.encode(),
+            network_signatures=self._party.network_signatures,
+        )
+
+    def _make_room(self, requester_id: str, now: float) -> None:
+        """No session evicts another: a flood is refused, and one enclave id cannot take every place."""
+        self.sweep(now)
+        of_this = sum(entry.requester_id == requester_id for entry in self._sessions.values())
+        if len(self._sessions) >= self._limits.sessions_max or of_this >= self._limits.sessions_per_enclave_max:
+            raise protocol_error(
+                "HANDOVER_SESSIONS_FULL",
+                "the hello was refused",
+                f"{len(self._sessions)} sessions are open, {of_this} of them for this enclave id",
+                f"Ask again; sessions end after {self._limits.session_ttl_s:.0f} s.",
+                kind="transient",
+            )
+
+    def on_request(self, body: bytes, now: float) -> VerifiedRequest:
+        """Consume the session, then verify the requester: report, signatures, and that it began this session."""
+        session_id, unchecked = messages.REQUEST.session(body)
+        session = self._sessions.pop(session_id, None)
+        if session is None or session.expires_at <= now:
+            raise protocol_error(
+                "HANDOVER_SESSION_UNKNOWN",
+                "the request was refused",
+                "its session does not exist, was used before, or has run out",
+                "Begin again with hello.",
+                kind="transient",
+            )
+        fields = messages.REQUEST.check(unchecked)
+        report = decode_report(fields["report"], "request")
+        requester_id = self._party.verify_peer(report, fields["network_signatures"])
+        if requester_id != session.requester_id:
+            raise protocol_error(
+                "HANDOVER_PEER_CHANGED",
+                "the request was refused",
+                f"expected enclave {session.requester_id}, found {requester_id}",
+            )
+        transcript = Transcript(session.transcript)
+        add_request(transcript, fields["kem_public_key"], fields["key_set_id"])
+        check_report_data(report, transcript.report_data(REQUEST_TAG), "request")
+        return VerifiedRequest(
+            fields["session"], requester_id, fields["key_set_id"], fields["kem_public_key"], transcript.state, report
+        )
+
+    def deliver(self, request: VerifiedRequest, key_set: KeySet, now: float) -> bytes:
+        """Encrypt the key set to the key in the request's report and return the delivery.
+
+        Whether the requester may have it is decided by the caller, before this.
+        """
+        if request.wanted not in ("", key_set.key_set_id):
+            raise protocol_error(
+                "HANDOVER_KEY_SET_MISMATCH",
+                "the request was refused",
+                f"it wants key set {request.wanted}, held for it is {key_set.key_set_id}",
+            )
+        receipt_key = bytearray(self._party.crypto.random(messages.RECEIPT_KEY_BYTES))
+        plaintext = receipt_key + key_set.view()
+        try:
+            ciphertext = self._party.crypto.kem_seal(request.public_key, request.transcript, plaintext)
+        finally:
+            wipe(plaintext)
+        transcript = Transcript(request.transcript)
+        add_ciphertext(transcript, ciphertext)
+        report = self._party.tee.report(request.report.target_info(), transcript.report_data(DELIVERY_TAG))
+        self.sweep(now)
+        while len(self._deliveries) >= self._limits.deliveries_max:
+            wipe(self._deliveries.pop(next(iter(self._deliveries))).receipt_key)
+        self._deliveries[request.session] = _Delivery(
+            transcript.state, receipt_key, request.report, key_set.key_set_id, now + self._limits.delivery_ttl_s
+        )
+        return messages.DELIVERY.encode(session=request.session, ciphertext=ciphertext, report=report.encode())
+
+    def _delivery(self, session: bytes, now: float, what: str) -> _Delivery:
+        entry = self._deliveries.get(session)
+        if entry is None or entry.expires_at <= now:
+            raise protocol_error(
+                "HANDOVER_SESSION_UNKNOWN",
+                f"the {what} was refused",
+                "its session has no delivery under way",
+                "Begin again with hello.",
+                kind="transient",
+            )
+        return entry
+
+    def on_received(self, body: bytes, now: float) -> Confirmation:
+        """Verify the receipt: only who decrypted the delivery can make it. A repeated receipt is answered again."""
+        fields = messages.RECEIVED.decode(body)
+        entry = self._delivery(fields["session"], now, "receipt")
+        if not entry.durable:  # afterwards the receipt key is wiped, and a stronger word was given
+            mac = self._party.crypto.mac(entry.receipt_key, RECEIVED_TAG + entry.transcript)
+            if not hmac.compare_digest(mac, fields["mac"]):
+                raise protocol_error(
+                    "HANDOVER_RECEIPT_BAD", "the receipt was refused", "its MAC does not fit the delivery"
+                )
+            entry.received = True
+        answer = messages.ACKNOWLEDGED.encode(session=fields["session"], state="received")
+        return Confirmation(entry.requester.enclave_id, entry.key_set_id, False, answer)
+
+    def on_durable(self, body: bytes, now: float) -> Confirmation:
+        """Verify the attested word that the key set is sealed and readable at the requester. May be repeated."""
+        fields = messages.DURABLE.decode(body)
+        entry = self._delivery(fields["session"], now, "word that the keys are durable")
+        if not entry.received:
+            raise protocol_error("HANDOVER_OUT_OF_ORDER", "durable was refused", "the receipt did not come before it")
+        report = decode_report(fields["report"], "durable")
+        self._party.tee.verify(report)
+        check_same_enclave(report, entry.requester, "durable")
+        if fields["key_set_id"] != entry.key_set_id:
+            raise protocol_error(
+                "HANDOVER_KEY_SET_MISMATCH",
+                "durable was refused",
+                f"expected key set {entry.key_set_id}, found {fields['key_set_id']}",
+            )
+        transcript = Transcript(entry.transcript)
+        add_durable(transcript, entry.key_set_id, fields["canary"])
+        check_report_data(report, transcript.report_data(DURABLE_TAG), "durable")
+        entry.durable = True
+        wipe(entry.receipt_key)
+        answer = messages.ACKNOWLEDGED.encode(session=fields["session"], state="durable")
+        return Confirmation(entry.requester.enclave_id, entry.key_set_id, fields["canary"], answer)

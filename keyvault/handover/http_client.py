@@ -1,0 +1,156 @@
+"""The asking side over HTTP: one bounded request, and the requester's steps of handover v2."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Final
+from urllib.parse import urlsplit
+
+import aiohttp
+
+from attestation.errors import CODES as ATTESTATION_CODES
+from keyvault.errors import CODES, KeyvaultError, error_from_json
+
+from .holder import Requester
+from .key_set import KeySet
+from .messages import MESSAGE_BYTES_MAX
+
+_LOST_ANSWER_TRIES: Final = 3
+_LOST_ANSWER_PAUSE_S: Final = 0.1
+#: Conditions of a vault are its own: whoever answers on a node's port could otherwise stop the agent for a person.
+_PEERS_SAY: Final = {*CODES, *ATTESTATION_CODES} - {"VAULT_REPLACED", "VAULT_FACTS_MISSING"}
+
+
+async def exchange(
+    session: aiohttp.ClientSession,
+    method: str,
+    url: str,
+    body: bytes | None = None,
+    headers: Mapping[str, str] | None = None,
+    *,
+    timeout_s: float = 30.0,
+    limit: int = MESSAGE_BYTES_MAX,
+    who: str = "HANDOVER",
+    shown_url: str | None = None,
+) -> bytes:
+    """Send one request and return the body of its 200 answer, of at most ``limit`` bytes.
+
+    The peer's own refusal is raised as it came, if a peer can say such a thing. Raises ``HANDOVER_PEER_UNREACHABLE`` or
+    ``HANDOVER_ANSWER_MALFORMED`` (with ``who="VAULT"``: ``VAULT_UNREACHABLE``, ``VAULT_ANSWER_MALFORMED``).
+    ``shown_url`` stands in errors where the URL itself carries values.
+    """
+    shown = shown_url if shown_url is not None else url
+    unreachable = "VAULT_UNREACHABLE" if who == "VAULT" else "HANDOVER_PEER_UNREACHABLE"
+    strange = "VAULT_ANSWER_MALFORMED" if who == "VAULT" else "HANDOVER_ANSWER_MALFORMED"
+    try:
+        async with session.request(
+            method,
+            url,
+            data=body,
+            headers={"Content-Type": "application/json", "Accept-Encoding": "identity", **(headers or {})},
+            allow_redirects=False,
+            auto_decompress=False,  # unpacked, an answer could be a thousand times its limit
+            timeout=aiohttp.ClientTimeout(total=timeout_s),
+        ) as answer:
+            content = await _bounded(answer, limit)
+            status = answer.status
+    except (aiohttp.ClientError, TimeoutError, OSError) as error:
+        raise KeyvaultError(
+            code=unreachable,
+            what=f"{method} {shown} failed",
+            why=type(error).__name__,
+            action="See whether the process runs and listens there.",
+            kind="transient",
+        ) from error
+    if status == 200 and content is not None:
+        return content
+    refusal = _told(content)
+    if refusal is not None and (who == "VAULT" or refusal.code in _PEERS_SAY):
+        raise refusal
+    told = f", {refusal.code}: {refusal.why}" if refusal is not None else ", or too long"
+    known_kind = refusal.kind if refusal is not None and refusal.kind != "invariant" else None
+    raise KeyvaultError(
+        code=strange,
+        what=f"{method} {shown} failed",
+        why=f"status {status} with an answer that is not of the protocol{told}",
+        action="See what listens there.",
+        kind=known_kind or ("transient" if status >= 500 else "rejected"),
+    )
+
+
+async def _bounded(answer: aiohttp.ClientResponse, limit: int) -> bytes | None:
+    if answer.content_length is not None:  # the parser gives no more than was announced
+        return await answer.read() if answer.content_length <= limit else None
+    content = bytearray()
+    async for chunk in answer.content.iter_any():
+        content += chunk
+        if len(content) > limit:
+            return None
+    return bytes(content)
+
+
+def _told(content: bytes | None) -> KeyvaultError | None:
+    try:
+        value = json.loads(content or b"")
+    except (ValueError, RecursionError):
+        return None
+    return error_from_json(value) if isinstance(value, dict) else None
+
+
+async def fetch_key_set(session: aiohttp.ClientSession, base_url: str, requester: Requester) -> KeySet:
+    """Run one try up to the delivery. The caller seals and confirms the returned key set, and wipes it."""
+    challenge = await exchange(session, "POST", f"{base_url}/v2/hello", requester.hello())
+    delivery = await exchange(session, "POST", f"{base_url}/v2/request", requester.on_challenge(challenge))
+    return requester.on_delivery(delivery)
+
+
+async def confirm(
+    session: aiohttp.ClientSession, base_url: str, requester: Requester, sealing: Awaitable[bool]
+) -> None:
+    """Confirm twice: the receipt travels while ``sealing`` is awaited, ``durable`` follows both.
+
+    ``sealing`` seals the key set, reads it back, and returns whether a canary of older data was opened. Its exception,
+    or that of a message, is raised; nothing is left running.
+    """
+    receipt = asyncio.ensure_future(_insist(session, f"{base_url}/v2/received", requester.received))
+    try:
+        canary = await sealing
+        requester.acknowledged(await receipt, "received")
+    finally:
+        receipt.cancel()
+        await asyncio.gather(receipt, return_exceptions=True)
+    answer = await _insist(session, f"{base_url}/v2/durable", lambda: requester.durable(canary=canary))
+    requester.acknowledged(answer, "durable")
+
+
+async def _insist(session: aiohttp.ClientSession, url: str, message: Callable[[], bytes]) -> bytes:
+    """Send a message that may be repeated again after a lost answer."""
+    for attempt in range(_LOST_ANSWER_TRIES - 1):
+        try:
+            return await exchange(session, "POST", url, message())
+        except KeyvaultError as error:
+            if error.code != "HANDOVER_PEER_UNREACHABLE":
+                raise
+            await asyncio.sleep(_LOST_ANSWER_PAUSE_S * 2**attempt)
+    return await exchange(session, "POST", url, message())
+
+
+def node_base_url(url: str) -> str:
+    """Return a node's address without a slash at its end; raises ``VAULT_NODE_URL_REFUSED``.
+
+    A node is plain http on this machine: scheme, host and port, nothing else.
+    """
+    try:
+        parts = urlsplit(url)
+        fine = parts.scheme == "http" and parts.hostname is not None and parts.port is not None
+    except ValueError:
+        fine = False
+    if not fine or parts.username is not None or parts.path not in ("", "/") or parts.query or parts.fragment:
+        raise KeyvaultError(
+            code="VAULT_NODE_URL_REFUSED",
+            what="collecting keys was refused",
+            why="the node's address is not http://host:port",
+        )
+    return f"http://{parts.netloc}"

@@ -1,0 +1,274 @@
+"""Handover protocol v1, the one DCNodes in the field speak, with stricter checks; pure: bytes in, bytes out.
+
+Layouts and order of messages follow the public Go programs (``dcnetio/dcupgrade`` 0.1.8, ``dcnetio/dcmanager``).
+Both roles are here: the requester R asks for a secret, the holder H has it. What the field's programs leave
+out and this side does: a challenge is used once and expires, reports of debug or uninitialised enclaves are refused
+(by the acceptance policy), and the holder of step 6 must be the enclave that gave the challenge in step 1.
+"""
+
+import base64
+import binascii
+import hashlib
+import json
+import struct
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+
+import nacl.bindings
+import nacl.exceptions
+import nacl.public
+from cryptography.exceptions import InvalidSignature
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
+
+from attestation.network import decode_multibase, encode_multibase
+from attestation.sgx import Report
+from keyvault.errors import KeyvaultError
+
+from .key_set import KeySet
+from .party import Party
+
+OE_HEADER = struct.pack("<IIQ", 1, 1, 432)
+"""Open Enclave's report header: version 1, type 1 (SGX local), size of the REPORT."""
+REPORT_LENGTH = len(OE_HEADER) + 432
+NONCE_LENGTH, BOX_OVERHEAD = 24, 24 + 32 + 16
+SECRET_MAX_BYTES = 65536
+ANSWER_MAX_BYTES = 2 * SECRET_MAX_BYTES
+LIVE_PER_ENCLAVE_MAX, LIVE_MAX = 4, 256
+CHALLENGE_TTL_S = 60.0
+ANSWER_FIELDS = ("EnclaveSignature", "EncryptSecret", "Pubkey", "LocalReport")
+
+
+def encode_report(report: Report) -> bytes:
+    """Open Enclave's form of a local report, 448 bytes."""
+    return OE_HEADER + report.encode()
+
+
+def decode_report(data: bytes) -> Report:
+    """A report out of Open Enclave's form; raises KeyvaultError V1_MESSAGE_INVALID or AttestationError."""
+    if len(data) != REPORT_LENGTH or data[: len(OE_HEADER)] != OE_HEADER:
+        raise _invalid("report", f"{len(data)} bytes are not an Open Enclave local report of {REPORT_LENGTH}")
+    return Report.decode(data[len(OE_HEADER) :])
+
+
+def challenge_bytes(random: bytes) -> bytes:
+    """A number below 2^128 as v1 writes it: big-endian without leading zeros. ``random`` is 16 bytes."""
+    if len(random) != 16:
+        raise ValueError("a v1 challenge is drawn from 16 random bytes")
+    return random.lstrip(b"\0")
+
+
+def box_seal(recipient: bytes, plaintext: bytes, *, nonce: bytes, ephemeral: bytes) -> bytes:
+    """Encrypt to an ed25519 public key: nonce (24), ephemeral X25519 key (32), NaCl box.
+
+    ``recipient`` is a raw ed25519 key (32 bytes), ``ephemeral`` an X25519 secret (32) used once.
+    Raises KeyvaultError V1_KEY_INVALID where the recipient's key is no point of the curve or of low order.
+    """
+    secret = nacl.public.PrivateKey(ephemeral)
+    sealed = nacl.public.Box(secret, _x25519_public(recipient)).encrypt(plaintext, nonce).ciphertext
+    return nonce + bytes(secret.public_key) + sealed
+
+
+def box_open(seed: bytes, ciphertext: bytes) -> bytes:
+    """Decrypt what was encrypted to the ed25519 key of ``seed`` (32 bytes).
+
+    Raises KeyvaultError V1_MESSAGE_INVALID (too short, too long) or V1_DECRYPT_FAILED.
+    """
+    if not BOX_OVERHEAD <= len(ciphertext) <= BOX_OVERHEAD + SECRET_MAX_BYTES:
+        raise _invalid("EncryptSecret", f"{len(ciphertext)} bytes are not a v1 ciphertext")
+    public = bytes(Ed25519PrivateKey.from_private_bytes(seed).public_key().public_bytes_raw())
+    secret = nacl.public.PrivateKey(nacl.bindings.crypto_sign_ed25519_sk_to_curve25519(seed + public))
+    peer = nacl.public.PublicKey(ciphertext[NONCE_LENGTH : NONCE_LENGTH + 32])
+    try:
+        return nacl.public.Box(secret, peer).decrypt(ciphertext[NONCE_LENGTH + 32 :], ciphertext[:NONCE_LENGTH])
+    except (nacl.exceptions.CryptoError, nacl.exceptions.RuntimeError) as error:
+        raise _rejected("V1_DECRYPT_FAILED", "the ciphertext does not open with the key of this session") from error
+
+
+class V1Requester:
+    """Role R for one handover: two queries out, two answers in, the secret at the end.
+
+    ``party.verify_peer`` decides on the holder when its network signature comes, in step 6, before anything is
+    decrypted; step 2 carries none, and gives the holder nothing that is not public.
+    """
+
+    def __init__(self, party: Party) -> None:
+        self._party = party
+        self._seed = bytearray(party.crypto.random(32))
+        self._holder: str | None = None
+
+    def random_query(self) -> dict[str, str]:
+        """Query of ``GET /teerandom``: an untargeted report, which only says whom to target."""
+        return {"verifyreport": encode_multibase(encode_report(self._party.tee.self_report()))}
+
+    def secret_query(self, challenge: bytes) -> dict[str, str]:
+        """Query of ``GET /secret``, made from the holder's report (448 bytes) whose REPORTDATA is the challenge."""
+        if not challenge:
+            raise _refused("/teerandom")
+        report = decode_report(challenge)
+        self._party.tee.verify(report)
+        self._holder = report.enclave_id
+        key = Ed25519PrivateKey.from_private_bytes(bytes(self._seed))
+        answer = self._party.tee.report(report.target_info(), key.sign(report.report_data))
+        return {
+            "pubkey": encode_multibase(key.public_key().public_bytes_raw()),
+            "authSignature": encode_multibase(self._party.network_signatures[0]),
+            "teereport": encode_multibase(encode_report(answer)),
+        }
+
+    def open(self, body: bytes) -> KeySet:
+        """The secret out of the answer to ``/secret``; verifies the holder before it decrypts. Ends the session."""
+        if not body:
+            raise _refused("/secret")
+        fields = decode_answer(body)
+        report = decode_report(fields["LocalReport"])
+        if self._party.verify_peer(report, (fields["EnclaveSignature"],)) != self._holder:
+            raise _rejected(
+                "V1_HOLDER_CHANGED", f"it comes from {report.enclave_id}, the challenge from {self._holder}"
+            )
+        if not _signed_by(fields["Pubkey"], report.report_data, fields["EncryptSecret"]):
+            raise _rejected("V1_SIGNATURE_BAD", "REPORTDATA is not its key's signature over the ciphertext")
+        try:
+            return KeySet(box_open(bytes(self._seed), fields["EncryptSecret"]))
+        finally:
+            self._seed[:] = bytes(len(self._seed))
+
+
+@dataclass
+class _Live:
+    digest: bytes
+    expires_at_s: float
+
+
+@dataclass
+class V1Holder:
+    """Role H: challenges for callers, the secret for the one that proves itself.
+
+    Live challenges are bounded (4 for a claimed MRENCLAVE, 256 in all); a full table refuses newcomers, since evicting
+    would let a stranger end the session of the real requester. ``now_s`` is a monotonic clock in seconds.
+    """
+
+    party: Party
+    _live: dict[str, list[_Live]] = field(default_factory=dict)
+
+    def challenge(self, query: Mapping[str, str], *, now_s: float) -> bytes:
+        """Answer to ``/teerandom``: a report (448 bytes) targeted at the caller; raises KeyvaultError V1_BUSY."""
+        caller = decode_report(_query_bytes(query, "verifyreport", REPORT_LENGTH))
+        self._expire(now_s)
+        theirs = self._live.get(caller.enclave_id, [])
+        if len(theirs) >= LIVE_PER_ENCLAVE_MAX or sum(map(len, self._live.values())) >= LIVE_MAX:
+            raise KeyvaultError(
+                code="V1_BUSY",
+                what="v1 challenge",
+                why="too many challenges are waiting for an answer",
+                action=f"They end after {CHALLENGE_TTL_S:.0f} s; ask again then.",
+                kind="transient",
+            )
+        digest = hashlib.sha512(challenge_bytes(self.party.crypto.random(16))).digest()
+        answer = encode_report(self.party.tee.report(caller.target_info(), digest))
+        self._live.setdefault(caller.enclave_id, []).append(_Live(digest, now_s + CHALLENGE_TTL_S))
+        return answer
+
+    def answer(self, query: Mapping[str, str], secret: Callable[[str], KeySet], *, now_s: float) -> bytes:
+        """Answer to ``/secret`` (JSON): the key set that ``secret(enclave id)`` releases, encrypted to the caller.
+
+        The report's MAC is verified before anything else; only success consumes a challenge. ``secret`` decides whether
+        this enclave may have a key set at all, and raises if not.
+        """
+        key = _query_bytes(query, "pubkey", 32)
+        signature = _query_bytes(query, "authSignature", 64)
+        report = decode_report(_query_bytes(query, "teereport", REPORT_LENGTH))
+        enclave_id = self.party.verify_peer(report, (signature,))
+        self._expire(now_s)
+        live = self._live.get(enclave_id, [])
+        match = next((one for one in live if _signed_by(key, report.report_data, one.digest)), None)
+        if match is None:
+            raise _rejected("V1_CHALLENGE_UNKNOWN", "it answers no live challenge: expired, used, or another's")
+        random = self.party.crypto.random
+        with secret(enclave_id) as key_set:
+            sealed = box_seal(key, bytes(key_set.view()), nonce=random(NONCE_LENGTH), ephemeral=random(32))
+        live.remove(match)
+        own = Ed25519PrivateKey.from_private_bytes(random(32))
+        parts = {
+            "EnclaveSignature": self.party.network_signatures[0],
+            "EncryptSecret": sealed,
+            "Pubkey": own.public_key().public_bytes_raw(),
+            "LocalReport": encode_report(self.party.tee.report(report.target_info(), own.sign(sealed))),
+        }
+        return json.dumps({name: base64.b64encode(parts[name]).decode() for name in ANSWER_FIELDS}).encode()
+
+    def _expire(self, now_s: float) -> None:
+        kept = {enclave: [one for one in live if one.expires_at_s > now_s] for enclave, live in self._live.items()}
+        self._live = {enclave: live for enclave, live in kept.items() if live}
+
+
+def decode_answer(body: bytes) -> dict[str, bytes]:
+    """The four byte strings of an answer to ``/secret``; raises KeyvaultError V1_MESSAGE_INVALID."""
+    if len(body) > ANSWER_MAX_BYTES:
+        raise _invalid("answer", f"{len(body)} bytes are more than {ANSWER_MAX_BYTES}")
+
+    def once(pairs: list[tuple[str, object]]) -> dict[str, object]:
+        if len({name for name, _ in pairs}) != len(pairs):
+            raise _invalid("answer", "a field stands in it twice")
+        return dict(pairs)
+
+    try:
+        fields = json.loads(body, object_pairs_hook=once)
+    except (ValueError, RecursionError) as error:
+        raise _invalid("answer", "it is not JSON") from error
+    if not isinstance(fields, dict) or set(fields) != set(ANSWER_FIELDS):
+        raise _invalid("answer", f"its fields are not {', '.join(ANSWER_FIELDS)}")
+    return {name: _base64(name, fields[name]) for name in ANSWER_FIELDS}
+
+
+def _base64(name: str, value: object) -> bytes:
+    if not isinstance(value, str):
+        raise _invalid(name, "it is not text")
+    try:
+        data = base64.b64decode(value.encode("ascii"), validate=True)
+    except (binascii.Error, UnicodeEncodeError) as error:
+        raise _invalid(name, "it is not base64") from error
+    if base64.b64encode(data).decode() != value:
+        raise _invalid(name, "its base64 is not canonical")
+    return data
+
+
+def _query_bytes(query: Mapping[str, str], name: str, length: int) -> bytes:
+    if name not in query:
+        raise _invalid(name, "the parameter is missing")
+    data = decode_multibase(query[name])
+    if len(data) != length:
+        raise _invalid(name, f"{len(data)} bytes instead of {length}")
+    return data
+
+
+def _signed_by(key: bytes, signature: bytes, message: bytes) -> bool:
+    try:
+        Ed25519PublicKey.from_public_bytes(key).verify(signature, message)
+    except (InvalidSignature, ValueError):
+        return False
+    return True
+
+
+def _x25519_public(ed25519_public: bytes) -> nacl.public.PublicKey:
+    try:
+        return nacl.public.PublicKey(nacl.bindings.crypto_sign_ed25519_pk_to_curve25519(ed25519_public))
+    except (nacl.exceptions.CryptoError, nacl.exceptions.RuntimeError, ValueError) as error:
+        raise _rejected("V1_KEY_INVALID", "the requester's key is no point of ed25519, or one of low order") from error
+
+
+def _invalid(part: str, why: str) -> KeyvaultError:
+    return KeyvaultError(code="V1_MESSAGE_INVALID", what=f"v1 message, {part}", why=why, kind="rejected")
+
+
+def _rejected(code: str, why: str) -> KeyvaultError:
+    return KeyvaultError(code=code, what="a v1 message was refused", why=why, kind="rejected")
+
+
+def _refused(path: str) -> KeyvaultError:
+    return KeyvaultError(
+        code="V1_REFUSED",
+        what=f"v1 {path}",
+        why="the holder answered with an empty body: it refused, or has no secret yet",
+        action="Look into the holder's log; v1 does not say why.",
+        kind="transient",
+    )

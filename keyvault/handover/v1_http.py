@@ -1,0 +1,129 @@
+"""Handover v1 over HTTP: the routes of a holder, and the two requests of a requester.
+
+As in the field: plain GET on loopback, 200 with an empty body for "refused or not yet", 400 with a text for a bad
+parameter or a failed verification.
+"""
+
+from __future__ import annotations
+
+import hmac
+from collections.abc import Awaitable, Callable
+from typing import Final, Protocol
+
+import aiohttp
+from aiohttp import web
+from yarl import URL
+
+from attestation.errors import AttestationError
+from keyvault.errors import KeyvaultError
+
+from .http_client import exchange
+from .http_server import log_refusal, refuse_browsers
+from .key_set import KeySet
+from .party import Party
+from .v1 import ANSWER_MAX_BYTES, REPORT_LENGTH, V1Holder, V1Requester
+
+VERSION_BYTES_MAX: Final = 512
+
+
+class V1Port(Protocol):
+    """Whoever answers v1: the vault, or a node. ``now_s`` is a monotonic clock."""
+
+    @property
+    def v1_holder(self) -> V1Holder:
+        """The challenges under way."""
+
+    def v1_hand_out(self, requester_id: str) -> KeySet:
+        """Decide on a verified requester; returns the key set (wiped here) or raises."""
+
+    def now_s(self) -> float:
+        """Monotonic seconds."""
+
+
+def add_v1_routes(app: web.Application, port: V1Port) -> None:
+    """Add ``GET /teerandom`` and ``GET /secret``; refusals are logged with their code, the caller is told little."""
+
+    async def teerandom(request: web.Request) -> web.Response:
+        body = port.v1_holder.challenge(request.query, now_s=port.now_s())
+        return web.Response(body=body, content_type="application/octet-stream")
+
+    async def secret(request: web.Request) -> web.Response:
+        body = port.v1_holder.answer(request.query, port.v1_hand_out, now_s=port.now_s())
+        return web.Response(body=body, content_type="application/json")
+
+    app.router.add_get("/teerandom", _told_the_v1_way(teerandom))
+    app.router.add_get("/secret", _told_the_v1_way(secret))
+
+
+def add_upgrader_routes(
+    app: web.Application,
+    *,
+    version: str,
+    secret_flag: Callable[[], bool],
+    upgrade_flag: Callable[[], bool],
+    leave: Callable[[], None],
+    token: str,
+) -> None:
+    """Add what managers in the field ask an upgrader: ``/version``, ``/secretflag``, ``/upgradeflag``, ``/exit``.
+
+    ``version`` is ``<enclave id>@<version>``. Unlike the original, ``/exit`` needs the agent's token.
+    """
+
+    def telling(text: Callable[[], str]) -> Handler:
+        async def tell(_: web.Request) -> web.Response:
+            return web.Response(text=text())
+
+        return tell
+
+    async def leave_if_allowed(request: web.Request) -> web.Response:
+        given = request.headers.get("Authorization", "").encode("utf-8", "surrogateescape")
+        if not hmac.compare_digest(given, f"Bearer {token}".encode()):
+            raise KeyvaultError(
+                code="VAULT_TOKEN_REFUSED",
+                what="/exit was refused",
+                why="the request does not carry the agent's token",
+                action="Let the agent, or the service manager, stop the vault.",
+            )
+        leave()
+        return web.Response(text="true")
+
+    app.router.add_get("/version", telling(lambda: version))
+    app.router.add_get("/secretflag", telling(lambda: str(secret_flag()).lower()))
+    app.router.add_get("/upgradeflag", telling(lambda: str(upgrade_flag()).lower()))
+    app.router.add_get("/exit", leave_if_allowed)
+
+
+Handler = Callable[[web.Request], Awaitable[web.Response]]
+
+
+def _told_the_v1_way(handler: Handler) -> Handler:
+    async def handle(request: web.Request) -> web.Response:
+        try:
+            refuse_browsers(request)
+            return await handler(request)
+        except (KeyvaultError, AttestationError) as error:
+            log_refusal(error)
+            return web.Response() if error.kind == "transient" else web.Response(status=400, text=error.code)
+
+    return handle
+
+
+async def fetch_key_set_v1(session: aiohttp.ClientSession, base_url: str, party: Party) -> KeySet:
+    """Run the requester's two requests against a v1 holder; the caller seals and wipes the key set.
+
+    Raises KeyvaultError: V1_REFUSED (transient) where the holder answers with an empty body, V1_* and attestation
+    codes where an answer does not verify, HANDOVER_PEER_UNREACHABLE.
+    """
+    requester = V1Requester(party)
+    challenge = await _get(session, URL(base_url) / "teerandom" % requester.random_query(), REPORT_LENGTH)
+    query = requester.secret_query(challenge)
+    return requester.open(await _get(session, URL(base_url) / "secret" % query, ANSWER_MAX_BYTES))
+
+
+async def _get(session: aiohttp.ClientSession, url: URL, limit: int) -> bytes:
+    try:
+        return await exchange(session, "GET", str(url), limit=limit)
+    except KeyvaultError as error:
+        # the query is a report of half a kilobyte: nobody wants it in a log line
+        what = f"GET {url.with_query(None)} failed"
+        raise KeyvaultError(code=error.code, what=what, why=error.why, action=error.action, kind=error.kind) from None

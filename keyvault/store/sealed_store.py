@@ -1,0 +1,423 @@
+"""The sealed store on disk: one name, two generations, and nothing that cannot be read is ever deleted.
+
+A write goes aside, is synced, renamed over the *older* generation, the folder is synced, and the file is read back and
+unsealed before ``put`` returns. So a crash at any instant leaves the newer generation as it was. The vault and nodes
+both use it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import hmac
+import logging
+import os
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final, Protocol
+
+from attestation.errors import AttestationError
+from attestation.sgx import seal_key_request
+from keyvault.errors import KeyvaultError
+from keyvault.handover.key_set import wipe
+from keyvault.handover.messages import is_hex_id
+from keyvault.handover.party import Tee
+
+from . import sealed_file as sealed
+from .sealed_file import FACTS_NAME, KIND_FACTS, KIND_KEY_SET, Header
+
+log = logging.getLogger("keyvault")
+_FILE: Final = re.compile(r"([0-9a-f]{64})\.(?:keys-([0-9a-f]{64})|facts)\.([ab])\.sealed")
+_GENERATIONS: Final = ("a", "b")
+
+
+class Disk(Protocol):
+    """One flat folder of small files. Each method is one step that a crash can fall between."""
+
+    def names(self) -> list[str]:
+        """Return the names of all files."""
+
+    def read(self, name: str) -> bytes | None:
+        """Return a file's bytes, or None if it is absent."""
+
+    def write(self, name: str, data: bytes) -> None:
+        """Create a file (mode 0600) or overwrite it in place with ``data``; not yet safe against a crash."""
+
+    def sync(self, name: str) -> None:
+        """Make a file's bytes survive a crash."""
+
+    def rename(self, old: str, new: str) -> None:
+        """Rename atomically, replacing ``new``; not yet safe against a crash."""
+
+    def remove(self, name: str) -> None:
+        """Unlink a file; not yet safe against a crash."""
+
+    def sync_folder(self) -> None:
+        """Make renames and removals survive a crash."""
+
+
+class FolderDisk:
+    """A folder of the file system, mode 0700, files 0600. Symbolic links in it are not followed."""
+
+    def __init__(self, folder: Path) -> None:
+        made = [path for path in (folder, *folder.parents) if not path.exists()]
+        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        folder.chmod(0o700)
+        self._folder = folder
+        self._fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        for path in made:  # a folder that a power cut takes away takes along every file that was synced in it
+            with contextlib.suppress(PermissionError):  # of a parent that lets us make folders, but not list them
+                _sync_path(path.parent)
+
+    def lock(self) -> None:
+        """Take the folder for this process until ``close``; raises ``STORE_WRITE_FAILED`` if another has it."""
+        try:
+            fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise KeyvaultError(
+                code="STORE_WRITE_FAILED",
+                what=f"the store {self._folder} cannot be used",
+                why="another process uses it",
+                action="Stop the other vault or node that uses this folder.",
+                kind="transient",
+            ) from None
+
+    def close(self) -> None:
+        """Let the folder go."""
+        if self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1
+
+    def names(self) -> list[str]:
+        """Return the names of all regular files."""
+        with os.scandir(self._fd) as entries:
+            return sorted(entry.name for entry in entries if entry.is_file(follow_symlinks=False))
+
+    def _open(self, name: str, flags: int) -> int:
+        return os.open(name, flags | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600, dir_fd=self._fd)
+
+    def read(self, name: str) -> bytes | None:
+        """Return a file's bytes (at most one more than the largest sealed file), or None if it is absent."""
+        try:
+            fd = self._open(name, os.O_RDONLY)
+        except FileNotFoundError:
+            return None
+        with os.fdopen(fd, "rb") as file:
+            return file.read(sealed.FILE_BYTES_MAX + 1)
+
+    def write(self, name: str, data: bytes) -> None:
+        """Create or overwrite. Truncating first would free the old bytes' blocks, and wiping would not reach them."""
+        with os.fdopen(self._open(name, os.O_WRONLY | os.O_CREAT), "wb") as file:
+            file.write(data)
+            file.truncate()
+
+    def sync(self, name: str) -> None:
+        """fsync a file and forget its pages, so that the next ``read`` asks the disk and not the memory behind it."""
+        fd = self._open(name, os.O_RDONLY)
+        try:
+            os.fsync(fd)
+            with contextlib.suppress(OSError):  # only advice; where it is not taken, reading works all the same
+                os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
+        finally:
+            os.close(fd)
+
+    def rename(self, old: str, new: str) -> None:
+        """Rename within the folder."""
+        os.rename(old, new, src_dir_fd=self._fd, dst_dir_fd=self._fd)
+
+    def remove(self, name: str) -> None:
+        """Unlink."""
+        os.unlink(name, dir_fd=self._fd)
+
+    def sync_folder(self) -> None:
+        """fsync the folder."""
+        os.fsync(self._fd)
+
+
+def _sync_path(folder: Path) -> None:
+    fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One file of the store: its header if that can be decoded, and what stands in the way of using it otherwise."""
+
+    file: str
+    header: Header | None
+    problem: KeyvaultError | None
+
+
+@dataclass
+class Opened:
+    """An unsealed payload; the caller wipes ``payload`` when it is key material."""
+
+    header: Header
+    payload: bytearray
+
+
+class SealedStore:
+    """Sealed files of one enclave. ``random`` gives n unpredictable bytes; ``allow_simulated`` is a measured setting.
+
+    Not for use from several threads or processes at once; the folder's lock guards the latter.
+    """
+
+    def __init__(self, disk: Disk, tee: Tee, random: Callable[[int], bytes], *, allow_simulated: bool) -> None:
+        self._disk = disk
+        self._tee = tee
+        self._random = random
+        self._allow_simulated = allow_simulated
+        self._own = tee.self_report()
+        #: name -> (epoch, generation) of the newest good copy; one process writes, so it need not be read again
+        self._newest: dict[str, tuple[int, str]] = {}
+        #: files this process wrote and read back itself: they can be replaced without another look
+        self._written: set[str] = set()
+
+    def entries(self) -> list[Entry]:
+        """Return what lies in the store, unsealing each file to see whether it is good."""
+        found = []
+        for file in self._disk.names():
+            if _FILE.fullmatch(file):
+                try:
+                    opened = self._open(file)
+                except KeyvaultError as problem:
+                    found.append(Entry(file, self._header(file), problem))
+                    continue
+                wipe(opened.payload)
+                found.append(Entry(file, opened.header, None))
+        return found
+
+    def _header(self, file: str) -> Header | None:
+        try:
+            return sealed.decode_header(self._read(file) or b"")
+        except KeyvaultError:
+            return None
+
+    def _seal_key(self, header: Header) -> bytes:
+        try:
+            key = self._tee.seal_key(header.key_request)
+        except AttestationError as error:
+            raise KeyvaultError(
+                code="STORE_UNSEAL_FAILED",
+                what="the TEE refused the seal key",
+                why=f"{error.code}: {error.why}",
+                action="The file is kept. A file of a newer CPU security version needs that platform back.",
+                kind="invariant",
+            ) from error
+        sealed.check_seal_key(key, self._tee.kind, self._allow_simulated)
+        return key
+
+    def _read(self, file: str) -> bytes | None:
+        try:
+            return self._disk.read(file)
+        except OSError as error:
+            raise KeyvaultError(
+                code="STORE_READ_FAILED",
+                what=f"{file} could not be read",
+                why=os.strerror(error.errno) if error.errno else type(error).__name__,
+                action="Look at the disk and at what else writes into the store's folder; nothing was changed.",
+                kind="invariant",
+            ) from error
+
+    def _open(self, file: str) -> Opened:
+        data = self._read(file)
+        if data is None:
+            raise KeyvaultError(code="STORE_MISSING", what=f"{file} cannot be read", why="it is not there")
+        return self._unseal(file, data)
+
+    def _unseal(self, file: str, data: bytes) -> Opened:
+        """Open what is, or is to be, in ``file``."""
+        header = sealed.decode_header(data)
+        if header.sealer != self._own.mrenclave:
+            raise KeyvaultError(
+                code="STORE_OTHER_ENCLAVE",
+                what=f"{file} cannot be opened",
+                why=f"it was sealed by {header.sealer.hex()}, this is {self._own.enclave_id}",
+                action="Run the build that sealed it; builds stand side by side, each with its own store.",
+                kind="invariant",
+            )
+        match = _FILE.fullmatch(file)
+        named = bytes.fromhex(match[2]) if match is not None and match[2] else FACTS_NAME
+        if header.name != named or (header.kind == KIND_FACTS) != (named == FACTS_NAME):
+            raise KeyvaultError(
+                code="STORE_FORMAT_INVALID",
+                what=f"{file} was refused",
+                why="its name is not the one in its header: it was copied or renamed",
+                kind="invariant",
+            )
+        return Opened(*sealed.open_sealed(data, self._seal_key(header)))
+
+    def _newest_good(self, name: str) -> tuple[Opened | None, str, list[KeyvaultError]]:
+        """Return the newest copy that opens, its generation, and what was wrong with the others."""
+        best: Opened | None = None
+        generation = ""
+        problems = []
+        for letter in _GENERATIONS:
+            try:
+                opened = self._open(f"{name}.{letter}.sealed")
+            except KeyvaultError as problem:
+                if problem.code != "STORE_MISSING":
+                    problems.append(problem)
+                continue
+            if best is None or opened.header.epoch > best.header.epoch:
+                if best is not None:
+                    wipe(best.payload)
+                best, generation = opened, letter
+            else:
+                wipe(opened.payload)
+        return best, generation, problems
+
+    def get(self, kind: int, name: str) -> Opened:
+        """Return the newest copy that opens; a copy sealed under an older CPUSVN is sealed anew.
+
+        On a full disk it is returned all the same, and sealed anew the next time. ``name`` is a key set id, or "" for
+        facts. Raises ``STORE_MISSING``, or what kept the last copy from opening.
+        """
+        base = self._base_name(kind, name)
+        best, generation, problems = self._newest_good(base)
+        if best is None:
+            if problems:
+                raise problems[0]
+            raise KeyvaultError(
+                code="STORE_MISSING", what=f"{base} cannot be opened", why="no sealed copy of it is in the store"
+            )
+        self._newest[base] = (best.header.epoch, generation)
+        if best.header.key_request.cpusvn != self._own.cpusvn:
+            try:
+                self.put(kind, name, best.header.source, best.payload)
+            except KeyvaultError as error:
+                log.warning("%s was not sealed anew for the newer CPU security version: %s", base, error)
+        return best
+
+    def put(self, kind: int, name: str, source: bytes, payload: bytes | bytearray | memoryview) -> int:
+        """Seal ``payload`` as the next generation and return its epoch, after it was read back from disk and unsealed.
+
+        ``source``: the 32-byte release id (zero for facts). Raises ``STORE_WRITE_FAILED``, ``STORE_READ_BACK_FAILED``,
+        ``STORE_SEAL_KEY_UNSAFE``.
+        """
+        base = self._base_name(kind, name)
+        if base not in self._newest:
+            best, generation, _ = self._newest_good(base)
+            if best is not None:
+                self._newest[base] = (best.header.epoch, generation)
+                wipe(best.payload)
+        last_epoch, last_generation = self._newest.get(base, (0, "b"))
+        generation = "a" if last_generation == "b" else "b"
+        header = Header(
+            kind=kind,
+            epoch=last_epoch + 1,
+            key_request=seal_key_request(self._own, self._random(32)),
+            sealer=self._own.mrenclave,
+            source=source,
+            name=bytes.fromhex(name) if name else FACTS_NAME,
+            nonce=self._random(sealed.NONCE_BYTES),
+            plaintext_bytes=len(payload),
+        )
+        file = f"{base}.{generation}.sealed"
+        self._write(file, sealed.seal(header, self._seal_key(header), payload))
+        self._read_back(file, header.epoch, payload)
+        self._newest[base] = (header.epoch, generation)
+        self._written.add(file)
+        return header.epoch
+
+    def _write(self, file: str, data: bytes) -> None:
+        aside = _aside(file)
+        try:
+            self._disk.write(aside, data)
+            self._disk.sync(aside)
+            self._set_unreadable_aside(file)
+            self._disk.rename(aside, file)
+            self._disk.sync_folder()
+        except OSError as error:
+            raise _write_failed(f"{file} could not be written", error, "the earlier copy is untouched") from error
+
+    def _set_unreadable_aside(self, file: str) -> None:
+        """A copy that does not open may be all that is left of something: it gets another name, it is not replaced."""
+        if file in self._written:
+            return
+        try:
+            wipe(self._open(file).payload)
+        except KeyvaultError as problem:
+            if problem.code == "STORE_MISSING":
+                return
+            taken = set(self._disk.names())
+            number = next(n for n in range(1, 1_000_000) if f"{file}.kept-{n}" not in taken)
+            self._disk.rename(file, f"{file}.kept-{number}")
+
+    def _read_back(self, file: str, epoch: int, payload: bytes | bytearray | memoryview) -> None:
+        try:
+            opened = self._open(file)
+            same = opened.header.epoch == epoch and hmac.compare_digest(opened.payload, payload)
+            wipe(opened.payload)
+        except KeyvaultError:
+            same = False
+        if not same:
+            raise KeyvaultError(
+                code="STORE_READ_BACK_FAILED",
+                what=f"{file} was written but cannot be trusted",
+                why="what was read back from disk does not open to what was sealed",
+                action="Look at the disk. The earlier copy is untouched.",
+                kind="invariant",
+            )
+
+    def wipe(self, kind: int, name: str) -> None:
+        """Overwrite and unlink the copies of ``name`` that this enclave can open; others are kept.
+
+        What a crash left aside of them goes too. Raises ``STORE_READ_FAILED``, ``STORE_WRITE_FAILED``.
+        """
+        base = self._base_name(kind, name)
+        self._newest.pop(base, None)
+        for letter in _GENERATIONS:
+            file = f"{base}.{letter}.sealed"
+            for copy in (file, _aside(file)):
+                data = self._read(copy)
+                if data is not None and (not any(data) or self._opens(file, data)):  # zeros: a crash fell into a wipe
+                    self._overwrite(copy, len(data))
+
+    def _opens(self, file: str, data: bytes) -> bool:
+        try:
+            wipe(self._unseal(file, data).payload)
+        except KeyvaultError:
+            return False
+        return True
+
+    def _overwrite(self, file: str, size: int) -> None:
+        try:
+            self._disk.write(file, bytes(size))
+            self._disk.sync(file)
+            self._disk.remove(file)
+            self._disk.sync_folder()
+        except OSError as error:
+            raise _write_failed(f"{file} could not be wiped", error, "it is tried again") from error
+
+    def _base_name(self, kind: int, name: str) -> str:
+        """Name files after their sealer: versions of an enclave can share a folder, none is in another's way."""
+        if kind == KIND_FACTS and name == "":
+            return f"{self._own.enclave_id}.facts"
+        if kind == KIND_KEY_SET and is_hex_id(name):
+            return f"{self._own.enclave_id}.keys-{name}"
+        raise KeyvaultError(
+            code="STORE_NAME_INVALID",
+            what="a sealed file was refused",
+            why="a key set needs a name of 64 lower-case hex characters, facts have none",
+            kind="invariant",
+        )
+
+
+def _aside(file: str) -> str:
+    return f".{file}.aside"
+
+
+def _write_failed(what: str, error: OSError, left: str) -> KeyvaultError:
+    return KeyvaultError(
+        code="STORE_WRITE_FAILED",
+        what=what,
+        why=os.strerror(error.errno) if error.errno else type(error).__name__,
+        action=f"Free space or mend the disk; {left}.",
+        kind="transient",
+    )

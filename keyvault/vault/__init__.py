@@ -1,0 +1,1 @@
+"""The vault's measured program: decisions, record, chain state, the agent's API."""

@@ -1,0 +1,511 @@
+"""The vault itself: sealed store, release decisions and the two sides of the handover, put together. No HTTP in here.
+
+Decisions are ``keyvault.vault.decisions``'s; every change of facts is sealed to disk before anything is done upon it. File work is
+synchronous and short, so each step runs to its end before another begins.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any, Final
+
+import aiohttp
+
+from attestation.errors import AttestationError
+from attestation.network import decode_multibase
+from attestation.policy import Policy, Role
+from keyvault.errors import KeyvaultError
+from keyvault.handover.holder import Holder, Limits, Requester
+from keyvault.handover.http_client import confirm, fetch_key_set, node_base_url
+from keyvault.handover.key_set import KeySet, wipe
+from keyvault.handover.party import Crypto, Party, Tee, peer_verifier
+from keyvault.handover.v1 import V1Holder
+from keyvault.handover.v1_http import fetch_key_set_v1
+from keyvault.store.sealed_file import KIND_FACTS, KIND_KEY_SET
+from keyvault.store.sealed_store import Entry, SealedStore
+
+from . import decisions as core
+from .chain_state import UNPROVEN_MODES, ChainState, decode_unproven, malformed
+from .hygiene import lock_key_set
+from .measured_policy import VaultPolicy
+from .proven import trust_root, verify_proven
+from .record import Facts, Permit, decode_facts
+
+log = logging.getLogger("keyvault")
+_NO_SOURCE: Final = bytes(32)
+_ATTEMPTS_MAX: Final = 1024
+_COUNT_EVERY_S: Final = 3600.0
+
+
+@dataclass(frozen=True)
+class Clocks:
+    """``unix_s`` for permits and retention (the host's word), ``monotonic_s`` for sessions."""
+
+    unix_s: Callable[[], float] = time.time
+    monotonic_s: Callable[[], float] = time.monotonic
+
+
+def _facts_missing() -> KeyvaultError:
+    return KeyvaultError(
+        code="VAULT_FACTS_MISSING",
+        what="the vault gives out no permits",
+        why="sealed key sets are there, but the sealed record of permits and heights is gone or cannot be opened",
+        action="Restore the store's folder. Sources can still have their key sets back.",
+        kind="invariant",
+    )
+
+
+def _replaced(sealers: list[str]) -> KeyvaultError:
+    return KeyvaultError(
+        code="VAULT_REPLACED",
+        what="the vault neither collects nor permits",
+        why=f"its store was sealed by another build: {', '.join(sealers)}",
+        action="Run that build until its store is empty, or give this one a store of its own.",
+        kind="invariant",
+    )
+
+
+class Vault:
+    """One vault over one sealed store. Call ``start`` first.
+
+    ``signatures``: the network's over this vault's own enclave id, 64 bytes each.
+    """
+
+    def __init__(
+        self,
+        tee: Tee,
+        policy: VaultPolicy,
+        store: SealedStore,
+        crypto: Crypto,
+        signatures: tuple[bytes, ...],
+        clocks: Clocks | None = None,
+        limits: Limits | None = None,
+    ) -> None:
+        self.enclave_id = tee.target_info().enclave_id
+        self.policy = policy
+        self.condition: KeyvaultError | None = None
+        self._tee = tee
+        self._store = store
+        self._clocks = clocks if clocks is not None else Clocks()
+        self._rules = policy.rules(self.enclave_id)
+        self._acceptance = Policy(network=policy.network, isvsvn_floor=policy.isvsvn_floor)
+        # Which enclave may have which keys is decided by core after the session; here any signed one may speak.
+        anyone = peer_verifier(tee, self._acceptance, Role.UPGRADER, None)
+        self._party = Party(bytes.fromhex(policy.genesis_hash), signatures, tee, crypto, anyone)
+        self._holder = Holder(self._party, limits)
+        self.v1_holder = V1Holder(self._party)
+        self._facts = Facts()
+        #: enclave id -> how its newest try stands, for the agent: "challenged", "received" or a refusal's code
+        self._attempts: dict[str, str] = {}
+        #: key sets whose time is over and whose sealed copy could not be wiped yet
+        self._unwiped: set[str] = set()
+        self._collecting = asyncio.Lock()
+        self._counted_at = self._clocks.monotonic_s()
+        self._uncounted_s = 0.0
+
+    def start(self) -> None:
+        """Open the store: load the facts, take up key sets they do not know, and find conditions.
+
+        Raises STORE_SEAL_KEY_UNSAFE or STORE_WRITE_FAILED; anything that hinders less becomes ``condition``.
+        """
+        self._party.tee.verify(self._tee.self_report())
+        entries = self._store.entries()
+        for entry in entries:
+            if entry.problem is not None:
+                log.error("%s: %s", entry.file, entry.problem)
+        others = sorted({e.header.sealer.hex() for e in entries if _of_another(e) and e.header is not None})
+        own_keys = [e for e in entries if e.problem is None and e.header is not None and e.header.kind == KIND_KEY_SET]
+        sealed = None
+        try:
+            sealed = self._facts = decode_facts(self._store.get(KIND_FACTS, "").payload)
+        except KeyvaultError as error:
+            if error.code == "STORE_SEAL_KEY_UNSAFE":
+                raise
+            if error.code != "STORE_MISSING" or own_keys:
+                self.condition = _facts_missing()
+        if others:
+            self.condition = _replaced(others)
+        self._adopt(own_keys)
+        if self.condition is None:
+            if self._facts is not sealed:  # a full disk must not keep a vault down that has nothing to write
+                self._save(self._facts)
+            for collected in self._facts.collected.values():
+                if collected.wiped:
+                    self._wipe(collected.key_set_id)
+
+    def _adopt(self, entries: list[Entry]) -> None:
+        """A crash can fall between sealing a key set and the facts: what its header says is authenticated."""
+        for entry in entries:
+            header = entry.header
+            if header is None:
+                continue
+            name, source = header.name.hex(), header.source.hex()
+            known = self._facts.collected.get(name)
+            newer = known is None or (header.epoch > known.epoch and source != known.source_id and not known.wiped)
+            if newer:
+                at = known.collected_at_unix_s if known is not None else 0
+                self._facts = core.record_collected(self._facts, name, source, header.epoch, at)
+
+    def _save(self, facts: Facts) -> None:
+        """Seal the facts, then believe them."""
+        self._store.put(KIND_FACTS, "", _NO_SOURCE, facts.encode())
+        self._facts = facts
+
+    def _now(self) -> int:
+        return int(self._clocks.unix_s())
+
+    def _check_condition(self) -> None:
+        if self.condition is not None:
+            raise self.condition
+
+    # the agent's calls
+
+    def status(self) -> dict[str, Any]:
+        """Return what the vault is and holds, for people and the agent; no key material."""
+        facts = self._facts
+        return {
+            "enclave_id": self.enclave_id,
+            "tee": self._tee.kind,
+            "unsafe": list(self.policy.unsafe()),
+            "evidence_mode": self.policy.evidence_mode,
+            "condition": self.condition.to_json() if self.condition is not None else None,
+            "require_listed_vault": self.policy.require_listed_vault,
+            "chain": {
+                "genesis_hash": self.policy.genesis_hash,
+                "height_floor": max(facts.floor_number, self._rules.floor_number),
+                "block_hash": facts.floor_hash,
+                "vault_listed": facts.vault_listed,
+                "authorities": facts.authorities,
+                "checkpoint": self.policy.checkpoint,
+            },
+            "key_sets": [
+                {
+                    "key_set_id": entry.key_set_id,
+                    "source_id": entry.source_id,
+                    "epoch": entry.epoch,
+                    "collected_at_unix_s": entry.collected_at_unix_s,
+                    "retain_until_unix_s": entry.retain_until_unix_s,
+                    "wiped": entry.wiped,
+                    "source_added_height": facts.add_heights.get(entry.source_id),
+                }
+                for entry in facts.collected.values()
+            ],
+            "permits": [_permit_json(permit) for permit in facts.permits.values()],
+            "sessions_open": self._holder.sessions_open,
+        }
+
+    async def collect(self, node_url: str, source_id: str, protocol: str, evidence: object | None) -> dict[str, Any]:
+        """Take the running node's key set, seal it, read it back; returns its id, source and epoch."""
+        async with self._collecting:
+            self._check_condition()
+            base_url = node_base_url(node_url)
+            if evidence is not None:
+                self._save((await self._admit(evidence))[0])
+            core.check_collect(self._facts, self._rules)
+            if protocol == "v2":
+                return await self._collect_v2(base_url, source_id)
+            return await self._collect_v1(base_url, source_id)
+
+    async def _collect_v2(self, base_url: str, source_id: str) -> dict[str, Any]:
+        verify = peer_verifier(self._tee, self._acceptance, Role.SOURCE, frozenset({source_id}))
+        requester = Requester(replace(self._party, verify_peer=verify))
+        async with aiohttp.ClientSession() as session:
+            with await fetch_key_set(session, base_url, requester) as key_set:
+                answer = self.keep(key_set, source_id)
+            try:
+                await confirm(session, base_url, requester, _sealed_already())
+            except KeyvaultError as error:
+                # The keys are sealed and read back; that the node could not be told changes nothing of it.
+                log.warning("the source did not take the confirmation: %s", error)
+        return answer
+
+    async def _collect_v1(self, base_url: str, source_id: str) -> dict[str, Any]:
+        """The older protocol: only by the agent's explicit word, and only where the measured policy allows it."""
+        self._check_v1(source_id)
+        verify = peer_verifier(self._tee, self._acceptance, Role.SOURCE, frozenset({source_id}))
+        async with aiohttp.ClientSession() as session:
+            with await fetch_key_set_v1(session, base_url, replace(self._party, verify_peer=verify)) as key_set:
+                return self.keep(key_set, source_id)
+
+    def _check_v1(self, enclave_id: str) -> None:
+        if not self.policy.v1_allowed(enclave_id):
+            raise KeyvaultError(
+                code="HANDOVER_DOWNGRADE_REFUSED",
+                what=f"handover v1 with {enclave_id} was refused",
+                why="the measured policy does not allow v1 for this node",
+                action="Use v2, or run a vault build whose policy names this node in allow_v1.",
+            )
+
+    # handover v1, as holder (V1Port of keyvault.handover.v1_http)
+
+    def v1_hand_out(self, requester_id: str) -> KeySet:
+        """The key set for a requester that was verified over v1, where the measured policy allows v1 for it."""
+        self._check_v1(requester_id)
+        return self.hand_out(requester_id)
+
+    def now_s(self) -> float:
+        """Monotonic seconds."""
+        return self._clocks.monotonic_s()
+
+    def keep(self, key_set: KeySet, source_id: str) -> dict[str, Any]:
+        """Seal a collected key set beside all others; ``put`` returns only after it was read back and unsealed."""
+        lock_key_set(key_set)
+        epoch = self._store.put(KIND_KEY_SET, key_set.key_set_id, bytes.fromhex(source_id), key_set.view())
+        self._save(core.record_collected(self._facts, key_set.key_set_id, source_id, epoch, self._now()))
+        log.info("sealed key set %s from %s, epoch %d", key_set.key_set_id, source_id, epoch)
+        return {"key_set_id": key_set.key_set_id, "source_id": source_id, "epoch": epoch}
+
+    async def _admit(self, evidence: object) -> tuple[Facts, ChainState]:
+        """Verify evidence in this process and take it into the facts (not yet sealed).
+
+        Many set changes take seconds to verify: nodes are answered meanwhile.
+        """
+        state = await asyncio.to_thread(self._chain_state, evidence)
+        return core.admit_evidence(self._facts, self._rules, state, self._now()), state
+
+    def _chain_state(self, evidence: object) -> ChainState:
+        mode = evidence.get("mode") if isinstance(evidence, dict) else None
+        if mode in UNPROVEN_MODES:
+            return decode_unproven(evidence)
+        pinned = self._facts.authorities or self.policy.checkpoint
+        if mode != "proven" or pinned is None:
+            raise malformed("its mode is unknown, or the measured policy pins no checkpoint")
+        return verify_proven(evidence, trust_root(self.policy.genesis_hash, pinned, self.policy.layouts))
+
+    async def permit(self, source_id: str, target_id: str, key_set_id: str, evidence: object) -> dict[str, Any]:
+        """Verify the evidence and issue (or renew, or repeat) the release permit; sealed before it is told.
+
+        The old node is stopped on this word, so the sealed copy must open now, whenever it was read back last.
+        """
+        self._check_condition()
+        admitted, state = await self._admit(evidence)
+        facts, outcome = core.decide_permit(
+            admitted,
+            self._rules,
+            state,
+            self._verify_chain_signatures,
+            source_id=source_id,
+            target_id=target_id,
+            key_set_id=key_set_id,
+            now=self._now(),
+        )
+        if isinstance(outcome, Permit):
+            try:
+                self._open_key_set(key_set_id).wipe()
+            except KeyvaultError as error:
+                facts, outcome = admitted, error
+        if facts != self._facts:
+            self._save(facts)
+        if isinstance(outcome, KeyvaultError):
+            raise outcome
+        self._attempts.pop(target_id, None)
+        log.info("permit for %s until unix time %d", target_id, outcome.expires_at_unix_s)
+        return {
+            "target_id": outcome.target_id,
+            "block_number": outcome.block_number,
+            "block_hash": outcome.block_hash,
+            "expires_at_unix_s": outcome.expires_at_unix_s,
+        }
+
+    def _verify_chain_signatures(self, enclave_id: str, texts: tuple[str, ...]) -> None:
+        signatures = []
+        for text in texts:
+            try:
+                signatures.append(decode_multibase(text))
+            except AttestationError:
+                continue  # one malformed entry must not spoil a good one
+        self.policy.network.verify(enclave_id, signatures)
+
+    def delivery(self, target_id: str) -> dict[str, Any]:
+        """Return how the hand-over to a target stands."""
+        permits = [p for p in self._facts.permits.values() if p.target_id == target_id]
+        permit = max(permits, key=lambda p: p.issued_at_unix_s, default=None)
+        attempt = self._attempts.get(target_id)
+        state = "waiting" if permit is None or permit.state == "issued" else permit.state
+        code = None
+        if state != "durable" and attempt is not None:
+            if attempt in ("challenged", "received"):
+                state = attempt if state in ("waiting", "delivered") else state
+            else:
+                state, code = "refused", attempt
+        return {"state": state, "code": code, "instances": permit.instances if permit is not None else 0}
+
+    def retain(self, key_set_id: str, until_unix_s: int) -> dict[str, Any]:
+        """Postpone the wiping of a key set."""
+        self._check_condition()
+        self._save(core.record_retain(self._facts, key_set_id, until_unix_s))
+        return {
+            "key_set_id": key_set_id,
+            "retain_until_unix_s": self._facts.collected[key_set_id].retain_until_unix_s,
+        }
+
+    def committed(self, target_id: str, key_set_id: str) -> dict[str, Any]:
+        """Take the agent's word that the upgrade is committed."""
+        self._check_condition()
+        self._count_kept(everything=True)
+        facts = core.record_committed(self._facts, key_set_id, target_id, self._now())
+        if facts != self._facts:
+            self._save(facts)
+        return {"target_id": target_id, "key_set_id": key_set_id}
+
+    def self_test(self) -> dict[str, Any]:
+        """A trial local attestation to itself, and whether every sealed key set still opens (new kernel, microcode).
+
+        Nothing is changed, and no key leaves this method. Returns {"attestation", "opened", "failed": {id: code}}.
+        """
+        self._tee.verify(self._tee.report(self._tee.target_info(), bytes(64)))
+        failed = {}
+        kept = [entry.key_set_id for entry in self._facts.collected.values() if not entry.wiped]
+        for key_set_id in kept:
+            try:
+                self._open_key_set(key_set_id).wipe()
+            except KeyvaultError as error:
+                failed[key_set_id] = error.code
+        return {"attestation": True, "opened": len(kept) - len(failed), "failed": failed}
+
+    def sweep(self) -> list[str]:
+        """Wipe what is over: sessions, and sealed copies, whose key set ids it returns. Call it now and then."""
+        self._holder.sweep(self._clocks.monotonic_s())
+        if self.condition is not None:
+            return []
+        self._count_kept()
+        over = [
+            key_set_id
+            for key_set_id in core.wipeable(self._facts, self._rules, self._now())
+            if core.kept_long_enough(self._facts, self._rules, key_set_id)
+        ]
+        for key_set_id in over:
+            self._save(core.record_wiped(self._facts, key_set_id))
+            log.info("the retention time of key set %s is over: its sealed copy is wiped", key_set_id)
+            self._unwiped.add(key_set_id)
+        for key_set_id in sorted(self._unwiped):
+            self._wipe(key_set_id)
+        return over
+
+    def _wipe(self, key_set_id: str) -> None:
+        """Wipe what the facts call wiped; a disk that fails keeps no vault from serving, and is tried again."""
+        self._unwiped.discard(key_set_id)
+        if not self._facts.collected[key_set_id].wiped:  # collected again meanwhile
+            return
+        try:
+            self._store.wipe(KIND_KEY_SET, key_set_id)
+        except KeyvaultError as error:
+            log.error("%s", error)
+            self._unwiped.add(key_set_id)
+
+    def _count_kept(self, *, everything: bool = False) -> None:
+        """Count the time this vault runs towards the retention times; sealed once an hour, and when one is over."""
+        now = self._clocks.monotonic_s()
+        self._uncounted_s += now - self._counted_at
+        self._counted_at = now
+        counted = core.count_kept(self._facts, int(self._uncounted_s))
+        over = any(
+            core.kept_long_enough(counted, self._rules, name)
+            and not core.kept_long_enough(self._facts, self._rules, name)
+            for name in counted.permits
+        )
+        if everything or over or self._uncounted_s >= _COUNT_EVERY_S:
+            self._uncounted_s = 0.0
+            if counted is not self._facts:
+                self._save(counted)
+
+    # the handover, as holder (HandoverPort of keyvault.handover.http_server)
+
+    async def on_hello(self, body: bytes) -> bytes:
+        """Open a session."""
+        return self._holder.on_hello(body, self._clocks.monotonic_s())
+
+    async def on_request(self, body: bytes) -> bytes:
+        """Verify the requester, decide, count and seal the hand-out, then deliver."""
+        request = self._holder.on_request(body, self._clocks.monotonic_s())
+        with self.hand_out(request.requester_id, request.wanted) as key_set:
+            return self._holder.deliver(request, key_set, self._clocks.monotonic_s())
+
+    def hand_out(self, requester_id: str, wanted: str = "") -> KeySet:
+        """Decide on a verified requester, seal the count of hand-outs, and return the key set; the caller wipes it.
+
+        Both handover protocols come through here; raises what ``core.decide_release`` raises.
+        """
+        try:
+            release = core.decide_release(self._facts, self._rules, requester_id, wanted, self._now())
+            key_set = self._open_key_set(release.key_set_id)
+            try:
+                if release.facts is not self._facts:
+                    self._save(release.facts)
+            except KeyvaultError:
+                key_set.wipe()
+                raise
+        except KeyvaultError as error:
+            self._note(requester_id, "challenged" if error.kind == "transient" else error.code)
+            raise
+        self._attempts.pop(requester_id, None)
+        log.info("key set %s goes to its %s %s", release.key_set_id, release.role, requester_id)
+        return key_set
+
+    def _note(self, enclave_id: str, attempt: str) -> None:
+        if len(self._attempts) >= _ATTEMPTS_MAX and enclave_id not in self._attempts:
+            self._attempts.pop(next(iter(self._attempts)))
+        self._attempts[enclave_id] = attempt
+
+    def _open_key_set(self, key_set_id: str) -> KeySet:
+        try:
+            opened = self._store.get(KIND_KEY_SET, key_set_id)
+        except KeyvaultError as error:
+            raise KeyvaultError(
+                code="RELEASE_KEY_SET_UNREADABLE",
+                what=f"key set {key_set_id} cannot be handed out",
+                why=f"{error.code}: {error.why}",
+                action="Everything is kept. See docs/operations.md, and `keyvault inspect` on the store.",
+                kind="invariant",
+            ) from error
+        try:
+            key_set = KeySet(opened.payload)
+        finally:
+            wipe(opened.payload)
+        lock_key_set(key_set)
+        return key_set
+
+    async def on_received(self, body: bytes) -> bytes:
+        """Take a receipt."""
+        confirmation = self._holder.on_received(body, self._clocks.monotonic_s())
+        self._note(confirmation.requester_id, "received")
+        return confirmation.answer
+
+    async def on_durable(self, body: bytes) -> bytes:
+        """Take the word that the keys are durable at the target; sealed before it is acknowledged."""
+        confirmation = self._holder.on_durable(body, self._clocks.monotonic_s())
+        facts = core.record_progress(
+            self._facts, confirmation.key_set_id, confirmation.requester_id, "durable", self._now()
+        )
+        if facts is not self._facts:
+            self._save(facts)
+            log.info("key set %s is durable at %s", confirmation.key_set_id, confirmation.requester_id)
+        self._attempts.pop(confirmation.requester_id, None)
+        return confirmation.answer
+
+
+async def _sealed_already() -> bool:
+    """The vault seals before it confirms anything, and has no older data to open a canary of."""
+    return False
+
+
+def _of_another(entry: Entry) -> bool:
+    return entry.problem is not None and entry.problem.code == "STORE_OTHER_ENCLAVE"
+
+
+def _permit_json(permit: Permit) -> Mapping[str, Any]:
+    return {
+        "key_set_id": permit.key_set_id,
+        "source_id": permit.source_id,
+        "target_id": permit.target_id,
+        "block_number": permit.block_number,
+        "block_hash": permit.block_hash,
+        "expires_at_unix_s": permit.expires_at_unix_s,
+        "instances": permit.instances,
+        "state": permit.state,
+        "committed": permit.committed_at_unix_s != 0,
+    }

@@ -1,0 +1,50 @@
+"""What the tests of staging share: a stand-in for the measurement, requests, and the failure of one."""
+
+from pathlib import Path
+
+import pytest
+
+from process_supervisor.errors import ProcessSupervisorError
+from process_supervisor.limits import DownloadLimits
+from process_supervisor.stage import StageRequest, stage
+from tests.unit.process_supervisor.conftest import ENCLAVE
+
+# Above what the client's socket buffers hold (aiohttp drops those when a connection breaks), so that a part remains.
+BIG = b"image" * 200_000
+CUT = 700_000
+OTHER = "cd" * 32
+# Names the root of a tree; it cannot be compared with a stream of bytes.
+TREE_CID = "QmYwAPJzv5CZsnA625s3Xf2nemtYgPpHdWEz79ojWnPbdG"
+SIGNATURE = {"network.sig": b"bsignature"}
+
+
+class OtherPackageError(Exception):
+    """Stands for the error of whoever measures the artefact."""
+
+    code = "SIGSTRUCT_MRENCLAVE_MISMATCH"
+    kind = "rejected"
+
+
+def measure(folder: Path) -> str:
+    """Stands for the measurement: an image that begins with `image` is ENCLAVE, one that begins with `bad` is not."""
+    image = (folder / "enclave.pyz").read_bytes()
+    if image.startswith(b"bad"):
+        raise OtherPackageError("the SIGSTRUCT names another MRENCLAVE")
+    return ENCLAVE if image.startswith(b"image") else "cd" * 32
+
+
+def request(*sources: str, cids: tuple[str, ...] = ()) -> StageRequest:
+    return StageRequest(enclave_id=ENCLAVE, sources=sources, cids=cids, extra_files=SIGNATURE)
+
+
+def part_of(slots: Path) -> Path:
+    """The one part file that there is."""
+    (part,) = (slots / ".incoming").glob(f"{ENCLAVE}.*.part")
+    return part
+
+
+async def failure(req: StageRequest, slots: Path, limits: DownloadLimits) -> ProcessSupervisorError:
+    with pytest.raises(ProcessSupervisorError) as caught:
+        await stage(req, slots, measure, limits)
+    assert not (slots / ENCLAVE).exists()
+    return caught.value

@@ -1,0 +1,232 @@
+"""The journal: what was appended is there after a restart; damage is named; words of operators are taken up once."""
+
+import hashlib
+import json
+import os
+import sqlite3
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from dcupgrade.adapters.journal import SCHEMA_VERSION, Journal, MemoryJournal
+from dcupgrade.errors import DcupgradeError
+from dcupgrade.machine.state import STATE_FORMAT, ChainFacts, Event, EventKind, Name, Release, State
+from dcupgrade.machine.table import activity, step
+from dcupgrade.upgrade.ports import Entry
+
+A, B = (Release(letter * 64, f"1.{n}.0", added_height=n + 1) for n, letter in enumerate("ab"))
+IDLE = State(running=A, chain=ChainFacts(B, ((A.enclave_id, 1), (B.enclave_id, 2))))
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "journal.sqlite3"
+
+
+def begin(journal: Journal | MemoryJournal, command_id: int = 0) -> State:
+    event = Event(EventKind.BEGIN, B.enclave_id, at_unix_s=100.0)
+    after, _ = step(IDLE, event)
+    journal.append(Entry(IDLE, event, replace(after, reason="why"), activity(after), command_id))
+    return replace(after, reason="why")
+
+
+def test_a_restart_finds_state_and_intents(path: Path) -> None:
+    journal = Journal(path)
+    assert journal.load() is None
+    state = begin(journal)
+    journal.close()
+    again = Journal(path)
+    assert again.load() == state
+    assert again.intents() == [effect.to_json() for effect in activity(state)]
+    again.close()
+    assert path.stat().st_mode & 0o777 == 0o600
+
+
+def test_the_file_is_as_durable_as_sqlite_gets(path: Path) -> None:
+    journal = Journal(path)
+    assert journal._db.execute("PRAGMA journal_mode").fetchone() == ("wal",)
+    assert journal._db.execute("PRAGMA synchronous").fetchone() == (2,)
+    journal.close()
+
+
+def test_history_tells_when_what_and_why(path: Path) -> None:
+    journal = Journal(path)
+    begin(journal)
+    (row,) = journal.history()
+    assert row == {
+        "seq": 1, "at_unix_s": 100.0, "from": "idle", "to": "staging", "event": "begin", "reason": "why", "detail": "",
+        "running": A.enclave_id, "target": B.enclave_id,
+    }  # fmt: skip
+    same = Event(EventKind.NODE_SERVING, A.enclave_id)
+    journal.append(Entry(IDLE, same, IDLE, activity(IDLE)))
+    assert len(journal.history()) == 1
+    assert len(journal.history(all_events=True)) == 2
+    assert journal.counts()["idle>staging"] == 1
+    journal.close()
+
+
+def test_downtime_is_counted_from_the_stop_until_the_keys_are_there(path: Path) -> None:
+    journal = Journal(path)
+    for at, before, after in (
+        (10, "sealed", "stopping"),
+        (11, "stopping", "launching"),
+        (14, "delivering", "probation"),
+    ):
+        event = Event(EventKind.SETTLED, at_unix_s=at)
+        journal.append(Entry(replace(IDLE, name=Name(before)), event, replace(IDLE, name=Name(after)), ()))
+    assert journal.counts()["downtime_s"] == 4.0
+    journal.close()
+
+
+def test_operators_words_wait_until_an_entry_takes_them_up(path: Path) -> None:
+    agent, command_line = Journal(path), Journal(path)
+    number = command_line.enqueue("hold", "somebody", {"reason": "a holiday"})
+    (command,) = agent.commands()
+    assert (command.id, command.kind, command.who, command.arguments) == (
+        number,
+        "hold",
+        "somebody",
+        {"reason": "a holiday"},
+    )
+    assert not command_line.command_taken(number)
+    begin(agent, command_id=number)
+    assert agent.commands() == []
+    assert command_line.command_taken(number)
+    agent.close()
+    command_line.close()
+
+
+def damaged(path: Path, sql: str) -> None:
+    db = sqlite3.connect(path)
+    with db:
+        db.execute(sql)
+    db.close()
+
+
+@pytest.mark.parametrize(
+    ("sql", "code"),
+    [
+        ("UPDATE state SET json = replace(json, '1.1.0', '6.6.6')", "JOURNAL_CORRUPT"),
+        ("UPDATE meta SET value = '999'", "JOURNAL_TOO_NEW"),
+        ("UPDATE meta SET value = 'x'", "JOURNAL_CORRUPT"),
+        ("DROP TABLE meta", "JOURNAL_CORRUPT"),
+        ("DROP TABLE state", "JOURNAL_CORRUPT"),
+    ],
+)
+def test_damage_is_named(path: Path, sql: str, code: str) -> None:
+    journal = Journal(path)
+    begin(journal)
+    journal.close()
+    damaged(path, sql)
+    with pytest.raises(DcupgradeError) as caught:
+        Journal(path).load()
+    assert caught.value.code == code
+    assert caught.value.kind == "invariant"
+
+
+def test_a_state_of_a_newer_program_is_refused_by_that_name(path: Path) -> None:
+    journal = Journal(path)
+    text = json.dumps({**begin(journal).to_json(), "format": STATE_FORMAT + 1})
+    journal._db.execute("UPDATE state SET json = ?, sha256 = ?", (text, hashlib.sha256(text.encode()).hexdigest()))
+    with pytest.raises(DcupgradeError) as caught:
+        journal.load()
+    assert (caught.value.code, caught.value.kind) == ("JOURNAL_TOO_NEW", "invariant")
+    journal.close()
+
+
+def test_a_journal_that_another_program_locks_is_not_called_damaged(path: Path) -> None:
+    journal = Journal(path)
+    begin(journal)
+    journal.close()
+    reader, another = Journal(path), sqlite3.connect(path, isolation_level=None)
+    reader._db.execute("PRAGMA journal_mode=DELETE")
+    reader._db.execute("PRAGMA busy_timeout=0")
+    another.execute("BEGIN EXCLUSIVE")
+    with pytest.raises(DcupgradeError) as caught:
+        reader.history()
+    assert (caught.value.code, caught.value.kind) == ("JOURNAL_UNREADABLE", "transient")
+    another.close()
+    assert len(reader.history()) == 1
+    reader.close()
+
+
+def test_a_file_that_is_no_database_is_left_as_it_is(path: Path) -> None:
+    path.write_bytes(b"not a database at all" * 100)
+    with pytest.raises(DcupgradeError, match="JOURNAL_CORRUPT"):
+        Journal(path)
+    assert path.read_bytes() == b"not a database at all" * 100
+
+
+def test_torn_pages_are_noticed_at_start_up(path: Path) -> None:
+    journal = Journal(path)
+    for _ in range(50):
+        begin(journal)
+    journal.close()
+    content = bytearray(path.read_bytes())
+    content[4096 * 2 : 4096 * 2 + 2000] = os.urandom(2000)
+    path.write_bytes(content)
+    with pytest.raises(DcupgradeError, match="JOURNAL_"):
+        Journal(path).load()
+
+
+def test_a_folder_that_is_not_there_is_named(tmp_path: Path) -> None:
+    with pytest.raises(DcupgradeError, match="JOURNAL_UNREADABLE"):
+        Journal(tmp_path / "none" / "journal.sqlite3")
+
+
+def test_a_write_that_fails_stores_nothing_and_may_be_repeated(path: Path) -> None:
+    journal = Journal(path)
+    state = begin(journal)
+    pages = journal._db.execute("PRAGMA page_count").fetchone()[0]
+    journal._db.execute(f"PRAGMA max_page_count = {pages}")
+    full = Event(EventKind.NODE_EXITED, A.enclave_id, detail="x" * 50_000)
+    entry = Entry(state, full, replace(state, detail="x" * 50_000), activity(state))
+    with pytest.raises(DcupgradeError) as caught:
+        journal.append(entry)
+    assert (caught.value.code, caught.value.kind) == ("JOURNAL_WRITE_FAILED", "transient")
+    assert journal.load() == state
+    assert len(journal.history(all_events=True)) == 1
+    journal._db.execute("PRAGMA max_page_count = 100000")
+    journal.append(entry)
+    assert journal.load() == entry.after
+    journal.close()
+
+
+def test_a_reader_never_blocks_the_agent(path: Path) -> None:
+    journal = Journal(path)
+    begin(journal)
+    reader = sqlite3.connect(f"file:{path}?mode=ro", uri=True)
+    rows = reader.execute("SELECT * FROM events")
+    begin(journal)  # raises "database is locked" where a reader keeps the writer out
+    assert len(rows.fetchall()) == 1, "the reader sees what was there when it began"
+    assert len(reader.execute("SELECT * FROM events").fetchall()) == 2
+    reader.close()
+    journal.close()
+
+
+def test_old_events_are_dropped(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("dcupgrade.adapters.journal.HISTORY_ROWS_MAX", 500)
+    journal = Journal(path)
+    journal._db.execute("PRAGMA synchronous=OFF")
+    for _ in range(1000):
+        begin(journal)
+    assert len(journal.history(2000, all_events=True)) == 500
+    journal.close()
+
+
+def test_the_journal_in_memory_speaks_the_same_codec(path: Path) -> None:
+    memory, real = MemoryJournal(), Journal(path)
+    assert begin(memory) == begin(real)
+    assert memory.load() == real.load()
+    real.close()
+    memory.fail_writes = True
+    with pytest.raises(DcupgradeError, match="JOURNAL_WRITE_FAILED"):
+        begin(memory)
+
+
+def test_the_schema_version_is_written(path: Path) -> None:
+    Journal(path).close()
+    db = sqlite3.connect(path)
+    assert db.execute("SELECT value FROM meta WHERE key = 'schema'").fetchone() == (str(SCHEMA_VERSION),)
+    db.close()

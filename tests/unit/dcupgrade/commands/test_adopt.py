@@ -1,0 +1,65 @@
+"""What `adopt` refuses before it looks at anything; the rest is tried with real nodes (tests/e2e/test_adopt.py)."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+from dcupgrade.adapters.journal import Journal
+from dcupgrade.commands import adopt
+from dcupgrade.errors import DcupgradeError
+from dcupgrade.machine.state import Event, EventKind, Name, Release, State
+from dcupgrade.settings.schema import Settings, structure
+from dcupgrade.upgrade.ports import Entry
+from process_supervisor.errors import ProcessSupervisorError
+
+OURS, ANOTHER = (Release(letter * 64, "1.0.0") for letter in "ab")
+
+
+def test_root_is_sent_to_the_agents_user(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class OfSomebody(type(tmp_path)):  # type: ignore[misc]
+        def stat(self, **_: bool) -> os.stat_result:
+            return os.stat_result((0o40700, 0, 0, 0, 12345, 12345, 0, 0, 0, 0))
+
+    monkeypatch.setattr(os, "geteuid", lambda: 0)
+    with pytest.raises(DcupgradeError, match=r"AGENT_STATE_UNUSABLE.*user 12345.*runuser"):
+        adopt._need_own_folder(OfSomebody(tmp_path))
+    monkeypatch.setattr(os, "geteuid", lambda: 12345)
+    adopt._need_own_folder(OfSomebody(tmp_path))
+    adopt._need_own_folder(tmp_path / "not made yet")
+
+
+def settings_in(folder: Path) -> Settings:
+    return structure(
+        {
+            "agent": {"state_dir": str(folder)},
+            "chain": {"endpoints": ["ws://127.0.0.1:1"], "network_keys": ["00" * 31 + "02"], "finality": "single"},
+            "node": {"id": "n", "data_dir": str(folder / "data")},
+            "vault": {"start": False},
+        },
+        environ={},
+    )
+
+
+@pytest.mark.parametrize(("name", "free"), [(Name.STAGED, True), (Name.HALTED, False), (Name.PROBATION, False)])
+def test_a_first_install_under_way_is_not_passed_over(tmp_path: Path, name: Name, free: bool) -> None:
+    """`watch` would go on with it, and never look at what was taken over."""
+    journal = Journal(tmp_path / "journal.sqlite3")
+    journal.append(Entry(State(), Event(EventKind.CHAIN), State(name, target=OURS, first_install=True), ()))
+    journal.close()
+    if free:
+        adopt._need_free_journal(settings_in(tmp_path), ANOTHER.enclave_id)
+        return
+    with pytest.raises(ProcessSupervisorError, match=f"NODE_NOT_ADOPTABLE.*first install is in state {name.value}"):
+        adopt._need_free_journal(settings_in(tmp_path), ANOTHER.enclave_id)
+
+
+def test_an_agent_that_has_a_node_takes_over_no_other(tmp_path: Path) -> None:
+    loaded = settings_in(tmp_path)
+    adopt._need_free_journal(loaded, OURS.enclave_id)
+    journal = Journal(tmp_path / "journal.sqlite3")
+    journal.append(Entry(State(), Event(EventKind.ADOPTED), State(running=OURS), ()))
+    journal.close()
+    adopt._need_free_journal(loaded, OURS.enclave_id)
+    with pytest.raises(ProcessSupervisorError, match=f"NODE_NOT_ADOPTABLE.*{OURS.enclave_id} is this agent's node"):
+        adopt._need_free_journal(loaded, ANOTHER.enclave_id)

@@ -1,0 +1,70 @@
+import struct
+import time
+from pathlib import Path
+
+import pytest
+
+from dcupgrade.commands import check as doctor
+from dcupgrade.settings import schema as settings
+
+
+def made(tmp_path: Path, **sections: object) -> settings.Settings:
+    raw = {
+        "agent": {"state_dir": str(tmp_path / "state")},
+        "chain": {"endpoints": ["ws://127.0.0.1:9"], "network_keys": ["11" * 32], "finality": "single"},
+        "node": {"id": "n1", "data_dir": str(tmp_path / "data"), "port": 9},
+        "vault": {"command": ["vault"], "url": "http://127.0.0.1:10"},
+        "upgrade": {"free_space_min_bytes": 1},  # not what this machine's disk happens to have
+    }
+    return settings.structure({**raw, **sections}, environ={})
+
+
+def grades(findings: list[doctor.Finding], check: str) -> set[tuple[str, str]]:
+    return {(finding.grade, finding.code) for finding in findings if finding.check.startswith(check)}
+
+
+async def test_a_bare_host_gives_warnings_and_one_fault_for_the_dead_endpoint(tmp_path: Path) -> None:
+    findings = await doctor.examine(made(tmp_path))
+    assert grades(findings, "chain") == {("fault", "RPC_CONNECT_FAILED")}
+    assert grades(findings, "state folder") == {("warning", "")}
+    assert grades(findings, "vault") == {("warning", "")}
+    assert grades(findings, "node") == {("warning", "")}
+    assert [finding for finding in findings if finding.grade == "fault"] == [
+        finding for finding in findings if finding.check.startswith("chain")
+    ]
+
+
+async def test_a_vaults_service_without_its_token_here_is_a_fault(tmp_path: Path) -> None:
+    token = tmp_path / "vault.token"
+    settings = made(tmp_path, vault={"start": False, "url": "http://127.0.0.1:10", "token_file": str(token)})
+    [finding] = await doctor._vault(settings)
+    assert (finding.grade, finding.code) == ("fault", "AGENT_STATE_UNUSABLE")
+    assert str(token) in finding.text
+
+
+async def test_what_this_user_may_not_see_is_told_as_such() -> None:
+    found = doctor.failed("vault", PermissionError(13, "Permission denied", "/x"))
+    assert (found.code, "agent's user" in found.text) == ("AGENT_STATE_UNUSABLE", True)
+    assert doctor.failed("vault", ValueError("odd")).code == "UNEXPECTED"
+
+
+async def test_a_state_folder_open_to_others_is_a_fault(tmp_path: Path) -> None:
+    (tmp_path / "state").mkdir(mode=0o755)
+    (tmp_path / "state").chmod(0o755)
+    findings = await doctor.examine(made(tmp_path))
+    assert grades(findings, "state folder") == {("fault", "FOLDER_OPEN_TO_OTHERS")}
+
+
+async def test_too_little_space_is_a_fault(tmp_path: Path) -> None:
+    findings = await doctor.examine(made(tmp_path, upgrade={"free_space_min_bytes": 2**60}))
+    assert grades(findings, "disk") == {("fault", "DISK_SPACE_LOW")}
+
+
+@pytest.mark.parametrize(
+    ("age_s", "grade", "code"),
+    [(5, "good", ""), (3600, "warning", "FINALITY_LAGS"), (-3600, "warning", "CLOCK_SKEWED")],
+)
+def test_the_age_of_finality_is_told_by_the_chains_own_time(age_s: float, grade: str, code: str) -> None:
+    stamp = "0x" + struct.pack("<Q", int((time.time() - age_s) * 1000)).hex()
+    [finding] = doctor._clock("chain", stamp)
+    assert (finding.grade, finding.code) == (grade, code)

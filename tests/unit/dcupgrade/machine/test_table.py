@@ -1,0 +1,232 @@
+"""The upgrade machine: what the table allows, what it refuses, and that the work follows from the state."""
+
+import json
+from dataclasses import replace
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from dcupgrade.errors import CODES, DcupgradeError
+from dcupgrade.machine import table as machine
+from dcupgrade.machine.actions import Budgets
+from dcupgrade.machine.state import (
+    HALTED_CODES,
+    STATE_FORMAT,
+    ChainFacts,
+    Effect,
+    EffectKind,
+    Event,
+    EventKind,
+    Hold,
+    Name,
+    Record,
+    Release,
+    State,
+    state_from_json,
+)
+from dcupgrade.machine.table import TABLE, activity, edges, mermaid, step
+
+A, B, C = (Release(letter * 64, f"1.{n}.0", added_height=n + 1) for n, letter in enumerate("abc"))
+E, F = EventKind, EffectKind
+BOTH = ChainFacts(B, ((A.enclave_id, 1), (B.enclave_id, 2)))
+RUNNING = State(running=A, chain=BOTH)
+
+releases = st.builds(
+    Release,
+    enclave_id=st.sampled_from([A.enclave_id, B.enclave_id]),
+    version=st.text(max_size=8),
+    origin_url=st.text(max_size=8),
+    mirror_url=st.text(max_size=8),
+    cids=st.tuples(st.text(max_size=5)),
+    signatures=st.tuples(st.binary(min_size=64, max_size=64)),
+    added_height=st.integers(0, 2**32 - 1),
+)
+facts = st.builds(
+    ChainFacts,
+    program=st.none() | releases,
+    listed=st.tuples(st.tuples(st.text(max_size=4), st.integers(0, 9))),
+    block_number=st.integers(0, 9),
+)
+states = st.builds(
+    State,
+    name=st.sampled_from(Name),
+    running=st.none() | releases,
+    target=st.none() | releases,
+    previous=st.none() | releases,
+    chain=st.none() | facts,
+    key_set_id=st.text(max_size=4),
+    hold=st.none() | st.builds(Hold, st.text(max_size=4), st.text(max_size=4), st.floats(0, 1e10)),
+    records=st.tuples(st.builds(Record, st.text(max_size=4), st.integers(0, 9), st.integers(0, 9))),
+    detail=st.text(max_size=20),
+)
+
+
+@given(states)
+def test_a_state_survives_its_json_form(state: State) -> None:
+    assert state_from_json(json.loads(json.dumps(state.to_json()))) == state
+
+
+@given(st.sampled_from(["format", "name", "records", "running"]), st.sampled_from([None, 7, "x", []]))
+def test_a_damaged_json_form_raises_documented_errors_only(key: str, value: object) -> None:
+    data = {**State().to_json(), key: value}
+    try:
+        state_from_json(data)
+    except (KeyError, TypeError, ValueError):
+        pass
+    else:
+        assert (key, value) in [("running", None), ("records", []), ("format", STATE_FORMAT)]
+
+
+def test_what_is_not_in_the_table_raises() -> None:
+    with pytest.raises(DcupgradeError, match="MACHINE_NO_TRANSITION") as caught:
+        step(RUNNING, Event(E.NODE_STOPPED, A.enclave_id))
+    assert caught.value.kind == "invariant"
+
+
+def test_a_chain_event_without_facts_is_a_fault_of_the_program() -> None:
+    with pytest.raises(DcupgradeError, match="carries no chain facts"):
+        step(RUNNING, Event(E.CHAIN))
+
+
+def test_operators_words_and_chain_events_are_understood_in_every_state() -> None:
+    known = {(row.source, row.event) for row in TABLE}
+    for name in Name:
+        for kind in (E.CHAIN, E.HOLD, E.UNHOLD, E.APPROVE, E.OVERRIDE, E.RESUME, E.REVERT):
+            assert (name, kind) in known
+
+
+def test_every_state_can_be_entered_and_left() -> None:
+    moves = [(row.source, row.target) for row in TABLE if row.source is not row.target]
+    assert {source for source, _ in moves} == set(Name)
+    assert {target for _, target in moves} == set(Name)
+
+
+def test_a_row_that_can_never_apply_is_not_in_the_table() -> None:
+    """A row after an unguarded one for the same state and event would never be looked at."""
+    for key in {(row.source, row.event) for row in TABLE}:
+        rows = [row for row in TABLE if (row.source, row.event) == key]
+        assert all(row.guard is not None for row in rows[:-1]), key
+
+
+def test_the_machine_keeps_the_node_up_until_it_is_to_stop() -> None:
+    keep = Effect(F.KEEP_NODE, A.enclave_id)
+    for name in (Name.IDLE, Name.STAGING, Name.STAGED, Name.COLLECTING, Name.SEALED, Name.ABANDONED):
+        assert keep in activity(replace(RUNNING, name=name, target=B))
+    for name in (Name.STOPPING, Name.LAUNCHING, Name.DELIVERING, Name.PROBATION, Name.REVERTING):
+        assert keep not in activity(replace(RUNNING, name=name, target=B))
+
+
+def test_step_gives_only_the_work_that_is_new() -> None:
+    staging, effects = step(RUNNING, Event(E.BEGIN, B.enclave_id))
+    assert staging.name is Name.STAGING
+    assert effects == (Effect(F.STAGE, B.enclave_id),)
+    assert Effect(F.KEEP_NODE, A.enclave_id) in activity(staging)
+
+
+@pytest.mark.parametrize(
+    ("program", "listed", "offered"),
+    [
+        (B, {A: 1, B: 2}, True),
+        (B, {A: 2, B: 2}, False),  # equal heights are not newer
+        (B, {A: 3, B: 2}, False),
+        (B, {B: 2}, True),  # a running version that was revoked is the oldest
+        (B, {A: 1}, False),  # not signed
+        (A, {A: 1, B: 2}, False),
+        (None, {A: 1, B: 2}, False),
+    ],
+)
+def test_only_a_signed_and_newer_version_is_begun(
+    program: Release | None, listed: dict[Release, int], offered: bool
+) -> None:
+    facts = ChainFacts(program, tuple((item.enclave_id, height) for item, height in listed.items()))
+    state, _ = step(State(running=A), Event(E.CHAIN, chain=facts))
+    assert (Effect(F.BEGIN, B.enclave_id) in activity(state)) is offered
+
+
+def fail(state: State, code: str, failure: str, budgets: Budgets) -> State:
+    state, _ = step(state, Event(E.BEGIN, B.enclave_id), budgets)
+    state, _ = step(state, Event(E.STAGE_FAILED, B.enclave_id, code=code, failure=failure), budgets)
+    assert (state.name, state.reason) == (Name.ABANDONED, code)
+    return step(state, Event(E.SOURCE_SERVING), budgets)[0]
+
+
+def test_a_refused_artefact_is_quarantined_at_once() -> None:
+    state = fail(RUNNING, "SIGSTRUCT_SIGNATURE_BAD", "rejected", Budgets())
+    assert state.record(B.enclave_id).quarantine == "SIGSTRUCT_SIGNATURE_BAD"
+    assert {effect.kind for effect in activity(state)} == {F.KEEP_NODE}
+
+
+def test_what_may_pass_is_tried_again_without_end() -> None:
+    state = RUNNING
+    for _ in range(40):
+        state = fail(state, "DOWNLOAD_UNREACHABLE", "transient", Budgets(attempts=2))
+        assert Effect(F.BACKOFF, B.enclave_id) in activity(state)
+        state, _ = step(state, Event(E.BACKOFF_OVER, B.enclave_id))
+    assert state.record(B.enclave_id).quarantine == ""
+
+
+@pytest.mark.parametrize("word", [E.APPROVE, E.RESUME, E.OVERRIDE])
+def test_an_operators_word_lifts_a_quarantine(word: EventKind) -> None:
+    state = fail(RUNNING, "SIGSTRUCT_SIGNATURE_BAD", "rejected", Budgets())
+    state, _ = step(state, Event(word, B.enclave_id))
+    assert Effect(F.BEGIN, B.enclave_id) in activity(state)
+
+
+def test_records_of_old_releases_do_not_grow_without_bound() -> None:
+    state = RUNNING
+    for number in range(200):
+        state = state.with_record(Record(f"{number}", abandoned=1))
+    assert len(state.records) == 64
+    assert state.record("199").abandoned == 1
+
+
+def test_only_what_matters_of_the_list_is_kept() -> None:
+    listed = tuple((f"{n:064x}", n) for n in range(5000))
+    state, _ = step(RUNNING, Event(E.CHAIN, chain=ChainFacts(B, (*listed, *BOTH.listed))))
+    assert state.chain is not None
+    assert state.chain.listed == BOTH.listed
+
+
+def test_a_named_failure_of_the_vault_halts_before_the_stop() -> None:
+    collecting = replace(RUNNING, name=Name.COLLECTING, target=B)
+    state, _ = step(collecting, Event(E.COLLECT_FAILED, code="VAULT_REPLACED", failure="invariant"))
+    assert (state.name, state.halted, state.resume_to) == (Name.HALTED, "VAULT_REPLACED", "idle")
+    assert Effect(F.KEEP_NODE, A.enclave_id) in activity(state)
+
+
+def test_a_wish_to_go_back_while_the_node_stops_is_kept_until_it_has_stopped() -> None:
+    stopping = replace(RUNNING, name=Name.STOPPING, target=B)
+    wished, effects = step(stopping, Event(E.REVERT, detail="not today"))
+    assert (wished.name, effects) == (Name.STOPPING, ())
+    reverting, effects = step(wished, Event(E.NODE_STOPPED, A.enclave_id))
+    assert (reverting.name, reverting.reason) == (Name.REVERTING, "OPERATOR_REVERT")
+    assert effects == (Effect(F.STOP_NODE, B.enclave_id),)
+    assert step(stopping, Event(E.NODE_STOPPED, A.enclave_id))[0].name is Name.LAUNCHING
+
+
+def test_a_resume_accepts_a_revoked_version_only_where_it_was_told_of_that() -> None:
+    state = replace(RUNNING, name=Name.REVERTING, target=B, target_stopped=True)
+    state, _ = step(state, Event(E.SOURCE_FAILED, A.enclave_id, code="SOURCE_WONT_START"))
+    assert activity(state) == (Effect(F.KEEP_NODE, A.enclave_id),)
+    state, _ = step(state, Event(E.CHAIN, chain=ChainFacts(B, ((B.enclave_id, 2),))))
+    assert activity(state) == ()
+    state, _ = step(state, Event(E.RESUME))
+    assert (state.name, state.halted, activity(state)) == (Name.HALTED, "PREVIOUS_REVOKED", ())
+    state, _ = step(state, Event(E.RESUME))
+    assert (state.name, activity(state)) == (Name.REVERTING, (Effect(F.START_SOURCE, A.enclave_id),))
+
+
+def test_every_halted_condition_and_reason_has_a_meaning_under_one_code() -> None:
+    from keyvault.errors import CODES as VAULT_CODES
+
+    for code in HALTED_CODES:
+        assert (code in CODES) != (code in VAULT_CODES)
+
+
+def test_the_diagram_is_drawn_from_the_table() -> None:
+    text = mermaid(Name.SEALED)
+    assert "sealed --> stopping: permitted" in text
+    assert "class sealed lit" in text
+    assert all(name.value in text for name in Name)
+    assert len(edges()) == len(machine.TABLE)

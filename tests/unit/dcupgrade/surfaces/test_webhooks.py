@@ -1,0 +1,173 @@
+import asyncio
+import hashlib
+import hmac
+import itertools
+import json
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import jsonschema
+import pytest
+from aiohttp import web
+from aiohttp.test_utils import TestServer
+
+from dcupgrade.adapters.journal import Journal
+from dcupgrade.errors import DcupgradeError
+from dcupgrade.machine.state import Event, EventKind, Name, State
+from dcupgrade.machine.table import activity
+from dcupgrade.settings.schema import WebhookSettings
+from dcupgrade.surfaces.webhooks import Webhook
+from dcupgrade.upgrade.ports import Entry
+from tests.conftest import ROOT
+
+
+class Receiver:
+    def __init__(self) -> None:
+        self.got: list[tuple[dict[str, Any], bytes, str]] = []
+        self.status = 200
+        app = web.Application()
+        app.router.add_post("/hook", self.take)
+        self.server = TestServer(app)
+
+    async def take(self, request: web.Request) -> web.Response:
+        if self.status == 200:
+            body = await request.read()
+            self.got.append((await request.json(), body, request.headers.get("X-Dcupgrade-Signature", "")))
+        return web.Response(status=self.status)
+
+    @property
+    def url(self) -> str:
+        return str(self.server.make_url("/hook"))
+
+
+class NoClock:
+    async def sleep(self, seconds: float) -> None:
+        raise AssertionError("the test steps by itself")
+
+
+@pytest.fixture
+async def receiver() -> AsyncIterator[Receiver]:
+    made = Receiver()
+    await made.server.start_server()
+    yield made
+    await made.server.close()
+
+
+@pytest.fixture
+async def session() -> AsyncIterator[aiohttp.ClientSession]:
+    async with aiohttp.ClientSession() as made:
+        yield made
+
+
+def enter(journal: Journal, *names: Name) -> None:
+    for before, after in itertools.pairwise(names):
+        state = State(after)
+        journal.append(Entry(State(before), Event(EventKind.CHAIN, at_unix_s=5.0), state, activity(state)))
+
+
+def hook(receiver: Receiver, journal: Journal, session: aiohttp.ClientSession, **settings: Any) -> Webhook:
+    return Webhook(WebhookSettings(url=receiver.url, **settings), journal, session, NoClock(), "n1")
+
+
+async def test_events_arrive_in_order_and_once_a_new_receiver_begins_now(
+    receiver: Receiver, session: aiohttp.ClientSession, tmp_path: Path
+) -> None:
+    journal = Journal(tmp_path / "j")
+    enter(journal, Name.IDLE, Name.STAGING)
+    first = hook(receiver, journal, session)
+    assert await first.step(1.0) == 1.0
+    enter(journal, Name.STAGING, Name.STAGED, Name.COLLECTING)
+    await first.step(1.0)
+    await hook(receiver, journal, session).step(1.0)
+    assert [fact["event"] for fact, _, _ in receiver.got] == ["upgrade.staged", "upgrade.collecting"]
+    assert receiver.got[0][0]["node"] == "n1"
+
+
+async def test_a_failing_receiver_is_asked_again_with_growing_pauses_and_loses_nothing(
+    receiver: Receiver, session: aiohttp.ClientSession, tmp_path: Path
+) -> None:
+    journal = Journal(tmp_path / "j")
+    sender = hook(receiver, journal, session)
+    await sender.step(1.0)
+    enter(journal, Name.IDLE, Name.STAGING, Name.STAGED)
+    receiver.status = 500
+    assert [await sender.step(1.0) for _ in range(3)] == [1.0, 2.0, 4.0]
+    receiver.status = 200
+    journal.close()
+    journal = Journal(tmp_path / "j")
+    await hook(receiver, journal, session).step(1.0)
+    assert [fact["to"] for fact, _, _ in receiver.got] == ["staging", "staged"]
+
+
+async def test_the_body_is_signed_with_the_receivers_secret(
+    receiver: Receiver, session: aiohttp.ClientSession, tmp_path: Path
+) -> None:
+    (tmp_path / "secret").write_text("hush\n")
+    journal = Journal(tmp_path / "j")
+    sender = hook(receiver, journal, session, secret_file=tmp_path / "secret")
+    await sender.step(1.0)
+    enter(journal, Name.IDLE, Name.STAGING)
+    await sender.step(1.0)
+    [(fact, body, signature)] = receiver.got
+    jsonschema.validate(fact, json.loads((ROOT / "docs" / "schemas" / "event.schema.json").read_text()))
+    assert signature == "sha256=" + hmac.new(b"hush", body, hashlib.sha256).hexdigest()
+
+
+async def test_only_the_events_asked_for_are_sent(
+    receiver: Receiver, session: aiohttp.ClientSession, tmp_path: Path
+) -> None:
+    journal = Journal(tmp_path / "j")
+    sender = hook(receiver, journal, session, events=("upgrade.halted",))
+    await sender.step(1.0)
+    enter(journal, Name.IDLE, Name.STAGING, Name.HALTED)
+    await sender.step(1.0)
+    assert [fact["to"] for fact, _, _ in receiver.got] == ["halted"]
+
+
+async def test_a_receiver_whose_secret_cannot_be_read_is_refused_not_served_unsigned(
+    receiver: Receiver, session: aiohttp.ClientSession, tmp_path: Path
+) -> None:
+    with pytest.raises(DcupgradeError) as caught:
+        hook(receiver, Journal(tmp_path / "j"), session, secret_file=tmp_path / "absent")
+    assert caught.value.code == "WEBHOOK_SECRET_UNREADABLE"
+
+
+async def test_an_empty_secret_is_no_secret(receiver: Receiver, session: aiohttp.ClientSession, tmp_path: Path) -> None:
+    (tmp_path / "secret").write_text("\n")
+    with pytest.raises(DcupgradeError, match=r"WEBHOOK_SECRET_UNREADABLE.*empty"):
+        hook(receiver, Journal(tmp_path / "j"), session, secret_file=tmp_path / "secret")
+
+
+class FullDisk:
+    def history_after(self, _seq: int, _limit: int) -> list[dict[str, Any]]:
+        raise AssertionError("never reached")
+
+    def webhook_seq(self, _url: str) -> int:
+        raise DcupgradeError(code="JOURNAL_WRITE_FAILED", what="journal", why="disk full", kind="transient")
+
+    def set_webhook_seq(self, _url: str, _seq: int) -> None:
+        raise AssertionError("never reached")
+
+
+class Pauses:
+    def __init__(self) -> None:
+        self.seen: list[float] = []
+
+    async def sleep(self, seconds: float) -> None:
+        self.seen.append(seconds)
+        if len(self.seen) == 3:
+            raise asyncio.CancelledError
+
+
+async def test_a_journal_that_cannot_be_written_puts_webhooks_off_and_ends_nothing(
+    session: aiohttp.ClientSession, caplog: pytest.LogCaptureFixture
+) -> None:
+    clock = Pauses()
+    sender = Webhook(WebhookSettings(url="http://h.example/T0K3N"), FullDisk(), session, clock, "n1")
+    with pytest.raises(asyncio.CancelledError):
+        await sender.run()
+    assert clock.seen == [1.0, 2.0, 4.0]
+    assert "webhook h.example: JOURNAL_WRITE_FAILED" in caplog.text
+    assert "T0K3N" not in caplog.text

@@ -1,0 +1,100 @@
+"""Handover v1 over HTTP: what managers and nodes of the field ask, and what ours refuses."""
+
+from collections.abc import AsyncIterator
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import aiohttp
+import pytest
+from aiohttp.test_utils import TestClient, TestServer
+
+from keyvault.errors import KeyvaultError
+from keyvault.handover.http_server import new_app
+from keyvault.handover.key_set import KeySet
+from keyvault.handover.v1 import V1Holder
+from keyvault.handover.v1_http import add_upgrader_routes, add_v1_routes, fetch_key_set_v1
+from tests.doubles.vault_kit import SECRET, Enclave
+
+NODE, UPGRADER = Enclave("node"), Enclave("upgrader")
+TOKEN = "a token of the agent"
+
+
+@dataclass
+class Port:
+    v1_holder: V1Holder
+    refusal: KeyvaultError | None = None
+    left: list[str] = field(default_factory=list)
+
+    def v1_hand_out(self, requester_id: str) -> KeySet:
+        if self.refusal is not None:
+            raise self.refusal
+        assert requester_id == UPGRADER.id
+        return KeySet(SECRET)
+
+    def now_s(self) -> float:
+        return 0.0
+
+
+@pytest.fixture
+def port() -> Port:
+    return Port(V1Holder(NODE.party))
+
+
+@pytest.fixture
+async def client(port: Port) -> AsyncIterator[TestClient[Any, Any]]:
+    app = new_app()
+    add_v1_routes(app, port)
+    add_upgrader_routes(
+        app,
+        version=f"{NODE.id}@0.1.0",
+        secret_flag=lambda: True,
+        upgrade_flag=lambda: False,
+        leave=lambda: port.left.append("left"),
+        token=TOKEN,
+    )
+    async with TestClient(TestServer(app)) as made:
+        yield made
+
+
+async def fetch(client: TestClient[Any, Any], enclave: Enclave = UPGRADER) -> bytes:
+    async with aiohttp.ClientSession() as session:
+        key_set = await fetch_key_set_v1(session, str(client.make_url("")).rstrip("/"), enclave.party)
+    return bytes(key_set.view())
+
+
+async def test_a_key_set_travels_over_plain_http_encrypted(client: TestClient[Any, Any]) -> None:
+    assert await fetch(client) == SECRET
+
+
+async def test_not_yet_is_an_empty_answer_and_asked_again(client: TestClient[Any, Any], port: Port) -> None:
+    port.refusal = KeyvaultError(code="NO_PERMIT_YET", what="a", why="b", kind="transient")
+    with pytest.raises(KeyvaultError) as caught:
+        await fetch(client)
+    assert (caught.value.code, caught.value.kind) == ("V1_REFUSED", "transient")
+
+
+async def test_a_refused_requester_hears_only_a_code(client: TestClient[Any, Any]) -> None:
+    with pytest.raises(KeyvaultError) as caught:
+        await fetch(client, replace(UPGRADER, signatures=(bytes(64),)))
+    assert caught.value.kind == "rejected"
+    assert "verifyreport" not in str(caught.value)
+
+
+async def test_a_malformed_query_is_a_400(client: TestClient[Any, Any]) -> None:
+    answer = await client.get("/teerandom", params={"verifyreport": "nonsense"})
+    assert (answer.status, await answer.text()) == (400, "MULTIBASE_INVALID")
+
+
+@pytest.mark.parametrize(
+    ("path", "text"), [("/version", f"{NODE.id}@0.1.0"), ("/secretflag", "true"), ("/upgradeflag", "false")]
+)
+async def test_managers_of_the_field_get_their_answers(client: TestClient[Any, Any], path: str, text: str) -> None:
+    assert await (await client.get(path)).text() == text
+
+
+async def test_nobody_ends_the_vault_without_the_token(client: TestClient[Any, Any], port: Port) -> None:
+    assert (await client.get("/exit")).status == 401
+    assert (await client.get("/exit", headers={"Authorization": "Bearer wrong"})).status == 401
+    assert port.left == []
+    assert (await client.get("/exit", headers={"Authorization": f"Bearer {TOKEN}"})).status == 200
+    assert port.left == ["left"]
