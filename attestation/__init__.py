@@ -3,5 +3,3 @@
 Pure modules hold bytes and decisions; `artefact`, `simulated`, `driver` and `gramine` are the shells that touch
 files, sockets and processes. Nothing is re-exported here, so that an enclave imports only what it uses.
 """
-
-PURE_MODULES: tuple[str, ...] = ("errors", "sgx", "cpu", "sigstruct", "measure", "network", "policy")

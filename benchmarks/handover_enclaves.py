@@ -14,13 +14,15 @@ from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
 from attestation.network import NetworkKeys
 from attestation.sgx import seal_key_request
-from attestation.tee.driver import TeeDriver, open_driver
+from attestation.tee.driver import TeeDriver
+from attestation.tee.open import open_driver
 from keyvault.handover.hpke import RealCrypto
 from keyvault.handover.http_server import GuardedServer, add_handover_routes, new_app
 from keyvault.handover.key_set import KeySet
 from keyvault.node import NodeHandover, NodePolicy, node_party, request_key_set
+from keyvault.store.disk import FolderDisk
 from keyvault.store.sealed_file import KIND_KEY_SET
-from keyvault.store.sealed_store import FolderDisk, SealedStore
+from keyvault.store.sealed_store import SealedStore
 
 GENESIS = bytes([0x11]) * 32
 

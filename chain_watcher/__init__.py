@@ -3,14 +3,3 @@
 The pure modules hold bytes, values and decisions (no I/O, clock or randomness); the keyvault verifies evidence
 with the same code inside its own process. The other modules are asyncio shells around them.
 """
-
-PURE_MODULES: tuple[str, ...] = (
-    "errors",
-    "evidence",
-    "grandpa",
-    "header",
-    "layout",
-    "release",
-    "scale",
-    "trie",
-)

@@ -3,16 +3,3 @@
 Pure modules (values and decisions; no I/O, clock or randomness) are named in ``PURE_MODULES``; a test walks
 their imports.
 """
-
-PURE_MODULES: tuple[str, ...] = (
-    "errors",
-    "states",
-    "transitions",
-    "machine",
-    "gates",
-    "plan",
-    "drawing",
-    "chain_news",
-    "text",
-    "words",
-)

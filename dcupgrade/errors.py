@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Literal
 
-from dcupgrade.machine.state import HALTED_CODES, REASON_CODES
+from .conditions import HALTED_CODES, REASON_CODES
 
 Kind = Literal["transient", "rejected", "invariant"]
 

@@ -1,3 +1,1 @@
 """Development network: chain, reference node, releases, and a whole world of them for trials. Nobody imports it."""
-
-PURE_MODULES: tuple[str, ...] = ()

@@ -24,7 +24,7 @@ from typing import Self
 import base58
 from nacl.signing import SigningKey
 
-from .chain import ChainProcess, RuntimeName
+from .chain_process import ChainProcess, RuntimeName
 from .node_process import spawn_node
 from .tools import DevnetError, free_port
 

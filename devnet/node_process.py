@@ -8,7 +8,7 @@ from pathlib import Path
 
 import click
 
-from .chain import START_TIMEOUT_S, WASM, ChainProcess, DevChain
+from .chain_process import START_TIMEOUT_S, WASM, ChainProcess
 from .tools import DEVNET, DevnetError, apt_install, cache_dir, digest_of, install_once, locked, run_tool
 
 BINARY = "devnet-node"
@@ -113,10 +113,3 @@ def spawn_node(chain: ChainProcess, arguments: list[str], *, port: int = 0) -> N
     if port not in (0, chain.port):
         raise DevnetError(f"port {port} is in use")
     chain.genesis_hash = chain.rpc("chain_getBlockHash", 0)
-
-
-def start_dev_node(chain: DevChain, port: int) -> None:
-    """One authority, //Alice, alone."""
-    spec = "dev-moved" if chain.runtime == "moved" else "dev"
-    listen = ["--listen-addr", "/ip4/127.0.0.1/tcp/0"]
-    spawn_node(chain, ["--dev", "--chain", f"{spec}:{chain.block_time_ms}", *listen], port=port)

@@ -19,7 +19,7 @@ from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.asymmetric.rsa import RSAPrivateKey, generate_private_key
 
-from dcupgrade.publishing.publish import network_key_text, sign_enclave_id
+from dcupgrade.publishing.signing import network_key_text, sign_enclave_id
 from process_supervisor.archive import unpack
 from process_supervisor.limits import ArchiveLimits
 
@@ -194,15 +194,14 @@ class ReleaseBuilder:
 
 def node_sources(policy: Mapping[str, Any]) -> dict[str, Path | bytes]:
     """Files of a node image: name in the image to source. The policy is one of them, and so is measured."""
-    import chain_watcher
+    from keyvault.build import proof_sources
 
     sources: dict[str, Path | bytes] = {
-        f"{package}/{path.name}": path
+        path.relative_to(ROOT).as_posix(): path
         for package in ("attestation", "keyvault", "devnet/reference_node")
-        for path in sorted((ROOT / package).glob("*.py"))
+        for path in sorted((ROOT / package).rglob("*.py"))
     }
-    for module in ("__init__", "errors", *chain_watcher.PURE_MODULES):
-        sources[f"chain_watcher/{module}.py"] = ROOT / "chain_watcher" / f"{module}.py"
+    sources |= proof_sources()
     sources["devnet/__init__.py"] = b'"""Part of the reference node\'s image."""\n'
     sources[POLICY_NAME] = json.dumps(policy, sort_keys=True, indent=1).encode()
     return sources

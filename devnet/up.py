@@ -6,7 +6,8 @@ from typing import get_args
 
 import click
 
-from .chain import ChainKind, DevChain, RuntimeName
+from .chain import ChainKind, DevChain
+from .chain_process import RuntimeName
 from .signals import interruptible
 from .tools import DevnetError
 

@@ -23,6 +23,7 @@ from typing import Any, Self
 
 import aiohttp
 
+from dcupgrade.publishing import pallet, signing
 from dcupgrade.publishing import publish as publishing
 
 from .artefact_server import ArtefactServer
@@ -232,14 +233,14 @@ class World:
     async def publish(self, release: BuiltRelease, *, mirror_url: str = "") -> dict[str, str]:
         """Put a release on the chain; returns the blocks that did it, when they are final."""
         url = self.server.url(release.archive.name)
-        told = publishing.Release(release.enclave_id, release.version, url, mirror_url)
+        told = pallet.Release(release.enclave_id, release.version, url, mirror_url)
         return await self._publish(told, release.signature, list_only=False)
 
     async def list_id(self, enclave_id: str, signature: str) -> dict[str, str]:
         """Put a signed id on the chain's list without naming it as the version to run."""
-        return await self._publish(publishing.Release(enclave_id, "none", "none", ""), signature, list_only=True)
+        return await self._publish(pallet.Release(enclave_id, "none", "none", ""), signature, list_only=True)
 
-    async def _publish(self, release: publishing.Release, signature: str, *, list_only: bool) -> dict[str, str]:
+    async def _publish(self, release: pallet.Release, signature: str, *, list_only: bool) -> dict[str, str]:
         if not self.by_command_line:
             return await asyncio.to_thread(self._publish_now, release, signature, list_only)
         arguments = ["--url", self.chain_url, "--suri", SUDO, "--json", "--network-key", self.keys.network_public]
@@ -248,9 +249,9 @@ class World:
         output = await self.dcupgrade("release", "publish", *arguments, release.enclave_id)
         return dict(json.loads(output)["blocks"])
 
-    def _publish_now(self, release: publishing.Release, signature: str, list_only: bool) -> dict[str, str]:
-        publishing.verify_signatures(release.enclave_id, [signature], [self.keys.network_public])
-        with publishing.PublisherChain.connect(self.chain_url) as chain:
+    def _publish_now(self, release: pallet.Release, signature: str, list_only: bool) -> dict[str, str]:
+        signing.verify_signatures(release.enclave_id, [signature], [self.keys.network_public])
+        with pallet.PublisherChain.connect(self.chain_url) as chain:
             account = publishing.load_account(SUDO, None)
             return publishing.publish(chain, release, [signature], account, list_only=list_only)
 
@@ -417,7 +418,7 @@ class World:
         for pid, arguments in self.processes().items():
             if "dcupgrade" in arguments and "watch" in arguments:
                 found["agent"].append(pid)
-            elif "attestation.simulated.__main__" in arguments:
+            elif "attestation.simulated" in arguments:
                 found["cpu"].append(pid)
             elif "serve" in arguments:
                 found["vault"].append(pid)

@@ -3,20 +3,5 @@
 Pure modules hold messages, transcripts and decisions; the others are shells around them (see PURE_MODULES).
 """
 
-PURE_MODULES: tuple[str, ...] = (
-    "errors",
-    "keyset",
-    "ports",
-    "messages",
-    "transcript",
-    "handover",
-    "evidence",
-    "proven",
-    "facts",
-    "core",
-    "sealed",
-    "policy_file",
-)
-
 VERSION = "0.1.0"
 """Version of the vault, as it tells it over handover v1; the same as the project's."""

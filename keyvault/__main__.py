@@ -4,77 +4,29 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import contextlib
-import importlib.resources
 import json
 import logging
 import os
 import re
-import signal
 import sys
-import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 
 from attestation.errors import AttestationError
+from keyvault.vault.serve import measured_policy, open_vault, read_signatures, read_text_file, serve, start_refused
 
 from .errors import KeyvaultError
 
 if TYPE_CHECKING:
     from keyvault.handover.party import Party, Tee
-    from keyvault.store.sealed_store import FolderDisk
-    from keyvault.vault.measured_policy import VaultPolicy
-    from keyvault.vault.vault import Vault
 
     from .conformance import Result
-
-_SIGNATURE_CHARS: Final = 104
-_SWEEP_EVERY_S: Final = 60.0
-_LOCK_WAIT_S: Final = 5.0
-_TOKEN: Final = re.compile(r"[\x21-\x7e]{16,512}")
-
-
-def _refused(why: str, action: str = "") -> KeyvaultError:
-    return KeyvaultError(code="VAULT_START_REFUSED", what="the vault does not start", why=why, action=action)
-
-
-def _read(path: Path, what: str) -> str:
-    try:
-        return path.read_text(encoding="utf-8")
-    except (OSError, ValueError) as error:
-        raise _refused(f"the {what} {path} cannot be read ({type(error).__name__})") from None
-
-
-def read_signatures(text: str) -> tuple[bytes, ...]:
-    """Decode one or more network signatures in multibase base32; spaces and newlines are ignored."""
-    from attestation.network import decode_multibase
-
-    joined = "".join(text.split())
-    parts = [joined[at : at + _SIGNATURE_CHARS] for at in range(0, len(joined), _SIGNATURE_CHARS)]
-    return tuple(decode_multibase(part) for part in parts)
-
-
-def measured_policy(tighten_file: Path | None) -> VaultPolicy:
-    """Return the policy inside this image, tightened by the host's file if there is one."""
-    from keyvault.vault.measured_policy import FILE_NAME, parse_policy, tighten
-
-    try:
-        data = importlib.resources.files("keyvault").joinpath(FILE_NAME).read_bytes()
-    except OSError:
-        raise KeyvaultError(
-            code="VAULT_POLICY_INVALID",
-            what="the vault does not start",
-            why="this is no vault image: it holds no measured policy",
-            action="Build one with python -m keyvault build, and start it with --image and --sigstruct.",
-        ) from None
-    policy = parse_policy(data)
-    return tighten(policy, _read(tighten_file, "settings file").encode("utf-8")) if tighten_file else policy
 
 
 def _enter_tee(args: argparse.Namespace, arguments: list[str]) -> None:
     """Outside a TEE: become the simulated CPU that runs the image with the same arguments. Does not return."""
     if not (args.cpu and args.image and args.sigstruct):
-        raise _refused(
+        raise start_refused(
             "it is not inside a TEE", "Give --cpu, --image and --sigstruct for the simulated TEE, or run it in Gramine."
         )
     kept = []
@@ -86,14 +38,14 @@ def _enter_tee(args: argparse.Namespace, arguments: list[str]) -> None:
             skip = True
         elif not argument.startswith(("--cpu=", "--image=", "--sigstruct=")):
             kept.append(argument)
-    command = [sys.executable, "-m", "attestation.simulated.__main__", "run", "--cpu", str(args.cpu)]
+    command = [sys.executable, "-m", "attestation.simulated", "run", "--cpu", str(args.cpu)]
     command += ["--image", str(args.image), "--sigstruct", str(args.sigstruct), "--", *kept]
     os.execv(sys.executable, command)  # noqa: S606 - the same interpreter, no shell
 
 
 def _open_tee(args: argparse.Namespace, arguments: list[str]) -> Tee:
     """Return the TEE this process runs in, or go into one."""
-    from attestation.tee.driver import open_driver
+    from attestation.tee.open import open_driver
 
     if "DC_TEE" not in os.environ and args.image is not None:
         _enter_tee(args, arguments)
@@ -105,85 +57,13 @@ def _open_tee(args: argparse.Namespace, arguments: list[str]) -> Tee:
         raise
 
 
-def _open_vault(args: argparse.Namespace, tee: Tee) -> Vault:
-    from keyvault.handover.hpke import RealCrypto
-    from keyvault.store.sealed_store import FolderDisk, SealedStore
-    from keyvault.vault.vault import Vault
-
-    policy = measured_policy(args.tighten)
-    if tee.kind == "simulated" and not policy.unsafe_simulated_tee:
-        raise _refused(
-            "the TEE is simulated and the measured policy has unsafe_simulated_tee = false",
-            "Run it in a real TEE; a simulated one protects nothing from its host.",
-        )
-    signatures = read_signatures(_read(args.auth_file, "network signature file"))
-    policy.network.verify(tee.target_info().enclave_id, signatures)
-    try:
-        disk = FolderDisk(args.store)
-    except OSError as error:
-        raise _refused(
-            f"the store {args.store} cannot be used ({error.strerror})", "Give it a folder that is its own."
-        ) from None
-    _lock(disk)
-    store = SealedStore(disk, tee, os.urandom, allow_simulated=policy.unsafe_simulated_tee)
-    vault = Vault(tee, policy, store, RealCrypto(), signatures)
-    vault.start()
-    return vault
-
-
-def _lock(disk: FolderDisk) -> None:
-    """Take the store; a vault that was just killed may need a moment to be gone."""
-    deadline = time.monotonic() + _LOCK_WAIT_S
-    while True:
-        try:
-            disk.lock()
-            return
-        except KeyvaultError:
-            if time.monotonic() > deadline:
-                raise
-        time.sleep(0.1)
-
-
-async def _serve(args: argparse.Namespace, vault: Vault, facts: dict[str, object]) -> None:
-    from keyvault.handover.http_server import GuardedServer
-    from keyvault.vault.agent_api import vault_app
-
-    token = _read(args.token_file, "token file").strip()
-    if not _TOKEN.fullmatch(token):
-        raise _refused("the token file does not hold 16 to 512 printable characters without spaces")
-    host, _, port = args.listen.rpartition(":")
-    server = GuardedServer(vault_app(vault, token, facts))
-    stop = asyncio.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        asyncio.get_running_loop().add_signal_handler(number, stop.set)
-    try:
-        bound = await server.start(host.strip("[]"), int(port))
-    except (OSError, ValueError, OverflowError) as error:
-        raise _refused(f"it cannot listen on {args.listen} ({error})", "Free the port or choose another.") from None
-    unsafe = f"; UNSAFE: {', '.join(vault.policy.unsafe())}" if vault.policy.unsafe() else ""
-    log = logging.getLogger("keyvault")
-    log.info("vault %s (%s TEE) listens on %s:%d%s", vault.enclave_id, vault.status()["tee"], host, bound, unsafe)
-    if vault.condition is not None:
-        log.error("%s", vault.condition)
-    try:
-        while not stop.is_set():
-            try:
-                vault.sweep()
-            except KeyvaultError as error:  # a full disk, say: wiping can wait, serving cannot
-                log.error("%s", error)
-            with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(stop.wait(), _SWEEP_EVERY_S)
-    finally:
-        await server.stop()
-
-
 def _command_serve(args: argparse.Namespace, arguments: list[str]) -> int:
     tee = _open_tee(args, arguments)
     from keyvault.vault.hygiene import harden_process
 
     facts: dict[str, object] = {"hygiene": harden_process()}
-    vault = _open_vault(args, tee)
-    asyncio.run(_serve(args, vault, facts))
+    vault = open_vault(args, tee)
+    asyncio.run(serve(args, vault, facts))
     return 0
 
 
@@ -221,7 +101,7 @@ def _suite_party(args: argparse.Namespace, tee: Tee, genesis: bytes) -> Party:
     from keyvault.handover.party import Party, peer_verifier
 
     verify = peer_verifier(tee, Policy(network=measured_policy(None).network), Role.UPGRADER, None)
-    signatures = read_signatures(_read(args.auth_file, "network signature file")) if args.auth_file else ()
+    signatures = read_signatures(read_text_file(args.auth_file, "network signature file")) if args.auth_file else ()
     return Party(genesis, signatures, tee, RealCrypto(), verify)
 
 
@@ -235,7 +115,7 @@ def _genesis(text: str) -> str:
 def _command_build(args: argparse.Namespace, _: list[str]) -> int:
     from .build import build_vault, load_signing_key
 
-    policy = _read(args.policy, "policy").encode("utf-8")
+    policy = read_text_file(args.policy, "policy").encode("utf-8")
     enclave_id = build_vault(policy, load_signing_key(args.key), args.out, isvsvn=args.isvsvn)
     sys.stdout.write(enclave_id + "\n")
     return 0
@@ -263,7 +143,7 @@ def _command_verify(args: argparse.Namespace, _: list[str]) -> int:
         ) from None
     policy = parse_policy(data)
     if args.auth_file is not None:
-        policy.network.verify(enclave_id, read_signatures(_read(args.auth_file, "network signature file")))
+        policy.network.verify(enclave_id, read_signatures(read_text_file(args.auth_file, "network signature file")))
     signed = "signed by the network" if args.auth_file is not None else "network signature not looked at"
     sys.stdout.write(f"{enclave_id}  {policy.evidence_mode} evidence, {signed}\n")
     for name in policy.unsafe():

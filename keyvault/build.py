@@ -10,7 +10,6 @@ from typing import Final
 from cryptography.hazmat.primitives.asymmetric.rsa import RSAPrivateKey
 from cryptography.hazmat.primitives.serialization import load_pem_private_key
 
-import chain_watcher
 from attestation.artefact.files import build_image, build_sigstruct, verify_artefact
 from keyvault.vault.measured_policy import FILE_NAME, parse_policy
 
@@ -36,17 +35,19 @@ def _folder(package: str) -> Path:
 def vault_sources(policy: bytes) -> dict[str, Path | bytes]:
     """Return what goes into the vault's image, by archive name. Raises VAULT_POLICY_INVALID."""
     parse_policy(policy)
-    sources: dict[str, Path | bytes] = {
+    return {
         "attestation": _folder("attestation"),
         "keyvault": _folder("keyvault"),
         f"keyvault/{FILE_NAME}": policy,
+        **proof_sources(),
     }
+
+
+def proof_sources() -> dict[str, Path | bytes]:
+    """Return the files of `chain_watcher` that verify proofs, by archive name."""
     folder = _folder("chain_watcher")
-    for module in ("__init__", *chain_watcher.PURE_MODULES):
-        path = folder / f"{module}.py"
-        if path.is_file():
-            sources[f"chain_watcher/{module}.py"] = path
-    return sources
+    files = [folder / "__init__.py", folder / "errors.py", *sorted((folder / "proof").glob("*.py"))]
+    return {f"chain_watcher/{path.relative_to(folder).as_posix()}": path for path in files}
 
 
 def load_signing_key(pem: Path) -> RSAPrivateKey:

@@ -17,8 +17,8 @@ from typing import Any, Final
 import aiohttp
 
 from attestation.sgx import INIT, MODE64BIT, XFRM_LEGACY, Attributes, Report, TargetInfo
-from keyvault.handover.holder import Requester
 from keyvault.handover.party import Party
+from keyvault.handover.requester import Requester
 from keyvault.handover.transcript import CHALLENGE_TAG, REQUEST_TAG, add_request, opening
 
 from .errors import KeyvaultError

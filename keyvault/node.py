@@ -16,11 +16,12 @@ import aiohttp
 
 from attestation.network import NetworkKeys
 from attestation.policy import Policy, Role
-from keyvault.handover.holder import Holder, Limits, Requester
+from keyvault.handover.holder import Holder, Limits
 from keyvault.handover.hpke import RealCrypto
 from keyvault.handover.http_client import confirm, fetch_key_set
 from keyvault.handover.key_set import KeySet
 from keyvault.handover.party import Party, Tee, peer_verifier
+from keyvault.handover.requester import Requester
 
 from .errors import KeyvaultError
 
@@ -125,7 +126,9 @@ async def request_keys(
 
 
 class NodeHandover:
-    """The node's holder side: hands its keys to an accepted upgrader. Give it to ``keyvault.handover.http_server.add_handover_routes``.
+    """The node's holder side: hands its keys to an accepted upgrader.
+
+    Give it to `keyvault.handover.http_server.add_handover_routes`.
 
     ``keys`` returns the node's current keys as a new key set (wiped here after use), or None while it has none.
     """

@@ -2,5 +2,3 @@
 
 Pure modules decide and decode; the others touch disk, network and processes.
 """
-
-PURE_MODULES: tuple[str, ...] = ("errors", "limits", "sources")

@@ -1,1 +1,1 @@
-"""The simulated TEE: a software CPU with root keys of its own. `python -m attestation.simulated.__main__` starts it."""
+"""The simulated TEE: a software CPU with root keys of its own. `python -m attestation.simulated` starts it."""

@@ -2,46 +2,17 @@
 
 from __future__ import annotations
 
-import asyncio
-import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Final, Literal
+from typing import Any, Literal
 
 from chain_watcher.endpoints.pool import PoolLimits, voice
 from chain_watcher.endpoints.rpc import RpcLimits
 from chain_watcher.errors import ChainWatcherError
 from chain_watcher.proof.grandpa import checkpoint_genesis
-from chain_watcher.proof.release import BlockRef, VerifiedRelease
+from chain_watcher.proof.release import BlockRef
 
 Finality = Literal["proven", "quorum", "single"]
-
-
-#: Codes that mean: this endpoint said what cannot be true.
-LYING: Final = frozenset(
-    {
-        "ENDPOINT_FORKED_FINALITY",
-        "ENDPOINT_HEADER_FORGED",
-        "ENDPOINT_PROOF_FORGED",
-        "ENDPOINT_JUSTIFICATION_FORGED",
-        "ENDPOINT_UNPROVEN_HEIGHT",
-        "ENDPOINT_DISAGREES",
-        "ENDPOINT_METADATA_FORGED",
-    }
-)
-#: Codes that no other endpoint can help with: the chain itself is not what this program can read.
-CHAIN_WIDE: Final = frozenset(
-    {
-        "CHAIN_WITHOUT_PALLET",
-        "ENDPOINT_NO_PROOFS",
-        "LAYOUT_INVALID",
-        "LAYOUT_MISMATCH",
-        "LAYOUT_NOT_PINNED",
-        "METADATA_UNREADABLE",
-    }
-)
-#: What metadata can be at fault for: it is forged where another endpoint's metadata is good.
-BY_METADATA: Final = CHAIN_WIDE - {"ENDPOINT_NO_PROOFS"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,62 +78,3 @@ class WatcherConfig:
 
     def _checkpoint_genesis(self) -> str | None:
         return None if self.checkpoint is None else checkpoint_genesis(self.checkpoint)
-
-
-@dataclass(frozen=True, slots=True)
-class ChainView:
-    """The finalized state that matters. Either ``program`` or ``refusal`` is set.
-
-    ``listed`` maps enclave ids to the lowest height at which they were added; ``unproven_reads`` says that values
-    were believed without a storage proof (``unsafe_unproven_reads``).
-    """
-
-    block_number: int
-    block_hash: str
-    timestamp_ms: int
-    finality: Finality
-    program: VerifiedRelease | None
-    refusal: ChainWatcherError | None
-    listed: Mapping[str, int]
-    endpoint: str
-    unproven_reads: bool = False
-
-
-@dataclass(slots=True)
-class Counters:
-    """Counts since the start, for metrics."""
-
-    finalized_blocks: int = 0
-    gap_blocks: int = 0
-    gaps_skipped: int = 0
-    views: int = 0
-    went_back: int = 0
-    speculated: int = 0
-    speculations_never_finalized: int = 0
-    answered_ahead: int = 0
-    read_at_finality: int = 0
-    read_failures: int = 0
-    justifications: int = 0
-    set_changes: int = 0
-    reconnects: int = 0
-    runtime_upgrades: int = 0
-
-    def facts(self) -> dict[str, int]:
-        """The counts by name."""
-        return {name: getattr(self, name) for name in self.__slots__}
-
-
-class SystemClock:
-    """The machine's time."""
-
-    def monotonic(self) -> float:
-        """Seconds that never go back."""
-        return time.monotonic()
-
-    def time(self) -> float:
-        """Unix seconds."""
-        return time.time()
-
-    async def sleep(self, seconds: float) -> None:
-        """Wait."""
-        await asyncio.sleep(seconds)

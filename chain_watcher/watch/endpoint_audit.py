@@ -5,11 +5,12 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 
-from chain_watcher.endpoints.pool import Endpoint, EndpointPool
+from chain_watcher.endpoints.endpoint import Endpoint
+from chain_watcher.endpoints.pool import EndpointPool
 from chain_watcher.errors import ChainWatcherError
 
-from .config import BY_METADATA, LYING
 from .state_reader import BlockState, StateReader, forged, hash_text
+from .suspicion import BY_METADATA, LYING
 
 
 class Auditor:

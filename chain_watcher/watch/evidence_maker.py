@@ -6,7 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from chain_watcher.endpoints.pool import READ_PROOF, Endpoint, EndpointPool
+from chain_watcher.endpoints.endpoint import READ_PROOF, Endpoint
+from chain_watcher.endpoints.pool import EndpointPool
 from chain_watcher.errors import ChainWatcherError
 from chain_watcher.proof.evidence import SET_CHANGES_MAX, SetChange, TrustRoot, build_evidence, verify_evidence
 from chain_watcher.proof.grandpa import Checkpoint

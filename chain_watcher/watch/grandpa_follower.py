@@ -6,20 +6,11 @@ endpoint. Proven finality follows the authority sets from the pinned checkpoint 
 
 from __future__ import annotations
 
-import asyncio
-from collections import Counter, OrderedDict
+from collections import OrderedDict
 from dataclasses import dataclass
-from typing import Any, Final, Protocol
+from typing import Any, Final
 
-from chain_watcher.endpoints.pool import (
-    BLOCK_HASH,
-    JUSTIFICATIONS,
-    PROVE_FINALITY,
-    Endpoint,
-    EndpointPool,
-    Event,
-    voice,
-)
+from chain_watcher.endpoints.endpoint import JUSTIFICATIONS, PROVE_FINALITY, Endpoint, Event
 from chain_watcher.endpoints.rpc import RpcError
 from chain_watcher.errors import ChainWatcherError
 from chain_watcher.proof.evidence import SetChange
@@ -27,7 +18,8 @@ from chain_watcher.proof.grandpa import Checkpoint, Justification, verify_finali
 from chain_watcher.proof.header import Header
 from chain_watcher.proof.scale import Reader
 
-from .config import Counters
+from .counters import Counters
+from .headers import FinalBlock, Headers, ancestry
 from .state_reader import StateReader, forged, hash_text
 
 FINALITY_PROOF_BYTES_MAX: Final = 8 * 1024 * 1024
@@ -41,152 +33,6 @@ SET_STEP_BLOCKS: Final = 10_000
 SET_STEPS_MAX: Final = 1000
 #: Set changes kept in memory for evidence; older ones are asked for again.
 CHANGES_KEPT: Final = 64
-#: Headers kept in memory: a thousand of a large network, whatever an endpoint makes up.
-HEADERS_BYTES_MAX: Final = 8 * 1024 * 1024
-
-
-@dataclass(frozen=True, slots=True)
-class FinalBlock:
-    """A header that is final, and where to ask about it."""
-
-    endpoint: Endpoint
-    header: Header
-    justification: bytes | None = None
-
-
-class Headers:
-    """Headers by hash, the newest kept, by number and by size; each was checked by its hash when it came in."""
-
-    def __init__(self, size_max: int, bytes_max: int = HEADERS_BYTES_MAX) -> None:
-        self._known: OrderedDict[bytes, Header] = OrderedDict()
-        self._size_max = size_max
-        self._bytes_max = bytes_max
-        self._bytes = 0
-
-    def add(self, header: Header) -> None:
-        """Remember; the oldest give way."""
-        if header.hash not in self._known:
-            self._bytes += len(header.encoded)
-        self._known[header.hash] = header
-        while len(self._known) > self._size_max or self._bytes > self._bytes_max:
-            self._bytes -= len(self._known.popitem(last=False)[1].encoded)
-
-    def get(self, block_hash: bytes) -> Header | None:
-        """The header of that hash, if known."""
-        return self._known.get(block_hash)
-
-    def __len__(self) -> int:
-        return len(self._known)
-
-
-async def ancestry(
-    reader: StateReader, headers: Headers, endpoint: Endpoint, tip: Header, floor: int, gap_max: int
-) -> list[Header] | None:
-    """The headers from ``floor + 1`` to ``tip``, oldest first, linked by hash; None when they are over ``gap_max``.
-
-    What is not known is asked for by its hash, so that no endpoint can slip in another header.
-    """
-    if tip.number - floor > gap_max:
-        return None
-    chain = [tip]
-    while chain[-1].number > floor + 1:
-        child = chain[-1]
-        parent = headers.get(child.parent_hash)
-        if parent is None:
-            parent = await reader.header(endpoint, "0x" + child.parent_hash.hex())
-            headers.add(parent)
-        if parent.number != child.number - 1:
-            raise forged("ENDPOINT_HEADER_FORGED", endpoint, f"the parent of {child.number} is {parent.number}")
-        chain.append(parent)
-    chain.reverse()
-    return chain
-
-
-class Decider(Protocol):
-    """Turns events into final headers."""
-
-    async def decide(self, event: Event, last: Header | None) -> FinalBlock | None:
-        """The header above ``last`` that ``event`` makes final, if it does."""
-
-
-class SingleDecider:
-    """The primary endpoint's word (unsafe: the mode says so)."""
-
-    def __init__(self, pool: EndpointPool) -> None:
-        self._pool = pool
-
-    async def decide(self, event: Event, last: Header | None) -> FinalBlock | None:
-        """Believe the primary's finalized heads and nobody else's."""
-        if event.kind != "finalized" or event.endpoint is not self._pool.primary:
-            return None
-        return FinalBlock(event.endpoint, Header.from_json(event.value))
-
-
-class QuorumDecider:
-    """``needed`` endpoints call the same hash final at a height."""
-
-    def __init__(self, pool: EndpointPool, needed: int, headers: Headers, heights_max: int = 128) -> None:
-        self._pool = pool
-        self._needed = needed
-        self._headers = headers
-        self._votes: OrderedDict[int, dict[str, str]] = OrderedDict()
-        self._heights_max = heights_max
-
-    async def decide(self, event: Event, last: Header | None) -> FinalBlock | None:
-        """Count votes at the event's height; as long as they are too few, endpoints that have passed it are asked."""
-        if event.kind != "finalized":
-            return None
-        header = Header.from_json(event.value)
-        self._headers.add(header)
-        if last is not None and header.number < last.number:
-            return None
-        votes = self._votes.setdefault(header.number, {})
-        while len(self._votes) > self._heights_max:
-            self._votes.popitem(last=False)
-        votes[event.endpoint.url] = hash_text(header)
-        await self._ask_others(header.number, votes)
-        return self._count(header.number, votes)
-
-    async def _ask_others(self, number: int, votes: dict[str, str]) -> None:
-        """All at once, and no longer than until they agree: the slowest is not waited for."""
-        waiting = {
-            asyncio.create_task(self._ask(other, number, votes))
-            for other in self._pool.usable()
-            if other.url not in votes and other.claimed_number >= number
-        }
-        try:
-            while waiting and self._agreed(votes) is None:
-                _, waiting = await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
-        finally:
-            for task in waiting:
-                task.cancel()
-            await asyncio.gather(*waiting, return_exceptions=True)
-
-    async def _ask(self, other: Endpoint, number: int, votes: dict[str, str]) -> None:
-        try:
-            answer = await other.ask("chain_getBlockHash", number)
-        except ChainWatcherError as problem:
-            self._pool.distrust(other, problem)
-            return
-        if isinstance(answer, str) and BLOCK_HASH.fullmatch(answer):
-            votes[other.url] = answer
-
-    def _agreed(self, votes: dict[str, str]) -> str | None:
-        """The hash that enough different voices call final: one endpoint under two URLs is one voice."""
-        counts = Counter(one for one, _voice in {(one, voice(url)) for url, one in votes.items()})
-        return next((one for one, count in counts.items() if count >= self._needed), None)
-
-    def _count(self, number: int, votes: dict[str, str]) -> FinalBlock | None:
-        agreed = self._agreed(votes)
-        if agreed is None:
-            return None
-        voters = [endpoint for endpoint in self._pool.usable() if votes.get(endpoint.url) == agreed]
-        for endpoint in self._pool.usable():
-            if votes.get(endpoint.url, agreed) != agreed:
-                why = f"block {number}: {votes[endpoint.url]} instead of {agreed}"
-                self._pool.accuse(endpoint, forged("ENDPOINT_DISAGREES", endpoint, why))
-        header = self._headers.get(bytes.fromhex(agreed[2:]))
-        return FinalBlock(voters[0], header) if voters and header is not None else None
 
 
 @dataclass(frozen=True, slots=True)

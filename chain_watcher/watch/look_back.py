@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Final
 
-from chain_watcher.endpoints.pool import Endpoint
+from chain_watcher.endpoints.endpoint import Endpoint
 
 from .state_reader import BlockState, StateReader
 

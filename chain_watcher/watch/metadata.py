@@ -6,7 +6,8 @@ metadata to ``python -m chain_watcher.watch.metadata`` and keeps the compact lay
     {"layout": LAYOUT,
      "calls": {"set_enclave_id": CALL, "remove_enclave_id": CALL, "set_dc_program": CALL, "sudo": CALL or absent}}
 
-where CALL is ``{"pallet": index, "call": index, "args": [names]}`` and LAYOUT is that of ``chain_watcher.proof.layout``.
+where CALL is `{"pallet": index, "call": index, "args": [names]}` and LAYOUT is that of
+`chain_watcher.proof.layout`.
 The pallet is found by its name, whatever its index; fields by their names, whatever their order.
 """
 
@@ -34,7 +35,7 @@ PARSE_TIMEOUT_S: Final = 60.0
 CHILD_MEMORY_BYTES: Final = 512 * 1024 * 1024
 _RESULT_BYTES_MAX: Final = 256 * 1024
 _MAGIC: Final = b"meta"
-_ROOT: Final = str(Path(__file__).resolve().parent.parent)
+_ROOT: Final = str(Path(__file__).resolve().parents[2])
 
 
 @dataclass(frozen=True, slots=True)

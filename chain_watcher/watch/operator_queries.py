@@ -17,8 +17,9 @@ from chain_watcher.proof.layout import storage_key
 from chain_watcher.proof.release import SignatureVerifier
 from chain_watcher.proof.scale import Reader
 
-from .config import ChainView, WatcherConfig
+from .config import WatcherConfig
 from .state_reader import BlockState
+from .view import ChainView
 from .watcher import Watcher
 
 #: pallet_grandpa counts its set id up when a change is scheduled, before the new set is in force.

@@ -6,11 +6,11 @@ import asyncio
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any, Final
 
-from chain_watcher.endpoints.pool import Endpoint
+from chain_watcher.endpoints.endpoint import Endpoint
 from chain_watcher.errors import ChainWatcherError
 from chain_watcher.proof.header import Header
 
-from .grandpa_follower import Headers
+from .headers import Headers
 from .state_reader import BlockState, StateReader, hash_text
 
 #: Values of all states that are kept: what lies over it is read again at finality.

@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
-from chain_watcher.endpoints.pool import QUERY_STORAGE, READ_PROOF, Endpoint
+from chain_watcher.endpoints.endpoint import QUERY_STORAGE, READ_PROOF, Endpoint
 from chain_watcher.endpoints.rpc import RpcError
 from chain_watcher.errors import ChainWatcherError
 from chain_watcher.proof.header import Header

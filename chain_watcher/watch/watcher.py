@@ -13,7 +13,9 @@ from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
 from types import MappingProxyType
 from typing import Any
 
-from chain_watcher.endpoints.pool import Clock, Endpoint, EndpointPool, Event, voice
+from chain_watcher.endpoints.clock import Clock, SystemClock
+from chain_watcher.endpoints.endpoint import Endpoint, Event
+from chain_watcher.endpoints.pool import EndpointPool, voice
 from chain_watcher.endpoints.rpc import RpcError
 from chain_watcher.endpoints.turns import in_turn
 from chain_watcher.errors import ChainWatcherError
@@ -22,14 +24,19 @@ from chain_watcher.proof.grandpa import Checkpoint
 from chain_watcher.proof.header import Header
 from chain_watcher.proof.release import BlockRef, SignatureVerifier, VerifiedRelease, verify_release
 
-from .config import BY_METADATA, CHAIN_WIDE, LYING, ChainView, Counters, SystemClock, WatcherConfig
+from .config import WatcherConfig
+from .counters import Counters
 from .endpoint_audit import Auditor
 from .evidence_maker import ProofBase, not_ready, prove
-from .grandpa_follower import Decider, FinalBlock, Headers, ProvenDecider, QuorumDecider, SingleDecider, ancestry
+from .grandpa_follower import ProvenDecider
+from .headers import Decider, FinalBlock, Headers, ancestry
 from .look_back import look_back
 from .metadata import LayoutCache
+from .quorum import QuorumDecider, SingleDecider
 from .read_ahead import ReadAhead
 from .state_reader import BlockState, StateReader, forged, hash_text, state_facts
+from .suspicion import BY_METADATA, CHAIN_WIDE, LYING
+from .view import ChainView
 
 __all__ = ["ChainView", "Watcher", "WatcherConfig"]
 

@@ -19,8 +19,9 @@ from pathlib import Path
 from typing import Any
 
 from dcupgrade.errors import DcupgradeError
+from dcupgrade.machine.operator_commands import Command
 from dcupgrade.machine.state import STATE_FORMAT, State, state_from_json
-from dcupgrade.upgrade.ports import Command, Entry
+from dcupgrade.upgrade.ports import Entry
 
 SCHEMA_VERSION = 1
 HISTORY_ROWS_MAX = 100_000

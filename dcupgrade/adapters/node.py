@@ -22,6 +22,7 @@ from dcupgrade.errors import DcupgradeError
 from dcupgrade.machine.state import Release
 from dcupgrade.settings.schema import Settings
 from dcupgrade.upgrade.ports import Finding, NodeExit, NodeHealth, Progress
+from process_supervisor import data_lock, http_probe
 from process_supervisor import host as probe
 from process_supervisor.driver import LaunchSpec, NodeDriver, NodeHandle, NodeRecord
 from process_supervisor.errors import ProcessSupervisorError
@@ -184,7 +185,7 @@ class Nodes:
 
     async def _lock_findings(self, source_id: str) -> list[Finding]:
         """A stranger that holds the data would be found after the node's stop otherwise, with nothing left to serve."""
-        holder = probe.data_lock_holder(self._settings.node.data_dir)
+        holder = data_lock.data_lock_holder(self._settings.node.data_dir)
         if holder is None:
             return []
         handle = await self._handle(source_id) if source_id else None
@@ -264,7 +265,7 @@ class Nodes:
             if await self._living_names():
                 return  # data and port are in use by another version of ours, and `start` sees to that
             try:
-                await probe.wait_data_unlocked(self._settings.node.data_dir, UNLOCK_TIMEOUT_S)
+                await data_lock.wait_data_unlocked(self._settings.node.data_dir, UNLOCK_TIMEOUT_S)
             except ProcessSupervisorError as error:
                 raise _locked(error) from error
             for _ in range(100):
@@ -320,7 +321,7 @@ class Nodes:
         """GET /health; an answer that is none counts as silence. `canary_url` fills in for nodes without one."""
         if self._settings.node.protocol == "v1":
             return await self._health_v1()
-        answer = await probe.probe(f"{self.url}/health", HEALTH_TIMEOUT_S, self._session)
+        answer = await http_probe.probe(f"{self.url}/health", HEALTH_TIMEOUT_S, self._session)
         if answer.status is None:
             return NodeHealth("silent", detail=answer.error or "")
         try:
@@ -338,13 +339,13 @@ class Nodes:
         except (ValueError, KeyError, TypeError, AttributeError):
             return NodeHealth("silent", detail=f"its health report cannot be read (HTTP {answer.status})")
         if health.canary is None and self._settings.node.canary_url and health.status == "serving":
-            probed = await probe.probe(self._settings.node.canary_url, HEALTH_TIMEOUT_S, self._session)
+            probed = await http_probe.probe(self._settings.node.canary_url, HEALTH_TIMEOUT_S, self._session)
             health = NodeHealth(health.status, health.enclave_id, health.version, probed.ok, health.committed)
         return health
 
     async def _health_v1(self) -> NodeHealth:
         """Nodes of handover v1 know no health: they answer `/version` once they have their keys."""
-        answer = await probe.probe(f"{self.url}/version", HEALTH_TIMEOUT_S, self._session)
+        answer = await http_probe.probe(f"{self.url}/version", HEALTH_TIMEOUT_S, self._session)
         if answer.status is None:
             return NodeHealth("silent", detail=answer.error or "")
         enclave_id, _, version = answer.body.decode("utf-8", "replace").strip().partition("@")
@@ -352,7 +353,7 @@ class Nodes:
             return NodeHealth("starting", detail=f"/version answers HTTP {answer.status}")
         canary = None
         if self._settings.node.canary_url:
-            canary = (await probe.probe(self._settings.node.canary_url, HEALTH_TIMEOUT_S, self._session)).ok
+            canary = (await http_probe.probe(self._settings.node.canary_url, HEALTH_TIMEOUT_S, self._session)).ok
         return NodeHealth("serving", enclave_id, version, canary)
 
     async def key_set_id(self) -> str:
@@ -418,7 +419,7 @@ def node_name(enclave_id: str) -> str:
 
 
 def _need_unlocked(data_dir: Path) -> None:
-    holder = probe.data_lock_holder(data_dir)
+    holder = data_lock.data_lock_holder(data_dir)
     if holder is not None:
         raise DcupgradeError(
             code="DATA_LOCKED",

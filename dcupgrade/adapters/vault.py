@@ -2,72 +2,12 @@
 
 from __future__ import annotations
 
-import asyncio
-import time
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
-from chain_watcher.proof.release import VerifiedRelease
-from chain_watcher.watch.watcher import ChainView, Watcher
 from dcupgrade.errors import DcupgradeError
-from dcupgrade.machine.state import ChainFacts, Release
 from dcupgrade.upgrade.ports import Delivery
 from keyvault.client import VaultClient
-
-
-class SystemClock:
-    """The machine's clocks."""
-
-    def now(self) -> float:
-        """Unix seconds."""
-        return time.time()
-
-    def monotonic(self) -> float:
-        """Seconds that never jump."""
-        return time.monotonic()
-
-    async def sleep(self, seconds: float) -> None:
-        """Wait."""
-        await asyncio.sleep(seconds)
-
-
-class Chain:
-    """The chain port over a Watcher."""
-
-    def __init__(self, watcher: Watcher) -> None:
-        self._watcher = watcher
-        self.last_view: ChainView | None = None
-
-    async def views(self) -> AsyncIterator[ChainFacts]:
-        """Facts of each view; a view that could not be read for a passing reason is left out."""
-        async for view in self._watcher.views():
-            self.last_view = view
-            if view.program is None and view.refusal is not None and view.refusal.kind == "transient":
-                continue
-            yield chain_facts(view)
-
-    async def evidence(self, target_id: str, source_id: str, vault_state: Mapping[str, Any]) -> Mapping[str, Any]:
-        """What the vault needs, from the watcher."""
-        return await self._watcher.evidence(target_id, source_id, dict(vault_state))
-
-
-def chain_facts(view: ChainView) -> ChainFacts:
-    """The machine's facts from a view of the finalized chain."""
-    release = release_of(view.program) if view.program is not None else None
-    return ChainFacts(program=release, listed=tuple(sorted(view.listed.items())), block_number=view.block_number)
-
-
-def release_of(program: VerifiedRelease) -> Release:
-    """The machine's form of a release that the watcher verified."""
-    return Release(
-        enclave_id=program.enclave_id,
-        version=program.version,
-        origin_url=program.origin_url,
-        mirror_url=program.mirror_url,
-        cids=tuple(program.cids),
-        signatures=tuple(program.signatures),
-        added_height=program.added_height,
-    )
 
 
 class Vault:

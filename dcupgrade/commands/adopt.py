@@ -18,15 +18,16 @@ import click
 
 from attestation.network import NetworkKeys
 from chain_watcher.watch.operator_queries import first_view
+from dcupgrade.adapters.chain import release_of, watcher_config
 from dcupgrade.adapters.journal import Journal
 from dcupgrade.adapters.node import Nodes, node_name
 from dcupgrade.adapters.node_containers import open_node_driver
-from dcupgrade.adapters.vault import release_of
+from dcupgrade.adapters.state_folder import lock_folders
 from dcupgrade.errors import DcupgradeError
 from dcupgrade.machine.state import Release
 from dcupgrade.printable import one_line
-from dcupgrade.service import lock_folders, watcher_config
-from dcupgrade.settings.schema import Settings, load
+from dcupgrade.settings.load import load
+from dcupgrade.settings.schema import Settings
 from dcupgrade.upgrade.orchestrator import has_no_node
 from dcupgrade.upgrade.ports import NodeHealth
 from process_supervisor.driver import NodeDriver, not_adoptable

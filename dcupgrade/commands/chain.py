@@ -7,6 +7,7 @@ from typing import Any
 
 import click
 
+from dcupgrade.settings import load
 from dcupgrade.settings import schema as settings
 
 FIRST_VIEW_S = 60.0
@@ -30,7 +31,7 @@ def checkpoint(config_path: Path, urls: tuple[str, ...]) -> None:
 
     ca_file = None
     if not urls:
-        loaded = settings.load(config_path)
+        loaded = load.load(config_path)
         urls, ca_file = loaded.chain.endpoints, loaded.chain.ca_file
     answer = asyncio.run(find_checkpoint(urls, ca_file=str(ca_file) if ca_file else None))
     click.echo(json.dumps({"genesis_hash": answer.genesis_hash, **answer.checkpoint.to_json()}, indent=2))
@@ -42,7 +43,7 @@ def checkpoint(config_path: Path, urls: tuple[str, ...]) -> None:
 @click.pass_obj
 def releases(config_path: Path, as_json: bool) -> None:
     """List every release on the chain: height, signatures, which is the newest and which is to be run."""
-    facts = asyncio.run(_releases(settings.load(config_path)))
+    facts = asyncio.run(_releases(load.load(config_path)))
     if as_json:
         click.echo(json.dumps(facts, indent=2))
         return
@@ -59,7 +60,7 @@ def releases(config_path: Path, as_json: bool) -> None:
 async def _releases(loaded: settings.Settings) -> Any:
     from attestation.network import NetworkKeys
     from chain_watcher.watch.operator_queries import first_view, release_facts
-    from dcupgrade.service import watcher_config
+    from dcupgrade.adapters.chain import watcher_config
 
     verify = NetworkKeys.parse(loaded.chain.network_keys, loaded.chain.threshold).verify
     async with first_view(watcher_config(loaded), verify, FIRST_VIEW_S) as (watcher, view):

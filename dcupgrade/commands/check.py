@@ -21,6 +21,7 @@ from chain_watcher.endpoints.rpc import RpcClient, RpcLimits
 from dcupgrade.settings.schema import Settings
 from keyvault.client import VaultClient
 from process_supervisor import host as probe
+from process_supervisor import http_probe
 
 FINALITY_LAG_WARN_BLOCKS = 20
 FINALITY_AGE_WARN_S = 120.0
@@ -204,7 +205,7 @@ async def _vault(settings: Settings) -> list[Finding]:
 
 
 async def _node(settings: Settings, session: aiohttp.ClientSession) -> list[Finding]:
-    answer = await probe.probe(f"http://127.0.0.1:{settings.node.port}/version", CALL_S, session)
+    answer = await http_probe.probe(f"http://127.0.0.1:{settings.node.port}/version", CALL_S, session)
     if answer.status is None:
         return [Finding("node", "warning", f"nobody answers on port {settings.node.port}")]
     return [good("node", answer.body.decode("utf-8", "replace")[:200])]

@@ -16,7 +16,7 @@ def all_codes() -> dict[str, str]:
 
 def runbook_entry(code: str) -> str | None:
     """The runbook's section on ``code`` (Markdown text under its heading), or None where there is none here."""
-    book = Path(__file__).resolve().parent.parent / "docs" / "operations.md"
+    book = Path(__file__).resolve().parents[2] / "docs" / "operations.md"
     if not book.is_file():
         return None
     _, found, rest = book.read_text(encoding="utf-8").partition(f"\n### {code}\n")

@@ -13,6 +13,9 @@ from typing import Any
 
 import click
 
+from dcupgrade.adapters import chain
+from dcupgrade.settings import load
+
 OPERATOR = "dcupgrade.commands.operator"
 LAZY: dict[str, tuple[str, str, str]] = {
     "adopt": ("dcupgrade.commands.adopt", "adopt", "Take over a node that runs already."),
@@ -92,9 +95,8 @@ def cli(ctx: click.Context, config_path: Path) -> None:
 
 
 def _settings(ctx: click.Context) -> Any:
-    from dcupgrade.settings import schema as settings
 
-    return settings.load(ctx.obj)
+    return load.load(ctx.obj)
 
 
 @cli.command()
@@ -114,7 +116,7 @@ def watch(ctx: click.Context, first_install: bool, dry_run: bool) -> None:
         from dcupgrade import service
         from dcupgrade.surfaces import webhooks
 
-        service.watcher_config(loaded).require_consistent()
+        chain.watcher_config(loaded).require_consistent()
         for receiver in loaded.webhooks:
             webhooks.secret_of(receiver)
         click.echo(f"Settings are good. Would watch {', '.join(loaded.chain.endpoints)} for node {loaded.node.id}.")
@@ -163,9 +165,8 @@ def config() -> None:
 @click.pass_obj
 def config_validate(path: Path) -> None:
     """Check the settings file; every mistake is listed."""
-    from dcupgrade.settings import schema as settings
 
-    settings.load(path)
+    load.load(path)
     click.echo(f"{path}: good")
 
 

@@ -21,6 +21,7 @@ from dcupgrade.adapters.journal import Journal
 from dcupgrade.errors import DcupgradeError
 from dcupgrade.machine.operator_commands import verify_word
 from dcupgrade.printable import one_line
+from dcupgrade.settings import load
 from dcupgrade.settings import schema as settings
 
 ANSWER_WAIT_S = 5.0
@@ -87,7 +88,7 @@ def ask_agent(loaded: settings.Settings, path: str, timeout_s: float = 1.0) -> d
 @click.pass_obj
 def status(config_path: Path, as_json: bool) -> None:
     """Show what runs, what the machine is doing, and why it waits."""
-    loaded = settings.load(config_path)
+    loaded = load.load(config_path)
     live = ask_agent(loaded, "/api/v1/status")
     written = ""
     if live is not None and isinstance(live.get("state"), dict):
@@ -150,7 +151,7 @@ def _print_status(facts: Mapping[str, Any], written: str) -> None:
 @click.pass_obj
 def history(config_path: Path, as_json: bool, limit: int, all_events: bool) -> None:
     """Show what happened: each change of state with its time, duration and reason."""
-    rows = open_journal(settings.load(config_path)).history(limit, all_events=all_events)
+    rows = open_journal(load.load(config_path)).history(limit, all_events=all_events)
     for before, row in zip([None, *rows], rows, strict=False):
         row["seconds_in_state"] = round(row["at_unix_s"] - before["at_unix_s"], 3) if before else None
     if as_json:
@@ -209,7 +210,7 @@ def _word(name: str, teach: str, *options: Callable[[Any], Any]) -> click.Comman
     @click.option("--reason", "-r", default="", help="Why; goes into the history.")
     @click.pass_obj
     def command(config_path: Path, /, reason: str, **arguments: Any) -> None:
-        loaded = settings.load(config_path)
+        loaded = load.load(config_path)
         journal = open_journal(loaded)
         if "enclave_id" in arguments:
             arguments["enclave_id"] = arguments["enclave_id"] or _offered(journal)
@@ -292,7 +293,7 @@ revert = _word("revert", "Go back to the previous version, by the same rules as 
 @click.pass_obj
 def plan(config_path: Path, as_json: bool) -> None:
     """Tell what would be done with the release on the chain now, which gates are open or shut, and why."""
-    loaded = settings.load(config_path)
+    loaded = load.load(config_path)
     facts = ask_agent(loaded, "/api/v1/plan", timeout_s=10.0)
     if facts is None:
         raise DcupgradeError(
@@ -318,7 +319,7 @@ def check(config_path: Path, as_json: bool) -> None:
 
     from . import check as doctor
 
-    findings = asyncio.run(doctor.examine(settings.load(config_path)))
+    findings = asyncio.run(doctor.examine(load.load(config_path)))
     if as_json:
         click.echo(json.dumps([finding.to_json() for finding in findings], indent=2))
     else:
@@ -333,6 +334,6 @@ def check(config_path: Path, as_json: bool) -> None:
 @click.pass_obj
 def diagram(_: Path) -> None:
     """Print the upgrade machine as a Mermaid diagram, drawn from its table."""
-    from dcupgrade.machine.table import mermaid
+    from dcupgrade.machine.picture import mermaid
 
     click.echo(mermaid())

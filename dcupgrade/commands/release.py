@@ -10,6 +10,7 @@ from typing import Any
 
 import click
 
+from dcupgrade.publishing import pallet, signing
 from dcupgrade.publishing import publish as publishing
 from dcupgrade.publishing.signing_keys import load_signing_key, open_to_others
 
@@ -29,7 +30,7 @@ def _signature(key_file: Path, enclave_id: str) -> str:
     """The network signature by the key in a file; asks for the passphrase of an encrypted one."""
     _warn(key_file)
     key = load_signing_key(key_file, lambda: str(click.prompt(f"Passphrase of {key_file}", hide_input=True, err=True)))
-    return publishing.sign_enclave_id(key, enclave_id)
+    return signing.sign_enclave_id(key, enclave_id)
 
 
 def _account(suri: str | None, key_file: Path | None) -> Any:
@@ -50,8 +51,8 @@ def _which_id(command: Callable[..., None]) -> Callable[..., None]:
     def run(enclave_id: str | None, sigstruct: Path | None, **kwargs: Any) -> None:
         if (enclave_id is None) == (sigstruct is None):
             raise click.UsageError("give either ENCLAVE_ID or --sigstruct FILE")
-        found = None if sigstruct is None else publishing.enclave_id_of_sigstruct(sigstruct)
-        command(enclave_id=publishing.require_enclave_id(found or enclave_id or ""), **kwargs)
+        found = None if sigstruct is None else signing.enclave_id_of_sigstruct(sigstruct)
+        command(enclave_id=signing.require_enclave_id(found or enclave_id or ""), **kwargs)
 
     run = click.argument("enclave_id", required=False)(run)
     return click.option("--sigstruct", type=_FILE, help="Take the enclave id from this SIGSTRUCT file.")(run)
@@ -103,7 +104,7 @@ def sign(enclave_id: str, key_file: Path) -> None:
 @_which_id
 def verify(enclave_id: str, signatures: tuple[str, ...], network_keys: tuple[str, ...], threshold: int) -> None:
     """Verify that the network signed exactly this enclave id."""
-    publishing.verify_signatures(enclave_id, signatures, network_keys, threshold)
+    signing.verify_signatures(enclave_id, signatures, network_keys, threshold)
     click.echo(f"{enclave_id} is signed by the network")
 
 
@@ -144,11 +145,11 @@ def publish(
         signatures = (*signatures, _signature(sign_key, enclave_id))
     if not list_only and not (version and origin_url):
         raise click.UsageError("give --version and --origin-url, or --list-only")
-    publishing.verify_signatures(enclave_id, signatures, network_keys, threshold)
-    found = publishing.Release(enclave_id, version or "none", origin_url or "none", mirror_url, cids)
+    signing.verify_signatures(enclave_id, signatures, network_keys, threshold)
+    found = pallet.Release(enclave_id, version or "none", origin_url or "none", mirror_url, cids)
     found.verify_fields()
     account = None if print_call else _account(suri, key_file)
-    with publishing.PublisherChain.connect(url) as chain:
+    with pallet.PublisherChain.connect(url) as chain:
         if print_call or not chain.has_sudo:
             _show_calls(publishing.prepare_calls(chain, found, signatures, list_only=list_only), chain, as_json)
             return
@@ -162,7 +163,7 @@ def publish(
 def revoke(enclave_id: str, url: str, suri: str | None, key_file: Path | None, print_call: bool, as_json: bool) -> None:
     """Take an enclave id out of the chain's list: no vault hands keys to it from then on."""
     account = None if print_call else _account(suri, key_file)
-    with publishing.PublisherChain.connect(url) as chain:
+    with pallet.PublisherChain.connect(url) as chain:
         if print_call or not chain.has_sudo:
             _show_calls(publishing.prepare_revocation(chain, enclave_id), chain, as_json)
             return
@@ -170,7 +171,7 @@ def revoke(enclave_id: str, url: str, suri: str | None, key_file: Path | None, p
     _show_blocks(enclave_id, blocks, as_json)
 
 
-def _show_calls(calls: list[publishing.PreparedCall], chain: publishing.PublisherChain, as_json: bool) -> None:
+def _show_calls(calls: list[pallet.PreparedCall], chain: pallet.PublisherChain, as_json: bool) -> None:
     if as_json:
         rows = [{"call": call.name, "data": call.data, "hash": call.hash} for call in calls]
         click.echo(json.dumps({"sudo": chain.has_sudo, "calls": rows}))

@@ -3,193 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
-from dcupgrade.errors import DcupgradeError
+from dcupgrade.conditions import HALTED_CODES
 
-from .state import HALTED_CODES, ChainFacts, Event, EventKind, Name, Record, Release, State
+from .events import Event, EventKind
+from .guards import Budgets, chain_facts, need, offered
+from .state import Name, Record, State
 
-
-@dataclass(frozen=True, slots=True)
-class Budgets:
-    """How often things may be tried before the machine gives up.
-
-    `attempts`: abandoned tries of a release before it is quarantined. `failures`: reverted tries of it. `launches`:
-    starts of the new version within one upgrade. `crashes`: failed starts of the running version in a row before an
-    upgrade that needs it stops. `retention_s`: how long the previous version may be gone back to.
-    """
-
-    attempts: int = 5
-    failures: int = 1
-    launches: int = 3
-    crashes: int = 5
-    retention_s: float = 1209600.0
-
-
-Guard = Callable[[State, Event, Budgets], bool]
 Action = Callable[[State, Event, Budgets], State]
 
 
 E, N = EventKind, Name
 TRIES_COUNTED_MAX = 32
 """Enough for the longest pause; the count need not grow beyond."""
-
-MAY_PASS = ("SOURCE_WONT_START", "KEYS_UNREACHABLE", "NO_KEYS_ANYWHERE", "DATA_LOCKED")
-"""Conditions of the way back in which the source may still come up: a disk with room again, a vault that is back."""
-
-# --- facts about a state ---------------------------------------------------------------------------------------------
-
-
-def newer(state: State) -> Release | None:
-    """The release on the chain, if it is signed, and newer than the running one (equal heights are not newer)."""
-    program = state.chain.program if state.chain else None
-    if program is None or state.chain is None or not state.chain.lists(program.enclave_id):
-        return None
-    if state.running is None:
-        return program
-    heights = dict(state.chain.listed)
-    # a running version that is listed no more counts as the oldest
-    height = heights.get(state.running.enclave_id, -1)
-    if program.enclave_id == state.running.enclave_id or program.added_height <= height:
-        return None
-    return program
-
-
-def offered(state: State) -> Release | None:
-    """The newer release on the chain, unless it is quarantined or its backoff is not over."""
-    program = newer(state)
-    if program is None:
-        return None
-    record = state.record(program.enclave_id)
-    return None if record.quarantine or record.waiting else program
-
-
-# --- guards ----------------------------------------------------------------------------------------------------------
-
-
-def chain_facts(state: State, event: Event) -> ChainFacts:
-    """The facts that a chain event must carry."""
-    if event.chain is None:
-        raise broken(state, event, "the event carries no chain facts")
-    return event.chain
-
-
-def target_gone(state: State, event: Event, _: Budgets) -> bool:
-    """The target is no longer the version to run, or no longer signed."""
-    facts = chain_facts(state, event)
-    target = need(state.target, state, event)
-    return facts.program is None or facts.program.enclave_id != target.enclave_id or not facts.lists(target.enclave_id)
-
-
-def target_revoked(state: State, event: Event, _: Budgets) -> bool:
-    """The network no longer signs the target."""
-    facts = event.chain if event.chain is not None else state.chain
-    target = need(state.target, state, event)
-    return facts is not None and not facts.lists(target.enclave_id)
-
-
-def must_turn_back(state: State, event: Event, budgets: Budgets) -> bool:
-    """Between permit and stop the target was revoked, or an operator asked to go back."""
-    return state.revert_requested or target_revoked(state, event, budgets)
-
-
-def first_install(state: State, _event: Event, _: Budgets) -> bool:
-    """There is no running version whose keys the target would need."""
-    return state.first_install
-
-
-def no_source(state: State, _event: Event, _: Budgets) -> bool:
-    """There is nothing to go back to."""
-    return state.running is None
-
-
-def source_revoked(state: State, event: Event, _: Budgets) -> bool:
-    """The version to go back to is revoked, and no operator has accepted that."""
-    seen = replace(state, chain=event.chain) if event.chain is not None else state
-    return seen.revoked(state.running) and not state.revoked_accepted
-
-
-def needs_a_person(_state: State, event: Event, _: Budgets) -> bool:
-    """The failure is a condition with a name: trying again would not help."""
-    return event.code in HALTED_CODES
-
-
-def source_is_hopeless(state: State, _event: Event, budgets: Budgets) -> bool:
-    """The running version failed to start as often as the budget allows."""
-    return state.crashes + 1 >= budgets.crashes
-
-
-def may_relaunch(state: State, _event: Event, budgets: Budgets) -> bool:
-    """The target may be started once more within this upgrade."""
-    return state.launches < budgets.launches
-
-
-def host_rebooted(state: State, event: Event, budgets: Budgets) -> bool:
-    """The target's process ended with the machine, not by itself."""
-    return event.code == "HOST_REBOOTED" and may_relaunch(state, event, budgets)
-
-
-def has_previous(state: State, event: Event, _: Budgets) -> bool:
-    """There is a previous version, within its retention time, not revoked, and with its files (else `code` is set)."""
-    kept = state.previous is not None and event.at_unix_s <= state.previous_until_unix_s
-    return kept and not event.code and not state.revoked(state.previous)
-
-
-def waits_for_serving(state: State, _event: Event, _: Budgets) -> bool:
-    """The one condition that ends by itself: the running version was down and serves again."""
-    return state.halted in ("SOURCE_WONT_START", "NO_KEYS_ANYWHERE") and state.resume_to == N.IDLE
-
-
-def source_may_return(state: State) -> bool:
-    """The way back halted with the new version gone, over something that may pass: the source is tried on and on."""
-    allowed = state.revoked_accepted or not state.revoked(state.running)
-    return allowed and state.resume_to == N.REVERTING and state.target_stopped and state.halted in MAY_PASS
-
-
-def source_returned(state: State, _event: Event, _: Budgets) -> bool:
-    """The source serves after all, and that is what the way back was for."""
-    return source_may_return(state)
-
-
-def halted_otherwise(state: State, event: Event, budgets: Budgets) -> bool:
-    """Any other condition stays until an operator's word."""
-    return not waits_for_serving(state, event, budgets) and not source_may_return(state)
-
-
-def revoked_meanwhile(state: State, event: Event, budgets: Budgets) -> bool:
-    """The source was revoked while the way back was halted for another reason: that is to be said first."""
-    otherwise = state.resume_to == N.REVERTING and state.halted != "PREVIOUS_REVOKED"
-    return otherwise and source_revoked(state, event, budgets)
-
-
-def back_to(name: Name) -> Guard:
-    """A guard that holds where the halted upgrade is to go on at `name`."""
-
-    def guard(state: State, _event: Event, _: Budgets) -> bool:
-        return state.resume_to == name
-
-    guard.__name__ = f"halted_before_{name.value}"
-    return guard
-
-
-def install_revoked(state: State, event: Event, budgets: Budgets) -> bool:
-    """The first install failed and its release is revoked meanwhile."""
-    return state.resume_to == N.LAUNCHING and target_revoked(state, event, budgets)
-
-
-def install_superseded(state: State, _event: Event, _: Budgets) -> bool:
-    """The first install failed, and the chain names another release to install."""
-    program = newer(state)
-    about = state.target.enclave_id if state.target else ""
-    return state.resume_to == N.LAUNCHING and program is not None and program.enclave_id != about
-
-
-def can_turn_back(state: State, event: Event, budgets: Budgets) -> bool:
-    """The halted upgrade was on its way back, and that is not what it halted for."""
-    return state.resume_to == N.REVERTING and not source_revoked(state, event, budgets)
-
-
-# --- actions ---------------------------------------------------------------------------------------------------------
 
 
 def remember_chain(state: State, event: Event, _: Budgets) -> State:
@@ -430,21 +257,3 @@ def resume_idle(state: State, _event: Event, _: Budgets) -> State:
 def give_up_install(state: State, _event: Event, _: Budgets) -> State:
     """A revoked first version is not tried again. What it left in the data folder stays, and the gates say so."""
     return replace(clean(withdraw(state)), crashes=0)
-
-
-def need(release: Release | None, state: State, event: Event) -> Release:
-    """The release, or MACHINE_NO_TRANSITION where the state should name one and does not."""
-    if release is None:
-        raise broken(state, event, "the state names no release for it")
-    return release
-
-
-def broken(state: State, event: Event, why: str) -> DcupgradeError:
-    """The error for what the machine does not know."""
-    return DcupgradeError(
-        code="MACHINE_NO_TRANSITION",
-        what=f"event {event.kind.value} in state {state.name.value}",
-        why=why,
-        action="This is a fault of the program: keep the journal and report it.",
-        kind="invariant",
-    )

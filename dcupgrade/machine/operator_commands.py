@@ -8,7 +8,10 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
+
+from .events import EventKind
 
 ARGUMENTS = {
     "hold": ("reason", "until_unix_s"),
@@ -47,3 +50,25 @@ def verify_word(kind: str, who: object, arguments: Mapping[str, object]) -> dict
             "enclave_id is not 64 lower-case hexadecimal digits; leave it out for the release on the chain"
         )
     return given
+
+
+WORDS = {
+    "hold": EventKind.HOLD,
+    "unhold": EventKind.UNHOLD,
+    "approve": EventKind.APPROVE,
+    "override": EventKind.OVERRIDE,
+    "resume": EventKind.RESUME,
+    "revert": EventKind.REVERT,
+}
+"""Commands that an operator can queue in the journal."""
+
+
+@dataclass(frozen=True, slots=True)
+class Command:
+    """An operator's word, queued in the journal by the command line or the status page."""
+
+    id: int
+    kind: str
+    who: str
+    arguments: Mapping[str, Any]
+    at_unix_s: float

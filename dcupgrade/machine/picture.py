@@ -5,7 +5,7 @@ from __future__ import annotations
 from html import escape
 
 from .state import Name
-from .table import edges
+from .table import TABLE
 
 PLACES: dict[Name, tuple[int, int]] = {
     Name.IDLE: (80, 60),
@@ -71,3 +71,21 @@ def _arrow(start: Name, end: Name, labels: dict[str, None]) -> str:
     title = escape(f"{start.value} to {end.value}: {', '.join(labels)}")
     path = f"M{sx:.1f} {sy:.1f} Q{cx:.1f} {cy:.1f} {ex:.1f} {ey:.1f}"
     return f'<path d="{path}" marker-end="url(#tip)"><title>{title}</title></path>'
+
+
+def mermaid(lit: Name | None = None) -> str:
+    """The table as a Mermaid state diagram; rows that stay in their state are left out, `lit` is highlighted."""
+    edges: dict[tuple[str, str], list[str]] = {}
+    for row in TABLE:
+        if row.source is not row.target:
+            edges.setdefault((row.source.value, row.target.value), []).append(row.label)
+    lines = ["stateDiagram-v2", "    [*] --> idle"]
+    lines += [f"    {a} --> {b}: {', '.join(dict.fromkeys(labels))}" for (a, b), labels in edges.items()]
+    if lit is not None:
+        lines += ["    classDef lit fill:#2f6f4f,color:#fff", f"    class {lit.value} lit"]
+    return "\n".join(lines) + "\n"
+
+
+def edges() -> list[dict[str, str]]:
+    """The table as plain rows for drawing: from, to, on (event and guard)."""
+    return [{"from": row.source.value, "to": row.target.value, "on": row.label} for row in TABLE]

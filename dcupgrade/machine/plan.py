@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
-from .actions import newer
 from .gates import GateRules, Shut, shut_gates
+from .guards import newer
 from .state import Name, State
 
 PREFLIGHT = "GATE_PREFLIGHT"

@@ -12,8 +12,11 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
 from . import actions as t
-from .actions import Action, Budgets, Guard
-from .state import Effect, EffectKind, Event, EventKind, Name, State
+from . import guards
+from .actions import Action
+from .events import Effect, EffectKind, Event, EventKind
+from .guards import Budgets, Guard
+from .state import Name, State
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,53 +51,53 @@ def _rows() -> Iterable[Row]:
     yield Row(N.IDLE, E.BEGIN, N.STAGING, None, t.begin)
     yield Row(N.IDLE, E.BACKOFF_OVER, N.IDLE, None, t.backoff_over)
     yield Row(N.IDLE, E.RETIRED, N.IDLE, None, t.retired)
-    yield Row(N.IDLE, E.REVERT, N.REVERTING, t.has_previous, t.turn_back_by_hand)
+    yield Row(N.IDLE, E.REVERT, N.REVERTING, guards.has_previous, t.turn_back_by_hand)
     yield Row(N.IDLE, E.REVERT, N.IDLE, None, t.refuse_revert)
     # before the old node is touched, whatever goes wrong is abandoned
     yield Row(N.STAGING, E.STAGED, N.STAGED)
     yield Row(N.STAGING, E.STAGE_FAILED, N.ABANDONED, None, t.abandon)
-    yield Row(N.STAGED, E.GATES_OPEN, N.LAUNCHING, t.first_install)
+    yield Row(N.STAGED, E.GATES_OPEN, N.LAUNCHING, guards.first_install)
     yield Row(N.STAGED, E.GATES_OPEN, N.COLLECTING)
     yield Row(N.COLLECTING, E.COLLECTED, N.SEALED, None, t.note_keys)
-    yield Row(N.COLLECTING, E.COLLECT_FAILED, N.HALTED, t.needs_a_person, t.halt("VAULT_REPLACED", N.IDLE))
+    yield Row(N.COLLECTING, E.COLLECT_FAILED, N.HALTED, guards.needs_a_person, t.halt("VAULT_REPLACED", N.IDLE))
     yield Row(N.COLLECTING, E.COLLECT_FAILED, N.ABANDONED, None, t.abandon)
     yield Row(N.SEALED, E.PERMITTED, N.STOPPING, None, t.note_permit)
     # the last look before downtime: the window may have closed while the agent or the vault was away
     yield Row(N.SEALED, E.GATES_SHUT, N.STAGED)
-    yield Row(N.SEALED, E.PERMIT_FAILED, N.HALTED, t.needs_a_person, t.halt("VAULT_REPLACED", N.IDLE))
+    yield Row(N.SEALED, E.PERMIT_FAILED, N.HALTED, guards.needs_a_person, t.halt("VAULT_REPLACED", N.IDLE))
     yield Row(N.SEALED, E.PERMIT_FAILED, N.ABANDONED, None, t.abandon)
     for name in (N.STAGING, N.STAGED, N.COLLECTING, N.SEALED):
         yield Row(name, E.REVERT, N.ABANDONED, None, t.abandon)
     yield Row(N.ABANDONED, E.SOURCE_SERVING, N.IDLE, None, t.settle)
     yield Row(N.ABANDONED, E.REVERT, N.ABANDONED)
     # from here on the old node is down, and whatever goes wrong is reverted
-    yield Row(N.STOPPING, E.NODE_STOPPED, N.REVERTING, t.must_turn_back, t.turn_back)
+    yield Row(N.STOPPING, E.NODE_STOPPED, N.REVERTING, guards.must_turn_back, t.turn_back)
     yield Row(N.STOPPING, E.NODE_STOPPED, N.LAUNCHING)
     yield Row(N.STOPPING, E.STOP_FAILED, N.REVERTING, None, t.turn_back)
     yield Row(N.STOPPING, E.REVERT, N.STOPPING, None, t.note_request)
-    yield Row(N.LAUNCHING, E.LAUNCHED, N.PROBATION, t.first_install, t.count_launch)
+    yield Row(N.LAUNCHING, E.LAUNCHED, N.PROBATION, guards.first_install, t.count_launch)
     yield Row(N.LAUNCHING, E.LAUNCHED, N.DELIVERING, None, t.count_launch)
     yield Row(N.LAUNCHING, E.LAUNCH_FAILED, N.REVERTING, None, t.turn_back)
     yield Row(N.DELIVERING, E.DELIVERED, N.PROBATION)
     yield Row(N.DELIVERING, E.DELIVERY_FAILED, N.REVERTING, None, t.turn_back)
-    yield Row(N.DELIVERING, E.NODE_EXITED, N.LAUNCHING, t.may_relaunch)
+    yield Row(N.DELIVERING, E.NODE_EXITED, N.LAUNCHING, guards.may_relaunch)
     yield Row(N.DELIVERING, E.NODE_EXITED, N.REVERTING, None, t.turn_back)
     yield Row(N.PROBATION, E.HEALTHY, N.COMMITTED, None, t.commit)
     yield Row(N.PROBATION, E.UNHEALTHY, N.REVERTING, None, t.turn_back)
-    yield Row(N.PROBATION, E.NODE_EXITED, N.LAUNCHING, t.host_rebooted)
+    yield Row(N.PROBATION, E.NODE_EXITED, N.LAUNCHING, guards.host_rebooted)
     yield Row(N.PROBATION, E.NODE_EXITED, N.REVERTING, None, t.turn_back)
     for name in (N.LAUNCHING, N.DELIVERING, N.PROBATION):
         yield Row(name, E.REVERT, N.REVERTING, None, t.turn_back)
     yield Row(N.COMMITTED, E.COMMIT_DONE, N.IDLE, None, t.settle_committed)
     # a version that never takes the word to commit must not keep its operator from going back
-    yield Row(N.COMMITTED, E.REVERT, N.REVERTING, t.has_previous, t.turn_back_by_hand)
+    yield Row(N.COMMITTED, E.REVERT, N.REVERTING, guards.has_previous, t.turn_back_by_hand)
     yield Row(N.COMMITTED, E.REVERT, N.COMMITTED, None, t.refuse_revert)
     yield from _rows_of_reverting()
 
 
 def _rows_of_reverting() -> Iterable[Row]:
-    yield Row(N.REVERTING, E.NODE_STOPPED, N.HALTED, t.no_source, t.halt("FIRST_INSTALL_FAILED", N.LAUNCHING))
-    yield Row(N.REVERTING, E.NODE_STOPPED, N.HALTED, t.source_revoked, t.halt("PREVIOUS_REVOKED", N.REVERTING))
+    yield Row(N.REVERTING, E.NODE_STOPPED, N.HALTED, guards.no_source, t.halt("FIRST_INSTALL_FAILED", N.LAUNCHING))
+    yield Row(N.REVERTING, E.NODE_STOPPED, N.HALTED, guards.source_revoked, t.halt("PREVIOUS_REVOKED", N.REVERTING))
     yield Row(N.REVERTING, E.NODE_STOPPED, N.REVERTING, None, t.note_target_stopped)
     yield Row(N.REVERTING, E.STOP_FAILED, N.HALTED, None, t.halt("TARGET_WONT_STOP", N.REVERTING))
     yield Row(N.REVERTING, E.SOURCE_SERVING, N.REVERTED, None, t.reverted)
@@ -102,24 +105,24 @@ def _rows_of_reverting() -> Iterable[Row]:
     yield Row(N.REVERTING, E.REVERT, N.REVERTING)
     yield Row(N.REVERTED, E.SETTLED, N.IDLE, None, t.settle)
     yield Row(N.REVERTED, E.REVERT, N.REVERTED)
-    yield Row(N.HALTED, E.RESUME, N.IDLE, t.install_revoked, t.give_up_install)
-    yield Row(N.HALTED, E.RESUME, N.LAUNCHING, t.back_to(N.LAUNCHING), t.resume_install)
-    yield Row(N.HALTED, E.RESUME, N.HALTED, t.revoked_meanwhile, t.halt("PREVIOUS_REVOKED", N.REVERTING))
-    yield Row(N.HALTED, E.RESUME, N.REVERTING, t.back_to(N.REVERTING), t.resume_revert)
+    yield Row(N.HALTED, E.RESUME, N.IDLE, guards.install_revoked, t.give_up_install)
+    yield Row(N.HALTED, E.RESUME, N.LAUNCHING, guards.back_to(N.LAUNCHING), t.resume_install)
+    yield Row(N.HALTED, E.RESUME, N.HALTED, guards.revoked_meanwhile, t.halt("PREVIOUS_REVOKED", N.REVERTING))
+    yield Row(N.HALTED, E.RESUME, N.REVERTING, guards.back_to(N.REVERTING), t.resume_revert)
     yield Row(N.HALTED, E.RESUME, N.IDLE, None, t.resume_idle)
-    yield Row(N.HALTED, E.REVERT, N.REVERTING, t.can_turn_back, t.resume_revert)
-    yield Row(N.HALTED, E.REVERT, N.IDLE, t.install_superseded, t.give_up_install)
+    yield Row(N.HALTED, E.REVERT, N.REVERTING, guards.can_turn_back, t.resume_revert)
+    yield Row(N.HALTED, E.REVERT, N.IDLE, guards.install_superseded, t.give_up_install)
     yield Row(N.HALTED, E.REVERT, N.HALTED)
-    yield Row(N.HALTED, E.NODE_SERVING, N.IDLE, t.waits_for_serving, t.resume_idle)
-    yield Row(N.HALTED, E.NODE_SERVING, N.REVERTED, t.source_returned, t.returned)
+    yield Row(N.HALTED, E.NODE_SERVING, N.IDLE, guards.waits_for_serving, t.resume_idle)
+    yield Row(N.HALTED, E.NODE_SERVING, N.REVERTED, guards.source_returned, t.returned)
 
 
 def _rows_everywhere() -> Iterable[Row]:
     for name in (N.STAGING, N.STAGED, N.COLLECTING, N.SEALED):
-        yield Row(name, E.CHAIN, N.ABANDONED, t.target_gone, t.abandon)
+        yield Row(name, E.CHAIN, N.ABANDONED, guards.target_gone, t.abandon)
     for name in (N.LAUNCHING, N.DELIVERING, N.PROBATION):
-        yield Row(name, E.CHAIN, N.REVERTING, t.target_revoked, t.turn_back)
-    yield Row(N.REVERTING, E.CHAIN, N.HALTED, t.source_revoked, t.halt("PREVIOUS_REVOKED", N.REVERTING))
+        yield Row(name, E.CHAIN, N.REVERTING, guards.target_revoked, t.turn_back)
+    yield Row(N.REVERTING, E.CHAIN, N.HALTED, guards.source_revoked, t.halt("PREVIOUS_REVOKED", N.REVERTING))
     for name in (N.COLLECTING, N.SEALED):
         yield Row(name, E.HOLD, N.STAGED, None, t.remember_word)
     for name in Name:
@@ -131,13 +134,13 @@ def _rows_everywhere() -> Iterable[Row]:
             yield Row(name, E.RESUME, name, None, t.lift_quarantine)
     for name in (N.COLLECTING, N.ABANDONED):
         for kind in (E.NODE_EXITED, E.NODE_START_FAILED):
-            yield Row(name, kind, N.HALTED, t.source_is_hopeless, t.halt("SOURCE_WONT_START", N.IDLE))
+            yield Row(name, kind, N.HALTED, guards.source_is_hopeless, t.halt("SOURCE_WONT_START", N.IDLE))
     for name in (*KEEPS_NODE, N.HALTED):
         for kind in (E.NODE_EXITED, E.NODE_START_FAILED):
             yield Row(name, kind, name, None, t.count_crash)
     for name in KEEPS_NODE:
         yield Row(name, E.NODE_SERVING, name, None, t.note_serving)
-    yield Row(N.HALTED, E.NODE_SERVING, N.HALTED, t.halted_otherwise, t.note_serving)
+    yield Row(N.HALTED, E.NODE_SERVING, N.HALTED, guards.halted_otherwise, t.note_serving)
 
 
 TABLE: tuple[Row, ...] = tuple(_rows())
@@ -151,7 +154,7 @@ def find_row(state: State, event: Event, budgets: Budgets) -> Row:
     for row in _INDEX.get((state.name, event.kind), ()):
         if row.guard is None or row.guard(state, event, budgets):
             return row
-    raise t.broken(state, event, "the table has no such transition")
+    raise guards.broken(state, event, "the table has no such transition")
 
 
 def step(state: State, event: Event, budgets: Budgets = DEFAULT_BUDGETS) -> tuple[State, tuple[Effect, ...]]:
@@ -170,7 +173,7 @@ def activity(state: State) -> tuple[Effect, ...]:
     """The effects wanted in a state, in no order: started when newly wanted, stopped when wanted no more."""
     running = state.running.enclave_id if state.running else ""
     target = state.target.enclave_id if state.target else ""
-    waits = state.name is N.HALTED and (state.resume_to == N.IDLE or t.source_may_return(state))
+    waits = state.name is N.HALTED and (state.resume_to == N.IDLE or guards.source_may_return(state))
     kept = (Effect(F.KEEP_NODE, running),) if running and (state.name in KEEPS_NODE or waits) else ()
     match state.name:
         case N.IDLE:
@@ -204,7 +207,7 @@ _WORK = {
 
 
 def _idle_activity(state: State) -> tuple[Effect, ...]:
-    program = t.newer(state)
+    program = guards.newer(state)
     out: list[Effect] = []
     if program is not None:
         record = state.record(program.enclave_id)
@@ -213,21 +216,3 @@ def _idle_activity(state: State) -> tuple[Effect, ...]:
     if state.previous is not None:
         out.append(Effect(F.RETIRE, state.previous.enclave_id))
     return tuple(out)
-
-
-def mermaid(lit: Name | None = None) -> str:
-    """The table as a Mermaid state diagram; rows that stay in their state are left out, `lit` is highlighted."""
-    edges: dict[tuple[str, str], list[str]] = {}
-    for row in TABLE:
-        if row.source is not row.target:
-            edges.setdefault((row.source.value, row.target.value), []).append(row.label)
-    lines = ["stateDiagram-v2", "    [*] --> idle"]
-    lines += [f"    {a} --> {b}: {', '.join(dict.fromkeys(labels))}" for (a, b), labels in edges.items()]
-    if lit is not None:
-        lines += ["    classDef lit fill:#2f6f4f,color:#fff", f"    class {lit.value} lit"]
-    return "\n".join(lines) + "\n"
-
-
-def edges() -> list[dict[str, str]]:
-    """The table as plain rows for drawing: from, to, on (event and guard)."""
-    return [{"from": row.source.value, "to": row.target.value, "on": row.label} for row in TABLE]

@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import asyncio
+import logging
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
+
+from dcupgrade.errors import failure_of
+
+log = logging.getLogger("dcupgrade")
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,3 +61,21 @@ def _of_problem(before: Mapping[str, Any] | None, now: Mapping[str, Any] | None)
     if now is None and before is not None:
         return [News("INFO", "the chain can be judged again")]
     return []
+
+
+CHAIN_LOOK_S = 1.0
+
+
+async def log_chain_news(health: Callable[[], Mapping[str, Any]]) -> None:
+    """Log what changes about the chain's endpoints, for whoever reads the log instead of the status."""
+    before = None
+    while True:
+        try:
+            now = health()
+            for item in news(before, now):
+                extra = {"event": "chain", **({"code": item.code} if item.code else {})}
+                log.log(logging.getLevelNamesMapping()[item.level], "%s", item.text, extra=extra)
+            before = now
+        except Exception as error:  # a line less in the log is no reason to end
+            log.warning("the chain's news cannot be told: %s", failure_of(error).detail)
+        await asyncio.sleep(CHAIN_LOOK_S)

@@ -21,7 +21,7 @@ import prometheus_client
 from aiohttp import web
 
 from dcupgrade.errors import failure_of
-from dcupgrade.machine import table as machine
+from dcupgrade.machine import picture
 from dcupgrade.machine.operator_commands import ARGUMENTS, verify_word
 from dcupgrade.machine.picture import machine_svg
 from dcupgrade.machine.state import Name
@@ -160,7 +160,7 @@ class _Face:
         return web.json_response({"rows": self._site.history(int(limit), "all" in request.query)})
 
     async def machine(self, _: web.Request) -> web.Response:
-        return web.json_response({"states": [name.value for name in Name], "edges": machine.edges()})
+        return web.json_response({"states": [name.value for name in Name], "edges": picture.edges()})
 
     async def events(self, request: web.Request) -> web.StreamResponse:
         if self._streams >= STREAMS_MAX:

@@ -16,25 +16,19 @@ from typing import Any
 
 from dcupgrade.errors import DcupgradeError, failure_of
 from dcupgrade.machine import gates
-from dcupgrade.machine.actions import Budgets, newer
-from dcupgrade.machine.state import Effect, Event, EventKind, Hold, Name, State
+from dcupgrade.machine.events import Effect, Event, EventKind
+from dcupgrade.machine.guards import Budgets, newer
+from dcupgrade.machine.operator_commands import WORDS, Command
+from dcupgrade.machine.state import Hold, Name, State
 from dcupgrade.machine.table import activity, step
 
-from .performer import Limits, Performer
-from .ports import ChainPort, ClockPort, Command, Entry, JournalPort, NodesPort, VaultPort
+from .performer import Performer
+from .ports import ChainPort, ClockPort, Entry, JournalPort, NodesPort, VaultPort
+from .tools import Limits
 
 log = logging.getLogger("dcupgrade")
 
 SUBSCRIBER_QUEUE_MAX = 1000
-WORDS = {
-    "hold": EventKind.HOLD,
-    "unhold": EventKind.UNHOLD,
-    "approve": EventKind.APPROVE,
-    "override": EventKind.OVERRIDE,
-    "resume": EventKind.RESUME,
-    "revert": EventKind.REVERT,
-}
-"""Commands that an operator can queue in the journal."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,7 +10,9 @@ from collections.abc import AsyncIterator, Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from dcupgrade.machine.state import ChainFacts, Effect, Event, Release, State
+from dcupgrade.machine.events import Effect, Event
+from dcupgrade.machine.operator_commands import Command
+from dcupgrade.machine.state import ChainFacts, Release, State
 
 Progress = Callable[[Mapping[str, Any]], None]
 
@@ -62,17 +64,6 @@ class Entry:
     after: State
     wanted: tuple[Effect, ...]
     command_id: int = 0
-
-
-@dataclass(frozen=True, slots=True)
-class Command:
-    """An operator's word, queued in the journal by the command line or the status page."""
-
-    id: int
-    kind: str
-    who: str
-    arguments: Mapping[str, Any]
-    at_unix_s: float
 
 
 class JournalPort(Protocol):

@@ -3,5 +3,3 @@
 It is run from a measured image (a zipapp of these modules, ``attestation``, ``keyvault`` and ``node_policy.json``)
 under a TEE driver. In development that TEE is simulated, and the node says so in every answer about its health.
 """
-
-PURE_MODULES: tuple[str, ...] = ()

@@ -27,7 +27,8 @@ from aiohttp import web
 
 from attestation.errors import AttestationError
 from attestation.network import NetworkKeys, decode_multibase
-from attestation.tee.driver import TeeDriver, open_driver
+from attestation.tee.driver import TeeDriver
+from attestation.tee.open import open_driver
 from keyvault.errors import KeyvaultError
 from keyvault.handover.http_server import add_handover_routes, new_app
 from keyvault.handover.key_set import KeySet as HandoverKeySet
@@ -35,8 +36,9 @@ from keyvault.handover.party import Party
 from keyvault.handover.v1 import V1Holder
 from keyvault.handover.v1_http import add_v1_routes, fetch_key_set_v1
 from keyvault.node import NodeHandover, NodePolicy, node_party, request_keys
+from keyvault.store.disk import FolderDisk
 from keyvault.store.sealed_file import KIND_KEY_SET
-from keyvault.store.sealed_store import FolderDisk, SealedStore
+from keyvault.store.sealed_store import SealedStore
 from keyvault.vault.hygiene import harden_process
 
 from .app import NodeState, add_broken_handover_routes, add_field_routes, add_node_routes

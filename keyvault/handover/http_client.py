@@ -13,9 +13,9 @@ import aiohttp
 from attestation.errors import CODES as ATTESTATION_CODES
 from keyvault.errors import CODES, KeyvaultError, error_from_json
 
-from .holder import Requester
 from .key_set import KeySet
 from .messages import MESSAGE_BYTES_MAX
+from .requester import Requester
 
 _LOST_ANSWER_TRIES: Final = 3
 _LOST_ANSWER_PAUSE_S: Final = 0.1

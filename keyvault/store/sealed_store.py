@@ -7,16 +7,13 @@ both use it.
 
 from __future__ import annotations
 
-import contextlib
-import fcntl
 import hmac
 import logging
 import os
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Final, Protocol
+from typing import Final
 
 from attestation.errors import AttestationError
 from attestation.sgx import seal_key_request
@@ -26,122 +23,12 @@ from keyvault.handover.messages import is_hex_id
 from keyvault.handover.party import Tee
 
 from . import sealed_file as sealed
+from .disk import Disk
 from .sealed_file import FACTS_NAME, KIND_FACTS, KIND_KEY_SET, Header
 
 log = logging.getLogger("keyvault")
 _FILE: Final = re.compile(r"([0-9a-f]{64})\.(?:keys-([0-9a-f]{64})|facts)\.([ab])\.sealed")
 _GENERATIONS: Final = ("a", "b")
-
-
-class Disk(Protocol):
-    """One flat folder of small files. Each method is one step that a crash can fall between."""
-
-    def names(self) -> list[str]:
-        """Return the names of all files."""
-
-    def read(self, name: str) -> bytes | None:
-        """Return a file's bytes, or None if it is absent."""
-
-    def write(self, name: str, data: bytes) -> None:
-        """Create a file (mode 0600) or overwrite it in place with ``data``; not yet safe against a crash."""
-
-    def sync(self, name: str) -> None:
-        """Make a file's bytes survive a crash."""
-
-    def rename(self, old: str, new: str) -> None:
-        """Rename atomically, replacing ``new``; not yet safe against a crash."""
-
-    def remove(self, name: str) -> None:
-        """Unlink a file; not yet safe against a crash."""
-
-    def sync_folder(self) -> None:
-        """Make renames and removals survive a crash."""
-
-
-class FolderDisk:
-    """A folder of the file system, mode 0700, files 0600. Symbolic links in it are not followed."""
-
-    def __init__(self, folder: Path) -> None:
-        made = [path for path in (folder, *folder.parents) if not path.exists()]
-        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-        folder.chmod(0o700)
-        self._folder = folder
-        self._fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        for path in made:  # a folder that a power cut takes away takes along every file that was synced in it
-            with contextlib.suppress(PermissionError):  # of a parent that lets us make folders, but not list them
-                _sync_path(path.parent)
-
-    def lock(self) -> None:
-        """Take the folder for this process until ``close``; raises ``STORE_WRITE_FAILED`` if another has it."""
-        try:
-            fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise KeyvaultError(
-                code="STORE_WRITE_FAILED",
-                what=f"the store {self._folder} cannot be used",
-                why="another process uses it",
-                action="Stop the other vault or node that uses this folder.",
-                kind="transient",
-            ) from None
-
-    def close(self) -> None:
-        """Let the folder go."""
-        if self._fd >= 0:
-            os.close(self._fd)
-            self._fd = -1
-
-    def names(self) -> list[str]:
-        """Return the names of all regular files."""
-        with os.scandir(self._fd) as entries:
-            return sorted(entry.name for entry in entries if entry.is_file(follow_symlinks=False))
-
-    def _open(self, name: str, flags: int) -> int:
-        return os.open(name, flags | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600, dir_fd=self._fd)
-
-    def read(self, name: str) -> bytes | None:
-        """Return a file's bytes (at most one more than the largest sealed file), or None if it is absent."""
-        try:
-            fd = self._open(name, os.O_RDONLY)
-        except FileNotFoundError:
-            return None
-        with os.fdopen(fd, "rb") as file:
-            return file.read(sealed.FILE_BYTES_MAX + 1)
-
-    def write(self, name: str, data: bytes) -> None:
-        """Create or overwrite. Truncating first would free the old bytes' blocks, and wiping would not reach them."""
-        with os.fdopen(self._open(name, os.O_WRONLY | os.O_CREAT), "wb") as file:
-            file.write(data)
-            file.truncate()
-
-    def sync(self, name: str) -> None:
-        """fsync a file and forget its pages, so that the next ``read`` asks the disk and not the memory behind it."""
-        fd = self._open(name, os.O_RDONLY)
-        try:
-            os.fsync(fd)
-            with contextlib.suppress(OSError):  # only advice; where it is not taken, reading works all the same
-                os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
-        finally:
-            os.close(fd)
-
-    def rename(self, old: str, new: str) -> None:
-        """Rename within the folder."""
-        os.rename(old, new, src_dir_fd=self._fd, dst_dir_fd=self._fd)
-
-    def remove(self, name: str) -> None:
-        """Unlink."""
-        os.unlink(name, dir_fd=self._fd)
-
-    def sync_folder(self) -> None:
-        """fsync the folder."""
-        os.fsync(self._fd)
-
-
-def _sync_path(folder: Path) -> None:
-    fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)
 
 
 @dataclass(frozen=True)

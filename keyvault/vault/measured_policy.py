@@ -14,8 +14,8 @@ from attestation.network import NetworkKeys
 from keyvault.errors import KeyvaultError
 from keyvault.handover.messages import is_hex_id, strict_json
 
+from .chain_state import trust_root
 from .decisions import Rules
-from .proven import trust_root
 
 FILE_NAME: Final = "vault_policy.json"
 POLICY_BYTES_MAX: Final = 256 * 1024

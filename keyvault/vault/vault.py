@@ -1,7 +1,7 @@
 """The vault itself: sealed store, release decisions and the two sides of the handover, put together. No HTTP in here.
 
-Decisions are ``keyvault.vault.decisions``'s; every change of facts is sealed to disk before anything is done upon it. File work is
-synchronous and short, so each step runs to its end before another begins.
+`keyvault.vault.decisions` decides. Every change of facts is sealed to disk before anything is done upon it. File
+work is synchronous and short, so each step runs to its end before another begins.
 """
 
 from __future__ import annotations
@@ -19,20 +19,20 @@ from attestation.errors import AttestationError
 from attestation.network import decode_multibase
 from attestation.policy import Policy, Role
 from keyvault.errors import KeyvaultError
-from keyvault.handover.holder import Holder, Limits, Requester
+from keyvault.handover.holder import Holder, Limits
 from keyvault.handover.http_client import confirm, fetch_key_set, node_base_url
 from keyvault.handover.key_set import KeySet, wipe
 from keyvault.handover.party import Crypto, Party, Tee, peer_verifier
+from keyvault.handover.requester import Requester
 from keyvault.handover.v1 import V1Holder
 from keyvault.handover.v1_http import fetch_key_set_v1
 from keyvault.store.sealed_file import KIND_FACTS, KIND_KEY_SET
 from keyvault.store.sealed_store import Entry, SealedStore
 
 from . import decisions as core
-from .chain_state import UNPROVEN_MODES, ChainState, decode_unproven, malformed
+from .chain_state import UNPROVEN_MODES, ChainState, decode_unproven, malformed, trust_root, verify_proven
 from .hygiene import lock_key_set
 from .measured_policy import VaultPolicy
-from .proven import trust_root, verify_proven
 from .record import Facts, Permit, decode_facts
 
 log = logging.getLogger("keyvault")

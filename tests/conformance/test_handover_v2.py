@@ -178,7 +178,8 @@ def without(check: str, instead: str) -> Callable[[Any], None]:
     source = inspect.getsource(handover)
     start = source.index("class Holder")
     assert source[start:].count(check) == 1, check
-    changed = ModuleType("keyvault.handover_changed")
+    changed = ModuleType("keyvault.handover.changed")
+    changed.__package__ = "keyvault.handover"
     with pytest.MonkeyPatch.context() as patch:  # dataclasses look their module up
         patch.setitem(sys.modules, changed.__name__, changed)
         exec(source[:start] + source[start:].replace(check, instead), changed.__dict__)  # noqa: S102 - our own source

@@ -9,12 +9,13 @@ from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from typing import Any
 
-from dcupgrade.machine.actions import Budgets
 from dcupgrade.machine.gates import GateRules
+from dcupgrade.machine.guards import Budgets
+from dcupgrade.machine.operator_commands import Command
 from dcupgrade.machine.state import Name, State
 from dcupgrade.upgrade.orchestrator import Orchestrator
-from dcupgrade.upgrade.performer import Limits
-from dcupgrade.upgrade.ports import Command, Entry
+from dcupgrade.upgrade.ports import Entry
+from dcupgrade.upgrade.tools import Limits
 from tests.simulation.simulator.driver import BUDGETS, LIMITS, SimulatedJournal
 from tests.simulation.simulator.loop import SimulatedLoop
 from tests.simulation.simulator.world import Published, SimulatedWorld

@@ -24,8 +24,8 @@ from keyvault.store.sealed_store import SealedStore
 from keyvault.vault.agent_api import vault_app
 from keyvault.vault.measured_policy import VaultPolicy, parse_policy
 from keyvault.vault.vault import Clocks, Vault
-from tests.unit.keyvault.store.test_sealed_store import CrashDisk
 
+from .crash_disk import CrashDisk
 from .vault_kit import CPU, GENESIS, KEYS, NETWORK, SECRET, CpuTee, enclave_id, secs, sign, signature_text
 
 TOKEN = "a-token-of-the-agent"

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -23,10 +24,16 @@ from attestation.sgx import (
 from attestation.simulated.cpu import KeyRefusedError, RootKeys, Secs, SoftwareCpu
 from attestation.tee.driver import key_refused
 from keyvault.errors import KeyvaultError
-from keyvault.handover.holder import Holder, Limits, Requester
+from keyvault.handover.holder import Holder, Limits
 from keyvault.handover.hpke import RealCrypto
-from keyvault.handover.key_set import KeySet
+from keyvault.handover.key_set import KeySet, key_set_id
 from keyvault.handover.party import Party, peer_verifier
+from keyvault.handover.requester import Requester
+from keyvault.store import sealed_file as sealed
+from keyvault.store.sealed_file import KIND_KEY_SET
+from keyvault.store.sealed_store import SealedStore
+
+from .crash_disk import CrashDisk
 
 GENESIS = bytes([0x11]) * 32
 SECRET = b"application keys of a node: never to be seen" * 2
@@ -163,3 +170,34 @@ def codes_raised(sources: Iterable[str]) -> set[str]:
 
 
 __all__ = ["KeyvaultError", "replace"]
+
+
+def header(**fields: object) -> sealed.Header:
+    disk = CrashDisk()
+    put(store(disk))
+    (data,) = disk.files.values()
+    return replace(sealed.decode_header(data), **fields)  # type: ignore[arg-type]
+
+
+A = "a" * 64
+GOOD: dict[str, Any] = {
+    "mode": "single",
+    "genesis_hash": "0x" + "11" * 32,
+    "block_number": 5,
+    "block_hash": "0x" + "22" * 32,
+    "timestamp_ms": 1000,
+    "program": {"enclave_id": A, "version": "1", "origin_url": "http://x", "mirror_url": ""},
+    "enclave_ids": [{"height": 2, "enclave_id": A, "signature": "b"}, {"height": 1, "enclave_id": A, "signature": ""}],
+}
+
+
+NAME = key_set_id(SECRET)
+SOURCE = bytes([5]) * 32
+
+
+def store(disk: object, name: str = "vault", cpu: SoftwareCpu = CPU, **more: object) -> SealedStore:
+    return SealedStore(disk, CpuTee(secs(name), cpu), os.urandom, **{"allow_simulated": True, **more})  # type: ignore[arg-type]
+
+
+def put(to: SealedStore, payload: bytes = SECRET, name: str = NAME) -> int:
+    return to.put(KIND_KEY_SET, name, SOURCE, payload)

@@ -11,8 +11,9 @@ from unittest import mock
 from chain_watcher.endpoints.pool import PoolLimits
 from chain_watcher.endpoints.rpc import RpcLimits
 from chain_watcher.proof.release import VerifiedRelease, encode_signature
-from chain_watcher.watch.config import ChainView, WatcherConfig
+from chain_watcher.watch.config import WatcherConfig
 from chain_watcher.watch.metadata import ChainLayout, answer, from_json, read_metadata
+from chain_watcher.watch.view import ChainView
 from chain_watcher.watch.watcher import Watcher
 
 from .chain_endpoint import Entry, FakeChain, FakeNode, octets, until

@@ -19,10 +19,11 @@ from pathlib import Path
 
 from dcupgrade import service
 from dcupgrade.adapters.journal import Journal
+from dcupgrade.machine.operator_commands import Command
 from dcupgrade.machine.state import State
-from dcupgrade.settings import schema as settings
+from dcupgrade.settings import load
 from dcupgrade.surfaces import logs
-from dcupgrade.upgrade.ports import Command, Entry
+from dcupgrade.upgrade.ports import Entry
 
 
 class ElbowJournal:
@@ -76,7 +77,7 @@ class ElbowJournal:
 
 def main() -> None:
     """Run the agent."""
-    loaded = settings.load(Path(sys.argv[1]))
+    loaded = load.load(Path(sys.argv[1]))
     logs.configure("human", "info")
 
     def wrap(journal: Journal) -> ElbowJournal:

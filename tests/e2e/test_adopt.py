@@ -32,7 +32,7 @@ async def somebody_elses_node(world: World, release: BuiltRelease) -> int:
     ]
     ours += ["--network-signature-file", slot / "network.sig", "--first-install"]
     tee = ["--cpu", world.state_dir / "cpu", "--image", slot / "enclave.pyz", "--sigstruct", slot / "enclave.sig"]
-    command = [sys.executable, "-m", "attestation.simulated.__main__", "run", *tee, "--", *ours]
+    command = [sys.executable, "-m", "attestation.simulated", "run", *tee, "--", *ours]
     with (world.folder / "by-hand.log").open("wb") as log:
         node = await asyncio.create_subprocess_exec(
             *map(str, command), cwd=ROOT, stdout=log, stderr=log, start_new_session=True

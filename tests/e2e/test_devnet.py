@@ -13,7 +13,8 @@ import aiohttp
 import pytest
 from substrateinterface import SubstrateInterface
 
-from devnet.chain import WASM_FILES, DevChain, RpcError, rpc_call
+from devnet.chain import DevChain
+from devnet.chain_process import WASM_FILES, RpcError, rpc_call
 from devnet.extrinsics import Root
 from devnet.lying_proxy import ForgedHeader, ForgedValue, LyingProxy
 from devnet.tools import DevnetError

@@ -7,7 +7,8 @@ from collections.abc import AsyncIterator, Iterator
 import pytest
 from substrateinterface import Keypair
 
-from devnet.chain import WASM_FILES, DevChain
+from devnet.chain import DevChain
+from devnet.chain_process import WASM_FILES
 from devnet.extrinsics import ALICE_ED25519, Root
 from devnet.network import Network, NetworkNode
 

@@ -124,7 +124,7 @@ def build(tmp_path: Path, signer: RSAPrivateKey) -> Build:
 
 def command(tmp_path: Path, artefact: tuple[Path, Path], *args: str, cpu: str = "cpu") -> list[str]:
     image, sigstruct = map(str, artefact)
-    start = [sys.executable, "-m", "attestation.simulated.__main__", "run", "--cpu", str(tmp_path / cpu)]
+    start = [sys.executable, "-m", "attestation.simulated", "run", "--cpu", str(tmp_path / cpu)]
     return [*start, "--image", image, "--sigstruct", sigstruct, "--", *args]
 
 

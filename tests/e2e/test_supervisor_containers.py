@@ -11,9 +11,10 @@ import pytest
 
 from devnet.docker.engine import BASE_IMAGE, PrivateEngine, missing_tools
 from process_supervisor.container_driver import LABEL_NODE, ContainerDriver, engine
+from process_supervisor.data_lock import data_lock_holder
 from process_supervisor.driver import ExitStatus, LaunchSpec, NodeRecord
 from process_supervisor.errors import ProcessSupervisorError
-from process_supervisor.host import data_lock_holder, other_manager_containers
+from process_supervisor.host import other_manager_containers
 from process_supervisor.process_driver import LogPolicy
 
 pytestmark = [pytest.mark.e2e, pytest.mark.slow, pytest.mark.compose, pytest.mark.xdist_group("docker")]

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from attestation.simulated.__main__ import init_cpu
+from attestation.simulated.root_keys import init_cpu
 from devnet.chain import DevChain
 from devnet.release_builder import ROOT
 from devnet.systemd_host import CannotBootError, SystemdHost, missing_tools

@@ -13,7 +13,8 @@ from typing import Any
 import pytest
 
 from chain_watcher.watch.operator_queries import find_checkpoint
-from devnet.chain import WASM_FILES, ChainProcess, DevChain
+from devnet.chain import DevChain
+from devnet.chain_process import WASM_FILES, ChainProcess
 from devnet.extrinsics import ALICE_ED25519, Root
 from devnet.network import Network
 from devnet.release_builder import ReleaseKeys

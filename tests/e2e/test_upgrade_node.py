@@ -16,7 +16,7 @@ import aiohttp
 import pytest
 
 from attestation.artefact.files import build_image, build_sigstruct, verify_artefact
-from dcupgrade.publishing.publish import sign_enclave_id
+from dcupgrade.publishing.signing import sign_enclave_id
 from devnet.release_builder import (
     SIGSTRUCT_DATE,
     BuiltRelease,
@@ -70,7 +70,7 @@ class Bench:
     @asynccontextmanager
     async def running(self, release: BuiltRelease, *flags: str, data: Path | None = None) -> AsyncIterator[Running]:
         slot, port, log = self.slot(release), free_port(), self.folder / f"{release.name}.log"
-        command = [sys.executable, "-m", "attestation.simulated.__main__", "run", "--cpu", str(self.folder / "cpu")]
+        command = [sys.executable, "-m", "attestation.simulated", "run", "--cpu", str(self.folder / "cpu")]
         command += ["--image", str(slot / "enclave.pyz"), "--sigstruct", str(slot / "enclave.sig"), "--"]
         command += ["--data", str(data or self.data), "--port", str(port), "--upgrader", "http://127.0.0.1:9"]
         command += ["--network-signature-file", str(slot / "network.sig"), *flags]
@@ -256,7 +256,7 @@ async def test_keys_are_given_to_no_enclave_but_a_signed_one_that_plays_by_the_r
 
     async with bench.running(old) as node:
         await node.until("serving")
-        command = [sys.executable, "-m", "attestation.simulated.__main__", "run", "--cpu", str(bench.folder / "cpu")]
+        command = [sys.executable, "-m", "attestation.simulated", "run", "--cpu", str(bench.folder / "cpu")]
         command += ["--image", str(image), "--sigstruct", str(sigstruct), "--", behaviour, node.client.url]
         command += [keys.network_public, GENESIS, str(signature)]
         process = await asyncio.create_subprocess_exec(

@@ -14,7 +14,7 @@ from substrateinterface import SubstrateInterface
 
 from dcupgrade.commands.release import release
 from dcupgrade.errors import DcupgradeError
-from dcupgrade.publishing import publish
+from dcupgrade.publishing import pallet, publish, signing
 from devnet.chain import DevChain
 
 pytestmark = [pytest.mark.e2e, pytest.mark.slow]
@@ -37,7 +37,7 @@ class Manager:
         return dict(json.loads(result.stdout))
 
     def publish(self, enclave_id: str, *more: str, version: str = "1.1.0", suri: str = "//Alice") -> dict[str, object]:
-        arguments = ["--network-key", publish.network_key_text(self.network), "--sign-key", str(self.key_file)]
+        arguments = ["--network-key", signing.network_key_text(self.network), "--sign-key", str(self.key_file)]
         arguments += ["--version", version, "--origin-url", "http://h/0xab.tar.gz", *more, enclave_id]
         return self.run("publish", *arguments, suri=suri)
 
@@ -46,12 +46,12 @@ class Manager:
             self.publish(enclave_id, suri=suri)
         return caught.value.code
 
-    def state(self) -> publish.PalletState:
-        with publish.PublisherChain.connect(self.url) as chain:
+    def state(self) -> pallet.PalletState:
+        with pallet.PublisherChain.connect(self.url) as chain:
             return chain.state()
 
 
-def heard(state: publish.PalletState, enclave_id: str) -> bool:
+def heard(state: pallet.PalletState, enclave_id: str) -> bool:
     return state.program is not None and state.program["enclave_id"] == enclave_id
 
 
@@ -91,7 +91,7 @@ def test_without_sudo_the_call_data_are_printed_for_governance(
     manager, enclave_id = Manager(shared_chain, tmp_path), secrets.token_hex(32)
     asked = manager.publish(enclave_id, "--print-call")
     assert asked["sudo"] is True
-    monkeypatch.setattr(publish.PublisherChain, "has_sudo", False)
+    monkeypatch.setattr(pallet.PublisherChain, "has_sudo", False)
     printed = manager.publish(enclave_id)
     assert printed == {**asked, "sudo": False}
     assert manager.state().height_of(enclave_id) is None  # nothing was sent
@@ -109,13 +109,13 @@ def test_without_sudo_the_call_data_are_printed_for_governance(
     assert arguments["enclave_id"] == enclave_id
     assert arguments["origin_url"] == "http://h/0xab.tar.gz"
     listed = {argument["name"]: argument["value"] for argument in decoded[0]["call_args"]}
-    publish.verify_signatures(enclave_id, [listed["signature"]], [publish.network_key_text(manager.network)])
+    signing.verify_signatures(enclave_id, [listed["signature"]], [signing.network_key_text(manager.network)])
 
 
 def test_a_chain_without_the_pallet_is_named_as_such(shared_chain: DevChain, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(publish, "STORAGE", publish.STORAGE | {"AnotherItem"})
+    monkeypatch.setattr(publish, "STORAGE", pallet.STORAGE | {"AnotherItem"})
     with (
         pytest.raises(DcupgradeError, match="PUBLISH_PALLET_MISSING"),
-        publish.PublisherChain.connect(shared_chain.ws_url),
+        pallet.PublisherChain.connect(shared_chain.ws_url),
     ):
         pass

@@ -16,7 +16,7 @@ import pytest_asyncio
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from dcupgrade.commands.explain import all_codes
-from dcupgrade.publishing.publish import sign_enclave_id
+from dcupgrade.publishing.signing import sign_enclave_id
 from devnet.artefact_server import Fault
 from devnet.chain import DevChain
 from devnet.release_builder import BuiltRelease, NodeTraits, ReleaseKeys

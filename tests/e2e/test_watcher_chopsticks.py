@@ -6,7 +6,8 @@ import asyncio
 
 import pytest
 
-from devnet.chain import DevChain, RuntimeName
+from devnet.chain import DevChain
+from devnet.chain_process import RuntimeName
 from devnet.extrinsics import Root
 from devnet.tcp_proxy import TcpProxy
 

@@ -13,7 +13,8 @@ from chain_watcher.proof.grandpa import Checkpoint
 from chain_watcher.proof.layout import standard_layout
 from chain_watcher.proof.release import BlockRef
 from chain_watcher.watch.operator_queries import find_checkpoint, list_releases
-from devnet.chain import WASM_FILES, DevChain
+from devnet.chain import DevChain
+from devnet.chain_process import WASM_FILES
 from devnet.extrinsics import ALICE_ED25519, Root
 from devnet.lying_proxy import (
     Behind,

@@ -10,8 +10,9 @@ from typing import Any
 
 from chain_watcher.endpoints.pool import PoolLimits
 from chain_watcher.proof.release import VerifiedRelease, encode_signature
-from chain_watcher.watch.config import ChainView, WatcherConfig
+from chain_watcher.watch.config import WatcherConfig
 from chain_watcher.watch.operator_queries import find_checkpoint
+from chain_watcher.watch.view import ChainView
 from chain_watcher.watch.watcher import Watcher
 from devnet.extrinsics import Root
 

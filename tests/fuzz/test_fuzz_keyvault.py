@@ -13,14 +13,11 @@ from chain_watcher.errors import CODES as CHAIN_CODES
 from keyvault.errors import CODES
 from keyvault.handover import messages
 from keyvault.store.sealed_file import decode_header, open_sealed, seal
-from keyvault.vault.chain_state import decode_unproven
+from keyvault.vault.chain_state import decode_unproven, trust_root, verify_proven
 from keyvault.vault.measured_policy import parse_policy, tighten
-from keyvault.vault.proven import trust_root, verify_proven
 from keyvault.vault.record import Facts, decode_facts
 from tests.doubles.state_maker import GENESIS, Case
-from tests.doubles.vault_kit import NETWORK, SECRET, Enclave, code_of, deliver
-from tests.unit.keyvault.store.test_sealed_store import header
-from tests.unit.keyvault.vault.test_chain_state import GOOD
+from tests.doubles.vault_kit import GOOD, NETWORK, SECRET, Enclave, code_of, deliver, header
 
 DOCUMENTED = {*CODES, *ATTESTATION_CODES, *CHAIN_CODES, "nothing was refused"}
 ROUNDS = 400

@@ -19,10 +19,12 @@ from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
 from dcupgrade.adapters.journal import MemoryJournal
+from dcupgrade.conditions import HALTED_CODES
 from dcupgrade.errors import DcupgradeError
 from dcupgrade.machine import table as machine
-from dcupgrade.machine.actions import Budgets
-from dcupgrade.machine.state import HALTED_CODES, Event, EventKind, Hold, Name, State
+from dcupgrade.machine.events import Event, EventKind
+from dcupgrade.machine.guards import Budgets
+from dcupgrade.machine.state import Hold, Name, State
 from dcupgrade.upgrade.ports import Entry
 
 from .model import REVOKED_START, Traits, World, beginning, effect_moves, faults, own_moves

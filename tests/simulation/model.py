@@ -10,7 +10,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
-from dcupgrade.machine.state import ChainFacts, Effect, EffectKind, Event, EventKind, Name, Release, State
+from dcupgrade.machine.events import Effect, EffectKind, Event, EventKind
+from dcupgrade.machine.state import ChainFacts, Name, Release, State
 
 HEIGHTS = {"a": 1, "b": 2, "c": 3}
 RELEASES = {name: Release(name, version=name, added_height=height) for name, height in HEIGHTS.items()}
@@ -160,7 +161,7 @@ def chain_moves(world: World) -> Iterator[Move]:
 
 
 def effect_moves(effect: Effect, state: State, world: World) -> Iterator[Move]:
-    """How performing an effect can go in this world: what the performers in dcupgrade.upgrade.performer do, in small steps."""
+    """How performing an effect can go in this world: what the performers do, in small steps."""
     yield from _PERFORM[effect.kind](effect, state, world)
 
 

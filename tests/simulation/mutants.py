@@ -8,8 +8,10 @@ from dataclasses import replace
 from unittest import mock
 
 from dcupgrade.machine import actions as t
+from dcupgrade.machine import guards
 from dcupgrade.machine import table as machine
-from dcupgrade.machine.state import Effect, EffectKind, Event, EventKind, Name, State
+from dcupgrade.machine.events import Effect, EffectKind, Event, EventKind
+from dcupgrade.machine.state import Name, State
 from dcupgrade.machine.table import Row
 
 from .explorer import Scenario
@@ -88,11 +90,11 @@ def _start_without_stop(state: State, wanted: tuple[Effect, ...]) -> tuple[Effec
     return (Effect(F.START_SOURCE, state.running.enclave_id),) if state.running else wanted
 
 
-def _forgets_the_failure(state: State, _event: Event, _: t.Budgets) -> State:
+def _forgets_the_failure(state: State, _event: Event, _: guards.Budgets) -> State:
     return state
 
 
-def _commits_to_the_source(state: State, event: Event, budgets: t.Budgets) -> State:
+def _commits_to_the_source(state: State, event: Event, budgets: guards.Budgets) -> State:
     return replace(t.commit(state, event, budgets), running=state.running, previous=state.target)
 
 
@@ -126,7 +128,7 @@ MUTANTS: dict[str, tuple[Rows, Activity, Scenario]] = {
     "goes on with a target that was revoked while stopping": (
         _edge(N.STOPPING, E.NODE_STOPPED, _drop, "must_turn_back"), _keep_activity, CALM),
     "passes over a wish to go back that came while stopping": (
-        _edge(N.STOPPING, E.NODE_STOPPED, lambda row: replace(row, guard=t.target_revoked), "must_turn_back"),
+        _edge(N.STOPPING, E.NODE_STOPPED, lambda row: replace(row, guard=guards.target_revoked), "must_turn_back"),
         _keep_activity, SPOKEN),
     "goes back to files that are gone": (
         _edge(N.IDLE, E.REVERT, lambda row: replace(row, guard=lambda state, _event, _: state.previous is not None),

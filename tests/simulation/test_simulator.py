@@ -12,7 +12,8 @@ from typing import Any
 import pytest
 
 from dcupgrade.machine import table as machine
-from dcupgrade.machine.state import EffectKind, Event, EventKind, Name
+from dcupgrade.machine.events import EffectKind, Event, EventKind
+from dcupgrade.machine.state import Name
 from dcupgrade.upgrade.orchestrator import Orchestrator
 from dcupgrade.upgrade.performer import Performer
 from keyvault.vault import decisions as core

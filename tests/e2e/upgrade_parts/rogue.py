@@ -17,10 +17,11 @@ import aiohttp
 from attestation.errors import AttestationError
 from attestation.network import NetworkKeys, decode_multibase
 from attestation.sgx import Report, TargetInfo
-from attestation.tee.driver import TeeDriver, open_driver
+from attestation.tee.driver import TeeDriver
+from attestation.tee.open import open_driver
 from keyvault.errors import KeyvaultError
-from keyvault.handover.holder import Requester
 from keyvault.handover.http_client import exchange
+from keyvault.handover.requester import Requester
 from keyvault.node import NodePolicy, node_party
 
 

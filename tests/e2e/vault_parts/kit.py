@@ -145,7 +145,7 @@ class Bench:
         self, artefact: Artefact, arguments: list[str], cpu: str = "cpu", *, debug: bool = False
     ) -> Process:
         """Start any image under the simulated CPU."""
-        command = [sys.executable, "-m", "attestation.simulated.__main__", "run", "--cpu", str(self.folder / cpu)]
+        command = [sys.executable, "-m", "attestation.simulated", "run", "--cpu", str(self.folder / cpu)]
         command += ["--image", str(artefact.image), "--sigstruct", str(artefact.sigstruct)]
         return self._start([*command, *(["--debug"] if debug else []), "--", *arguments])
 

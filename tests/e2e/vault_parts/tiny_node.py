@@ -14,12 +14,13 @@ from pathlib import Path
 import aiohttp
 
 from attestation.network import NetworkKeys
-from attestation.tee.driver import open_driver
+from attestation.tee.open import open_driver
 from keyvault.handover.http_server import GuardedServer, add_handover_routes, new_app
 from keyvault.handover.key_set import KeySet
 from keyvault.node import NodeHandover, NodePolicy, request_keys
+from keyvault.store.disk import FolderDisk
 from keyvault.store.sealed_file import KIND_KEY_SET
-from keyvault.store.sealed_store import FolderDisk, SealedStore
+from keyvault.store.sealed_store import SealedStore
 
 VERSION = "unset"  # each image says another version, so that each has another enclave id
 

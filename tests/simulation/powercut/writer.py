@@ -6,7 +6,8 @@ from dataclasses import replace
 from pathlib import Path
 
 from dcupgrade.adapters.journal import Journal
-from dcupgrade.machine.state import Event, EventKind, State
+from dcupgrade.machine.events import Event, EventKind
+from dcupgrade.machine.state import State
 from dcupgrade.machine.table import activity
 from dcupgrade.upgrade.ports import Entry
 

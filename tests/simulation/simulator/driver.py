@@ -17,13 +17,15 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from dcupgrade.adapters.journal import MemoryJournal
+from dcupgrade.conditions import HALTED_CODES
 from dcupgrade.errors import DcupgradeError
-from dcupgrade.machine.actions import Budgets, newer
 from dcupgrade.machine.gates import GateRules
-from dcupgrade.machine.state import HALTED_CODES, Name, State
+from dcupgrade.machine.guards import Budgets, newer
+from dcupgrade.machine.operator_commands import Command
+from dcupgrade.machine.state import Name, State
 from dcupgrade.upgrade.orchestrator import Orchestrator
-from dcupgrade.upgrade.performer import Limits
-from dcupgrade.upgrade.ports import Command, Entry
+from dcupgrade.upgrade.ports import Entry
+from dcupgrade.upgrade.tools import Limits
 from keyvault.errors import KeyvaultError
 
 from .loop import PowerCut, SimulatedLoop

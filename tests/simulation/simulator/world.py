@@ -208,7 +208,7 @@ class Chain:
 
 
 class Vault:
-    """The vault: keyvault.vault.decisions over the simulated disk. The key set is a word, and sealing is writing it down."""
+    """The vault: keyvault.vault.decisions over the simulated disk. Sealing is writing the key set down."""
 
     def __init__(self, world: SimulatedWorld) -> None:
         self.world = world

@@ -12,7 +12,7 @@ from chain_watcher.errors import CODES, ChainWatcherError
 from tests.conftest import parsed
 
 PACKAGE = Path(chain_watcher.__file__).parent
-SOURCES = sorted(path for path in PACKAGE.glob("*.py") if path.name != "errors.py")
+SOURCES = sorted(path for path in PACKAGE.rglob("*.py") if path.name != "errors.py")
 CODE = re.compile(r"[A-Z][A-Z0-9]*(_[A-Z0-9]+)+")
 
 

@@ -211,7 +211,7 @@ def test_what_is_installed_knows_where_it_is(host: Path) -> None:
     assert not any("/usr/local" in unit.read_text() for unit in units.iterdir())
     source = host / "opt/dcupgrade/lib/dcupgrade/src"
     assert (source / "docs" / "operations.md").is_file()  # where codes.runbook_entry looks: beside the packages
-    assert (source / "dcupgrade" / "codes.py").is_file()
+    assert (source / "dcupgrade" / "commands" / "explain.py").is_file()
     installer(host, "uninstall", "/opt/dcupgrade")
     assert not source.parent.exists()
 

@@ -5,15 +5,15 @@ from pathlib import Path
 
 import pytest
 
-from dcupgrade import service
+from dcupgrade.adapters import state_folder
 from dcupgrade.errors import DcupgradeError
 
 
 def test_a_token_is_drawn_once_for_its_owner_alone(tmp_path: Path) -> None:
     path = tmp_path / "token"
-    drawn = service._token(path)
+    drawn = state_folder.read_or_draw_token(path)
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
-    assert service._token(path) == drawn
+    assert state_folder.read_or_draw_token(path) == drawn
 
 
 @pytest.mark.parametrize("content", [b"", b"short", b"\xff" * 32, None])
@@ -22,6 +22,6 @@ def test_a_token_that_cannot_be_used_is_an_error_with_a_code(tmp_path: Path, con
     if content is not None:
         path.write_bytes(content)
     with pytest.raises(DcupgradeError) as caught:
-        service._token(path)
+        state_folder.read_or_draw_token(path)
     assert caught.value.code == "AGENT_STATE_UNUSABLE"
     assert str(path) in str(caught.value)

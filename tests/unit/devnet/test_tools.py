@@ -11,7 +11,8 @@ from click.testing import CliRunner
 
 from devnet import node_process, tools
 from devnet.__main__ import COMMANDS, main
-from devnet.chain import DevChain, rpc_call
+from devnet.chain import DevChain
+from devnet.chain_process import rpc_call
 from devnet.tools import DevnetError, cache_dir, digest_of, find_node, install_once, run_tool
 
 

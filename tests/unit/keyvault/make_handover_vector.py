@@ -11,10 +11,11 @@ from typing import Any
 from cryptography.hazmat.primitives.asymmetric.mlkem import MLKEM768PrivateKey
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 
-from keyvault.handover.holder import Holder, Requester
+from keyvault.handover.holder import Holder
 from keyvault.handover.hpke import RealCrypto, load_private_key
 from keyvault.handover.key_set import KeySet
 from keyvault.handover.party import Party
+from keyvault.handover.requester import Requester
 from tests.doubles.vault_kit import CPU, GENESIS, NETWORK, Enclave
 
 

@@ -16,6 +16,7 @@ from attestation.artefact.files import build_sigstruct
 from keyvault import __main__ as command
 from keyvault.build import build_vault, load_signing_key
 from keyvault.errors import KeyvaultError
+from keyvault.vault import serve
 from tests.doubles.vault_host import policy
 from tests.doubles.vault_kit import CpuTee, enclave_id, secs, signature_text
 
@@ -63,9 +64,9 @@ def test_a_store_that_cannot_be_one_is_told_as_such(tmp_path: Path, monkeypatch:
     assert why(lambda: command._command_inspect(argparse.Namespace(store=file), []), "STORE_READ_FAILED")
     auth = tmp_path / "auth"
     auth.write_text(signature_text(enclave_id("vault")))
-    monkeypatch.setattr(command, "measured_policy", lambda _: policy())
+    monkeypatch.setattr(serve, "measured_policy", lambda _: policy())
     args = argparse.Namespace(tighten=None, auth_file=auth, store=file / "store")
-    told = why(lambda: command._open_vault(args, CpuTee(secs("vault"))), "VAULT_START_REFUSED")
+    told = why(lambda: serve.open_vault(args, CpuTee(secs("vault"))), "VAULT_START_REFUSED")
     assert "Not a directory" in told
 
 

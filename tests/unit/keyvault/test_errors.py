@@ -17,7 +17,7 @@ CODE = re.compile(r"(?:HANDOVER|KEY_SET|PERMIT|RELEASE|VAULT|STORE|CONFORMANCE|V
 def said() -> set[str]:
     """All texts in the sources, but for the list itself, that look like a code of this package."""
     found = set()
-    for path in PACKAGE.glob("*.py"):
+    for path in PACKAGE.rglob("*.py"):
         if path.name != "errors.py":
             for node in ast.walk(parsed(path)):
                 if isinstance(node, ast.Constant) and isinstance(node.value, str) and CODE.fullmatch(node.value):

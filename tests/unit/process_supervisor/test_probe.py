@@ -12,21 +12,19 @@ import pytest
 from aiohttp import web
 
 from devnet.tools import free_port
-from process_supervisor import host as probe_module
+from process_supervisor import data_lock
+from process_supervisor.data_lock import DataLock, data_lock_holder, wait_data_unlocked
 from process_supervisor.errors import ProcessSupervisorError
 from process_supervisor.host import (
     OTHER_MANAGERS,
-    DataLock,
-    data_lock_holder,
     free_bytes,
     other_manager_containers,
     other_manager_processes,
     port_is_free,
-    probe,
     require_no_other_manager,
     require_ports_free,
-    wait_data_unlocked,
 )
+from process_supervisor.http_probe import probe
 
 from .conftest import FaultyServer
 
@@ -92,7 +90,7 @@ def test_the_data_lock_names_its_holder(tmp_path: Path) -> None:
 def test_a_holder_that_the_kernel_hides_is_still_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "proc").mkdir()
     (tmp_path / "proc" / "locks").write_text("1: POSIX  ADVISORY  WRITE 1 00:00:0 0 EOF\n")
-    monkeypatch.setattr(probe_module, "PROC", tmp_path / "proc")
+    monkeypatch.setattr(data_lock, "PROC", tmp_path / "proc")
     with DataLock(tmp_path, "hidden"):
         holder = data_lock_holder(tmp_path)
     assert holder is not None

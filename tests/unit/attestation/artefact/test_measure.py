@@ -23,8 +23,7 @@ from attestation.artefact.measure import (
     measure_sgxs,
 )
 from attestation.errors import AttestationError
-
-from .test_sigstruct import ENARX, FORTANIX
+from tests.doubles.signed_enclaves import ENARX, FORTANIX
 
 
 def plain_mrenclave(size: int, pages: list[tuple[int, int, bytes]]) -> bytes:

@@ -1,51 +1,17 @@
-import functools
 import hashlib
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from cryptography.hazmat.primitives.asymmetric.padding import PKCS1v15
 from cryptography.hazmat.primitives.asymmetric.rsa import RSAPrivateKey, generate_private_key
-from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.serialization import load_pem_private_key
 
 from attestation.artefact.sigstruct import SIGSTRUCT_SIZE, SigStruct, sign_sigstruct
 from attestation.errors import AttestationError
 from attestation.sgx import MODE64BIT, Attributes
+from tests.doubles.signed_enclaves import ENARX, FORTANIX, Key, rsa_key
 
-ENARX = "b999536238fcf4e9d360ef6cd3e0c20ef8a684c7b93f74a9c4a4c6d517d61fc0"
-FORTANIX = "784acfd7d5096a8f0fbd3265760bff21b120f62407a9a9e5ba31aa3c8ed198fc"
 FORTANIX_SIGNER = "fb4bab3d6036ac1d730fa83d7366df1dd2dfeac194ef335d6854d8a6c6475542"
-
-
-@functools.cache
-def _rsa(bits: int = 3072, exponent: int = 3) -> RSAPrivateKey:
-    return generate_private_key(exponent, bits)
-
-
-class Key:
-    """A signing key that can also sign fields that `sign_sigstruct` does not offer."""
-
-    def __init__(self, key: RSAPrivateKey | None = None) -> None:
-        self._key = key or _rsa()
-        numbers = self._key.public_key().public_numbers()
-        self.modulus, self.exponent = numbers.n, numbers.e
-
-    def sign(self, message: bytes) -> bytes:
-        return self._key.sign(message, PKCS1v15(), SHA256())
-
-    def raw(self, message: int) -> int:
-        numbers = self._key.private_numbers()
-        return pow(message, numbers.d, self.modulus)
-
-    def with_signature(self, sigstruct: SigStruct, s: int) -> SigStruct:
-        q1, rest = divmod(s * s, self.modulus)
-        q2 = rest * s // self.modulus
-        little = [value.to_bytes(384, "little") for value in (s, q1, q2)]
-        return replace(sigstruct, signature=little[0], q1=little[1], q2=little[2])
-
-    def resign(self, sigstruct: SigStruct) -> SigStruct:
-        return self.with_signature(sigstruct, int.from_bytes(self.sign(sigstruct.signed_bytes()), "big"))
 
 
 @pytest.fixture(scope="module")
@@ -172,7 +138,7 @@ def test_padding_that_a_lenient_parser_would_take_does_not_verify(signed: SigStr
 @pytest.mark.parametrize(("bits", "exponent"), [(3072, 65537), (2048, 3), (4096, 3)])
 def test_other_keys_cannot_sign(bits: int, exponent: int) -> None:
     with pytest.raises(AttestationError) as caught:
-        sign_sigstruct(Key(_rsa(bits, exponent)), bytes(32), date=0x20261123)
+        sign_sigstruct(Key(rsa_key(bits, exponent)), bytes(32), date=0x20261123)
     assert caught.value.code == "SIGSTRUCT_KEY_INVALID"
 
 

@@ -25,7 +25,7 @@ from attestation.sgx import (
 )
 from attestation.simulated.cpu import CPUSVN_LEVELS, KeyRefusedError, RootKeys, Secs, SoftwareCpu, einit
 from tests.doubles import intel_sim
-from tests.unit.attestation.artefact.test_sigstruct import Key
+from tests.doubles.signed_enclaves import Key
 
 PLAIN = Attributes(MODE64BIT, 3)
 

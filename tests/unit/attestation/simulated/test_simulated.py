@@ -12,10 +12,11 @@ from attestation.artefact.sigstruct import SigStruct
 from attestation.errors import AttestationError
 from attestation.sgx import DEBUG, INIT, Attributes
 from attestation.simulated import __main__ as simulated
-from attestation.simulated.__main__ import init_cpu, load_enclave, load_root_keys, main, private_copy, set_cpusvn
+from attestation.simulated.__main__ import load_enclave, main, private_copy
 from attestation.simulated.cpu import CPUSVN_LEVELS, SoftwareCpu
+from attestation.simulated.root_keys import init_cpu, load_root_keys, set_cpusvn
 from tests.doubles import intel_sim
-from tests.unit.attestation.artefact.test_sigstruct import Key
+from tests.doubles.signed_enclaves import Key
 from tests.unit.attestation.conftest import DATE
 
 

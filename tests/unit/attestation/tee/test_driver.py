@@ -11,7 +11,9 @@ from attestation.sgx import REPORT_KEY, SEAL_KEY, KeyRequest, report_key_request
 from attestation.simulated.__main__ import answer
 from attestation.simulated.cpu import Secs, SoftwareCpu
 from attestation.tee import gramine
-from attestation.tee.driver import ReportVerifier, SimulatedDriver, open_driver
+from attestation.tee.driver import ReportVerifier
+from attestation.tee.open import open_driver
+from attestation.tee.simulated_client import SimulatedDriver
 
 
 def refused(call) -> AttestationError:
@@ -178,5 +180,5 @@ def test_outside_of_a_tee_there_is_none(monkeypatch: pytest.MonkeyPatch) -> None
 def test_dev_attestation_means_gramine(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("DC_TEE", raising=False)
     monkeypatch.setattr(gramine, "_load_egetkey", lambda: object())
-    monkeypatch.setattr("attestation.tee.driver.os.path.exists", lambda path: path == "/dev/attestation/report")
+    monkeypatch.setattr("attestation.tee.open.os.path.exists", lambda path: path == "/dev/attestation/report")
     assert open_driver().kind == "gramine"

@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 
-from chain_watcher.endpoints.pool import Endpoint, EndpointPool, PoolLimits, backoff_s, choose, head_number, voice
+from chain_watcher.endpoints.endpoint import Endpoint
+from chain_watcher.endpoints.pool import EndpointPool, PoolLimits, backoff_s, choose, head_number, voice
 from chain_watcher.endpoints.rpc import RpcLimits
 from chain_watcher.errors import ChainWatcherError
 from tests.doubles.chain_endpoint import FakeChain, FakeNode, ManualClock, RpcFaultError, until

@@ -6,12 +6,13 @@ import asyncio
 import dataclasses
 from unittest import mock
 
-from chain_watcher.endpoints.pool import Endpoint, EndpointPool
+from chain_watcher.endpoints.endpoint import Endpoint
+from chain_watcher.endpoints.pool import EndpointPool
 from chain_watcher.proof.header import DigestItem, Header
 from chain_watcher.proof.layout import standard_layout
 from chain_watcher.watch import read_ahead as ahead
 from chain_watcher.watch.config import WatcherConfig, WatchLimits
-from chain_watcher.watch.grandpa_follower import Headers
+from chain_watcher.watch.headers import Headers
 from chain_watcher.watch.state_reader import BlockState
 from chain_watcher.watch.watcher import Watcher
 from tests.doubles import chain_makers as makers

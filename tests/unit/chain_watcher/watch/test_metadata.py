@@ -130,6 +130,7 @@ def test_accepted_metadata_is_recognised_beside() -> None:
 def test_the_long_lived_process_never_loads_the_parser() -> None:
     import subprocess
 
-    code = "import sys, chain_watcher.watch.metadata; print([m for m in sys.modules if 'scalecodec' in m or 'pydantic' in m])"
+    found = "[m for m in sys.modules if 'scalecodec' in m or 'pydantic' in m]"
+    code = f"import sys, chain_watcher.watch.metadata; print({found})"
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert out.stdout.strip() == "[]"

@@ -9,7 +9,7 @@ from unittest import mock
 
 import pytest
 
-from chain_watcher.endpoints.pool import READ_PROOF, Endpoint
+from chain_watcher.endpoints.endpoint import READ_PROOF, Endpoint
 from chain_watcher.errors import ChainWatcherError
 from chain_watcher.proof.header import Header
 from chain_watcher.watch.state_reader import REFUSED_S, StateReader

@@ -11,7 +11,8 @@ import pytest
 
 from dcupgrade.adapters.journal import SCHEMA_VERSION, Journal, MemoryJournal
 from dcupgrade.errors import DcupgradeError
-from dcupgrade.machine.state import STATE_FORMAT, ChainFacts, Event, EventKind, Name, Release, State
+from dcupgrade.machine.events import Event, EventKind
+from dcupgrade.machine.state import STATE_FORMAT, ChainFacts, Name, Release, State
 from dcupgrade.machine.table import activity, step
 from dcupgrade.upgrade.ports import Entry
 

@@ -13,11 +13,11 @@ import pytest
 from dcupgrade.adapters.node import Nodes, node_name
 from dcupgrade.errors import DcupgradeError
 from dcupgrade.machine.state import Release
-from dcupgrade.settings.schema import structure
+from dcupgrade.settings.load import structure
 from dcupgrade.upgrade.ports import NodeHealth
 from devnet.tools import free_port
+from process_supervisor.data_lock import DataLock
 from process_supervisor.driver import ExitStatus, LaunchSpec, NodeRecord
-from process_supervisor.host import DataLock
 
 OLD, NEW = (Release(letter * 64, f"1.{n}.0") for n, letter in enumerate("ab"))
 

@@ -8,8 +8,10 @@ import pytest
 from dcupgrade.adapters.journal import Journal
 from dcupgrade.commands import adopt
 from dcupgrade.errors import DcupgradeError
-from dcupgrade.machine.state import Event, EventKind, Name, Release, State
-from dcupgrade.settings.schema import Settings, structure
+from dcupgrade.machine.events import Event, EventKind
+from dcupgrade.machine.state import Name, Release, State
+from dcupgrade.settings.load import structure
+from dcupgrade.settings.schema import Settings
 from dcupgrade.upgrade.ports import Entry
 from process_supervisor.errors import ProcessSupervisorError
 

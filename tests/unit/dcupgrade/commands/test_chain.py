@@ -13,7 +13,7 @@ from chain_watcher.errors import ChainWatcherError
 from chain_watcher.proof.grandpa import Checkpoint
 from chain_watcher.watch.config import WatcherConfig
 from dcupgrade.commands.chain import chain as chain_command
-from keyvault.vault.proven import trust_root
+from keyvault.vault.chain_state import trust_root
 from tests.doubles.chain_endpoint import FakeChain, FakeNode
 
 

@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from dcupgrade.commands import check as doctor
+from dcupgrade.settings import load
 from dcupgrade.settings import schema as settings
 
 
@@ -16,7 +17,7 @@ def made(tmp_path: Path, **sections: object) -> settings.Settings:
         "vault": {"command": ["vault"], "url": "http://127.0.0.1:10"},
         "upgrade": {"free_space_min_bytes": 1},  # not what this machine's disk happens to have
     }
-    return settings.structure({**raw, **sections}, environ={})
+    return load.structure({**raw, **sections}, environ={})
 
 
 def grades(findings: list[doctor.Finding], check: str) -> set[tuple[str, str]]:

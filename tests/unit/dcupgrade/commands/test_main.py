@@ -17,8 +17,10 @@ from dcupgrade.commands import explain as codes
 from dcupgrade.commands import main as cli
 from dcupgrade.commands import operator as operator_cli
 from dcupgrade.errors import DcupgradeError
-from dcupgrade.machine.state import ChainFacts, Event, EventKind, Hold, Name, Release, State
+from dcupgrade.machine.events import Event, EventKind
+from dcupgrade.machine.state import ChainFacts, Hold, Name, Release, State
 from dcupgrade.machine.table import activity
+from dcupgrade.settings import load
 from dcupgrade.settings import schema as settings
 from dcupgrade.upgrade.ports import Entry
 from tests.conftest import ROOT
@@ -201,7 +203,7 @@ def answering() -> Iterator[Answering]:
 
 def listening(config: Path, address: str) -> settings.Settings:
     config.write_text(config.read_text().replace('127.0.0.1:9"\n[', address + '"\n['))
-    return settings.load(config, {})
+    return load.load(config, {})
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "0.0.0.0"])  # noqa: S104 - settings

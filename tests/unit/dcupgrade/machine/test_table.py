@@ -7,25 +7,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from dcupgrade.conditions import HALTED_CODES
 from dcupgrade.errors import CODES, DcupgradeError
 from dcupgrade.machine import table as machine
-from dcupgrade.machine.actions import Budgets
-from dcupgrade.machine.state import (
-    HALTED_CODES,
-    STATE_FORMAT,
-    ChainFacts,
-    Effect,
-    EffectKind,
-    Event,
-    EventKind,
-    Hold,
-    Name,
-    Record,
-    Release,
-    State,
-    state_from_json,
-)
-from dcupgrade.machine.table import TABLE, activity, edges, mermaid, step
+from dcupgrade.machine.events import Effect, EffectKind, Event, EventKind
+from dcupgrade.machine.guards import Budgets
+from dcupgrade.machine.picture import edges, mermaid
+from dcupgrade.machine.state import STATE_FORMAT, ChainFacts, Hold, Name, Record, Release, State, state_from_json
+from dcupgrade.machine.table import TABLE, activity, step
 
 A, B, C = (Release(letter * 64, f"1.{n}.0", added_height=n + 1) for n, letter in enumerate("abc"))
 E, F = EventKind, EffectKind

@@ -10,8 +10,8 @@ from scalecodec.types import GenericCall
 from substrateinterface.exceptions import SubstrateRequestException
 
 from dcupgrade.errors import DcupgradeError
-from dcupgrade.publishing import publish
-from dcupgrade.publishing.publish import PublisherChain, Release
+from dcupgrade.publishing import pallet, publish
+from dcupgrade.publishing.pallet import PublisherChain, Release
 
 ID = "ab" * 32
 RELEASE = Release(ID, "1.1.0", "http://h/a", "", ("bafy",))
@@ -21,14 +21,14 @@ class FakeSubstrate:
     """As much of substrate-interface as the publisher uses, over a pallet of any name."""
 
     def __init__(self, *, arguments: tuple[str, ...] = ("origin_url",), sudo: bool = True, calls: Any = None) -> None:
-        names = publish.CALLS if calls is None else calls
-        pallet = SimpleNamespace(
+        names = pallet.CALLS if calls is None else calls
+        renamed = SimpleNamespace(
             name="Renamed",
             calls=[SimpleNamespace(name=name) for name in names],
-            storage=[SimpleNamespace(value={"name": name}) for name in publish.STORAGE],
+            storage=[SimpleNamespace(value={"name": name}) for name in pallet.STORAGE],
         )
         others = [SimpleNamespace(name="Sudo", calls=None, storage=None)] if sudo else []
-        self.metadata = SimpleNamespace(pallets=[*others, pallet])
+        self.metadata = SimpleNamespace(pallets=[*others, renamed])
         self.arguments = arguments
         self.composed: list[tuple[str, str, dict[str, Any]]] = []
         self.receipt: Any = None
@@ -66,7 +66,7 @@ def submitted(outcome: Any) -> str:
     substrate = FakeSubstrate()
     substrate.receipt = outcome
     chain = PublisherChain(substrate)
-    call = publish.PreparedCall("Renamed.remove_enclave_id", "0x", "0x", None)
+    call = pallet.PreparedCall("Renamed.remove_enclave_id", "0x", "0x", None)
     return chain.submit(call, None, finalized=True)
 
 
@@ -129,12 +129,12 @@ def test_every_entry_of_an_id_is_revoked_where_the_call_asks_for_the_signature(
     arguments: tuple[str, ...], calls: int
 ) -> None:
     listed = (
-        publish.Entry(1, "a" * 64, "bone"),
-        publish.Entry(2, "b" * 64, "bother"),
-        publish.Entry(3, "a" * 64, "btwo"),
+        pallet.Entry(1, "a" * 64, "bone"),
+        pallet.Entry(2, "b" * 64, "bother"),
+        pallet.Entry(3, "a" * 64, "btwo"),
     )
     substrate = FakeSubstrate(arguments=arguments)
-    made = PublisherChain(substrate).revoke_calls(publish.PalletState("0x", listed, None), "a" * 64)
+    made = PublisherChain(substrate).revoke_calls(pallet.PalletState("0x", listed, None), "a" * 64)
     assert len(made) == calls
     sent = [values.get(arguments[-1]) for _, _, values in substrate.composed]
     ids = ["0x" + ("a" * 64).encode().hex()]
@@ -169,21 +169,21 @@ def test_an_endpoint_that_talks_nonsense_is_an_error_with_a_code(
 class ListedChain(PublisherChain):
     """A chain whose list is what the test says, before and after the calls."""
 
-    def __init__(self, *lists: tuple[publish.Entry, ...]) -> None:
+    def __init__(self, *lists: tuple[pallet.Entry, ...]) -> None:
         super().__init__(FakeSubstrate(arguments=("enclave_id", "signature")))
         self.lists = list(lists)
         self.sent: list[bool] = []
 
-    def state(self) -> publish.PalletState:
-        return publish.PalletState("0xb10c", self.lists.pop(0), None)
+    def state(self) -> pallet.PalletState:
+        return pallet.PalletState("0xb10c", self.lists.pop(0), None)
 
-    def submit(self, call: publish.PreparedCall, account: Any, *, finalized: bool) -> str:
+    def submit(self, call: pallet.PreparedCall, account: Any, *, finalized: bool) -> str:
         self.sent.append(finalized)
         return f"0x{len(self.sent)}"
 
 
 def test_revoking_names_every_block_and_looks_whether_the_id_is_gone() -> None:
-    listed = (publish.Entry(1, ID, "bone"), publish.Entry(2, ID, "btwo"))
+    listed = (pallet.Entry(1, ID, "bone"), pallet.Entry(2, ID, "btwo"))
     chain = ListedChain(listed, ())
     assert publish.revoke(chain, ID, None) == {
         "1. Renamed.remove_enclave_id": "0x1",

@@ -11,7 +11,7 @@ from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 from attestation.network import decode_multibase
 from dcupgrade.commands.release import release
 from dcupgrade.errors import CODES, DcupgradeError
-from dcupgrade.publishing import publish
+from dcupgrade.publishing import pallet, publish, signing
 from dcupgrade.publishing.signing_keys import load_signing_key
 
 ID = "0123456789abcdef" * 4
@@ -44,9 +44,9 @@ def test_every_form_of_a_key_file_makes_the_same_signature(tmp_path: Path, conte
     key.write_bytes(content)
     signature = run("sign", "--key", str(key), ID)
     # ed25519 is deterministic: the signature is over the 64 ASCII characters, not over the 32 bytes that they spell.
-    assert signature == publish.sign_enclave_id(KEY, ID)
+    assert signature == signing.sign_enclave_id(KEY, ID)
     KEY.public_key().verify(decode_multibase(signature), ID.encode())
-    assert ID in run("verify", "--network-key", publish.network_key_text(KEY), "--signature", signature, ID)
+    assert ID in run("verify", "--network-key", signing.network_key_text(KEY), "--signature", signature, ID)
 
 
 @pytest.mark.parametrize("content", [b"", b"x" * 31, b"zz" * 32, pem(X25519PrivateKey.generate()), b"-----BEGIN junk"])
@@ -65,31 +65,31 @@ def test_an_id_of_wrong_length_or_case_is_refused(tmp_path: Path, bad: str) -> N
 
 
 def test_a_signature_by_another_key_or_over_another_id_is_refused() -> None:
-    ours = publish.network_key_text(KEY)
-    other_key = publish.sign_enclave_id(Ed25519PrivateKey.generate(), ID)
-    other_id = publish.sign_enclave_id(KEY, ID[::-1])
+    ours = signing.network_key_text(KEY)
+    other_key = signing.sign_enclave_id(Ed25519PrivateKey.generate(), ID)
+    other_id = signing.sign_enclave_id(KEY, ID[::-1])
     for signature in (other_key, other_id, "not multibase", "b"):
         assert refused("verify", "--network-key", ours, "--signature", signature, ID).code == "RELEASE_SIGNATURE_BAD"
 
 
 def test_m_of_n_needs_m_different_keys() -> None:
     second = Ed25519PrivateKey.generate()
-    keys = [publish.network_key_text(key) for key in (KEY, second)]
-    one, two = (publish.sign_enclave_id(key, ID) for key in (KEY, second))
-    publish.verify_signatures(ID, [one, two], keys, threshold=2)
+    keys = [signing.network_key_text(key) for key in (KEY, second)]
+    one, two = (signing.sign_enclave_id(key, ID) for key in (KEY, second))
+    signing.verify_signatures(ID, [one, two], keys, threshold=2)
     for signatures in ([one], [one, one]):
         with pytest.raises(DcupgradeError, match="RELEASE_SIGNATURE_BAD"):
-            publish.verify_signatures(ID, signatures, keys, threshold=2)
+            signing.verify_signatures(ID, signatures, keys, threshold=2)
 
 
 def test_nothing_is_sent_for_a_bad_signature(tmp_path: Path) -> None:
     # The URL leads nowhere: had the signature been taken, the error would be another one.
     arguments = ["--url", "ws://127.0.0.1:1", "--suri", "//Alice", "--version", "1.1.0", "--origin-url", "http://h/a"]
-    arguments += ["--network-key", publish.network_key_text(KEY)]
-    bad = publish.sign_enclave_id(Ed25519PrivateKey.generate(), ID)
+    arguments += ["--network-key", signing.network_key_text(KEY)]
+    bad = signing.sign_enclave_id(Ed25519PrivateKey.generate(), ID)
     assert refused("publish", *arguments, "--signature", bad, ID).code == "RELEASE_SIGNATURE_BAD"
     assert refused("publish", *arguments, ID).code == "RELEASE_SIGNATURE_BAD"
-    good = publish.sign_enclave_id(KEY, ID)
+    good = signing.sign_enclave_id(KEY, ID)
     assert refused("publish", *arguments, "--signature", good, ID).code == "PUBLISH_CHAIN_UNREACHABLE"
 
 
@@ -99,7 +99,7 @@ def test_nothing_is_sent_for_a_bad_signature(tmp_path: Path) -> None:
 )
 def test_fields_that_no_client_would_take_are_refused(version: str, url: str) -> None:
     with pytest.raises(DcupgradeError, match="RELEASE_FIELD_BAD"):
-        publish.Release(ID, version, url, "").verify_fields()
+        pallet.Release(ID, version, url, "").verify_fields()
 
 
 def test_no_account_is_an_error_of_its_own(tmp_path: Path) -> None:
@@ -109,31 +109,29 @@ def test_no_account_is_an_error_of_its_own(tmp_path: Path) -> None:
     assert refused("revoke", "--suri", "not a mnemonic", *arguments).code == "PUBLISH_NO_KEY"
 
 
-def state(*entries: publish.Entry, program: dict[str, str] | None = None) -> publish.PalletState:
-    return publish.PalletState("0x00", entries, program)
+def state(*entries: pallet.Entry, program: dict[str, str] | None = None) -> pallet.PalletState:
+    return pallet.PalletState("0x00", entries, program)
 
 
 def test_the_lowest_height_of_an_id_counts() -> None:
     old, new = "a" * 64, "b" * 64
     running = {"enclave_id": old, "version": "1.0.0", "origin_url": "http://h/a"}
-    candidate = publish.Release(new, "1.1.0", "http://h/b", "")
+    candidate = pallet.Release(new, "1.1.0", "http://h/b", "")
     publish.require_publishable(state(), candidate)
-    publish.require_publishable(state(publish.Entry(5, old, "b"), program=running), candidate)
+    publish.require_publishable(state(pallet.Entry(5, old, "b"), program=running), candidate)
     for height in (3, 5):  # equal heights are not newer
-        entries = (publish.Entry(5, old, "b"), publish.Entry(height, new, "b"), publish.Entry(9, new, "bb"))
+        entries = (pallet.Entry(5, old, "b"), pallet.Entry(height, new, "b"), pallet.Entry(9, new, "bb"))
         with pytest.raises(DcupgradeError, match="PUBLISH_NOT_NEWER"):
             publish.require_publishable(state(*entries, program=running), candidate)
-    publish.require_publishable(
-        state(publish.Entry(5, old, "b"), publish.Entry(6, new, "b"), program=running), candidate
-    )
+    publish.require_publishable(state(pallet.Entry(5, old, "b"), pallet.Entry(6, new, "b"), program=running), candidate)
 
 
 def test_the_same_release_again_is_named_as_such() -> None:
     running = {"enclave_id": ID, "version": "1.0.0", "origin_url": "http://h/a"}
-    now = state(publish.Entry(5, ID, "b"), program=running)
+    now = state(pallet.Entry(5, ID, "b"), program=running)
     with pytest.raises(DcupgradeError, match="RELEASE_ALREADY_PUBLISHED"):
-        publish.require_publishable(now, publish.Release(ID, "1.0.0", "http://h/a", ""))
-    publish.require_publishable(now, publish.Release(ID, "1.0.0", "http://moved/a", ""))
+        publish.require_publishable(now, pallet.Release(ID, "1.0.0", "http://h/a", ""))
+    publish.require_publishable(now, pallet.Release(ID, "1.0.0", "http://moved/a", ""))
 
 
 def test_an_encrypted_key_is_opened_with_the_passphrase_that_is_asked_for(tmp_path: Path) -> None:
@@ -142,7 +140,7 @@ def test_an_encrypted_key_is_opened_with_the_passphrase_that_is_asked_for(tmp_pa
     key.write_bytes(KEY.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, sealed))
     key.chmod(0o600)
     done = CliRunner().invoke(release, ["sign", "--key", str(key), ID], input="open sesame\n", catch_exceptions=False)
-    assert done.stdout == publish.sign_enclave_id(KEY, ID) + "\n"
+    assert done.stdout == signing.sign_enclave_id(KEY, ID) + "\n"
     for asked in (None, lambda: "wrong"):
         with pytest.raises(DcupgradeError, match="RELEASE_KEY_UNREADABLE"):
             load_signing_key(key, asked)
@@ -168,7 +166,7 @@ def test_a_key_that_others_may_read_is_warned_of(tmp_path: Path, mode: int, warn
     key.write_bytes(SEED)
     key.chmod(mode)
     done = CliRunner().invoke(release, ["sign", "--key", str(key), ID], catch_exceptions=False)
-    assert done.stdout == publish.sign_enclave_id(KEY, ID) + "\n"
+    assert done.stdout == signing.sign_enclave_id(KEY, ID) + "\n"
     assert ("chmod 600" in done.stderr) is warned
 
 

@@ -3,8 +3,8 @@ from pathlib import Path
 
 import pytest
 
+from dcupgrade.settings import load
 from dcupgrade.settings import reference as settings_reference
-from dcupgrade.settings import schema as settings
 
 GOOD = """
 [agent]
@@ -29,7 +29,7 @@ def write(folder: Path, text: str) -> Path:
 
 
 def test_a_small_file_is_enough_and_the_rest_has_defaults(tmp_path: Path) -> None:
-    loaded = settings.load(write(tmp_path, GOOD), {})
+    loaded = load.load(write(tmp_path, GOOD), {})
     assert loaded.node.port == 6667
     assert loaded.chain.finality == "proven"
     assert loaded.store_dir == Path("/var/lib/dcupgrade/vault")
@@ -38,8 +38,8 @@ def test_a_small_file_is_enough_and_the_rest_has_defaults(tmp_path: Path) -> Non
 def test_five_mistakes_are_all_reported_at_once(tmp_path: Path) -> None:
     text = GOOD.replace('id = "n1"', "port = 70000").replace("wss://one.example", "http://one.example")
     text = text.replace("[vault]", 'probation_s = "soon"\nports = 3\n[vault]')
-    with pytest.raises(settings.SettingsError) as caught:
-        settings.load(write(tmp_path, text), {})
+    with pytest.raises(load.SettingsError) as caught:
+        load.load(write(tmp_path, text), {})
     assert caught.value.code == "SETTINGS_INVALID"
     assert sorted(mistake.split(":")[0] for mistake in caught.value.mistakes) == [
         "chain.endpoints",
@@ -53,8 +53,8 @@ def test_five_mistakes_are_all_reported_at_once(tmp_path: Path) -> None:
 
 def test_mistakes_across_fields_are_found(tmp_path: Path) -> None:
     text = GOOD.replace("[node]", 'threshold = 2\nfinality = "quorum"\nquorum = 3\n[node]').replace("start = false", "")
-    with pytest.raises(settings.SettingsError) as caught:
-        settings.load(write(tmp_path, text), {})
+    with pytest.raises(load.SettingsError) as caught:
+        load.load(write(tmp_path, text), {})
     assert [mistake.split(":")[0] for mistake in caught.value.mistakes] == [
         "chain.threshold",
         "chain.quorum",
@@ -65,8 +65,8 @@ def test_mistakes_across_fields_are_found(tmp_path: Path) -> None:
 
 
 def mistakes_of(tmp_path: Path, text: str, environ: dict[str, str] | None = None) -> list[str]:
-    with pytest.raises(settings.SettingsError) as caught:
-        settings.load(write(tmp_path, text), environ or {})
+    with pytest.raises(load.SettingsError) as caught:
+        load.load(write(tmp_path, text), environ or {})
     return caught.value.mistakes
 
 
@@ -75,7 +75,7 @@ def test_mode_proven_needs_what_it_proves_against(tmp_path: Path) -> None:
     found = mistakes_of(tmp_path, text.replace("[node]", "unsafe_unproven_reads = true\n[node]"))
     keys = ["genesis_hash", "checkpoint_file", "unsafe_unproven_reads"]
     assert [mistake.split(":")[0] for mistake in found] == [f"chain.{key}" for key in keys]
-    assert settings.load(write(tmp_path, text.replace("[node]", 'finality = "single"\n[node]')), {})
+    assert load.load(write(tmp_path, text.replace("[node]", 'finality = "single"\n[node]')), {})
 
 
 def test_what_would_collide_on_the_host_is_a_mistake(tmp_path: Path) -> None:
@@ -128,26 +128,26 @@ def test_a_window_that_could_never_be_read_is_a_mistake(tmp_path: Path, line: st
 
 def test_the_environment_overrides_the_file(tmp_path: Path) -> None:
     environ = {"DCUPGRADE_NODE__PORT": "7001", "DCUPGRADE_CHAIN__ENDPOINTS": "ws://a, ws://b", "HOME": "/"}
-    loaded = settings.load(write(tmp_path, GOOD), environ)
+    loaded = load.load(write(tmp_path, GOOD), environ)
     assert loaded.node.port == 7001
     assert loaded.chain.endpoints == ("ws://a", "ws://b")
 
 
 def test_an_unknown_environment_override_is_a_mistake(tmp_path: Path) -> None:
-    with pytest.raises(settings.SettingsError, match="DCUPGRADE_NODE__COLOUR"):
-        settings.load(write(tmp_path, GOOD), {"DCUPGRADE_NODE__COLOUR": "red"})
+    with pytest.raises(load.SettingsError, match="DCUPGRADE_NODE__COLOUR"):
+        load.load(write(tmp_path, GOOD), {"DCUPGRADE_NODE__COLOUR": "red"})
 
 
 @pytest.mark.parametrize("text", ["[agent", "\x00"])
 def test_a_file_that_is_not_toml_is_refused(tmp_path: Path, text: str) -> None:
-    with pytest.raises(settings.SettingsError) as caught:
-        settings.load(write(tmp_path, text), {})
+    with pytest.raises(load.SettingsError) as caught:
+        load.load(write(tmp_path, text), {})
     assert caught.value.code == "SETTINGS_UNREADABLE"
 
 
 def test_a_missing_file_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(settings.SettingsError) as caught:
-        settings.load(tmp_path / "absent.toml", {})
+    with pytest.raises(load.SettingsError) as caught:
+        load.load(tmp_path / "absent.toml", {})
     assert caught.value.code == "SETTINGS_UNREADABLE"
 
 
@@ -172,8 +172,8 @@ def test_a_missing_file_is_refused(tmp_path: Path) -> None:
     ],
 )
 def test_a_value_of_the_wrong_kind_is_named_by_its_key(tmp_path: Path, section: str, line: str) -> None:
-    with pytest.raises(settings.SettingsError) as caught:
-        settings.load(write(tmp_path, GOOD.replace(section, f"{section}\n{line}")), {})
+    with pytest.raises(load.SettingsError) as caught:
+        load.load(write(tmp_path, GOOD.replace(section, f"{section}\n{line}")), {})
     assert [mistake.split(":")[0] for mistake in caught.value.mistakes] == [f"{section[1:-1]}.{line.split()[0]}"]
 
 
@@ -194,7 +194,7 @@ def test_the_example_shows_every_table_and_is_good_with_them(tmp_path: Path) -> 
     blocks = [
         re.sub("^# ", "", block, flags=re.M) if block.startswith("# [[") else block for block in text.split("\n\n")
     ]
-    loaded = settings.load(write(tmp_path, "\n\n".join(blocks)), {})
+    loaded = load.load(write(tmp_path, "\n\n".join(blocks)), {})
     assert loaded.upgrade.windows[0].start == "03:00"
     assert loaded.webhooks[0].url.startswith("https://")
     for key in ("days", "start", "duration_s", "zone"):

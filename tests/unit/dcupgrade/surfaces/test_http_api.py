@@ -9,7 +9,7 @@ import pytest
 from aiohttp.test_utils import TestClient, TestServer
 
 from dcupgrade.errors import DcupgradeError
-from dcupgrade.machine import table as machine
+from dcupgrade.machine import picture
 from dcupgrade.machine.gates import GateRules
 from dcupgrade.machine.plan import plan
 from dcupgrade.machine.state import ChainFacts, Hold, Name, Release, State
@@ -96,7 +96,7 @@ async def test_the_machine_is_given_as_its_table(client: TestClient[Any, Any]) -
 async def test_the_picture_shows_every_state_and_every_edge_of_the_table(client: TestClient[Any, Any]) -> None:
     svg = await (await client.get("/machine.svg")).text()
     assert set(re.findall(r'data-state="(\w+)"', svg)) == {name.value for name in Name}
-    table = {(edge["from"], edge["to"]) for edge in machine.edges() if edge["from"] != edge["to"]}
+    table = {(edge["from"], edge["to"]) for edge in picture.edges() if edge["from"] != edge["to"]}
     assert set(re.findall(r"<title>(\w+) to (\w+):", svg)) == table
 
 

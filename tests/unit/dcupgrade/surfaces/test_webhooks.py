@@ -15,7 +15,8 @@ from aiohttp.test_utils import TestServer
 
 from dcupgrade.adapters.journal import Journal
 from dcupgrade.errors import DcupgradeError
-from dcupgrade.machine.state import Event, EventKind, Name, State
+from dcupgrade.machine.events import Event, EventKind
+from dcupgrade.machine.state import Name, State
 from dcupgrade.machine.table import activity
 from dcupgrade.settings.schema import WebhookSettings
 from dcupgrade.surfaces.webhooks import Webhook

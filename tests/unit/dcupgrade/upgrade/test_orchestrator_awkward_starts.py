@@ -6,7 +6,8 @@ from dataclasses import replace
 
 import pytest
 
-from dcupgrade.machine.state import Event, EventKind, Hold, Name, Release, State
+from dcupgrade.machine.events import Event, EventKind
+from dcupgrade.machine.state import Hold, Name, Release, State
 from dcupgrade.upgrade.ports import Entry
 from tests.doubles.scene import Scene
 from tests.simulation.simulator.nodes import Node

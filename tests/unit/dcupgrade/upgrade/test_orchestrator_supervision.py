@@ -5,8 +5,9 @@ from dataclasses import replace
 
 import pytest
 
+from dcupgrade.machine.events import EffectKind, Event, EventKind
 from dcupgrade.machine.gates import GateRules, Window
-from dcupgrade.machine.state import EffectKind, Event, EventKind, Name
+from dcupgrade.machine.state import Name
 from dcupgrade.upgrade.orchestrator import _Item
 from tests.doubles.scene import Scene
 from tests.simulation.simulator.nodes import Node

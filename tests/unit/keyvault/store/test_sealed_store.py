@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,81 +12,11 @@ from attestation.simulated.cpu import RootKeys, SoftwareCpu
 from keyvault.errors import KeyvaultError
 from keyvault.handover.key_set import key_set_id
 from keyvault.store import sealed_file as sealed
+from keyvault.store.disk import FolderDisk
 from keyvault.store.sealed_file import KIND_FACTS, KIND_KEY_SET
-from keyvault.store.sealed_store import FolderDisk, SealedStore
-from tests.doubles.vault_kit import CPU, SECRET, CpuTee, code_of, enclave_id, secs
-
-NAME = key_set_id(SECRET)
-SOURCE = bytes([5]) * 32
-
-
-class PowerCutError(Exception):
-    """The host lost power."""
-
-
-@dataclass
-class CrashDisk:
-    """A folder with a page cache: what was not synced may be lost or torn, and power goes after ``steps`` steps."""
-
-    synced: dict[str, bytes] = field(default_factory=dict)
-    files: dict[str, bytes] = field(default_factory=dict)
-    data_synced: dict[str, bytes] = field(default_factory=dict)
-    steps: int = 10**9
-
-    def _step(self) -> None:
-        if self.steps == 0:
-            raise PowerCutError
-        self.steps -= 1
-
-    def names(self) -> list[str]:
-        return sorted(self.files)
-
-    def read(self, name: str) -> bytes | None:
-        return self.files.get(name)
-
-    def write(self, name: str, data: bytes) -> None:
-        self._step()
-        self.files[name] = data
-
-    def sync(self, name: str) -> None:
-        self._step()
-        self.data_synced[name] = self.files[name]
-
-    def rename(self, old: str, new: str) -> None:
-        self._step()
-        self.files[new] = self.files.pop(old)
-        if old in self.data_synced:
-            self.data_synced[new] = self.data_synced.pop(old)
-
-    def remove(self, name: str) -> None:
-        self._step()
-        del self.files[name]
-
-    def sync_folder(self) -> None:
-        self._step()
-        self.synced = self._torn()
-
-    def _torn(self) -> dict[str, bytes]:
-        """All names as they are now; a file whose bytes were not synced has lost its second half."""
-        return {
-            name: content
-            if content in (self.data_synced.get(name), self.synced.get(name))
-            else content[: len(content) // 2]
-            for name, content in self.files.items()
-        }
-
-    def after_power_cut(self, keep_names: bool) -> "CrashDisk":
-        """What the next start finds: the names of the last folder sync, or all of them; unsynced bytes are torn."""
-        left = self._torn() if keep_names else self.synced
-        return CrashDisk(dict(left), dict(left))
-
-
-def store(disk: object, name: str = "vault", cpu: SoftwareCpu = CPU, **more: object) -> SealedStore:
-    return SealedStore(disk, CpuTee(secs(name), cpu), os.urandom, **{"allow_simulated": True, **more})  # type: ignore[arg-type]
-
-
-def put(to: SealedStore, payload: bytes = SECRET, name: str = NAME) -> int:
-    return to.put(KIND_KEY_SET, name, SOURCE, payload)
+from keyvault.store.sealed_store import SealedStore
+from tests.doubles.crash_disk import CrashDisk, PowerCutError
+from tests.doubles.vault_kit import CPU, NAME, SECRET, SOURCE, CpuTee, code_of, enclave_id, header, put, secs, store
 
 
 def payload(of: SealedStore, name: str = NAME) -> bytes:
@@ -391,13 +321,6 @@ def test_foreign_files_are_neither_listed_nor_touched() -> None:
 
 
 # the format alone
-
-
-def header(**fields: object) -> sealed.Header:
-    disk = CrashDisk()
-    put(store(disk))
-    (data,) = disk.files.values()
-    return replace(sealed.decode_header(data), **fields)  # type: ignore[arg-type]
 
 
 def test_the_layout_is_the_documented_one() -> None:

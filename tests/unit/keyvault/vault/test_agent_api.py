@@ -12,8 +12,9 @@ from yarl import URL
 
 from keyvault.client import VaultClient
 from keyvault.handover import http_server as web
-from keyvault.handover.holder import Limits, Requester
+from keyvault.handover.holder import Limits
 from keyvault.handover.http_client import exchange
+from keyvault.handover.requester import Requester
 from keyvault.handover.v1 import V1Requester
 from tests.doubles.vault_host import KEYS_ID, NEW, OLD, TOKEN, VAULT, Host, base_url, policy, refused, serving
 from tests.doubles.vault_kit import SECRET, Enclave

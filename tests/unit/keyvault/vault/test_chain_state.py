@@ -6,21 +6,9 @@ from typing import Any
 import pytest
 
 from keyvault.handover.key_set import KEY_SET_BYTES_MAX, KeySet, key_set_id
-from keyvault.vault.chain_state import ChainState, decode_unproven
-from keyvault.vault.proven import trust_root, verify_proven
+from keyvault.vault.chain_state import ChainState, decode_unproven, trust_root, verify_proven
 from tests.doubles.state_maker import GENESIS, NEW, OLD, Case, entries_value
-from tests.doubles.vault_kit import SECRET, code_of
-
-A = "a" * 64
-GOOD: dict[str, Any] = {
-    "mode": "single",
-    "genesis_hash": "0x" + "11" * 32,
-    "block_number": 5,
-    "block_hash": "0x" + "22" * 32,
-    "timestamp_ms": 1000,
-    "program": {"enclave_id": A, "version": "1", "origin_url": "http://x", "mirror_url": ""},
-    "enclave_ids": [{"height": 2, "enclave_id": A, "signature": "b"}, {"height": 1, "enclave_id": A, "signature": ""}],
-}
+from tests.doubles.vault_kit import GOOD, SECRET, A, code_of
 
 
 def test_a_claim_is_decoded() -> None:

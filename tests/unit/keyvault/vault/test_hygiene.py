@@ -79,7 +79,7 @@ def core_of(mode: str, folder: Path) -> bool:
     """Whether a crash leaves a core file that holds the secret."""
     folder.mkdir()
     command = [sys.executable, "-c", CRASH, mode, SECRET.hex(), str(folder)]
-    subprocess.run(command, cwd=Path(__file__).parents[3], capture_output=True, timeout=60, check=False)
+    subprocess.run(command, cwd=Path(__file__).parents[4], capture_output=True, timeout=60, check=False)
     return any(SECRET in file.read_bytes() for file in folder.glob("core*"))
 
 

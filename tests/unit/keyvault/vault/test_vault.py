@@ -15,6 +15,7 @@ from keyvault.handover.key_set import KeySet
 from keyvault.store.sealed_file import KIND_FACTS, KIND_KEY_SET
 from tests.doubles import state_maker
 from tests.doubles.chain_makers import blob, compact
+from tests.doubles.crash_disk import CrashDisk, PowerCutError
 from tests.doubles.vault_host import (
     KEYS_ID,
     LISTED,
@@ -35,7 +36,6 @@ from tests.doubles.vault_host import (
     serving,
 )
 from tests.doubles.vault_kit import CPU, GENESIS, NETWORK, SECRET, Enclave, enclave_id, sign
-from tests.unit.keyvault.store.test_sealed_store import CrashDisk, PowerCutError
 
 
 async def test_a_whole_upgrade_with_restarts_of_the_vault_between_all_steps() -> None:

@@ -7,9 +7,9 @@ import pytest
 
 from attestation.simulated.cpu import SoftwareCpu
 from keyvault.errors import KeyvaultError
-from keyvault.handover.holder import Requester
 from keyvault.handover.http_client import fetch_key_set
 from keyvault.handover.key_set import KeySet
+from keyvault.handover.requester import Requester
 from keyvault.vault.vault import Vault
 from tests.doubles.vault_host import (
     KEYS_ID,

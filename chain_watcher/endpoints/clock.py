@@ -1,0 +1,36 @@
+"""Time as the watcher sees it: a protocol, and the system's clock."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from typing import Protocol
+
+
+class SystemClock:
+    """The machine's time."""
+
+    def monotonic(self) -> float:
+        """Seconds that never go back."""
+        return time.monotonic()
+
+    def time(self) -> float:
+        """Unix seconds."""
+        return time.time()
+
+    async def sleep(self, seconds: float) -> None:
+        """Wait."""
+        await asyncio.sleep(seconds)
+
+
+class Clock(Protocol):
+    """Time as the shells need it; tests pass one of their own."""
+
+    def monotonic(self) -> float:
+        """Seconds that never go back."""
+
+    def time(self) -> float:
+        """Unix seconds."""
+
+    async def sleep(self, seconds: float) -> None:
+        """Wait."""

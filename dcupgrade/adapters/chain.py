@@ -1,0 +1,115 @@
+"""The chain port over the chain watcher."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from chain_watcher.endpoints.pool import PoolLimits
+from chain_watcher.endpoints.rpc import RpcLimits
+from chain_watcher.proof.release import BlockRef, VerifiedRelease
+from chain_watcher.watch.config import WatcherConfig
+from chain_watcher.watch.watcher import ChainView, Watcher
+from dcupgrade.errors import DcupgradeError
+from dcupgrade.machine.state import ChainFacts, Release
+from dcupgrade.settings.schema import Settings
+
+from .journal import Journal
+
+
+class Chain:
+    """The chain port over a Watcher."""
+
+    def __init__(self, watcher: Watcher) -> None:
+        self._watcher = watcher
+        self.last_view: ChainView | None = None
+
+    async def views(self) -> AsyncIterator[ChainFacts]:
+        """Facts of each view; a view that could not be read for a passing reason is left out."""
+        async for view in self._watcher.views():
+            self.last_view = view
+            if view.program is None and view.refusal is not None and view.refusal.kind == "transient":
+                continue
+            yield chain_facts(view)
+
+    async def evidence(self, target_id: str, source_id: str, vault_state: Mapping[str, Any]) -> Mapping[str, Any]:
+        """What the vault needs, from the watcher."""
+        return await self._watcher.evidence(target_id, source_id, dict(vault_state))
+
+
+def chain_facts(view: ChainView) -> ChainFacts:
+    """The machine's facts from a view of the finalized chain."""
+    release = release_of(view.program) if view.program is not None else None
+    return ChainFacts(program=release, listed=tuple(sorted(view.listed.items())), block_number=view.block_number)
+
+
+def release_of(program: VerifiedRelease) -> Release:
+    """The machine's form of a release that the watcher verified."""
+    return Release(
+        enclave_id=program.enclave_id,
+        version=program.version,
+        origin_url=program.origin_url,
+        mirror_url=program.mirror_url,
+        cids=tuple(program.cids),
+        signatures=tuple(program.signatures),
+        added_height=program.added_height,
+    )
+
+
+RPC_TIMEOUT_S = 4.0
+PROGRESS_EVERY_BLOCKS = 10
+
+
+def watcher_config(settings: Settings, progress: Mapping[str, Any] | None = None) -> WatcherConfig:
+    """The watcher's configuration; `progress` is what it had seen when the agent last ran."""
+    chain = settings.chain
+    checkpoint, since, chain_state = None, None, None
+    if chain.checkpoint_file is not None:
+        checkpoint = read_checkpoint(chain.checkpoint_file)
+    if progress and progress.get("genesis") == chain.genesis_hash:
+        with suppress(KeyError, TypeError, ValueError):
+            since = BlockRef(int(progress["number"]), str(progress["hash"]))
+        chain_state = progress.get("chain_state")
+    return WatcherConfig(
+        endpoints=chain.endpoints,
+        finality=chain.finality,
+        genesis_hash=chain.genesis_hash,
+        quorum=chain.quorum,
+        checkpoint=checkpoint,
+        chain_state=chain_state,
+        unsafe_unproven_reads=chain.unsafe_unproven_reads,
+        layout_hashes=chain.layout_hashes,
+        ca_file=str(chain.ca_file) if chain.ca_file else None,
+        since=since,
+        pool=PoolLimits(block_silence_s=chain.block_watchdog_s),
+        rpc=RpcLimits(heartbeat_s=chain.heartbeat_s, request_timeout_s=RPC_TIMEOUT_S),
+    )
+
+
+def read_checkpoint(path: Path) -> Any:
+    """Return the JSON of a checkpoint file."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise DcupgradeError(
+            code="CHECKPOINT_UNREADABLE",
+            what=f"chain.checkpoint_file {path}",
+            why=str(error),
+            action="Make one with `dcupgrade chain checkpoint`, compare it, and name it in the settings.",
+        ) from error
+
+
+def remember_progress(settings: Settings, journal: Journal) -> Callable[[Mapping[str, Any]], None]:
+    """Store the watcher's progress, seldom while nothing but the height moves."""
+    last: dict[str, Any] = {}
+
+    def remember(facts: Mapping[str, Any]) -> None:
+        moved = facts["number"] - last.get("number", -PROGRESS_EVERY_BLOCKS)
+        if moved >= PROGRESS_EVERY_BLOCKS or facts.get("chain_state") != last.get("chain_state"):
+            last.update(facts)
+            journal.set_chain_progress({**facts, "genesis": settings.chain.genesis_hash})
+
+    return remember

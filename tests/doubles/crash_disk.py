@@ -1,0 +1,64 @@
+"""A disk that loses what was not synced, and whose power is cut at a chosen step."""
+
+from dataclasses import dataclass, field
+
+
+class PowerCutError(Exception):
+    """The host lost power."""
+
+
+@dataclass
+class CrashDisk:
+    """A folder with a page cache: what was not synced may be lost or torn, and power goes after ``steps`` steps."""
+
+    synced: dict[str, bytes] = field(default_factory=dict)
+    files: dict[str, bytes] = field(default_factory=dict)
+    data_synced: dict[str, bytes] = field(default_factory=dict)
+    steps: int = 10**9
+
+    def _step(self) -> None:
+        if self.steps == 0:
+            raise PowerCutError
+        self.steps -= 1
+
+    def names(self) -> list[str]:
+        return sorted(self.files)
+
+    def read(self, name: str) -> bytes | None:
+        return self.files.get(name)
+
+    def write(self, name: str, data: bytes) -> None:
+        self._step()
+        self.files[name] = data
+
+    def sync(self, name: str) -> None:
+        self._step()
+        self.data_synced[name] = self.files[name]
+
+    def rename(self, old: str, new: str) -> None:
+        self._step()
+        self.files[new] = self.files.pop(old)
+        if old in self.data_synced:
+            self.data_synced[new] = self.data_synced.pop(old)
+
+    def remove(self, name: str) -> None:
+        self._step()
+        del self.files[name]
+
+    def sync_folder(self) -> None:
+        self._step()
+        self.synced = self._torn()
+
+    def _torn(self) -> dict[str, bytes]:
+        """All names as they are now; a file whose bytes were not synced has lost its second half."""
+        return {
+            name: content
+            if content in (self.data_synced.get(name), self.synced.get(name))
+            else content[: len(content) // 2]
+            for name, content in self.files.items()
+        }
+
+    def after_power_cut(self, keep_names: bool) -> "CrashDisk":
+        """What the next start finds: the names of the last folder sync, or all of them; unsynced bytes are torn."""
+        left = self._torn() if keep_names else self.synced
+        return CrashDisk(dict(left), dict(left))
