@@ -66,7 +66,6 @@ _PURE_CODES: Final[dict[str, str]] = {
     "RELEASE_PROGRAM_WITHOUT_ENTRY": "the program's enclave id is not among the enclave ids on chain",
     "RELEASE_ENTRY_WITHOUT_PROGRAM": "an enclave id is on chain but is not the program to run",
     "RELEASE_SIGNATURE_REFUSED": "the network signature over the enclave id was refused",
-    "RELEASE_NOT_NEWER": "the target was not added later than the source",
     "EVIDENCE_INVALID": "chain evidence is not well formed",
     "EVIDENCE_TOO_LARGE": "chain evidence is over its size limits",
     "EVIDENCE_WRONG_GENESIS": "chain evidence is for another chain",

@@ -20,7 +20,7 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "dcupgrade.errors": ("dcupgrade.conditions",),
     "dcupgrade.conditions": (),
     "dcupgrade.printable": (),
-    "dcupgrade.machine": ("dcupgrade.conditions", "dcupgrade.errors"),
+    "dcupgrade.machine": ("dcupgrade.conditions", "dcupgrade.errors", *PROOF),
     "dcupgrade.upgrade": ("dcupgrade.machine", "dcupgrade.conditions", "dcupgrade.errors"),
     "dcupgrade.adapters": (
         *("dcupgrade.upgrade.ports", "dcupgrade.machine", "dcupgrade.settings", "dcupgrade.errors"),

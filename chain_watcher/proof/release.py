@@ -61,10 +61,6 @@ class EntryList:
     entries: tuple[ChainEntry, ...]
     refused: tuple[ChainWatcherError, ...]
 
-    def heights(self) -> dict[str, int]:
-        """Return enclave id -> lowest height at which it was added."""
-        return lowest_heights(self.entries)
-
 
 @dataclass(frozen=True, slots=True)
 class BlockRef:
@@ -162,42 +158,27 @@ def _note(refused: list[ChainWatcherError], error: ChainWatcherError) -> None:
         refused.append(error.with_traceback(None))
 
 
-def lowest_heights(entries: Iterable[ChainEntry]) -> dict[str, int]:
-    """Return enclave id -> lowest height: re-adding an id never makes it newer."""
-    heights: dict[str, int] = {}
-    for entry in entries:
-        known = heights.get(entry.enclave_id)
-        if known is None or entry.height < known:
-            heights[entry.enclave_id] = entry.height
-    return heights
+def lowest_heights(pairs: Iterable[tuple[str, int]]) -> dict[str, int]:
+    """Return the lowest height of each enclave id in `pairs` of (enclave id, height at which it was added).
+
+    Adding an id again never makes it newer. Heights that were seen earlier are merged by passing them as well::
+
+        lowest_heights((entry.enclave_id, entry.height) for entry in entries)
+        lowest_heights([*seen.items(), *listed.items()])
+    """
+    lowest: dict[str, int] = {}
+    for enclave_id, height in pairs:
+        lowest[enclave_id] = min(height, lowest.get(enclave_id, height))
+    return lowest
 
 
-def is_newer(source: int | None, target: int) -> bool:
-    """Say whether a release added at height ``target`` is newer than one added at ``source``.
+def newer(source: int | None, target: int) -> bool:
+    """Return whether a release added at height `target` is newer than one added at height `source`.
 
-    ``source`` is None when the source's id is not on chain (removed): it counts as the oldest. Equal is not newer.
+    Both are lowest heights of their ids. `source` is None when its id is not on chain (removed, or never seen): it
+    counts as the oldest. Equal heights are not newer.
     """
     return source is None or target > source
-
-
-def require_newer(source: int | None, target: int) -> None:
-    """Raise RELEASE_NOT_NEWER unless ``is_newer(source, target)``."""
-    if not is_newer(source, target):
-        raise refuse("RELEASE_NOT_NEWER", "release", f"target added at height {target}, source at {source}")
-
-
-def require_program(target_id: str, release: VerifiedRelease, heights: Iterable[str]) -> None:
-    """Raise unless ``target_id`` is the release the chain wants to run.
-
-    RELEASE_ENTRY_WITHOUT_PROGRAM when the id is listed but is not the program, RELEASE_PROGRAM_WITHOUT_ENTRY when
-    it is neither. ``heights`` holds the listed ids.
-    """
-    if target_id == release.enclave_id:
-        return
-    why = f"the program on chain is {release.enclave_id}, not {target_id}"
-    if target_id in set(heights):
-        raise refuse("RELEASE_ENTRY_WITHOUT_PROGRAM", "release", why)
-    raise refuse("RELEASE_PROGRAM_WITHOUT_ENTRY", "release", f"{why}, which is not listed either")
 
 
 def verify_release(
@@ -212,7 +193,7 @@ def verify_release(
     """
     if program is None:
         if entries:
-            ids = len(lowest_heights(entries))
+            ids = len({entry.enclave_id for entry in entries})
             raise refuse("RELEASE_ENTRY_WITHOUT_PROGRAM", "release", f"{ids} enclave ids are listed, no program is set")
         raise refuse("RELEASE_PROGRAM_ABSENT", "release", "the chain names no program")
     enclave_id = decode_enclave_id(program.enclave_id)

@@ -18,7 +18,7 @@ from chain_watcher.endpoints.rpc import RpcError
 from chain_watcher.errors import ChainWatcherError
 from chain_watcher.proof.header import Header
 from chain_watcher.proof.layout import Layout, RawProgram, storage_key
-from chain_watcher.proof.release import ChainEntry, read_entries
+from chain_watcher.proof.release import ChainEntry, lowest_heights, read_entries
 from chain_watcher.proof.scale import Reader
 from chain_watcher.proof.trie import read_proof
 
@@ -52,10 +52,7 @@ class BlockState:
     @property
     def heights(self) -> dict[str, int]:
         """Enclave id -> lowest height at which it was added."""
-        heights: dict[str, int] = {}
-        for entry in self.entries:
-            heights[entry.enclave_id] = min(entry.height, heights.get(entry.enclave_id, entry.height))
-        return heights
+        return lowest_heights((entry.enclave_id, entry.height) for entry in self.entries)
 
 
 def hash_text(header: Header) -> str:

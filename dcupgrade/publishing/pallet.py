@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from hashlib import blake2b
 from typing import Any
 
+from chain_watcher.proof.release import lowest_heights
 from dcupgrade.errors import DcupgradeError
 
 from .signing import require_enclave_id
@@ -68,7 +69,7 @@ class PalletState:
 
     def height_of(self, enclave_id: str) -> int | None:
         """Lowest height at which an id was added: that is the one clients count."""
-        return min((entry.height for entry in self.entries if entry.enclave_id == enclave_id), default=None)
+        return lowest_heights((entry.enclave_id, entry.height) for entry in self.entries).get(enclave_id)
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,6 +12,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from chain_watcher.proof.release import newer
 from dcupgrade.errors import DcupgradeError
 
 from .pallet import PalletState, PreparedCall, PublisherChain, Release
@@ -51,7 +52,7 @@ def require_publishable(state: PalletState, release: Release) -> None:
             )
     elif current is not None and height is not None:
         running = state.height_of(str(current.get("enclave_id")))
-        if running is not None and height <= running:
+        if not newer(running, height):
             raise DcupgradeError(
                 code="PUBLISH_NOT_NEWER",
                 what=f"{release.enclave_id} cannot replace {current['enclave_id']}",

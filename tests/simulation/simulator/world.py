@@ -11,7 +11,14 @@ from functools import lru_cache
 from typing import Any, NoReturn
 
 from chain_watcher.proof.layout import RawEntry, RawProgram
-from chain_watcher.proof.release import BlockRef, EntryList, encode_signature, read_entries, verify_release
+from chain_watcher.proof.release import (
+    BlockRef,
+    EntryList,
+    encode_signature,
+    lowest_heights,
+    read_entries,
+    verify_release,
+)
 from dcupgrade.errors import DcupgradeError
 from dcupgrade.machine.state import ChainFacts, Release
 from dcupgrade.upgrade.ports import Delivery
@@ -178,7 +185,8 @@ class Chain:
             release = Release(
                 program.enclave_id, program.version, program.origin_url, added_height=program.added_height
             )
-        return ChainFacts(release, tuple(sorted(self._entries.heights().items())), self.number)
+        heights = lowest_heights((entry.enclave_id, entry.height) for entry in self._entries.entries)
+        return ChainFacts(release, tuple(sorted(heights.items())), self.number)
 
     async def views(self) -> AsyncIterator[ChainFacts]:
         """Facts now and after every change, while the chain can be reached."""

@@ -14,11 +14,9 @@ from chain_watcher.proof.release import (
     decode_enclave_id,
     decode_signature,
     encode_signature,
-    is_newer,
     lowest_heights,
+    newer,
     read_entries,
-    require_newer,
-    require_program,
     verify_release,
 )
 from tests.doubles.chain_makers import attempt, code_of
@@ -160,30 +158,29 @@ def test_bad_entries_do_not_hide_good_ones():
         "RELEASE_SIGNATURE_ENCODING",
         "RELEASE_ID_INVALID",
     ]
-    assert found.heights() == {ID: 3, OTHER: 7}
     assert read_entries([]).entries == ()
     many = read_entries([*[RawEntry(4, b"", b"")] * 5000, good])
     assert (many.entries, len(many.refused)) == ((entry(5),), 256), "errors of bad entries are kept up to a number"
 
 
-def test_the_lowest_height_counts():
-    entries = [entry(8), entry(5, OTHER), entry(6), entry(9, OTHER), entry(7)]
-    assert lowest_heights(entries) == {ID: 6, OTHER: 5}
+def test_the_lowest_height_of_an_id_counts() -> None:
+    pairs = [(ID, 8), (OTHER, 5), (ID, 6), (OTHER, 9), (ID, 7)]
+    assert lowest_heights(pairs) == {ID: 6, OTHER: 5}
+    assert lowest_heights([*{ID: 6}.items(), *{ID: 4, OTHER: 1}.items()]) == {ID: 4, OTHER: 1}
+    assert lowest_heights([]) == {}
 
 
 # --- newer ---------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
-    ("source", "target", "newer"),
+    ("source", "target", "is_newer"),
     [(5, 6, True), (5, 5, False), (6, 5, False), (None, 0, True), (0, 0, False), (0, 1, True), (2**32 - 1, 0, False)],
 )
-def test_newer(source, target, newer):
-    assert is_newer(source, target) is newer
-    if newer:
-        require_newer(source, target)
-    else:
-        assert code_of(lambda: require_newer(source, target)) == "RELEASE_NOT_NEWER"
+def test_a_release_is_newer_only_above_the_height_of_its_source(
+    source: int | None, target: int, is_newer: bool
+) -> None:
+    assert newer(source, target) is is_newer
 
 
 # --- releases ------------------------------------------------------------------------------------------------------
@@ -223,13 +220,6 @@ def test_program_and_entries_belong_together():
     assert code_of(lambda: release(entries=[entry(5, OTHER)])) == "RELEASE_PROGRAM_WITHOUT_ENTRY"
     upper = read_entries([RawEntry(5, ID.upper().encode(), GOOD)]).entries
     assert code_of(lambda: release(entries=upper)) == "RELEASE_PROGRAM_WITHOUT_ENTRY"
-
-
-def test_the_target_is_the_program():
-    found = release()
-    require_program(ID, found, {ID, OTHER})
-    assert code_of(lambda: require_program(OTHER, found, {ID, OTHER})) == "RELEASE_ENTRY_WITHOUT_PROGRAM"
-    assert code_of(lambda: require_program(OTHER, found, {ID})) == "RELEASE_PROGRAM_WITHOUT_ENTRY"
 
 
 class BrokenKeysError(Exception):
