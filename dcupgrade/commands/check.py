@@ -18,6 +18,7 @@ from typing import Any, Literal
 import aiohttp
 
 from chain_watcher.endpoints.rpc import RpcClient, RpcLimits
+from dcupgrade.settings.folders import missing_files
 from dcupgrade.settings.schema import Settings
 from keyvault.client import VaultClient
 from process_supervisor import host as probe
@@ -64,6 +65,7 @@ async def examine(settings: Settings) -> list[Finding]:
     async with aiohttp.ClientSession() as session:
         checks: list[tuple[str, Callable[[], Awaitable[list[Finding]]]]] = [
             ("folders", lambda: _sync(_folders, settings)),
+            ("files", lambda: _sync(_files, settings)),
             ("disk", lambda: _sync(_disk, settings)),
             ("ports", lambda: _sync(_ports, settings)),
             ("managers", lambda: _sync(_managers, settings)),
@@ -85,6 +87,11 @@ async def _guarded(name: str, check: Callable[[], Awaitable[list[Finding]]]) -> 
 
 async def _sync(check: Callable[[Settings], list[Finding]], settings: Settings) -> list[Finding]:
     return await asyncio.to_thread(check, settings)
+
+
+def _files(settings: Settings) -> list[Finding]:
+    missing = missing_files(settings)
+    return [Finding("files", "fault", line, "SETTINGS_INVALID") for line in missing] or [good("files", "all are there")]
 
 
 def _folders(settings: Settings) -> list[Finding]:

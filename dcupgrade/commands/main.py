@@ -113,9 +113,10 @@ def watch(ctx: click.Context, first_install: bool, dry_run: bool) -> None:
     """Watch the chain and upgrade the node: the service itself."""
     loaded = _settings(ctx)
     if dry_run:
-        from dcupgrade import service
+        from dcupgrade.settings.folders import require_files
         from dcupgrade.surfaces import webhooks
 
+        require_files(loaded, ctx.obj)
         chain.watcher_config(loaded).require_consistent()
         for receiver in loaded.webhooks:
             webhooks.secret_of(receiver)
@@ -164,9 +165,10 @@ def config() -> None:
 @config.command("validate")
 @click.pass_obj
 def config_validate(path: Path) -> None:
-    """Check the settings file; every mistake is listed."""
+    """Check the settings file and the files it names; every mistake is listed."""
+    from dcupgrade.settings.folders import require_files
 
-    load.load(path)
+    require_files(load.load(path), path)
     click.echo(f"{path}: good")
 
 

@@ -1,11 +1,14 @@
 """What a value of the settings must be. Each check is a validator of attrs and raises ValueError with the reason."""
 
+import difflib
 import re
 import string
 import zoneinfo
 from collections.abc import Callable
 from typing import Any
 from urllib.parse import urlsplit
+
+from dcupgrade.machine.state import Name
 
 Check = Callable[[Any, Any, Any], None]
 WEEK_S = 7 * 86400
@@ -102,6 +105,16 @@ def loopback_url(_: Any, field: Any, value: str) -> None:
         host, port = "", None
     if port is None or not (host in ("localhost", "::1") or re.fullmatch(r"127(\.[0-9]{1,3}){3}", host)):
         raise ValueError(f"{value!r} is not http://127.0.0.1:PORT: agent and vault talk on loopback only")
+
+
+def events(_: Any, field: Any, value: tuple[str, ...]) -> None:
+    """Names of events that a webhook can be sent."""
+    known = [f"upgrade.{name.value}" for name in Name]
+    for event in value:
+        if event not in known:
+            near = difflib.get_close_matches(event, known, 1)
+            meant = f" (is {near[0]} meant?)" if near else f"; known are {', '.join(known)}"
+            raise ValueError(f"{event!r} is not an event{meant}")
 
 
 def time_of_day(_: Any, field: Any, value: str) -> None:

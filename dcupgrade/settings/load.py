@@ -1,5 +1,6 @@
 """Read the settings: one TOML file, environment overrides, every mistake at once."""
 
+import contextlib
 import difflib
 import os
 import tomllib
@@ -15,35 +16,18 @@ import cattrs
 from cattrs import transform_error
 from cattrs.gen import make_dict_structure_fn, override
 
-from dcupgrade.errors import DcupgradeError
-
+from .errors import SettingsError
+from .folders import overlapping_folders
 from .schema import ChainSettings, Settings
 
 ENV_PREFIX = "DCUPGRADE_"
 
 
-class SettingsError(DcupgradeError):
-    """The settings cannot be used; ``mistakes`` holds every one of them, each naming its key."""
-
-    def __init__(self, mistakes: list[str], *, path: str, code: str = "SETTINGS_INVALID") -> None:
-        self.mistakes = mistakes
-        listed = "".join(f"\n  - {mistake}" for mistake in mistakes)
-        readable = code == "SETTINGS_INVALID"
-        super().__init__(
-            code=code,
-            what=f"settings file {path}",
-            why=f"{len(mistakes)} mistake{'s' if len(mistakes) != 1 else ''}:{listed}\n" if readable else mistakes[0],
-            action="Correct them all, then try `dcupgrade config validate`."
-            if readable
-            else "Name the right file with --config or DCUPGRADE_CONFIG; `dcupgrade config example` prints one.",
-        )
-
-
 def load(path: Path, environ: Mapping[str, str] | None = None) -> Settings:
     """Read, override and structure the settings in ``path``.
 
-    An environment variable ``DCUPGRADE_<SECTION>__<FIELD>`` overrides that field; lists are separated by commas.
-    Raises SettingsError with every mistake found.
+    An environment variable `DCUPGRADE_<SECTION>__<FIELD>` overrides that field; lists are separated by commas, and an
+    empty variable counts as not set. Raises SettingsError with every mistake found.
     """
     try:
         raw = tomllib.loads(path.read_text(encoding="utf-8"))
@@ -77,8 +61,7 @@ def _across_fields(settings: Settings) -> list[str]:
         ]
     if settings.upgrade.backoff_max_s < settings.upgrade.backoff_s:
         mistakes.append("upgrade.backoff_max_s: is less than upgrade.backoff_s")
-    if settings.agent.state_dir == settings.node.data_dir:
-        mistakes.append("node.data_dir: is agent.state_dir; each needs a folder of its own")
+    mistakes += overlapping_folders(settings)
     if settings.node.port == urlsplit(settings.vault.url).port:
         mistakes.append("node.port: is the port of vault.url")
     if settings.agent.http_listen.rpartition(":")[2] in (
@@ -122,12 +105,22 @@ def _apply_environment(raw: dict[str, Any], environ: Mapping[str, str]) -> list[
         if key not in known:
             mistakes.append(f"environment variable {name}: there is no such setting{_meant(key, known)}")
             continue
-        is_list = typing.get_origin(known[key].type) is tuple
-        value = environ[name]
         table = raw.setdefault(section, {})
-        if isinstance(table, dict):  # what is no table is named as such later
-            table[key] = [part.strip() for part in value.split(",") if part.strip()] if is_list else value
+        if isinstance(table, dict) and environ[name].strip():  # what is no table is named as such later
+            table[key] = _typed(environ[name], known[key].type)
     return mistakes
+
+
+def _typed(text: str, kind: Any) -> Any:
+    """The value of an environment variable as TOML would hold it; text that does not fit stays text."""
+    if typing.get_origin(kind) is tuple:
+        return [part.strip() for part in text.split(",") if part.strip()]
+    if kind in (int, float, bool):
+        with contextlib.suppress(ValueError, KeyError):
+            if kind is bool:
+                return {"true": True, "false": False}[text.lower()]
+            return kind(text)
+    return text
 
 
 def _converter() -> cattrs.Converter:
@@ -141,6 +134,7 @@ def _converter() -> cattrs.Converter:
     ):
         converter.register_structure_hook(field_type, function)
     converter.register_structure_hook_func(_is_tuple, _tuple_hook(converter))
+    converter.register_structure_hook_func(_is_literal, _to_literal)
     converter.register_structure_hook_factory(attrs.has, lambda cls: _class_hook(converter, cls))
     return converter
 
@@ -169,6 +163,10 @@ def _class_hook(converter: cattrs.Converter, cls: Any) -> Any:
     return table
 
 
+def _is_literal(cls: Any) -> bool:
+    return bool(typing.get_origin(cls) == typing.Literal)
+
+
 def _is_tuple(cls: Any) -> bool:
     return cls is tuple or typing.get_origin(cls) is tuple
 
@@ -190,8 +188,6 @@ def _to_str(value: Any, _: Any) -> str:
 
 
 def _to_int(value: Any, _: Any) -> int:
-    if isinstance(value, str) and value.lstrip("-").isdigit():
-        return int(value)
     if isinstance(value, bool) or not isinstance(value, int):
         raise ValueError(f"{value!r} is not a whole number")
     return value
@@ -199,7 +195,7 @@ def _to_int(value: Any, _: Any) -> int:
 
 def _to_float(value: Any, _: Any) -> float:
     try:
-        if isinstance(value, bool):
+        if isinstance(value, bool | str):
             raise TypeError
         number = float(value)
     except (TypeError, ValueError):
@@ -210,15 +206,24 @@ def _to_float(value: Any, _: Any) -> float:
 
 
 def _to_bool(value: Any, _: Any) -> bool:
-    if isinstance(value, str) and value.lower() in {"true", "false"}:
-        return value.lower() == "true"
     if not isinstance(value, bool):
         raise ValueError(f"{value!r} is neither true nor false")
     return value
 
 
 def _to_path(value: Any, _: Any) -> Path:
-    return Path(_to_str(value, None)).expanduser()
+    text = _to_str(value, None)
+    if not os.path.isabs(text):  # relative to what, differs between the service and the shell of its operator
+        raise ValueError(f"{text!r} is not an absolute path")
+    return Path(text)
+
+
+def _to_literal(value: Any, kind: Any) -> Any:
+    choices = typing.get_args(kind)
+    if value in choices and isinstance(value, str):
+        return value
+    meant = _meant(value.lower(), dict.fromkeys(choices)) if isinstance(value, str) else ""
+    raise ValueError(f"{value!r} is not one of {', '.join(choices)}{meant}")
 
 
 def _explain(error: BaseException, _: type | None) -> str:

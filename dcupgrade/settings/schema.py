@@ -198,7 +198,9 @@ class WebhookSettings:
 
     url: str = _doc("Where events are posted.", checks.urls("http", "https"))
     secret_file: Path | None = _doc("Key of the HMAC-SHA-256 signature over the body.", default=None)
-    events: tuple[str, ...] = _doc("Names of events sent; empty: all.", default=())
+    events: tuple[str, ...] = _doc(
+        "Names of events sent (`upgrade.` and a state); empty: all.", checks.events, default=()
+    )
 
 
 @attrs.frozen(kw_only=True)

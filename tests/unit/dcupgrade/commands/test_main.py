@@ -323,9 +323,11 @@ def test_a_dry_run_reads_the_files_that_the_settings_name(config: Path, tmp_path
     code, text = run(config, "watch", "--dry-run")
     assert (code, text.split(":")[0]) == (1, "WEBHOOK_SECRET_UNREADABLE")
     assert "T0K3N" not in text
-    config.write_text(
-        good.replace('finality = "single"', f'checkpoint_file = "{tmp_path}/absent"\ngenesis_hash = "0x{"ab" * 32}"')
-    )
+    proven = f'checkpoint_file = "{tmp_path}/checkpoint"\ngenesis_hash = "0x{"ab" * 32}"'
+    config.write_text(good.replace('finality = "single"', proven))
+    assert f"there is no {tmp_path}/checkpoint" in run(config, "watch", "--dry-run")[1]
+    assert f"there is no {tmp_path}/checkpoint" in run(config, "config", "validate")[1]
+    (tmp_path / "checkpoint").write_text("[")
     assert run(config, "watch", "--dry-run")[1].startswith("CHECKPOINT_UNREADABLE")
 
 

@@ -5,6 +5,8 @@ import pytest
 
 from dcupgrade.settings import load
 from dcupgrade.settings import reference as settings_reference
+from dcupgrade.settings.errors import SettingsError
+from dcupgrade.settings.folders import missing_files
 
 GOOD = """
 [agent]
@@ -38,7 +40,7 @@ def test_a_small_file_is_enough_and_the_rest_has_defaults(tmp_path: Path) -> Non
 def test_five_mistakes_are_all_reported_at_once(tmp_path: Path) -> None:
     text = GOOD.replace('id = "n1"', "port = 70000").replace("wss://one.example", "http://one.example")
     text = text.replace("[vault]", 'probation_s = "soon"\nports = 3\n[vault]')
-    with pytest.raises(load.SettingsError) as caught:
+    with pytest.raises(SettingsError) as caught:
         load.load(write(tmp_path, text), {})
     assert caught.value.code == "SETTINGS_INVALID"
     assert sorted(mistake.split(":")[0] for mistake in caught.value.mistakes) == [
@@ -53,7 +55,7 @@ def test_five_mistakes_are_all_reported_at_once(tmp_path: Path) -> None:
 
 def test_mistakes_across_fields_are_found(tmp_path: Path) -> None:
     text = GOOD.replace("[node]", 'threshold = 2\nfinality = "quorum"\nquorum = 3\n[node]').replace("start = false", "")
-    with pytest.raises(load.SettingsError) as caught:
+    with pytest.raises(SettingsError) as caught:
         load.load(write(tmp_path, text), {})
     assert [mistake.split(":")[0] for mistake in caught.value.mistakes] == [
         "chain.threshold",
@@ -65,7 +67,7 @@ def test_mistakes_across_fields_are_found(tmp_path: Path) -> None:
 
 
 def mistakes_of(tmp_path: Path, text: str, environ: dict[str, str] | None = None) -> list[str]:
-    with pytest.raises(load.SettingsError) as caught:
+    with pytest.raises(SettingsError) as caught:
         load.load(write(tmp_path, text), environ or {})
     return caught.value.mistakes
 
@@ -134,19 +136,19 @@ def test_the_environment_overrides_the_file(tmp_path: Path) -> None:
 
 
 def test_an_unknown_environment_override_is_a_mistake(tmp_path: Path) -> None:
-    with pytest.raises(load.SettingsError, match="DCUPGRADE_NODE__COLOUR"):
+    with pytest.raises(SettingsError, match="DCUPGRADE_NODE__COLOUR"):
         load.load(write(tmp_path, GOOD), {"DCUPGRADE_NODE__COLOUR": "red"})
 
 
 @pytest.mark.parametrize("text", ["[agent", "\x00"])
 def test_a_file_that_is_not_toml_is_refused(tmp_path: Path, text: str) -> None:
-    with pytest.raises(load.SettingsError) as caught:
+    with pytest.raises(SettingsError) as caught:
         load.load(write(tmp_path, text), {})
     assert caught.value.code == "SETTINGS_UNREADABLE"
 
 
 def test_a_missing_file_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(load.SettingsError) as caught:
+    with pytest.raises(SettingsError) as caught:
         load.load(tmp_path / "absent.toml", {})
     assert caught.value.code == "SETTINGS_UNREADABLE"
 
@@ -172,7 +174,7 @@ def test_a_missing_file_is_refused(tmp_path: Path) -> None:
     ],
 )
 def test_a_value_of_the_wrong_kind_is_named_by_its_key(tmp_path: Path, section: str, line: str) -> None:
-    with pytest.raises(load.SettingsError) as caught:
+    with pytest.raises(SettingsError) as caught:
         load.load(write(tmp_path, GOOD.replace(section, f"{section}\n{line}")), {})
     assert [mistake.split(":")[0] for mistake in caught.value.mistakes] == [f"{section[1:-1]}.{line.split()[0]}"]
 
@@ -199,3 +201,87 @@ def test_the_example_shows_every_table_and_is_good_with_them(tmp_path: Path) -> 
     assert loaded.webhooks[0].url.startswith("https://")
     for key in ("days", "start", "duration_s", "zone"):
         assert f"| `{key}` |" in settings_reference.reference_markdown().split("`[[upgrade.windows]]`")[-1]
+
+
+@pytest.mark.parametrize("value", ["", "state", "./state", "~/state", "~root/x"])
+def test_only_absolute_paths_are_taken(tmp_path: Path, value: str) -> None:
+    text = GOOD.replace("/var/lib/dcupgrade", value)
+    assert mistakes_of(tmp_path, text) == [f"agent.state_dir: {value!r} is not an absolute path"]
+
+
+def test_an_empty_environment_variable_counts_as_not_set(tmp_path: Path) -> None:
+    names = ("AGENT__STATE_DIR", "CHAIN__ENDPOINTS", "NODE__PORT", "VAULT__START", "CHAIN__FINALITY", "VAULT__IMAGE")
+    environ = {f"DCUPGRADE_{name}": empty for name in names for empty in ("", " ")}
+    assert load.load(write(tmp_path, GOOD), environ) == load.load(write(tmp_path, GOOD), {})
+    text = GOOD.replace('state_dir = "/var/lib/dcupgrade"', "")
+    assert mistakes_of(tmp_path, text, environ) == ["agent.state_dir: missing state_dir"]
+
+
+@pytest.mark.parametrize("line", ['port = "6671"', 'probation_s = "3"', "stop_grace_s = true", "port = 6671.0"])
+def test_a_toml_value_has_the_type_of_its_setting(tmp_path: Path, line: str) -> None:
+    found = mistakes_of(tmp_path, GOOD.replace("[node]", f"[node]\n{line}"))
+    assert [mistake.split(":")[0] for mistake in found] == [f"node.{line.split()[0]}"]
+
+
+def test_the_environment_has_only_text_and_is_read_by_the_type_of_the_setting(tmp_path: Path) -> None:
+    environ = {"DCUPGRADE_VAULT__START": "False", "DCUPGRADE_NODE__PROBATION_S": "1.5", "DCUPGRADE_NODE__PORT": "7002"}
+    loaded = load.load(write(tmp_path, GOOD), environ)
+    assert (loaded.vault.start, loaded.node.probation_s, loaded.node.port) == (False, 1.5, 7002)
+    assert mistakes_of(tmp_path, GOOD, {"DCUPGRADE_VAULT__START": "yes"}) == [
+        "vault.start: 'yes' is neither true nor false"
+    ]
+
+
+@pytest.mark.parametrize(
+    ("line", "why"),
+    [
+        ('finality = "Single"', "chain.finality: 'Single' is not one of proven, quorum, single (is single meant?)"),
+        ("finality = 3", "chain.finality: 3 is not one of proven, quorum, single"),
+        ("finality = []", "chain.finality: [] is not one of proven, quorum, single"),
+    ],
+)
+def test_a_wrong_choice_is_answered_with_the_choices(tmp_path: Path, line: str, why: str) -> None:
+    assert mistakes_of(tmp_path, GOOD.replace("[chain]", f"[chain]\n{line}")) == [why]
+
+
+@pytest.mark.parametrize(
+    ("event", "hint"), [("upgrade.comitted", "is upgrade.committed meant?"), ("*", "known are upgrade.idle")]
+)
+def test_a_misspelt_webhook_event_is_a_mistake(tmp_path: Path, event: str, hint: str) -> None:
+    text = GOOD + f'[[webhooks]]\nurl = "http://h/"\nevents = ["upgrade.halted", "{event}"]\n'
+    (mistake,) = mistakes_of(tmp_path, text)
+    assert mistake.startswith("webhooks[0].events:")
+    assert hint in mistake
+
+
+@pytest.mark.parametrize("place", ["state", "state/slots/x", "state/logs", "store", "store/below", ".", "link"])
+def test_folders_that_are_one_folder_are_a_mistake_also_by_a_link(tmp_path: Path, place: str) -> None:
+    (tmp_path / "state").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "state", target_is_directory=True)
+    text = GOOD.replace("/var/lib/dcupgrade", str(tmp_path / "state")).replace("/srv/dcnode", str(tmp_path / place))
+    text = text.replace("[vault]", f'[vault]\nstore_dir = "{tmp_path / "store"}"')
+    assert any("data_dir" in mistake and "of its own" in mistake for mistake in mistakes_of(tmp_path, text))
+
+
+def test_the_sealed_store_may_lie_in_the_state_folder_but_not_where_the_agent_cleans_up(tmp_path: Path) -> None:
+    text = GOOD.replace("[vault]", '[vault]\nstore_dir = "/var/lib/dcupgrade/slots/store"')
+    assert [mistake.split(":")[0] for mistake in mistakes_of(tmp_path, text)] == ["vault.store_dir"]
+
+
+def test_files_that_the_settings_name_and_that_are_not_there_are_listed(tmp_path: Path) -> None:
+    (tmp_path / "vault.sig").write_bytes(b"")
+    text = GOOD.replace("/etc/dcupgrade/checkpoint.json", str(tmp_path / "checkpoint.json")).replace(
+        "start = false", "\n".join(f'{key} = "{tmp_path}/vault.{end}"' for key, end in VAULT_FILES)
+    )
+    (tmp_path / "vault.auth").mkdir()
+    text += f'[[webhooks]]\nurl = "http://h/"\nsecret_file = "{tmp_path}/secret"\n'
+    found = missing_files(load.load(write(tmp_path, text), {}))
+    assert [mistake.split(":")[0] for mistake in found] == [
+        "chain.checkpoint_file",
+        "vault.image",
+        "vault.auth_file",
+        "webhooks[0].secret_file",
+    ]
+
+
+VAULT_FILES = (("image", "pyz"), ("sigstruct", "sig"), ("auth_file", "auth"))
