@@ -13,7 +13,7 @@ HALTED_CODES: dict[str, str] = {
     "TARGET_WONT_STOP": "the new version's process cannot be stopped",
     "FIRST_INSTALL_FAILED": "the first version of this node did not come up",
 }
-"""Conditions in which the machine waits for a person; docs/operations.md has an entry for each."""
+"""Conditions in which the machine waits for a person; docs/runbook/halted.md has an entry for each."""
 
 
 REASON_CODES: dict[str, str] = {

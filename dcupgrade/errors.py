@@ -1,4 +1,4 @@
-"""Errors of the agent, each under a stable code; ``python -m dcupgrade explain CODE`` tells what a code means."""
+"""Errors of the agent, each under a stable code; ``dcupgrade explain CODE`` tells what a code means."""
 
 from dataclasses import dataclass
 from typing import Literal

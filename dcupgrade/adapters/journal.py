@@ -334,7 +334,7 @@ def _corrupt(path: Path, why: str) -> DcupgradeError:
         code="JOURNAL_CORRUPT",
         what=f"journal {path}",
         why=why,
-        action="Do not delete it: follow docs/operations.md, JOURNAL_CORRUPT. The running node is left as it is.",
+        action="Do not delete it: follow `dcupgrade explain JOURNAL_CORRUPT`. The running node is left as it is.",
         kind="invariant",
     )
 

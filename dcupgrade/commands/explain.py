@@ -1,9 +1,14 @@
-"""All error codes of the program in one place, for ``explain`` and for the runbook."""
+"""All error codes of the program in one place, for `explain` and for the runbook."""
 
+import difflib
 import importlib
 from pathlib import Path
 
+from dcupgrade.errors import DcupgradeError
+
 PACKAGES = ("dcupgrade", "chain_watcher", "attestation", "keyvault", "process_supervisor")
+RUNBOOK = Path(__file__).resolve().parents[1] / "runbook"
+"""The pages of docs/runbook, which every installation carries inside of the package."""
 
 
 def all_codes() -> dict[str, str]:
@@ -15,9 +20,24 @@ def all_codes() -> dict[str, str]:
 
 
 def runbook_entry(code: str) -> str | None:
-    """The runbook's section on ``code`` (Markdown text under its heading), or None where there is none here."""
-    book = Path(__file__).resolve().parents[2] / "docs" / "operations.md"
-    if not book.is_file():
-        return None
-    _, found, rest = book.read_text(encoding="utf-8").partition(f"\n### {code}\n")
-    return rest.split("\n### ")[0].split("\n## ")[0].strip() if found else None
+    """The runbook's section on `code` (Markdown text under its heading), or None where there is none."""
+    for page in sorted(RUNBOOK.glob("*.md")):
+        _, found, rest = page.read_text(encoding="utf-8").partition(f"\n## {code}\n")
+        if found:
+            return rest.split("\n## ")[0].strip()
+    return None
+
+
+def explanation(asked: str) -> str:
+    """What `code` means and what to do, as plain text for a terminal.
+
+    Raises `DcupgradeError` UNKNOWN_CODE, with the codes that are spelt alike.
+    """
+    code = asked.upper()
+    meaning = all_codes().get(code)
+    if meaning is None:
+        alike = difflib.get_close_matches(code, all_codes(), n=3) or [c for c in all_codes() if code in c][:3]
+        action = f"Is {' or '.join(alike)} meant?" if alike else "Copy the code from the message, the log or `status`."
+        raise DcupgradeError(code="UNKNOWN_CODE", what=f"code {asked}", why="nothing here emits it", action=action)
+    entry = runbook_entry(code) or meaning
+    return f"{code}: {entry}".replace("**", "").replace("`", "")

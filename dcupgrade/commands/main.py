@@ -131,19 +131,9 @@ def watch(ctx: click.Context, first_install: bool, dry_run: bool) -> None:
 @click.argument("code")
 def explain(code: str) -> None:
     """Tell what an error CODE means and what to do about it."""
-    from dcupgrade.errors import DcupgradeError
-
     from . import explain as codes
 
-    meaning = codes.all_codes().get(code.upper())
-    if meaning is None:
-        raise DcupgradeError(
-            code="UNKNOWN_CODE", what=f"code {code}", why="nothing here emits it", action="See docs/operations.md."
-        )
-    click.echo(f"{code.upper()}: {meaning}")
-    entry = codes.runbook_entry(code.upper())
-    if entry:
-        click.echo(f"\n{entry}")
+    click.echo(codes.explanation(code))
 
 
 @cli.command()

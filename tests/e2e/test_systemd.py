@@ -1,6 +1,6 @@
 """The units under a real systemd: `make install`, an upgrade, and a node that outlives its agent.
 
-The commands are those of docs/operations.md. Only the TEE differs: a drop-in starts the vault in a simulated one.
+The commands are those of docs/operators/install.md. Only the TEE differs: a drop-in starts the vault in a simulated one.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ OBJECTS = {f"object-{index}": os.urandom(1 << (2 * index)) for index in range(10
 
 
 def install(host: SystemdHost, world: World) -> None:
-    """What docs/operations.md tells an operator to do."""
+    """What docs/operators/install.md tells an operator to do."""
     host.run("make", "-C", "/src", "install")
     host.run("systemd-sysusers", "/usr/local/lib/sysusers.d/dcupgrade.conf")
     host.write("/etc/dcupgrade/dcupgrade.toml", world.settings_path.read_text())

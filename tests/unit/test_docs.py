@@ -16,16 +16,30 @@ DOCS = ROOT / "docs"
 
 
 def test_every_code_has_a_runbook_entry_and_every_entry_a_code() -> None:
-    entries = re.findall(r"^### ([A-Z0-9_]+)$", (DOCS / "operations.md").read_text(), re.M)
+    entries = [
+        code
+        for page in sorted((DOCS / "runbook").glob("*.md"))
+        for code in re.findall(r"^## ([A-Z0-9_]+)$", page.read_text(), re.M)
+    ]
     assert len(entries) == len(set(entries))
     assert set(entries) == set(codes.all_codes())
+
+
+def test_every_entry_says_what_to_do() -> None:
+    assert [code for code in codes.all_codes() if "\n\n**Do:** " not in str(codes.runbook_entry(code))] == []
+
+
+def test_every_area_of_the_runbook_is_in_its_table_and_on_the_site() -> None:
+    areas = {page.name for page in (DOCS / "runbook").glob("*.md")} - {"README.md"}
+    assert set(re.findall(r"\]\(([a-z-]+\.md)\)", (DOCS / "runbook" / "README.md").read_text())) == areas
+    assert set(re.findall(r"runbook/([a-z-]+\.md)", (ROOT / ".ci" / "mkdocs.yml").read_text())) == areas
 
 
 def test_explain_prints_the_runbook_entry() -> None:
     entry = codes.runbook_entry("VAULT_REPLACED")
     assert entry is not None
     assert "**Do:**" in entry
-    assert "###" not in entry
+    assert "##" not in entry
 
 
 @pytest.mark.parametrize("name", sorted(build.pages()))
