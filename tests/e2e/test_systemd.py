@@ -1,6 +1,6 @@
 """The units under a real systemd: `make install`, an upgrade, and a node that outlives its agent.
 
-The commands are those of docs/operators/install.md. Only the TEE differs: a drop-in starts the vault in a simulated one.
+The commands are those of docs/operators/install.md. Only the TEE differs: a drop-in makes it a simulated one.
 """
 
 from __future__ import annotations
