@@ -25,6 +25,7 @@ from process_supervisor.limits import ArchiveLimits
 
 ROOT = Path(__file__).resolve().parent.parent
 NODE_MAIN = "devnet.reference_node.main:main"
+NODE_PACKAGES = ("attestation", "devnet", "keyvault")
 POLICY_NAME = "devnet/reference_node/node_policy.json"
 SIGSTRUCT_DATE = datetime.date(2026, 1, 1)
 FORMAT_TAG = "dc object v1"
@@ -193,16 +194,11 @@ class ReleaseBuilder:
 
 
 def node_sources(policy: Mapping[str, Any]) -> dict[str, Path | bytes]:
-    """Files of a node image: name in the image to source. The policy is one of them, and so is measured."""
-    from keyvault.build import proof_sources
+    """Return the files of a node image by their names in it: what the node imports, and its policy. All is measured."""
+    from attestation.artefact.closure import import_closure
 
-    sources: dict[str, Path | bytes] = {
-        path.relative_to(ROOT).as_posix(): path
-        for package in ("attestation", "keyvault", "devnet/reference_node")
-        for path in sorted((ROOT / package).rglob("*.py"))
-    }
-    sources |= proof_sources()
-    sources["devnet/__init__.py"] = b'"""Part of the reference node\'s image."""\n'
+    module, _, _ = NODE_MAIN.partition(":")
+    sources: dict[str, Path | bytes] = {**import_closure(ROOT, module, NODE_PACKAGES)}
     sources[POLICY_NAME] = json.dumps(policy, sort_keys=True, indent=1).encode()
     return sources
 

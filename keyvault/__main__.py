@@ -1,134 +1,69 @@
-"""Command line of the vault: ``serve``, ``build``, ``verify``, ``inspect``, ``conformance``."""
+"""Command line of the vault on the host: `serve`, `build`, `verify`, `inspect`, `conformance`."""
 
 from __future__ import annotations
 
 import argparse
-import asyncio
 import json
-import logging
 import os
-import re
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import NoReturn
 
 from attestation.errors import AttestationError
-from keyvault.vault.serve import measured_policy, open_vault, read_signatures, read_text_file, serve, start_refused
+from keyvault.vault.start_files import read_signatures, read_text_file, start_refused
 
+from . import conformance_command
 from .errors import KeyvaultError
-
-if TYPE_CHECKING:
-    from keyvault.handover.party import Party, Tee
-
-    from .conformance import Result
+from .vault import serve
 
 
-def _enter_tee(args: argparse.Namespace, arguments: list[str]) -> None:
-    """Outside a TEE: become the simulated CPU that runs the image with the same arguments. Does not return."""
+def _enter_tee(args: argparse.Namespace, arguments: list[str]) -> NoReturn:
+    """Become the simulated CPU that runs the image with these arguments.
+
+    `-P` and the working folder `/` keep modules of the caller's folder out of a process that holds root keys.
+    """
     if not (args.cpu and args.image and args.sigstruct):
         raise start_refused(
             "it is not inside a TEE", "Give --cpu, --image and --sigstruct for the simulated TEE, or run it in Gramine."
         )
-    kept = []
-    skip = False
-    for argument in arguments:
-        if skip:
-            skip = False
-        elif argument in ("--cpu", "--image", "--sigstruct"):
-            skip = True
-        elif not argument.startswith(("--cpu=", "--image=", "--sigstruct=")):
-            kept.append(argument)
-    command = [sys.executable, "-m", "attestation.simulated", "run", "--cpu", str(args.cpu)]
-    command += ["--image", str(args.image), "--sigstruct", str(args.sigstruct), "--", *kept]
+    command = [sys.executable, "-P", "-m", "attestation.simulated", "run", "--cpu", str(args.cpu.absolute())]
+    command += ["--image", str(args.image.absolute()), "--sigstruct", str(args.sigstruct.absolute()), "--", *arguments]
+    os.chdir("/")
     os.execv(sys.executable, command)  # noqa: S606 - the same interpreter, no shell
 
 
-def _open_tee(args: argparse.Namespace, arguments: list[str]) -> Tee:
-    """Return the TEE this process runs in, or go into one."""
-    from attestation.tee.open import open_driver
-
-    if "DC_TEE" not in os.environ and args.image is not None:
-        _enter_tee(args, arguments)
-    try:
-        return open_driver()
-    except AttestationError as error:
-        if error.code == "TEE_MISSING":
-            _enter_tee(args, arguments)
-        raise
+def _command_serve(args: argparse.Namespace) -> int:
+    words = ["serve", "--listen", args.listen, "--store", str(args.store.absolute())]
+    words += ["--token-file", str(args.token_file.absolute()), "--auth-file", str(args.auth_file.absolute())]
+    _enter_tee(args, [*words, "--tighten", str(args.tighten.absolute())] if args.tighten else words)
 
 
-def _command_serve(args: argparse.Namespace, arguments: list[str]) -> int:
-    tee = _open_tee(args, arguments)
-    from keyvault.vault.hygiene import harden_process
-
-    facts: dict[str, object] = {"hygiene": harden_process()}
-    vault = open_vault(args, tee)
-    asyncio.run(serve(args, vault, facts))
+def _command_conformance(args: argparse.Namespace) -> int:
+    """Run the suite against a node; from inside an enclave if an image is given."""
+    if args.image is not None:
+        _enter_tee(args, conformance_command.arguments_for_image(args))
+    conformance_command.run(args, None)
     return 0
 
 
-def _command_conformance(args: argparse.Namespace, arguments: list[str]) -> int:
-    """Run the suite against a node; from inside a TEE if an image is given."""
-    tee = _open_tee(args, arguments) if args.image is not None or "DC_TEE" in os.environ else None
-    results = asyncio.run(_conformance(args, tee))
-    from .conformance import as_json, as_text
-
-    sys.stdout.write(json.dumps(as_json(results), indent=2) + "\n" if args.json else as_text(results))
-    if any(result.found for result in results):
-        raise KeyvaultError(
-            code="CONFORMANCE_FAILED",
-            what=f"{args.url} does not conform",
-            why=f"{sum(bool(result.found) for result in results)} of {len(results)} checks failed",
-            action="docs/protocol.md says what each message must be.",
-        )
-    return 0
-
-
-async def _conformance(args: argparse.Namespace, tee: Tee | None) -> list[Result]:
-    import aiohttp
-
-    from .conformance import Node, find_genesis, run_suite
-
-    url = args.url.rstrip("/")
-    async with aiohttp.ClientSession() as session:
-        genesis = bytes.fromhex(args.genesis) if args.genesis else await find_genesis(session, url)
-        return await run_suite(Node(session, url, genesis, _suite_party(args, tee, genesis) if tee else None))
-
-
-def _suite_party(args: argparse.Namespace, tee: Tee, genesis: bytes) -> Party:
-    from attestation.policy import Policy, Role
-    from keyvault.handover.hpke import RealCrypto
-    from keyvault.handover.party import Party, peer_verifier
-
-    verify = peer_verifier(tee, Policy(network=measured_policy(None).network), Role.UPGRADER, None)
-    signatures = read_signatures(read_text_file(args.auth_file, "network signature file")) if args.auth_file else ()
-    return Party(genesis, signatures, tee, RealCrypto(), verify)
-
-
-def _genesis(text: str) -> str:
-    digits = text.removeprefix("0x")
-    if not re.fullmatch(r"[0-9a-f]{64}", digits):
-        raise argparse.ArgumentTypeError("it is not a 32-byte hash in lower-case hex")
-    return digits
-
-
-def _command_build(args: argparse.Namespace, _: list[str]) -> int:
-    from .build import build_vault, load_signing_key
+def _command_build(args: argparse.Namespace) -> int:
+    from .build import CONFORMANCE, VAULT, build_program, load_signing_key
 
     policy = read_text_file(args.policy, "policy").encode("utf-8")
-    enclave_id = build_vault(policy, load_signing_key(args.key), args.out, isvsvn=args.isvsvn)
+    program = CONFORMANCE if args.conformance else VAULT
+    enclave_id = build_program(program, policy, load_signing_key(args.key), args.out, isvsvn=args.isvsvn)
     sys.stdout.write(enclave_id + "\n")
     return 0
 
 
-def _command_verify(args: argparse.Namespace, _: list[str]) -> int:
+def _command_verify(args: argparse.Namespace) -> int:
     """Verify a vault artefact: SIGSTRUCT over the image, and the network's signature over the enclave id."""
     from zipfile import BadZipFile, ZipFile
 
     from attestation.artefact.files import verify_artefact
     from keyvault.vault.measured_policy import FILE_NAME, parse_policy
 
-    from .build import IMAGE_NAME
+    from .build import VAULT
 
     enclave_id = verify_artefact(args.image, args.sigstruct)
     try:
@@ -139,7 +74,7 @@ def _command_verify(args: argparse.Namespace, _: list[str]) -> int:
             code="VAULT_POLICY_INVALID",
             what=f"{args.image} was not verified",
             why="it is no vault image: it holds no measured policy",
-            action=f"Give the {IMAGE_NAME} that python -m keyvault build made.",
+            action=f"Give the {VAULT.image_name} that python -m keyvault build made.",
         ) from None
     policy = parse_policy(data)
     if args.auth_file is not None:
@@ -151,7 +86,7 @@ def _command_verify(args: argparse.Namespace, _: list[str]) -> int:
     return 0
 
 
-def _command_inspect(args: argparse.Namespace, _: list[str]) -> int:
+def _command_inspect(args: argparse.Namespace) -> int:
     """Print the headers of a store's sealed files as JSON; needs no TEE and unseals nothing."""
     from keyvault.store.sealed_file import decode_header
 
@@ -184,18 +119,15 @@ def _command_inspect(args: argparse.Namespace, _: list[str]) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m keyvault", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
-    serve = commands.add_parser("serve", help="run the vault; outside a TEE with --image it enters the simulated one")
-    serve.add_argument("--listen", default="127.0.0.1:6666", metavar="HOST:PORT")
-    serve.add_argument("--store", type=Path, required=True, help="folder of the sealed store")
-    serve.add_argument("--token-file", type=Path, required=True, help="token the agent must show")
-    serve.add_argument("--auth-file", type=Path, required=True, help="network signature over the vault's enclave id")
-    serve.add_argument("--tighten", type=Path, help="JSON settings that make the measured policy stricter")
-    serve.set_defaults(run=_command_serve)
+    serving = commands.add_parser("serve", help="run a vault image in the simulated TEE")
+    serve.add_arguments(serving)
+    serving.set_defaults(run=_command_serve)
     build = commands.add_parser("build", help="build the measured artefact and print its enclave id")
     build.add_argument("--policy", type=Path, required=True)
     build.add_argument("--key", type=Path, required=True, help="RSA-3072 key (e = 3) in PEM")
     build.add_argument("--out", type=Path, required=True)
     build.add_argument("--isvsvn", type=int, default=0)
+    build.add_argument("--conformance", action="store_true", help="build the conformance suite instead of the vault")
     build.set_defaults(run=_command_build)
     verify = commands.add_parser("verify", help="verify a built vault")
     verify.add_argument("--image", type=Path, required=True)
@@ -206,27 +138,20 @@ def _parser() -> argparse.ArgumentParser:
     inspect.add_argument("--store", type=Path, required=True)
     inspect.set_defaults(run=_command_inspect)
     conformance = commands.add_parser("conformance", help="try a node's handover v2 over HTTP")
-    conformance.add_argument("url", help="like http://127.0.0.1:6667")
-    conformance.add_argument(
-        "--genesis", type=_genesis, help="genesis hash of the node's chain (else the node is asked)"
-    )
-    conformance.add_argument("--auth-file", type=Path, help="network signature over the image's enclave id")
-    conformance.add_argument("--json", action="store_true")
+    conformance_command.add_arguments(conformance)
     conformance.set_defaults(run=_command_conformance)
-    for command in (serve, conformance):
+    for command in (serving, conformance):
         command.add_argument("--cpu", type=Path, help="folder of the simulated CPU")
-        command.add_argument("--image", type=Path, help="vault image for the simulated TEE")
+        command.add_argument("--image", type=Path, help="measured image to run there")
         command.add_argument("--sigstruct", type=Path, help="SIGSTRUCT of the image")
     return parser
 
 
 def main() -> int:
     """Run a command; returns its exit code. Errors go to standard error under their code."""
-    arguments = sys.argv[1:]
-    args = _parser().parse_args(arguments)
-    logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(asctime)s %(levelname)s %(name)s %(message)s")
+    args = _parser().parse_args()
     try:
-        return int(args.run(args, arguments))
+        return int(args.run(args))
     except (KeyvaultError, AttestationError) as error:
         sys.stderr.write(f"{error}\n")
         return 1

@@ -1,22 +1,36 @@
-"""Building the vault as a measured artefact: attestation, keyvault, pure modules of chain_watcher, and the policy."""
+"""Build the measured artefacts: the vault, and the conformance suite as an enclave of its own."""
 
 from __future__ import annotations
 
 import datetime
-import importlib.util
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
 from cryptography.hazmat.primitives.asymmetric.rsa import RSAPrivateKey
 from cryptography.hazmat.primitives.serialization import load_pem_private_key
 
+from attestation.artefact.closure import import_closure
 from attestation.artefact.files import build_image, build_sigstruct, verify_artefact
 from keyvault.vault.measured_policy import FILE_NAME, parse_policy
 
 from .errors import KeyvaultError
 
-IMAGE_NAME: Final = "vault.pyz"
-SIGSTRUCT_NAME: Final = "vault.sig"
+
+@dataclass(frozen=True)
+class Program:
+    """A program that runs in an enclave: the module whose `main` is its entry point, and the names of its files."""
+
+    module: str
+    image_name: str
+    sigstruct_name: str
+
+
+VAULT: Final = Program("keyvault.vault.serve", "vault.pyz", "vault.sig")
+CONFORMANCE: Final = Program("keyvault.conformance_command", "conformance.pyz", "conformance.sig")
+#: The folder that holds the packages, and those of them that a measured program may import.
+ROOT: Final = Path(__file__).resolve().parent.parent
+PACKAGES: Final = ("attestation", "chain_watcher", "keyvault")
 #: Fixed, so that the same sources and policy give the same SIGSTRUCT on every day.
 _DATE: Final = datetime.date(2026, 1, 1)
 
@@ -25,29 +39,13 @@ def _refused(why: str) -> KeyvaultError:
     return KeyvaultError(code="VAULT_START_REFUSED", what="the vault cannot be built", why=why)
 
 
-def _folder(package: str) -> Path:
-    spec = importlib.util.find_spec(package)
-    if spec is None or spec.origin is None:
-        raise _refused(f"package {package} is not installed")
-    return Path(spec.origin).parent
+def image_sources(program: Program, policy: bytes, root: Path = ROOT) -> dict[str, Path | bytes]:
+    """Return what an image holds, by archive name: what the program imports, and its policy.
 
-
-def vault_sources(policy: bytes) -> dict[str, Path | bytes]:
-    """Return what goes into the vault's image, by archive name. Raises VAULT_POLICY_INVALID."""
+    Raises VAULT_POLICY_INVALID.
+    """
     parse_policy(policy)
-    return {
-        "attestation": _folder("attestation"),
-        "keyvault": _folder("keyvault"),
-        f"keyvault/{FILE_NAME}": policy,
-        **proof_sources(),
-    }
-
-
-def proof_sources() -> dict[str, Path | bytes]:
-    """Return the files of `chain_watcher` that verify proofs, by archive name."""
-    folder = _folder("chain_watcher")
-    files = [folder / "__init__.py", folder / "errors.py", *sorted((folder / "proof").glob("*.py"))]
-    return {f"chain_watcher/{path.relative_to(folder).as_posix()}": path for path in files}
+    return {**import_closure(root, program.module, PACKAGES), f"keyvault/{FILE_NAME}": policy}
 
 
 def load_signing_key(pem: Path) -> RSAPrivateKey:
@@ -63,16 +61,21 @@ def load_signing_key(pem: Path) -> RSAPrivateKey:
     return key
 
 
-def build_vault(policy: bytes, key: RSAPrivateKey, out: Path, *, isvsvn: int = 0) -> str:
-    """Write ``vault.pyz`` and ``vault.sig`` into ``out`` and return the vault's enclave id.
+def build_program(program: Program, policy: bytes, key: RSAPrivateKey, out: Path, *, isvsvn: int = 0) -> str:
+    """Write the program's image and SIGSTRUCT into the folder `out` and return its enclave id.
 
-    Raises VAULT_POLICY_INVALID, VAULT_START_REFUSED, and AttestationError for a key or number SGX has no room for.
+    Raises VAULT_POLICY_INVALID, VAULT_START_REFUSED, and AttestationError for a key or number that SGX does not take.
     """
-    image, sigstruct = out / IMAGE_NAME, out / SIGSTRUCT_NAME
+    image, sigstruct = out / program.image_name, out / program.sigstruct_name
     try:
         out.mkdir(parents=True, exist_ok=True)
-        build_image(image, vault_sources(policy), "keyvault.__main__:main")
+        build_image(image, image_sources(program, policy), f"{program.module}:main")
         sigstruct.write_bytes(build_sigstruct(image, key, isvsvn=isvsvn, date=_DATE))
     except OSError as error:
         raise _refused(f"{error.filename or out} cannot be written ({error.strerror})") from None
     return verify_artefact(image, sigstruct)
+
+
+def build_vault(policy: bytes, key: RSAPrivateKey, out: Path, *, isvsvn: int = 0) -> str:
+    """Write `vault.pyz` and `vault.sig` into the folder `out`; return the enclave id. See `build_program`."""
+    return build_program(VAULT, policy, key, out, isvsvn=isvsvn)

@@ -58,7 +58,8 @@ PURE = (
 VAULT_SHELLS = {
     *("keyvault.handover.http_client", "keyvault.handover.http_server", "keyvault.handover.v1_http"),
     *("keyvault.handover.hpke", "keyvault.store.disk", "keyvault.store.sealed_store"),
-    *("keyvault.vault.serve", "keyvault.vault.vault", "keyvault.vault.agent_api", "keyvault.vault.hygiene"),
+    *("keyvault.vault.serve", "keyvault.vault.start_files", "keyvault.vault.vault"),
+    *("keyvault.vault.agent_api", "keyvault.vault.hygiene"),
 }
 IMPURE = {
     *("aiodocker", "aiohttp", "asyncio", "http", "logging", "multiprocessing", "os", "pathlib", "random", "requests"),

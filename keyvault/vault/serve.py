@@ -1,21 +1,26 @@
-"""The vault's program: open the store, serve the ports, until a signal ends it."""
+"""The vault's program: open the store, serve the ports, until a signal ends it.
+
+The vault's image is the import closure of this module (`keyvault.build`): what is not imported here, at any depth, is
+not measured.
+"""
 
 from __future__ import annotations
 
 import argparse
 import asyncio
 import contextlib
-import importlib.resources
 import logging
 import os
 import re
 import signal
+import sys
 import time
 from pathlib import Path
 from typing import Final
 
-from attestation.network import decode_multibase
+from attestation.errors import AttestationError
 from attestation.tee.driver import TeeDriver
+from attestation.tee.open import open_driver
 from keyvault.errors import KeyvaultError
 from keyvault.handover.hpke import RealCrypto
 from keyvault.handover.http_server import GuardedServer
@@ -23,48 +28,44 @@ from keyvault.store.disk import FolderDisk
 from keyvault.store.sealed_store import SealedStore
 
 from .agent_api import vault_app
-from .measured_policy import FILE_NAME, VaultPolicy, parse_policy, tighten
+from .hygiene import harden_process
+from .start_files import measured_policy, read_signatures, read_text_file, start_refused
 from .vault import Vault
 
-_SIGNATURE_CHARS: Final = 104
 _SWEEP_EVERY_S: Final = 60.0
 _LOCK_WAIT_S: Final = 5.0
 _TOKEN: Final = re.compile(r"[\x21-\x7e]{16,512}")
 
 
-def start_refused(why: str, action: str = "") -> KeyvaultError:
-    """Make the error VAULT_START_REFUSED."""
-    return KeyvaultError(code="VAULT_START_REFUSED", what="the vault does not start", why=why, action=action)
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the vault's arguments to a parser."""
+    parser.add_argument("--listen", default="127.0.0.1:6666", metavar="HOST:PORT")
+    parser.add_argument("--store", type=Path, required=True, help="folder of the sealed store")
+    parser.add_argument("--token-file", type=Path, required=True, help="token that agent and vault share")
+    parser.add_argument("--auth-file", type=Path, required=True, help="network signature over the vault's enclave id")
+    parser.add_argument("--tighten", type=Path, help="JSON settings that make the measured policy stricter")
 
 
-def read_text_file(path: Path, what: str) -> str:
-    """Return a file's text. Raises VAULT_START_REFUSED where it cannot be read."""
+def parser() -> argparse.ArgumentParser:
+    """Return the parser of the image's arguments: those of `python -m keyvault serve` that are not the CPU's."""
+    made = argparse.ArgumentParser(prog="vault", description="The key vault, inside its TEE.")
+    made.add_argument("command", choices=("serve",))
+    add_arguments(made)
+    return made
+
+
+def main() -> int:
+    """Run the vault inside its TEE; returns the exit code. Errors go to standard error under their code."""
+    args = parser().parse_args()
+    logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(asctime)s %(levelname)s %(name)s %(message)s")
     try:
-        return path.read_text(encoding="utf-8")
-    except (OSError, ValueError) as error:
-        raise start_refused(f"the {what} {path} cannot be read ({type(error).__name__})") from None
-
-
-def read_signatures(text: str) -> tuple[bytes, ...]:
-    """Decode one or more network signatures in multibase base32; spaces and newlines are ignored."""
-    joined = "".join(text.split())
-    parts = [joined[at : at + _SIGNATURE_CHARS] for at in range(0, len(joined), _SIGNATURE_CHARS)]
-    return tuple(decode_multibase(part) for part in parts)
-
-
-def measured_policy(tighten_file: Path | None) -> VaultPolicy:
-    """Return the policy inside this image, tightened by the host's file if there is one."""
-    try:
-        data = importlib.resources.files("keyvault").joinpath(FILE_NAME).read_bytes()
-    except OSError:
-        raise KeyvaultError(
-            code="VAULT_POLICY_INVALID",
-            what="the vault does not start",
-            why="this is no vault image: it holds no measured policy",
-            action="Build one with python -m keyvault build, and start it with --image and --sigstruct.",
-        ) from None
-    policy = parse_policy(data)
-    return tighten(policy, read_text_file(tighten_file, "settings file").encode("utf-8")) if tighten_file else policy
+        tee = open_driver()
+        facts: dict[str, object] = {"hygiene": harden_process()}
+        asyncio.run(serve(args, open_vault(args, tee), facts))
+    except (KeyvaultError, AttestationError) as error:
+        sys.stderr.write(f"{error}\n")
+        return 1
+    return 0
 
 
 def open_vault(args: argparse.Namespace, tee: TeeDriver) -> Vault:

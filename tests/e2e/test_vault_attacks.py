@@ -193,15 +193,15 @@ async def test_the_command_line_verifies_inspects_and_tries_nodes(
         assert names == {upgrade.keys["key_set_id"]}
         assert {row["sealer"] for row in inspected} == {vault.enclave_id}
 
-        node = bench.start_node(old, upgrade.port, "make", upgraders=vault.enclave_id, folder="tried")
+        suite = bench.conformance()
+        node = bench.start_node(old, upgrade.port, "make", upgraders=suite.enclave_id, folder="tried")
         upgrade.running.append(node)
         url = f"http://127.0.0.1:{node.event()['port']}"
         outside = await asyncio.to_thread(run, "conformance", url)
         assert outside.returncode == 0, outside.stdout + outside.stderr
-        image = ["--image", str(vault.image), "--sigstruct", str(vault.sigstruct), "--cpu", str(bench.folder / "cpu")]
-        inside = await asyncio.to_thread(
-            run, "conformance", url, "--genesis", GENESIS, "--auth-file", str(auth), "--json", *image
-        )
+        image = ["--image", str(suite.image), "--sigstruct", str(suite.sigstruct), "--cpu", str(bench.folder / "cpu")]
+        signed = ["--auth-file", str(suite.image.parent / "auth")]
+        inside = await asyncio.to_thread(run, "conformance", url, "--genesis", GENESIS, "--json", *signed, *image)
         assert inside.returncode == 0, inside.stdout + inside.stderr
         assert {check["name"] for check in json.loads(inside.stdout)["checks"]} >= {"handover", "bound", "flood"}
         nothing = await asyncio.to_thread(run, "conformance", "http://127.0.0.1:1", "--genesis", GENESIS)

@@ -22,7 +22,7 @@ import chain_watcher
 import keyvault
 from attestation.artefact.files import build_image, build_sigstruct, verify_artefact
 from attestation.network import encode_multibase
-from keyvault.build import build_vault
+from keyvault.build import CONFORMANCE, build_program, build_vault
 from keyvault.client import VaultClient
 from keyvault.errors import KeyvaultError
 
@@ -125,6 +125,13 @@ class Bench:
         out = self.folder / name
         enclave_id = build_vault(self.policy(**fields), self.rsa, out)
         return Artefact(out / "vault.pyz", out / "vault.sig", enclave_id)
+
+    def conformance(self) -> Artefact:
+        """The conformance suite's own enclave, which the network has signed: its signature lies beside it."""
+        out = self.folder / "conformance"
+        enclave_id = build_program(CONFORMANCE, self.policy(), self.rsa, out)
+        (out / "auth").write_text(encode_multibase(self.sign(enclave_id)))
+        return Artefact(out / CONFORMANCE.image_name, out / CONFORMANCE.sigstruct_name, enclave_id)
 
     def enclave(self, name: str, sources: Mapping[str, Path | bytes], main: str, *, debug: bool = False) -> Artefact:
         """An image of attestation, keyvault and some sources; ``main`` is "module:function"."""
