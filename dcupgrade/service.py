@@ -37,6 +37,7 @@ from dcupgrade.surfaces.webhooks import run_all, webhooks
 from dcupgrade.upgrade.orchestrator import Orchestrator
 from dcupgrade.upgrade.ports import JournalPort
 from keyvault.client import VaultClient
+from keyvault.vault.log_writer import LogWriter
 from process_supervisor.driver import NodeDriver
 from process_supervisor.process_driver import ProcessDriver
 
@@ -51,12 +52,21 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("dcupgrade")
 
+ENDING_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT)
+IGNORED_SIGNALS = (
+    *(signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2, signal.SIGALRM, signal.SIGVTALRM, signal.SIGPROF, signal.SIGIO),
+    *(signal.SIGPWR, signal.SIGXCPU, signal.SIGXFSZ),
+)
+"""Their default would end the agent without a line. There is no log file to open anew: the log is standard error."""
+
 WrapJournal = Callable[[Journal], JournalPort]
 
 
 def run(settings: Settings, *, first_install: bool = False) -> int:
     """Run the agent until SIGTERM or SIGINT; returns the exit code. Raises DcupgradeError when it cannot begin."""
-    logs.configure(settings.agent.log_format, settings.agent.log_level)
+    logs.configure(LogWriter(), settings.agent.log_format, settings.agent.log_level)
+    for number in IGNORED_SIGNALS:  # until the loop runs; a handler and not SIG_IGN, which the nodes would inherit
+        signal.signal(number, lambda *_: None)
     try:
         asyncio.run(serve(settings, first_install=first_install))
     except KeyboardInterrupt:
@@ -68,8 +78,10 @@ async def serve(settings: Settings, *, first_install: bool = False, wrap_journal
     """Run the agent until a signal. `wrap_journal` lets tests stand between the orchestrator and its journal."""
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, stop.set)
+    for number in ENDING_SIGNALS:
+        loop.add_signal_handler(number, _end, stop, number)
+    for number in IGNORED_SIGNALS:
+        loop.add_signal_handler(number, _ignore, number)
     async with AsyncExitStack() as stack:
         lock_folders(settings, stack)
         journal = Journal(settings.agent.state_dir / "journal.sqlite3")
@@ -103,6 +115,15 @@ async def serve(settings: Settings, *, first_install: bool = False, wrap_journal
                 task.cancel()
             await asyncio.gather(waiter, *tasks, return_exceptions=True)
     log.info("the agent has stopped; nodes and vault go on", extra={"event": "stop"})
+
+
+def _end(stop: asyncio.Event, number: signal.Signals) -> None:
+    log.info("%s: the agent stops", number.name, extra={"event": "stop"})
+    stop.set()
+
+
+def _ignore(number: signal.Signals) -> None:
+    log.info("%s is ignored; SIGTERM stops the agent", number.name)
 
 
 class _Parts:

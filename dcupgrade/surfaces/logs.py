@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-import sys
 import time
 from typing import Any
 
@@ -44,9 +43,8 @@ def _extra(record: logging.LogRecord) -> dict[str, Any]:
     return {key: value for key, value in vars(record).items() if key not in PLAIN and not key.startswith("_")}
 
 
-def configure(form: str, level: str) -> None:
-    """Send the program's log to standard error; ``form`` is "human" or "json", ``level`` a name of logging's."""
-    handler = logging.StreamHandler(sys.stderr)
+def configure(handler: logging.Handler, form: str, level: str) -> None:
+    """Send the program's log to `handler`; `form` is "human" or "json", `level` one of the names of `logging`."""
     handler.setFormatter(JsonFormatter() if form == "json" else HumanFormatter())
     root = logging.getLogger()
     root.handlers[:] = [handler]

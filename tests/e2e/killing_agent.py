@@ -24,6 +24,7 @@ from dcupgrade.machine.state import State
 from dcupgrade.settings import load
 from dcupgrade.surfaces import logs
 from dcupgrade.upgrade.ports import Entry
+from keyvault.vault.log_writer import LogWriter
 
 
 class ElbowJournal:
@@ -78,7 +79,7 @@ class ElbowJournal:
 def main() -> None:
     """Run the agent."""
     loaded = load.load(Path(sys.argv[1]))
-    logs.configure("human", "info")
+    logs.configure(LogWriter(), "human", "info")
 
     def wrap(journal: Journal) -> ElbowJournal:
         return ElbowJournal(journal, loaded.agent.state_dir)
