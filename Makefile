@@ -10,7 +10,7 @@ LOCK := build/lock/bin/python -m piptools compile --quiet --strip-extras --gener
     --no-emit-index-url --no-emit-trusted-host --no-emit-find-links
 CODE := dcupgrade chain_watcher attestation keyvault process_supervisor devnet tests benchmarks docs
 
-.PHONY: help setup demo test lint types unit e2e e2e-node e2e-compose e2e-systemd e2e-demo simulate kill-matrix bench docs lock clean install uninstall
+.PHONY: help setup demo test lint types unit e2e e2e-node e2e-compose e2e-systemd e2e-demo formal simulate kill-matrix bench docs lock clean install uninstall
 
 help: ## list the targets
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -31,7 +31,7 @@ types: setup
 	$(RUN) mypy
 
 unit: setup ## unit, property, simulation and conformance tests
-	$(RUN) pytest -q -n 2 --dist loadgroup -m "not e2e" tests
+	$(RUN) pytest -q -n 2 --dist loadgroup -m "not e2e and not formal" tests
 
 e2e: setup ## real processes on a development chain
 	$(RUN) pytest -q -n 3 --dist loadgroup -m "e2e and not node and not compose and not systemd and not demo" tests
@@ -50,6 +50,9 @@ e2e-systemd: setup ## the upgrade under the systemd units, in a Debian that is b
 
 e2e-demo: setup ## the demonstration, ended by signals at different moments
 	$(RUN) pytest -q -n 2 -m "e2e and demo" tests
+
+formal: setup ## the symbolic models of the protocol, whole and with planted weaknesses
+	$(RUN) pytest -q -m formal tests/formal
 
 simulate: setup ## SEEDS=n simulated upgrades with faults
 	$(RUN) tests.simulation.run --seeds $(SEEDS)
