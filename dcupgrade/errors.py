@@ -54,7 +54,6 @@ CODES: dict[str, str] = {
     "JOURNAL_WRITE_FAILED": "the journal cannot be written; nothing is done that it does not hold",
     "UNEXPECTED": "the program met an error that it does not know; the log has the details",
     "VAULT_START_FAILED": "the vault's process could not be started or does not answer",
-    "READY_DEADLINE": "a started node did not serve in time",
     "DELIVERY_DEADLINE": "the new version did not confirm the keys in time",
     "DELIVERY_REFUSED": "the vault or the new version refused the handover of the keys",
     "CANARY_FAILED": "the new version cannot decrypt the old one's data",

@@ -23,8 +23,11 @@ from dcupgrade.adapters.chain import Chain, release_of, remember_progress, watch
 from dcupgrade.adapters.clock import SystemClock
 from dcupgrade.adapters.early_fetch import Prefetcher
 from dcupgrade.adapters.journal import Journal
-from dcupgrade.adapters.node import Nodes
 from dcupgrade.adapters.node_containers import open_node_driver
+from dcupgrade.adapters.node_http import NodeHttp
+from dcupgrade.adapters.node_preflight import Preflight
+from dcupgrade.adapters.node_process import NodeProcesses
+from dcupgrade.adapters.node_slots import NodeSlots
 from dcupgrade.adapters.state_folder import lock_folders, read_or_draw_token
 from dcupgrade.adapters.vault import Vault
 from dcupgrade.adapters.vault_process import keep_vault, look_at_vault
@@ -35,7 +38,7 @@ from dcupgrade.surfaces.chain_log import log_chain_news
 from dcupgrade.surfaces.http_api import Site, make_app
 from dcupgrade.surfaces.webhooks import run_all, webhooks
 from dcupgrade.upgrade.orchestrator import Orchestrator
-from dcupgrade.upgrade.ports import JournalPort
+from dcupgrade.upgrade.ports import JournalPort, Ports
 from keyvault.client import VaultClient
 from keyvault.vault.log_writer import LogWriter
 from process_supervisor.driver import NodeDriver
@@ -114,7 +117,7 @@ async def serve(settings: Settings, *, first_install: bool = False, wrap_journal
             for task in (waiter, *tasks):
                 task.cancel()
             await asyncio.gather(waiter, *tasks, return_exceptions=True)
-    log.info("the agent has stopped; nodes and vault go on", extra={"event": "stop"})
+    log.info("the agent has stopped; nodes and vault continue", extra={"event": "stop"})
 
 
 def _end(stop: asyncio.Event, number: signal.Signals) -> None:
@@ -172,13 +175,11 @@ async def _assemble(
     async def sealed_copies() -> Any:
         return (await vault.status()).get("key_sets")
 
-    nodes = Nodes(
-        settings,
-        nodes_by[0],
-        session,
-        first_install_allowed=first_install,
-        sealed_copies=sealed_copies,
-        images=nodes_by[1],
+    driver, images = nodes_by
+    slots = NodeSlots(settings, driver, images)
+    node_http = NodeHttp(settings, session)
+    preflight = Preflight(
+        settings, driver, slots, node_http, first_install_allowed=first_install, sealed_copies=sealed_copies
     )
     clock = SystemClock()
 
@@ -187,31 +188,28 @@ async def _assemble(
         known = (state.running, state.target, state.previous, state.chain.program if state.chain else None)
         return any(release is not None and release.enclave_id == enclave_id for release in known)
 
-    prefetcher = Prefetcher(nodes, wanted, clock.sleep)
+    prefetcher = Prefetcher(slots, wanted, clock.sleep)
     stack.push_async_callback(prefetcher.close)
-    nodes.give_way = prefetcher.give_way
+    slots.give_way = prefetcher.give_way
     rules = gate_rules(settings)
-    orchestrator = Orchestrator(
-        journal=wrap_journal(journal) if wrap_journal else journal,
+    ports = Ports(
         chain=chain,
         vault=vault,
-        nodes=nodes,
+        slots=slots,
+        processes=NodeProcesses(settings, driver),
+        node_http=node_http,
+        host=preflight,
         clock=clock,
+    )
+    orchestrator = Orchestrator(
+        ports,
+        wrap_journal(journal) if wrap_journal else journal,
         limits=limits(settings),
         budgets=budgets(settings),
         rules=rules,
         commands_poll_s=0.25,
     )
     return _Parts(orchestrator, watcher, vault, rules)
-
-
-# --- settings to values ----------------------------------------------------------------------------------------------
-
-
-# --- folders, tokens, locks ------------------------------------------------------------------------------------------
-
-
-# --- the vault -------------------------------------------------------------------------------------------------------
 
 
 async def _tend(drivers: Collection[NodeDriver]) -> None:
@@ -224,9 +222,6 @@ async def _tend(drivers: Collection[NodeDriver]) -> None:
             log.warning("logs cannot be rotated: %s", error)
 
 
-# --- faces -----------------------------------------------------------------------------------------------------------
-
-
 @asynccontextmanager
 async def _face(settings: Settings, journal: Journal, parts: _Parts) -> AsyncIterator[None]:
     if settings.agent.http_listen == "off":
@@ -237,18 +232,18 @@ async def _face(settings: Settings, journal: Journal, parts: _Parts) -> AsyncIte
     def status() -> dict[str, Any]:
         vault = parts.vault.facts()
         facts = {"node_id": settings.node.id, "tee": vault["tee"], "vault": vault, "chain": parts.watcher.health()}
-        return {**orchestrator.snapshot(), **facts}
+        return {**orchestrator.feed.snapshot(orchestrator.state), **facts}
 
     def plan_now() -> dict[str, Any]:
         state = orchestrator.state
         now = SystemClock().now()
-        host = orchestrator.snapshot()["progress"].get("gates", {}).get("shut", ())
+        host = orchestrator.feed.snapshot(state)["progress"].get("gates", {}).get("shut", ())
         return plan(state, parts.rules, now, state.target_since_unix_s or now, host)
 
     site = Site(
         status=status,
         plan=plan_now,
-        events=orchestrator.subscribe,
+        events=orchestrator.feed.subscribe,
         history=lambda limit, every: journal.history(limit, all_events=every),
         counts=journal.counts,
         enqueue=journal.enqueue,

@@ -25,12 +25,10 @@ class Chain:
 
     def __init__(self, watcher: Watcher) -> None:
         self._watcher = watcher
-        self.last_view: ChainView | None = None
 
     async def views(self) -> AsyncIterator[ChainFacts]:
         """Facts of each view; a view that could not be read for a passing reason is left out."""
         async for view in self._watcher.views():
-            self.last_view = view
             if view.program is None and view.refusal is not None and view.refusal.kind == "transient":
                 continue
             yield chain_facts(view)

@@ -341,37 +341,3 @@ def _corrupt(path: Path, why: str) -> DcupgradeError:
 
 def _dump(value: Mapping[str, Any]) -> str:
     return json.dumps(value, sort_keys=True, separators=(",", ":"))
-
-
-class MemoryJournal:
-    """A journal for simulations: the same entries and the same codec, kept in memory.
-
-    `durable` is the encoded state that a crash leaves behind. `fail_writes` makes writes fail as a full disk does.
-    """
-
-    def __init__(self, durable: str | None = None) -> None:
-        self.durable = durable
-        self.entries = 0
-        self.fail_writes = False
-        self.queue: list[Command] = []
-
-    def load(self) -> State | None:
-        """The last state that was appended."""
-        return None if self.durable is None else state_from_json(json.loads(self.durable))
-
-    def append(self, entry: Entry) -> None:
-        """Keep the state."""
-        if self.fail_writes:
-            raise DcupgradeError(
-                code="JOURNAL_WRITE_FAILED",
-                what="journal in memory",
-                why="the simulated disk is full",
-                kind="transient",
-            )
-        self.durable = _dump(entry.after.to_json())
-        self.entries += 1
-        self.queue = [item for item in self.queue if item.id != entry.command_id]
-
-    def commands(self) -> list[Command]:
-        """Operators' words that wait."""
-        return list(self.queue)

@@ -13,14 +13,13 @@ from dcupgrade.settings.schema import Settings
 from process_supervisor.driver import LaunchSpec
 from process_supervisor.process_driver import ProcessDriver
 
-from .node import KEPT_ENVIRONMENT
+from .node_process import KEPT_ENVIRONMENT
 from .vault import Vault
 
 log = logging.getLogger("dcupgrade")
 
 VAULT_NAME = "vault"
 VAULT_LOOK_S = 15.0
-VAULT_READY_S = 30.0
 VAULT_STOP_GRACE_S = 5.0
 VAULT_STEADY_S = 10.0
 VAULT_PAUSE_S_MAX = 2.0

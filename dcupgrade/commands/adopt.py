@@ -11,7 +11,6 @@ from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import aiohttp
 import click
@@ -20,8 +19,10 @@ from attestation.network import NetworkKeys
 from chain_watcher.watch.operator_queries import first_view
 from dcupgrade.adapters.chain import release_of, watcher_config
 from dcupgrade.adapters.journal import Journal
-from dcupgrade.adapters.node import Nodes, node_name
 from dcupgrade.adapters.node_containers import open_node_driver
+from dcupgrade.adapters.node_http import NodeHttp
+from dcupgrade.adapters.node_process import key_set_id_of, living, node_name
+from dcupgrade.adapters.node_slots import NodeSlots
 from dcupgrade.adapters.state_folder import lock_folders
 from dcupgrade.errors import DcupgradeError
 from dcupgrade.machine.state import Release
@@ -68,7 +69,8 @@ def _need_own_folder(folder: Path) -> None:
 @dataclass(frozen=True, slots=True)
 class _Host:
     driver: NodeDriver
-    nodes: Nodes
+    slots: NodeSlots
+    node_http: NodeHttp
 
 
 @contextlib.asynccontextmanager
@@ -80,35 +82,29 @@ async def _host(loaded: Settings) -> AsyncIterator[_Host]:
         stack.push_async_callback(processes.close)
         driver, images = await stack.enter_async_context(open_node_driver(loaded, processes))
 
-        async def no_copies() -> Any:
-            return None
-
-        yield _Host(
-            driver,
-            Nodes(loaded, driver, session, first_install_allowed=False, sealed_copies=no_copies, images=images),
-        )
+        yield _Host(driver, NodeSlots(loaded, driver, images), NodeHttp(loaded, session))
 
 
 async def _adopt(loaded: Settings, container: str | None, source: str | None) -> Release:
     async with _host(loaded) as host:
-        running = await host.nodes.health("")
+        running = await host.node_http.health("")
         if not running.enclave_id or running.status not in ("serving", "waiting_for_keys"):
-            why = f"nothing at {host.nodes.url} says that it serves ({running.status}{_detail(running)})"
+            why = f"nothing at {host.node_http.url} says that it serves ({running.status}{_detail(running)})"
             raise not_adoptable("the node", why, "Start it, or correct node.port and node.protocol")
         _need_free_journal(loaded, running.enclave_id)
-        marked = await host.nodes.key_set_id()
+        marked = key_set_id_of(loaded.node.data_dir)
         if running.key_set_id and marked != running.key_set_id:
             why = f"{loaded.node.data_dir} is not the folder that this node works on: its key set is {marked or 'none'}"
             raise not_adoptable("the node", why, "Correct node.data_dir")
         release = await _release(loaded, running, source)
-        await host.nodes.fetch(release, lambda _: None, allow_file_urls=source is not None)
+        await host.slots.fetch(release, lambda _: None, allow_file_urls=source is not None)
         name = node_name(release.enclave_id)
-        if not await host.nodes.is_alive(release.enclave_id):
+        if await living(host.driver, release.enclave_id) is None:
             by_container = loaded.node.driver == "container"
             found = container or "" if by_container else str(_leader_of(loaded.node.port))
             await host.driver.take_over(name, found, loaded.node.data_dir)
             _warn_of_its_manager(found)
-        known = await host.nodes.discover()
+        known = await host.slots.discover()
         if known is None or known.enclave_id != release.enclave_id:
             raise not_adoptable(name, "it is not found again after it was taken over", "See the log")
         return known

@@ -19,7 +19,7 @@ import click
 
 from dcupgrade.adapters.journal import Journal
 from dcupgrade.errors import DcupgradeError
-from dcupgrade.machine.operator_commands import verify_word
+from dcupgrade.machine.operator_commands import require_valid
 from dcupgrade.printable import one_line
 from dcupgrade.settings import load
 from dcupgrade.settings import schema as settings
@@ -216,7 +216,7 @@ def _word(name: str, teach: str, *options: Callable[[Any], Any]) -> click.Comman
             arguments["enclave_id"] = arguments["enclave_id"] or _offered(journal)
         who = _who()
         try:
-            told = verify_word(name, who, {"reason": reason, **_plain(arguments)})
+            told = require_valid(name, who, {"reason": reason, **_plain(arguments)})
         except ValueError as error:
             raise click.UsageError(str(error)) from error
         number = journal.enqueue(name, who, told)

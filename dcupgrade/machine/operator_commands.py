@@ -1,6 +1,6 @@
-"""An operator's words (hold, approve, …) before they are queued: what cannot be taken up must not get into the journal.
+"""Operator commands (hold, approve, …): which there are, what each may carry, and the event that each means. Pure.
 
-Pure. Command line and HTTP API both come by here.
+Command line and HTTP API check a command here before they queue it.
 """
 
 from __future__ import annotations
@@ -11,7 +11,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from .events import EventKind
+from .events import Event, EventKind
+from .guards import newer
+from .state import Hold, State
 
 ARGUMENTS = {
     "hold": ("reason", "until_unix_s"),
@@ -21,15 +23,15 @@ ARGUMENTS = {
     "resume": ("reason",),
     "revert": ("reason",),
 }
-"""The words, and what each may carry."""
+"""The commands, and what each may carry."""
 TEXT_CHARS_MAX = 1000
 _ENCLAVE_ID = re.compile(r"[0-9a-f]{64}\Z")
 
 
-def verify_word(kind: str, who: object, arguments: Mapping[str, object]) -> dict[str, Any]:
-    """The arguments, without those that are None; raises ValueError with the reason, for a reader."""
+def require_valid(kind: str, who: object, arguments: Mapping[str, object]) -> dict[str, Any]:
+    """Return the arguments without those that are None. Raises ValueError with the reason, for a reader."""
     if kind not in ARGUMENTS:
-        raise ValueError(f"there is no action {kind!r}; there are {', '.join(ARGUMENTS)}")
+        raise ValueError(f"there is no command {kind!r}; there are {', '.join(ARGUMENTS)}")
     given = {name: value for name, value in arguments.items() if value is not None}
     if unknown := sorted(set(given) - set(ARGUMENTS[kind])):
         raise ValueError(f"{kind} has no {unknown[0]!r}; it takes {', '.join(ARGUMENTS[kind])}")
@@ -52,7 +54,7 @@ def verify_word(kind: str, who: object, arguments: Mapping[str, object]) -> dict
     return given
 
 
-WORDS = {
+KINDS = {
     "hold": EventKind.HOLD,
     "unhold": EventKind.UNHOLD,
     "approve": EventKind.APPROVE,
@@ -60,15 +62,40 @@ WORDS = {
     "resume": EventKind.RESUME,
     "revert": EventKind.REVERT,
 }
-"""Commands that an operator can queue in the journal."""
 
 
 @dataclass(frozen=True, slots=True)
 class Command:
-    """An operator's word, queued in the journal by the command line or the status page."""
+    """An operator command, queued in the journal by the command line or the HTTP API."""
 
     id: int
     kind: str
     who: str
     arguments: Mapping[str, Any]
     at_unix_s: float
+
+
+def event_of(command: Command, state: State) -> Event:
+    """The event that a queued command means; WORD_REFUSED for one that means nothing, so that later ones are heard."""
+    try:
+        return _meaning_of(command, state)
+    except (AttributeError, OverflowError, TypeError, ValueError) as error:
+        return Event(EventKind.WORD_REFUSED, who=command.who, detail=f"{command.kind}: {error}")
+
+
+def _meaning_of(command: Command, state: State) -> Event:
+    arguments = command.arguments
+    detail = str(arguments.get("reason", ""))
+    if command.kind not in KINDS:
+        raise ValueError("there is no such command")
+    kind = KINDS[command.kind]
+    if kind is EventKind.HOLD:
+        until_unix_s = float(arguments.get("until_unix_s") or 0.0)
+        if not math.isfinite(until_unix_s):
+            raise ValueError(f"until_unix_s is {until_unix_s}")
+        return Event(kind, who=command.who, detail=detail, hold=Hold(detail, command.who, until_unix_s))
+    if kind in (EventKind.APPROVE, EventKind.OVERRIDE):
+        about = state.target or newer(state)
+        enclave_id = str(arguments.get("enclave_id") or (about.enclave_id if about else ""))
+        return Event(kind, enclave_id, who=command.who, detail=detail)
+    return Event(kind, who=command.who, detail=detail)

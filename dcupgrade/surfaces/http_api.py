@@ -22,7 +22,7 @@ from aiohttp import web
 
 from dcupgrade.errors import failure_of
 from dcupgrade.machine import picture
-from dcupgrade.machine.operator_commands import ARGUMENTS, verify_word
+from dcupgrade.machine.operator_commands import ARGUMENTS, require_valid
 from dcupgrade.machine.picture import machine_svg
 from dcupgrade.machine.state import Name
 
@@ -210,7 +210,7 @@ class _Face:
             return _error(400, "HTTP_REFUSED", "the body is not an object")
         who = arguments.pop("who", "status page")
         try:
-            number = self._site.enqueue(action, who, verify_word(action, who, arguments))
+            number = self._site.enqueue(action, who, require_valid(action, who, arguments))
         except ValueError as error:
             return _error(400, "HTTP_REFUSED", str(error))
         return web.json_response({"queued": number})

@@ -1,7 +1,7 @@
 """What the orchestrator needs of the world, as narrow protocols.
 
-adapters.py and nodes.py implement them over the chain watcher, the vault's client and the process supervisor; the
-simulator implements them over a simulated world. All errors that a port raises carry `code` and `kind`.
+`dcupgrade.adapters` implements them over the chain watcher, the vault's client and the process supervisor; the
+simulator implements them over a simulated world. Expected errors of a port carry `code` and `kind`.
 """
 
 from __future__ import annotations
@@ -76,7 +76,7 @@ class JournalPort(Protocol):
         """Store one transition; raises DcupgradeError JOURNAL_WRITE_FAILED, and then nothing was stored."""
 
     def commands(self) -> list[Command]:
-        """Operators' words that no entry has taken up yet, oldest first."""
+        """Operator commands that no entry has taken up yet, oldest first."""
 
 
 class ClockPort(Protocol):
@@ -115,10 +115,10 @@ class VaultPort(Protocol):
         """
 
     async def permit(self, source_id: str, target_id: str, key_set_id: str, evidence: Mapping[str, Any]) -> int:
-        """Permit the hand-over to the target; returns when that expires, Unix seconds."""
+        """Permit the handover to the target; returns when that expires, Unix seconds."""
 
     async def delivery(self, enclave_id: str) -> Delivery:
-        """How far the hand-over to this enclave is."""
+        """How far the handover to this enclave is."""
 
     async def holds_keys_of(self, source_id: str, key_set_id: str) -> bool:
         """Whether a sealed copy from this source is there: of that key set, or of any when `key_set_id` is ""."""
@@ -127,17 +127,24 @@ class VaultPort(Protocol):
         """The target is committed: retention of the sealed copy begins."""
 
 
-class NodesPort(Protocol):
-    """Node versions on this machine. At most one runs at a time; starting one while another lives is refused."""
+class SlotsPort(Protocol):
+    """Files of node versions on this machine: one slot per version."""
 
     async def stage(self, release: Release, progress: Progress) -> None:
         """Download and verify into the release's slot; returns at once when it is there."""
 
+    async def slot_is_good(self, enclave_id: str) -> bool:
+        """Whether the version's files are there and are what they were when they were verified."""
+
+    async def remove_slot(self, enclave_id: str) -> None:
+        """Delete the version's files."""
+
     async def discover(self) -> Release | None:
         """The version that owns the data, as far as files and processes tell: for a start with an empty journal."""
 
-    async def preflight(self, target: Release, source_id: str, first_install: bool) -> list[Finding]:
-        """Everything that speaks against an upgrade now; `source_id` is "" for a first install."""
+
+class ProcessesPort(Protocol):
+    """Processes of node versions. At most one runs at a time; starting one while another lives is refused."""
 
     async def start(self, release: Release, *, first_install: bool) -> None:
         """Have the version's process run: one that lives already is taken over, else it is started."""
@@ -151,17 +158,35 @@ class NodesPort(Protocol):
     async def stop(self, enclave_id: str) -> None:
         """Stop the version's process (TERM, grace, KILL); returns when it is gone, its port and data lock free."""
 
-    async def health(self, enclave_id: str) -> NodeHealth:
-        """Ask the node; never raises, an unreachable node is "silent"."""
-
     async def key_set_id(self) -> str:
         """The id of the key set that the data folder belongs to, as its marker says; "" when there is none."""
+
+
+class NodeHttpPort(Protocol):
+    """The HTTP interface of the node that runs."""
+
+    async def health(self, enclave_id: str) -> NodeHealth:
+        """Ask the node; never raises, an unreachable node is "silent"."""
 
     async def commit(self, enclave_id: str) -> None:
         """Tell the node that it is committed; raises until it has taken that."""
 
-    async def slot_is_good(self, enclave_id: str) -> bool:
-        """Whether the version's files are there and are what they were when they were verified."""
 
-    async def remove_slot(self, enclave_id: str) -> None:
-        """Delete the version's files."""
+class HostPort(Protocol):
+    """The machine that everything runs on."""
+
+    async def preflight(self, target: Release, source_id: str, first_install: bool) -> list[Finding]:
+        """Everything that speaks against an upgrade now; `source_id` is "" for a first install."""
+
+
+@dataclass(frozen=True, slots=True)
+class Ports:
+    """The whole world of the orchestrator, apart from its journal."""
+
+    chain: ChainPort
+    vault: VaultPort
+    slots: SlotsPort
+    processes: ProcessesPort
+    node_http: NodeHttpPort
+    host: HostPort
+    clock: ClockPort

@@ -1,31 +1,21 @@
-"""What the performers share: limits, retries, notes."""
+"""What the performers share: the ports, limits, retries, and the events that end an effect."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import asyncio
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-from dcupgrade.errors import DcupgradeError
-from dcupgrade.machine.events import Effect, Event
+from dcupgrade.errors import DcupgradeError, failure_of
+from dcupgrade.machine.events import Effect, Event, EventKind
+from dcupgrade.machine.gates import GateRules
 from dcupgrade.machine.state import Release, State
 
-from .ports import NodeHealth
-
-FINAL_REFUSALS = ("PERMIT_", "RELEASE_KEY_SET_")
-"""Refusals of the vault that no further try of the same target changes; others may pass."""
-
-
-PREFLIGHT_PAUSE_S = 2.0
-"""How long until the host is looked at again after a check before the upgrade failed."""
-
+from .ports import NodeHealth, Ports
 
 T = TypeVar("T")
-
-
 Emit = Callable[[Event], None]
-
-
 Note = Callable[[str, Mapping[str, Any]], None]
 
 
@@ -52,7 +42,90 @@ class Limits:
     confirmed: tuple[str, ...] = ("durable",)
 
 
-def _problem(health: NodeHealth, enclave_id: str) -> tuple[str, str] | None:
+class Tools:
+    """Ports, limits and gate rules of one agent. `note(name, facts)` takes progress for people and never raises."""
+
+    def __init__(self, ports: Ports, limits: Limits, rules: GateRules, note: Note) -> None:
+        self.chain, self.vault, self.clock = ports.chain, ports.vault, ports.clock
+        self.slots, self.processes, self.node_http, self.host = (
+            ports.slots, ports.processes, ports.node_http, ports.host,
+        )  # fmt: skip
+        self.limits, self.rules, self.note = limits, rules, note
+
+    def pause_s(self, tries: int) -> float:
+        """The pause after so many failed tries, seconds: doubling, bounded."""
+        return min(self.limits.backoff_max_s, self.limits.backoff_s * 2.0 ** min(max(tries - 1, 0), 20))
+
+    def pace_s(self, waited_s: float) -> float:
+        """How long until the next look at a node, seconds: often at first, since downtime is counted here."""
+        return min(self.limits.probe_interval_s, max(0.05, waited_s / 10))
+
+    async def retry(self, what: str, work: Callable[[], Awaitable[T]]) -> T:
+        """Do the work; repeat it with growing pauses while its failure is transient. Raises its last error."""
+        tries = 0
+        while True:
+            try:
+                return await work()
+            except Exception as error:
+                tries += 1
+                failure = failure_of(error)
+                if failure.kind != "transient" or tries >= self.limits.attempts:
+                    raise
+                pause = self.pause_s(tries)
+                self.note("retry", {"what": what, "code": failure.code, "detail": failure.detail, "pause_s": pause})
+                await self.clock.sleep(pause)
+
+    async def until_exit(self, enclave_id: str, work: Awaitable[Event]) -> Event:
+        """The work's event, or NODE_EXITED when the node's process ends first."""
+        watch = asyncio.ensure_future(self.processes.wait_exit(enclave_id))
+        job = asyncio.ensure_future(work)
+        try:
+            await asyncio.wait({watch, job}, return_when=asyncio.FIRST_COMPLETED)
+            if job.done():
+                return job.result()
+            ended = watch.result()
+            code = "HOST_REBOOTED" if ended.rebooted else "NODE_EXITED"
+            return Event(EventKind.NODE_EXITED, enclave_id, code=code, detail=ended.text)
+        finally:
+            for task in (watch, job):
+                task.cancel()
+            await asyncio.gather(watch, job, return_exceptions=True)
+
+    async def wait_serving(self, enclave_id: str, deadline_s: float | None) -> NodeHealth:
+        """The node's health once it serves, has failed, or the deadline is over."""
+        began = self.clock.monotonic()
+        while True:
+            health = await self.node_http.health(enclave_id)
+            waited = self.clock.monotonic() - began
+            if health.status in ("serving", "failed") or (deadline_s is not None and waited >= deadline_s):
+                return health
+            await self.clock.sleep(self.pace_s(waited))
+
+    async def fetch(self, release: Release) -> None:
+        """Download and verify a release, with its progress reported."""
+        await self.slots.stage(release, lambda facts: self.note("download", facts))
+
+
+Work = Callable[[Tools, Effect, State, Emit], Awaitable[Event]]
+"""How one kind of effect is performed."""
+
+
+def at_once(kind: EventKind) -> Work:
+    """An effect with nothing to do but to be journalled."""
+
+    async def work(_tools: Tools, effect: Effect, _state: State, _emit: Emit) -> Event:
+        return Event(kind, effect.enclave_id)
+
+    return work
+
+
+def failed(kind: EventKind, error: BaseException, enclave_id: str = "") -> Event:
+    """The event of a failed effect."""
+    failure = failure_of(error)
+    return Event(kind, enclave_id, code=failure.code, detail=failure.detail, failure=failure.kind)
+
+
+def problem_of(health: NodeHealth, enclave_id: str) -> tuple[str, str] | None:
     """(code, detail) when a health report rules the node out, whatever else is awaited."""
     if health.enclave_id and health.enclave_id != enclave_id:
         return "NODE_ANOTHER_VERSION", f"{health.enclave_id} answers"
@@ -63,7 +136,8 @@ def _problem(health: NodeHealth, enclave_id: str) -> tuple[str, str] | None:
     return None
 
 
-def _release(state: State, effect: Effect) -> Release:
+def release_of(state: State, effect: Effect) -> Release:
+    """The release that the effect is about, or MACHINE_NO_TRANSITION where the state names none."""
     for release in (state.target, state.running, state.previous):
         if release is not None and release.enclave_id == effect.enclave_id:
             return release

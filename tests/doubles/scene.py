@@ -75,14 +75,14 @@ class Scene:
     def start_agent(self) -> None:
         """Start the agent on the journal as it is."""
         self.agent = Orchestrator(
-            journal=self.journal, chain=self.world.chain, vault=self.world.vault, nodes=self.world.nodes,
-            clock=self.world, limits=self.limits, budgets=self.budgets, rules=self.rules, commands_poll_s=0.5,
+            self.world.ports(), self.journal, limits=self.limits, budgets=self.budgets, rules=self.rules,
+            commands_poll_s=0.5,
         )  # fmt: skip
         self._task = asyncio.ensure_future(self.agent.run())
         self._listener = asyncio.ensure_future(self._listen())
 
     async def _listen(self) -> None:
-        async for fact in self.agent.subscribe():
+        async for fact in self.agent.feed.subscribe():
             self.notes.append(fact)
 
     async def kill_agent(self) -> None:
@@ -116,6 +116,10 @@ class Scene:
         self._numbers += 1
         self.world.by_hand = self.world.by_hand or word == "revert"
         self.journal.queue.append(Command(self._numbers, word, "an operator", arguments, 0.0))
+
+    def alarms(self) -> list[str]:
+        """Codes of the alarms that an operator sees now."""
+        return [alarm["code"] for alarm in self.agent.feed.alarms(self.state)]
 
     @property
     def state(self) -> State:

@@ -18,7 +18,6 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
-from dcupgrade.adapters.journal import MemoryJournal
 from dcupgrade.conditions import HALTED_CODES
 from dcupgrade.errors import DcupgradeError
 from dcupgrade.machine import table as machine
@@ -26,6 +25,7 @@ from dcupgrade.machine.events import Event, EventKind
 from dcupgrade.machine.guards import Budgets
 from dcupgrade.machine.state import Hold, Name, State
 from dcupgrade.upgrade.ports import Entry
+from tests.doubles.memory_journal import MemoryJournal
 
 from .model import REVOKED_START, Traits, World, beginning, effect_moves, faults, own_moves
 

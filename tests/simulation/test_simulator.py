@@ -12,10 +12,11 @@ from typing import Any
 import pytest
 
 from dcupgrade.machine import table as machine
-from dcupgrade.machine.events import EffectKind, Event, EventKind
-from dcupgrade.machine.state import Name
+from dcupgrade.machine.events import Effect, EffectKind, Event, EventKind
+from dcupgrade.machine.state import Name, State
 from dcupgrade.upgrade.orchestrator import Orchestrator
-from dcupgrade.upgrade.performer import Performer
+from dcupgrade.upgrade.performer import WORK
+from dcupgrade.upgrade.tools import Emit, Tools
 from keyvault.vault import decisions as core
 from tests.simulation.simulator.driver import simulate
 from tests.simulation.simulator.world import SimulatedWorld
@@ -99,16 +100,10 @@ def test_an_orchestrator_that_acts_before_the_journal_is_noticed(monkeypatch: py
 
 
 def test_a_stop_that_does_not_wait_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
-    async def hasty(self: Performer, effect: Any, state: Any, emit: Any) -> Event:
+    async def hasty(_tools: Tools, effect: Effect, _state: State, _emit: Emit) -> Event:
         return Event(EventKind.NODE_STOPPED, effect.enclave_id)
 
-    real = Performer.__init__
-
-    def plant(self: Performer, **arguments: Any) -> None:
-        real(self, **arguments)
-        self._work[EffectKind.STOP_NODE] = hasty.__get__(self)
-
-    monkeypatch.setattr(Performer, "__init__", plant)
+    monkeypatch.setitem(WORK, EffectKind.STOP_NODE, hasty)
     assert "2: " in first_violation(20)
 
 

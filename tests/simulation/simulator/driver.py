@@ -16,7 +16,6 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from dcupgrade.adapters.journal import MemoryJournal
 from dcupgrade.conditions import HALTED_CODES
 from dcupgrade.errors import DcupgradeError
 from dcupgrade.machine.gates import GateRules
@@ -27,6 +26,7 @@ from dcupgrade.upgrade.orchestrator import Orchestrator
 from dcupgrade.upgrade.ports import Entry
 from dcupgrade.upgrade.tools import Limits
 from keyvault.errors import KeyvaultError
+from tests.doubles.memory_journal import MemoryJournal
 
 from .loop import PowerCut, SimulatedLoop
 from .world import Published, SimulatedWorld, ViolationError
@@ -183,8 +183,8 @@ class Life:
     def _start_agent(self) -> None:
         world = self.world
         self.agent = Orchestrator(
-            journal=self.journal, chain=world.chain, vault=world.vault, nodes=world.nodes, clock=world, limits=LIMITS,
-            budgets=BUDGETS, rules=GateRules("simulated"), commands_poll_s=2.0,
+            world.ports(), self.journal, limits=LIMITS, budgets=BUDGETS, rules=GateRules("simulated"),
+            commands_poll_s=2.0,
         )  # fmt: skip
         self._agent_task = asyncio.ensure_future(self.agent.run())
 

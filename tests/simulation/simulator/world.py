@@ -21,7 +21,7 @@ from chain_watcher.proof.release import (
 )
 from dcupgrade.errors import DcupgradeError
 from dcupgrade.machine.state import ChainFacts, Release
-from dcupgrade.upgrade.ports import Delivery
+from dcupgrade.upgrade.ports import Delivery, Ports
 from keyvault.errors import KeyvaultError
 from keyvault.vault import decisions as core
 from keyvault.vault.chain_state import ChainState, Entry
@@ -349,6 +349,13 @@ class SimulatedWorld:
         """Whether an operator asked to go back: only then may a node stop that has no successor."""
         self.violation = ""
         self._done: set[str] = set()
+
+    def ports(self) -> Ports:
+        """The ports of an agent in this world."""
+        return Ports(
+            chain=self.chain, vault=self.vault, slots=self.nodes, processes=self.nodes, node_http=self.nodes,
+            host=self.nodes, clock=self,
+        )  # fmt: skip
 
     # clock port
 

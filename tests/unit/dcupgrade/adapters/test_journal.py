@@ -9,12 +9,13 @@ from pathlib import Path
 
 import pytest
 
-from dcupgrade.adapters.journal import SCHEMA_VERSION, Journal, MemoryJournal
+from dcupgrade.adapters.journal import SCHEMA_VERSION, Journal
 from dcupgrade.errors import DcupgradeError
 from dcupgrade.machine.events import Event, EventKind
 from dcupgrade.machine.state import STATE_FORMAT, ChainFacts, Name, Release, State
 from dcupgrade.machine.table import activity, step
 from dcupgrade.upgrade.ports import Entry
+from tests.doubles.memory_journal import MemoryJournal
 
 A, B = (Release(letter * 64, f"1.{n}.0", added_height=n + 1) for n, letter in enumerate("ab"))
 IDLE = State(running=A, chain=ChainFacts(B, ((A.enclave_id, 1), (B.enclave_id, 2))))

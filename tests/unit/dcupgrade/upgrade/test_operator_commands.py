@@ -89,7 +89,7 @@ def test_a_version_that_never_takes_the_commit_can_be_gone_back_from() -> None:
         await scene.until_state(Name.COMMITTED)
         await asyncio.sleep(30)
         assert scene.state.name is Name.COMMITTED
-        assert [alarm["code"] for alarm in scene.agent.alarms()] == ["COMMIT_NOT_ACKNOWLEDGED"]
+        assert scene.alarms() == ["COMMIT_NOT_ACKNOWLEDGED"]
         scene.say("revert", reason="it never takes the commit")
         state = await scene.until_idle(first)
         assert state.record(second.enclave_id).quarantine == "OPERATOR_REVERT"
@@ -152,10 +152,10 @@ def test_files_that_vanished_during_an_upgrade_are_fetched_again_for_the_way_bac
 def test_a_subscriber_that_left_before_it_read_anything_is_forgotten() -> None:
     async def act(scene: Scene) -> None:
         await scene.installed()
-        before = len(scene.agent._subscribers)
-        stream = scene.agent.subscribe()
-        assert len(scene.agent._subscribers) == before + 1
+        before = len(scene.agent.feed._subscribers)
+        stream = scene.agent.feed.subscribe()
+        assert len(scene.agent.feed._subscribers) == before + 1
         await stream.aclose()  # type: ignore[attr-defined]
-        assert len(scene.agent._subscribers) == before
+        assert len(scene.agent.feed._subscribers) == before
 
     Scene().play(act)

@@ -153,7 +153,7 @@ def test_revocation_of_the_running_version_raises_an_alarm_and_it_goes_on_servin
         first = await scene.installed()
         scene.world.chain.revoke(first.enclave_id)
         await scene.until(lambda state: state.revoked(state.running))
-        assert [alarm["code"] for alarm in scene.agent.alarms()] == ["RUNNING_REVOKED"]
+        assert scene.alarms() == ["RUNNING_REVOKED"]
         assert scene.serving() == "1.0.0"
         second = scene.publish()  # collecting from a revoked node is allowed
         await scene.until_idle(second)
@@ -359,7 +359,7 @@ def test_a_taken_port_keeps_the_gates_shut_and_the_old_node_up(scene: Scene) -> 
         await scene.until_state(Name.STAGED)
         await asyncio.sleep(20)
         assert scene.state.name is Name.STAGED
-        assert scene.agent.snapshot()["progress"]["gates"]["shut"][0]["code"] == "PORT_TAKEN"
+        assert scene.agent.feed.snapshot(scene.state)["progress"]["gates"]["shut"][0]["code"] == "PORT_TAKEN"
         scene.world.nodes.port_taken = False
         await scene.until_idle(second)
 
@@ -493,10 +493,10 @@ def test_a_crash_loop_raises_an_alarm_until_the_node_is_steady(scene: Scene) -> 
         scene.world.chain.releases[first.enclave_id] = replace(first, trait="frail")
         only_node(scene).kill("signal 11")
         await scene.until(lambda state: state.crashes == scene.budgets.crashes)
-        assert [alarm["code"] for alarm in scene.agent.alarms()] == ["NODE_CRASH_LOOP"]
+        assert scene.alarms() == ["NODE_CRASH_LOOP"]
         scene.world.chain.releases[first.enclave_id] = replace(first, trait="good")
         await scene.until(lambda state: state.crashes == 0)
-        assert scene.agent.alarms() == []
+        assert scene.alarms() == []
 
     scene.play(act)
 

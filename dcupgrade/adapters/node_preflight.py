@@ -1,0 +1,87 @@
+"""Checks of the host before an upgrade begins."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from typing import Any
+
+from dcupgrade.machine.state import Release
+from dcupgrade.settings.schema import Settings
+from dcupgrade.upgrade.ports import Finding, NodeHttpPort, SlotsPort
+from process_supervisor import data_lock
+from process_supervisor import host as probe
+from process_supervisor.driver import NodeDriver
+from process_supervisor.procfs import process_facts
+
+from .node_containers import other_managers
+from .node_process import living
+
+
+class Preflight:
+    """The host port. `sealed_copies` answers whether the vault holds keys of an earlier node."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        driver: NodeDriver,
+        slots: SlotsPort,
+        node_http: NodeHttpPort,
+        *,
+        first_install_allowed: bool,
+        sealed_copies: Callable[[], Any],
+    ) -> None:
+        self._settings, self._driver, self._slots, self._node_http = settings, driver, slots, node_http
+        self._first_install_allowed, self._sealed_copies = first_install_allowed, sealed_copies
+
+    async def preflight(self, target: Release, source_id: str, first_install: bool) -> list[Finding]:
+        """Checks of the host before an upgrade begins."""
+        settings, found = self._settings, []
+        free = probe.free_bytes(settings.agent.state_dir)
+        if free < settings.upgrade.free_space_min_bytes:
+            found.append(Finding("GATE_PREFLIGHT", f"only {free} bytes are free in {settings.agent.state_dir}"))
+        others = probe.other_manager_processes()
+        if settings.node.driver == "container":
+            others += await other_managers(self._driver)
+        if others:
+            found.append(Finding("OTHER_MANAGER_RUNNING", ", ".join(others)))
+        if not await self._slots.slot_is_good(target.enclave_id):
+            found.append(Finding("GATE_PREFLIGHT", "the staged files were changed; they are fetched anew"))
+            await self._slots.stage(target, lambda _: None)
+        if first_install:
+            found += await self._first_install_findings()
+        elif await living(self._driver, source_id) is not None:
+            health = await self._node_http.health(source_id)
+            # one that waits for keys goes on: collecting then finds out whether there are any
+            if health.status not in ("serving", "waiting_for_keys"):
+                found.append(Finding("NODE_NOT_READY", f"the running version is {health.status}"))
+        return found + await self._lock_findings(source_id)
+
+    async def _lock_findings(self, source_id: str) -> list[Finding]:
+        """A stranger that holds the data would be found after the node's stop otherwise, with nothing left to serve."""
+        holder = data_lock.data_lock_holder(self._settings.node.data_dir)
+        if holder is None:
+            return []
+        handle = await living(self._driver, source_id) if source_id else None
+        if handle is not None:
+            record = handle.record
+            # whose lock it is can be told of processes of ours only; what a container does looks like anybody's
+            facts = process_facts(holder.pid) if holder.pid is not None and record.kind == "process" else None
+            if facts is None or facts.session == record.pid:
+                return []
+        return [Finding("DATA_LOCKED", f"{holder} works on {self._settings.node.data_dir}")]
+
+    async def _first_install_findings(self) -> list[Finding]:
+        port = self._settings.node.port
+        if not probe.port_is_free(port):
+            why = f"something listens on port {port}; if it is the node, stop the agent and `dcupgrade adopt` it"
+            return [Finding("FIRST_INSTALL_REFUSED", why)]
+        if not self._first_install_allowed:
+            return [Finding("FIRST_INSTALL_REFUSED", "nothing runs here; allow it with `watch --first-install`")]
+        data_dir = self._settings.node.data_dir
+        names = [] if not data_dir.exists() else sorted(n for n in os.listdir(data_dir) if not n.startswith("."))
+        if names:
+            return [Finding("FIRST_INSTALL_REFUSED", f"{data_dir} is not empty ({', '.join(names[:3])})")]
+        if await self._sealed_copies():
+            return [Finding("FIRST_INSTALL_REFUSED", "the vault holds sealed keys of an earlier node")]
+        return []

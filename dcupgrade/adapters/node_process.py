@@ -1,0 +1,192 @@
+"""Processes or containers of node versions, over the process supervisor's driver. One version runs at a time."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import json
+import os
+import sys
+import time
+from collections.abc import Coroutine
+from pathlib import Path
+from typing import Any, TypeVar
+
+from dcupgrade.errors import DcupgradeError
+from dcupgrade.machine.state import Release
+from dcupgrade.settings.schema import Settings
+from dcupgrade.upgrade.ports import NodeExit
+from process_supervisor import data_lock
+from process_supervisor import host as probe
+from process_supervisor.driver import LaunchSpec, NodeDriver, NodeHandle
+from process_supervisor.errors import ProcessSupervisorError
+from process_supervisor.procfs import boot_id
+
+from .node_containers import PYTHON_IN_IMAGE, in_container
+
+UNLOCK_TIMEOUT_S = 10.0
+KEPT_ENVIRONMENT = ("PATH", "LANG", "LC_ALL", "TZ", "PYTHONPATH", "SSL_CERT_FILE")
+KEY_SET_MARKER = "keyset.json"
+T = TypeVar("T")
+
+
+class NodeProcesses:
+    """The processes port. Each version has a driver name of its own."""
+
+    def __init__(self, settings: Settings, driver: NodeDriver) -> None:
+        self._settings, self._driver = settings, driver
+        self._lock = asyncio.Lock()
+        self._slots = settings.agent.state_dir / "slots"
+
+    async def start(self, release: Release, *, first_install: bool) -> None:
+        """Start a version, or find it running. Raises DATA_LOCKED, PORT_TAKEN, ANOTHER_NODE_RUNS, NODE_START_FAILED."""
+        async with self._lock:
+            record = await self._driver.find(node_name(release.enclave_id))
+            handle = await self._driver.adopt(record) if record is not None else None
+            if handle is not None:
+                if handle.exit_status() is None:
+                    return
+                # its main process is dead, but children that it left may hold data and port
+                await self._driver.stop(handle, 0.0)
+            for name in await self._living_names():
+                raise DcupgradeError(
+                    code="ANOTHER_NODE_RUNS",
+                    what=f"start of {release.enclave_id}",
+                    why=f"{name} still runs on the same data",
+                    kind="transient",
+                )
+            data_dir = self._settings.node.data_dir
+            data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+            _require_unlocked(data_dir)
+            probe.require_ports_free([self._settings.node.port])
+            await _to_the_end(self._driver.start(self._spec(release, first_install)))
+
+    async def is_alive(self, enclave_id: str) -> bool:
+        """Whether the version's process lives."""
+        return await living(self._driver, enclave_id) is not None
+
+    async def wait_exit(self, enclave_id: str) -> NodeExit:
+        """Return when the version's process is gone."""
+        record = await self._driver.find(node_name(enclave_id))
+        if record is None:
+            return NodeExit("it was never started")
+        if record.kind == "process" and record.boot_id != boot_id():
+            return NodeExit("the machine was restarted", rebooted=True)
+        handle = await self._driver.adopt(record)
+        if handle is None and record.kind == "container" and record.started_unix_s < _booted_unix_s():
+            return NodeExit("the machine was restarted", rebooted=True)
+        if handle is None:
+            return NodeExit("its process is gone")
+        return NodeExit(f"it ended with {await handle.wait()}; log: {record.log_path}")
+
+    async def stop(self, enclave_id: str) -> None:
+        """Stop a version and wait until data and port are free. Raises NODE_STOP_FAILED, DATA_LOCKED, PORT_TAKEN."""
+        async with self._lock:
+            record = await self._driver.find(node_name(enclave_id))
+            handle = await self._driver.adopt(record) if record is not None else None
+            if handle is not None:
+                await self._driver.stop(handle, self._settings.node.stop_grace_s)
+            if await self._living_names():
+                return  # data and port are in use by another version of ours, and `start` sees to that
+            try:
+                await data_lock.wait_data_unlocked(self._settings.node.data_dir, UNLOCK_TIMEOUT_S)
+            except ProcessSupervisorError as error:
+                raise _locked(error) from error
+            for _ in range(100):
+                if probe.port_is_free(self._settings.node.port):
+                    return
+                await asyncio.sleep(0.05)
+            probe.require_ports_free([self._settings.node.port])
+
+    async def key_set_id(self) -> str:
+        """The marker's key-set id in the data folder."""
+        return key_set_id_of(self._settings.node.data_dir)
+
+    async def _living_names(self) -> list[str]:
+        """Driver names of the versions here that run."""
+        slots = self._slots.iterdir() if self._slots.is_dir() else ()
+        ids = sorted(item.name for item in slots if len(item.name) == 64)
+        return [node_name(item) for item in ids if await living(self._driver, item) is not None]
+
+    def _spec(self, release: Release, first_install: bool) -> LaunchSpec:
+        settings = self._settings
+        slot = self._slots / release.enclave_id
+        # once a key set exists, the node must unseal it; it never makes another one
+        fresh = first_install and not (settings.node.data_dir / KEY_SET_MARKER).exists()
+        values = {
+            "python": sys.executable if settings.node.driver == "process" else PYTHON_IN_IMAGE,
+            "cpu_dir": str(settings.cpu_dir.resolve()),
+            "slot": str(slot.resolve()),
+            "data_dir": str(settings.node.data_dir.resolve()),
+            "port": str(settings.node.port),
+            "vault_url": settings.vault.url,
+            "enclave_id": release.enclave_id,
+            "network_signature_file": str(slot.resolve() / "network.sig"),
+            "first_install_flag": "--first-install" if fresh else "",
+        }
+        argv = tuple(text for item in settings.node.command if (text := item.format_map(values)))
+        spec = LaunchSpec(
+            name=node_name(release.enclave_id),
+            argv=argv,
+            env={name: os.environ[name] for name in KEPT_ENVIRONMENT if name in os.environ},
+            cwd=settings.node.data_dir.resolve(),
+            log_path=settings.agent.state_dir / "logs" / f"{node_name(release.enclave_id)}.log",
+        )
+        return spec if settings.node.driver == "process" else in_container(settings, spec, slot)
+
+
+def node_name(enclave_id: str) -> str:
+    """The name by which the driver knows a version."""
+    return f"node-{enclave_id[:20]}" if enclave_id else f"node-{hashlib.sha256(b'').hexdigest()[:20]}"
+
+
+async def living(driver: NodeDriver, enclave_id: str) -> NodeHandle | None:
+    """The version's process, if it lives."""
+    record = await driver.find(node_name(enclave_id))
+    handle = await driver.adopt(record) if record is not None else None
+    return handle if handle is not None and handle.exit_status() is None else None
+
+
+def key_set_id_of(data_dir: Path) -> str:
+    """The key-set id in the data folder's marker; "" when there is none."""
+    try:
+        text = (data_dir / KEY_SET_MARKER).read_text(encoding="utf-8")
+        return str(json.loads(text)["key_set_id"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return ""
+
+
+def _booted_unix_s() -> float:
+    """When this machine was started, by the wall clock; time asleep counts."""
+    return time.time() - time.clock_gettime(time.CLOCK_BOOTTIME)
+
+
+async def _to_the_end(work: Coroutine[Any, Any, T]) -> T:
+    """Await `work` to its end even when cancelled meanwhile.
+
+    What was asked of a container engine cannot be taken back: whoever stops the node next must find it.
+    """
+    task = asyncio.ensure_future(work)
+    try:
+        return await asyncio.shield(task)
+    except asyncio.CancelledError:
+        await asyncio.gather(task, return_exceptions=True)
+        raise
+
+
+def _require_unlocked(data_dir: Path) -> None:
+    holder = data_lock.data_lock_holder(data_dir)
+    if holder is not None:
+        raise DcupgradeError(
+            code="DATA_LOCKED",
+            what=f"data folder {data_dir}",
+            why=f"{holder} works on it",
+            action="Let that process end; never delete the lock file.",
+            kind="transient",
+        )
+
+
+def _locked(error: ProcessSupervisorError) -> DcupgradeError:
+    return DcupgradeError(
+        code="DATA_LOCKED", what=error.what, why=error.why, action=f"{error.action}.", kind="transient"
+    )

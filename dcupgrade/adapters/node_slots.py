@@ -1,0 +1,136 @@
+"""The slots port: files of node versions, one folder per version, over the process supervisor."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from attestation.artefact.files import verify_artefact
+from attestation.network import decode_multibase, encode_multibase
+from dcupgrade.errors import DcupgradeError
+from dcupgrade.machine.state import Release
+from dcupgrade.settings.schema import Settings
+from dcupgrade.upgrade.ports import Progress
+from process_supervisor.driver import NodeDriver
+from process_supervisor.fetch import Progress as DownloadProgress
+from process_supervisor.limits import GIB, ArchiveLimits, DownloadLimits
+from process_supervisor.slots import remove_slot
+from process_supervisor.stage import StageRequest, stage
+from process_supervisor.threads import in_thread
+
+from .node_process import key_set_id_of, living, node_name
+
+if TYPE_CHECKING:
+    from process_supervisor.container_images import ImageStore
+
+log = logging.getLogger("dcupgrade")
+
+
+class NodeSlots:
+    """The slots of one agent, below its state folder. `images` is the engine's store where nodes are containers."""
+
+    def __init__(self, settings: Settings, driver: NodeDriver, images: ImageStore | None = None) -> None:
+        self._settings, self._driver, self._images = settings, driver, images
+        self.folder = settings.agent.state_dir / "slots"
+        self.give_way: Callable[[str], Awaitable[None]] = _nothing
+        self._good: dict[str, tuple[tuple[int, ...], ...]] = {}
+
+    async def stage(self, release: Release, progress: Progress) -> None:
+        """Download, verify and name the release; an early fetch of it gives way, and what it has is gone on with."""
+        await self.give_way(release.enclave_id)
+        await self.fetch(release, progress)
+
+    async def fetch(self, release: Release, progress: Progress, *, allow_file_urls: bool = False) -> None:
+        """The same, for the early fetch itself."""
+
+        def tell(item: DownloadProgress) -> None:
+            progress(
+                {
+                    "phase": item.stage,
+                    "source": item.source,
+                    "done_bytes": item.received_bytes,
+                    "total_bytes": item.total_bytes,
+                }
+            )
+
+        download = self._settings.download
+        await stage(
+            StageRequest(
+                enclave_id=release.enclave_id,
+                sources=tuple(url for url in (release.origin_url, release.mirror_url) if url),
+                cids=release.cids,
+                extra_files={"network.sig": _signature_file(release)},
+            ),
+            self.folder,
+            verify_folder,
+            DownloadLimits(
+                size_bytes_max=download.size_max_bytes,
+                idle_s_max=download.stall_s,
+                allow_file_urls=allow_file_urls,
+                ipfs_gateways=download.ipfs_gateways,
+                archive=ArchiveLimits(
+                    member_bytes_max=min(2 * GIB, download.unpacked_max_bytes),
+                    total_bytes_max=download.unpacked_max_bytes,
+                ),
+            ),
+            tell,
+            images=self._images,
+        )
+
+    async def slot_is_good(self, enclave_id: str) -> bool:
+        """Measure the slot; files that did not change since they were measured are not read again."""
+        folder = self.folder / enclave_id
+        try:
+            facts = [(folder / name).stat() for name in ("enclave.pyz", "enclave.sig", "network.sig")]
+            mark = tuple((item.st_ino, item.st_size, item.st_mtime_ns, item.st_ctime_ns) for item in facts)
+            if self._good.get(enclave_id) != mark:
+                if await asyncio.to_thread(verify_folder, folder) != enclave_id:
+                    return False
+                self._good[enclave_id] = mark
+        except Exception as error:
+            log.warning("slot of %s: %s", enclave_id, error)
+            return False
+        return True
+
+    async def remove_slot(self, enclave_id: str) -> None:
+        """Delete the slot of a version that does not run."""
+        if await living(self._driver, enclave_id) is not None:
+            raise DcupgradeError(
+                code="NODE_STILL_RUNS", what=f"slot of {enclave_id}", why="this version runs", kind="invariant"
+            )
+        await self._driver.remove(node_name(enclave_id))
+        await in_thread(remove_slot, self.folder, enclave_id)
+
+    async def discover(self) -> Release | None:
+        """The version whose process lives, else the one that was started last on data that has keys."""
+        found: list[tuple[bool, float, str]] = []
+        for slot in self.folder.iterdir() if self.folder.is_dir() else ():
+            record = await self._driver.find(node_name(slot.name)) if len(slot.name) == 64 else None
+            if record is not None:
+                found.append((await living(self._driver, slot.name) is not None, record.started_unix_s, slot.name))
+        if not found or not (max(found)[0] or key_set_id_of(self._settings.node.data_dir)):
+            return None
+        enclave_id = max(found)[2]
+        slot = self.folder / enclave_id
+        if not await self.slot_is_good(enclave_id):
+            return None
+        version = json.loads((slot / "release.json").read_text(encoding="utf-8")).get("version", "")
+        texts = (slot / "network.sig").read_text(encoding="ascii").split()
+        return Release(enclave_id, version=str(version), signatures=tuple(decode_multibase(item) for item in texts))
+
+
+async def _nothing(_: str) -> None:
+    """No early fetch is under way."""
+
+
+def verify_folder(folder: Path) -> str:
+    """The enclave id of an unpacked release, measured and compared with its SIGSTRUCT. Blocking."""
+    return verify_artefact(folder / "enclave.pyz", folder / "enclave.sig", production=True)
+
+
+def _signature_file(release: Release) -> bytes:
+    return "".join(f"{encode_multibase(item)}\n" for item in release.signatures).encode()

@@ -1,0 +1,150 @@
+"""Effects before the old node stops: download, gates, keys, permit. What fails here, the old node never notices."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from dcupgrade.errors import DcupgradeError, failure_of
+from dcupgrade.machine import gates
+from dcupgrade.machine.events import Effect, Event, EventKind
+from dcupgrade.machine.state import State
+
+from .tools import Emit, Tools, failed, release_of
+
+PREFLIGHT_PAUSE_S = 2.0
+"""How long until the host is looked at again after a check before the upgrade failed."""
+
+
+async def backoff(tools: Tools, effect: Effect, state: State, _emit: Emit) -> Event:
+    """Wait before a release is tried again."""
+    record = state.record(effect.enclave_id)
+    await tools.clock.sleep(tools.pause_s(record.abandoned + record.reverted))
+    return Event(EventKind.BACKOFF_OVER, effect.enclave_id)
+
+
+async def retire(tools: Tools, effect: Effect, state: State, _emit: Emit) -> Event:
+    """Wait out the retention time of the previous version, then remove its files where the settings say so."""
+    while (left := state.previous_until_unix_s - tools.clock.now()) > 0:
+        await tools.clock.sleep(min(left, 3600.0))
+    if tools.limits.remove_previous:
+        try:
+            await tools.retry("remove the previous version", lambda: tools.slots.remove_slot(effect.enclave_id))
+        except Exception as error:
+            tools.note("retire_failed", {"enclave_id": effect.enclave_id, "detail": str(error)})
+    return Event(EventKind.RETIRED, effect.enclave_id)
+
+
+async def stage(tools: Tools, effect: Effect, state: State, _emit: Emit) -> Event:
+    """Download and verify the release."""
+    release = release_of(state, effect)
+    try:
+        await tools.retry("download", lambda: tools.fetch(release))
+    except Exception as error:
+        return failed(EventKind.STAGE_FAILED, error, effect.enclave_id)
+    return Event(EventKind.STAGED, effect.enclave_id)
+
+
+async def open_gates(tools: Tools, effect: Effect, state: State, _emit: Emit) -> Event:
+    """Wait until no gate is shut and the host's checks pass."""
+    release = release_of(state, effect)
+    while True:
+        now = tools.clock.now()
+        shut = _shut_gates(tools, effect, state)
+        if not shut:
+            try:
+                findings = await tools.host.preflight(
+                    release, state.running.enclave_id if state.running else "", state.first_install
+                )
+                shut = tuple(gates.Shut(item.code, item.detail) for item in findings)
+            except Exception as error:
+                failure = failure_of(error)
+                shut = (gates.Shut("GATE_PREFLIGHT", failure.detail),)
+            if not shut:
+                tools.note("gates", {"shut": []})
+                return Event(EventKind.GATES_OPEN, effect.enclave_id)
+            await _tell_gates(tools, shut, min(PREFLIGHT_PAUSE_S, tools.limits.backoff_max_s))
+        else:
+            await _tell_gates(tools, shut, gates.recheck_after_s(shut, now))
+
+
+def _shut_gates(tools: Tools, effect: Effect, state: State) -> tuple[gates.Shut, ...]:
+    return gates.shut_gates(
+        tools.rules,
+        enclave_id=effect.enclave_id,
+        since_unix_s=state.target_since_unix_s,
+        now_unix_s=tools.clock.now(),
+        hold=state.hold,
+        approved=state.approved,
+        override=state.override,
+    )
+
+
+async def _tell_gates(tools: Tools, shut: tuple[gates.Shut, ...], pause_s: float) -> None:
+    tools.note(
+        "gates",
+        {"shut": [{"code": item.code, "detail": item.detail, "opens_unix_s": item.opens_unix_s} for item in shut]},
+    )
+    await tools.clock.sleep(pause_s)
+
+
+async def collect(tools: Tools, effect: Effect, state: State, _emit: Emit) -> Event:
+    """Have the vault collect and seal the running node's key set."""
+    target = state.target.enclave_id if state.target else ""
+
+    async def ask() -> str:
+        try:
+            evidence = await _evidence(tools, target, effect.enclave_id)
+            return await tools.vault.collect(effect.enclave_id, evidence)
+        except Exception:
+            key_set_id = await _earlier_copy(tools, effect.enclave_id)
+            if not key_set_id:
+                raise
+            tools.note("sealed_copy_used", {"key_set_id": key_set_id})
+            return key_set_id
+
+    try:
+        key_set_id = await tools.retry("collect keys", ask)
+    except Exception as error:
+        return failed(EventKind.COLLECT_FAILED, error, effect.enclave_id)
+    return Event(EventKind.COLLECTED, effect.enclave_id, key_set_id=key_set_id)
+
+
+async def _earlier_copy(tools: Tools, source_id: str) -> str:
+    """The key set sealed in an earlier try, where the node is down and it is the very set that the node has now.
+
+    Raises NO_KEYS_ANYWHERE where the node runs but cannot unseal its keys, and the vault has none either.
+    """
+    if await tools.processes.is_alive(source_id):
+        health = await tools.node_http.health(source_id)
+        if health.status == "waiting_for_keys" and not await tools.vault.holds_keys_of(source_id, ""):
+            raise DcupgradeError(
+                code="NO_KEYS_ANYWHERE",
+                what=f"keys of {source_id}",
+                why="the running version cannot unseal them and the vault has no copy",
+                kind="invariant",
+            )
+        return ""
+    key_set_id = await tools.processes.key_set_id()
+    return key_set_id if key_set_id and await tools.vault.holds_keys_of(source_id, key_set_id) else ""
+
+
+async def permit(tools: Tools, effect: Effect, state: State, _emit: Emit) -> Event:
+    """Have the vault issue the release permit, and look at the gates once more before downtime begins."""
+    source = state.running.enclave_id if state.running else ""
+
+    async def ask() -> int:
+        evidence = await _evidence(tools, effect.enclave_id, source)
+        return await tools.vault.permit(source, effect.enclave_id, effect.key_set_id, evidence)
+
+    try:
+        expires = await tools.retry("release permit", ask)
+    except Exception as error:
+        return failed(EventKind.PERMIT_FAILED, error, effect.enclave_id)
+    if shut := _shut_gates(tools, effect, state):
+        return Event(EventKind.GATES_SHUT, effect.enclave_id, code=shut[0].code, detail=shut[0].detail)
+    return Event(EventKind.PERMITTED, effect.enclave_id, expires_unix_s=expires)
+
+
+async def _evidence(tools: Tools, target_id: str, source_id: str) -> Mapping[str, Any]:
+    return await tools.chain.evidence(target_id, source_id, await tools.vault.status())

@@ -1,0 +1,118 @@
+"""Effects from the stop of the old node to the commit of the new one."""
+
+from __future__ import annotations
+
+from dcupgrade.errors import failure_of
+from dcupgrade.machine.events import Effect, Event, EventKind
+from dcupgrade.machine.state import State
+
+from .tools import Emit, Tools, failed, problem_of, release_of
+
+FINAL_REFUSALS = ("PERMIT_", "RELEASE_KEY_SET_")
+"""Refusals of the vault that no further try of the same target changes; others may pass."""
+
+
+async def stop_node(tools: Tools, effect: Effect, _state: State, _emit: Emit) -> Event:
+    """Stop a node's process."""
+    try:
+        await tools.retry("stop the node", lambda: tools.processes.stop(effect.enclave_id))
+    except Exception as error:
+        return failed(EventKind.STOP_FAILED, error, effect.enclave_id)
+    return Event(EventKind.NODE_STOPPED, effect.enclave_id)
+
+
+async def launch(tools: Tools, effect: Effect, state: State, _emit: Emit) -> Event:
+    """Start the new version."""
+    release = release_of(state, effect)
+    try:
+        await tools.retry("launch", lambda: tools.processes.start(release, first_install=state.first_install))
+    except Exception as error:
+        return failed(EventKind.LAUNCH_FAILED, error, effect.enclave_id)
+    return Event(EventKind.LAUNCHED, effect.enclave_id)
+
+
+async def deliver(tools: Tools, effect: Effect, _state: State, _emit: Emit) -> Event:
+    """Watch until the new version has confirmed the keys and serves."""
+    return await tools.until_exit(effect.enclave_id, _watch_delivery(tools, effect))
+
+
+async def _watch_delivery(tools: Tools, effect: Effect) -> Event:
+    began = tools.clock.monotonic()
+    last, refused_since = "the vault was not asked yet", None
+    while True:
+        health = await tools.node_http.health(effect.enclave_id)
+        if problem := problem_of(health, effect.enclave_id):
+            return Event(EventKind.DELIVERY_FAILED, effect.enclave_id, *problem, failure="rejected")
+        try:
+            delivery = await tools.vault.delivery(effect.enclave_id)
+            last = f"vault: {delivery.state} {delivery.code} {delivery.detail}, node: {health.status}"
+            tools.note("delivery", {"state": delivery.state, "node": health.status})
+            # a node that sealed this very key set in an earlier try serves without asking again
+            unasked = delivery.state == "waiting" and health.canary and health.key_set_id == effect.key_set_id
+            if health.status == "serving" and (unasked or delivery.state in tools.limits.confirmed):
+                return Event(EventKind.DELIVERED, effect.enclave_id)
+            now = tools.clock.monotonic()
+            refused_since = (refused_since or now) if delivery.state == "refused" else None
+            if refused_since is not None and (
+                delivery.code.startswith(FINAL_REFUSALS) or now - refused_since >= tools.limits.refusal_patience_s
+            ):
+                code = delivery.code or "DELIVERY_REFUSED"
+                return Event(EventKind.DELIVERY_FAILED, effect.enclave_id, code, last, failure="rejected")
+        except Exception as error:
+            failure = failure_of(error)
+            last = failure.detail
+            if failure.code == "VAULT_REPLACED":
+                return failed(EventKind.DELIVERY_FAILED, error, effect.enclave_id)
+        waited = tools.clock.monotonic() - began
+        if waited >= tools.limits.delivery_deadline_s:
+            return Event(EventKind.DELIVERY_FAILED, effect.enclave_id, "DELIVERY_DEADLINE", last, failure="transient")
+        await tools.clock.sleep(tools.pace_s(waited))
+
+
+async def probation(tools: Tools, effect: Effect, state: State, _emit: Emit) -> Event:
+    """Watch the new version for the whole probation time."""
+    return await tools.until_exit(effect.enclave_id, _watch_probation(tools, effect, state))
+
+
+async def _watch_probation(tools: Tools, effect: Effect, state: State) -> Event:
+    health = await tools.wait_serving(effect.enclave_id, tools.limits.ready_deadline_s)
+    began = tools.clock.monotonic()
+    silent = 0
+    while True:
+        passed = tools.clock.monotonic() - began
+        silent = silent + 1 if health.status == "silent" else 0
+        problem = problem_of(health, effect.enclave_id)
+        if problem is None and health.status != "serving" and (silent == 0 or silent >= tools.limits.silent_probes):
+            problem = ("NODE_NOT_READY", f"its health report says {health.status!r} {health.detail}")
+        if problem is not None:
+            return Event(EventKind.UNHEALTHY, effect.enclave_id, *problem, failure="rejected")
+        tools.note("probation", {"passed_s": passed, "whole_s": tools.limits.probation_s, "canary": health.canary})
+        if passed >= tools.limits.probation_s and silent == 0:
+            if health.canary is None and not state.first_install and "durable" in tools.limits.confirmed:
+                why = "its health report says nothing about the canary"
+                return Event(EventKind.UNHEALTHY, effect.enclave_id, "CANARY_FAILED", why, failure="rejected")
+            return Event(EventKind.HEALTHY, effect.enclave_id)
+        await tools.clock.sleep(min(tools.limits.probe_interval_s, max(0.05, tools.limits.probation_s - passed)))
+        health = await tools.node_http.health(effect.enclave_id)
+
+
+async def commit(tools: Tools, effect: Effect, state: State, _emit: Emit) -> Event:
+    """Tell the new version that it is committed, indefinitely, and then the vault."""
+    tries = 0
+    while True:
+        try:
+            await tools.node_http.commit(effect.enclave_id)
+            break
+        except Exception as error:
+            tries += 1
+            failure = failure_of(error)
+            facts = {"code": "COMMIT_NOT_ACKNOWLEDGED", "detail": failure.detail, "pause_s": tools.pause_s(tries)}
+            tools.note("retry", {"what": "commit", **facts})
+            await tools.clock.sleep(tools.pause_s(tries))
+    if state.key_set_id:
+        try:
+            await tools.retry("tell the vault", lambda: tools.vault.committed(effect.enclave_id, state.key_set_id))
+        except Exception as error:
+            # the vault then keeps its sealed copy for longer than it need, which is the safe side
+            tools.note("vault_not_told", {"detail": failure_of(error).detail})
+    return Event(EventKind.COMMIT_DONE, effect.enclave_id)

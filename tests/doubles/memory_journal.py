@@ -1,0 +1,44 @@
+"""A journal in memory, with the codec of the real one."""
+
+from __future__ import annotations
+
+import json
+
+from dcupgrade.errors import DcupgradeError
+from dcupgrade.machine.operator_commands import Command
+from dcupgrade.machine.state import State, state_from_json
+from dcupgrade.upgrade.ports import Entry
+
+
+class MemoryJournal:
+    """A journal for simulations: the same entries and the same codec, kept in memory.
+
+    `durable` is the encoded state that a crash leaves behind. `fail_writes` makes writes fail as a full disk does.
+    """
+
+    def __init__(self, durable: str | None = None) -> None:
+        self.durable = durable
+        self.entries = 0
+        self.fail_writes = False
+        self.queue: list[Command] = []
+
+    def load(self) -> State | None:
+        """The last state that was appended."""
+        return None if self.durable is None else state_from_json(json.loads(self.durable))
+
+    def append(self, entry: Entry) -> None:
+        """Keep the state."""
+        if self.fail_writes:
+            raise DcupgradeError(
+                code="JOURNAL_WRITE_FAILED",
+                what="journal in memory",
+                why="the simulated disk is full",
+                kind="transient",
+            )
+        self.durable = json.dumps(entry.after.to_json())
+        self.entries += 1
+        self.queue = [item for item in self.queue if item.id != entry.command_id]
+
+    def commands(self) -> list[Command]:
+        """Operator commands that wait."""
+        return list(self.queue)
