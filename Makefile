@@ -10,7 +10,7 @@ LOCK := build/lock/bin/python -m piptools compile --quiet --strip-extras --gener
     --no-emit-index-url --no-emit-trusted-host --no-emit-find-links
 CODE := dcupgrade chain_watcher attestation keyvault process_supervisor devnet tests benchmarks docs
 
-.PHONY: help setup demo test lint types unit e2e e2e-node e2e-compose e2e-systemd e2e-demo formal simulate kill-matrix bench docs lock clean install uninstall
+.PHONY: help setup demo test test-go go-if-there lint types unit e2e e2e-node e2e-compose e2e-systemd e2e-demo formal simulate kill-matrix bench docs lock clean install uninstall
 
 help: ## list the targets
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -21,7 +21,7 @@ setup: ## make .venv from requirements.lock
 demo: setup ## a whole upgrade on a development chain, before your eyes
 	@$(RUN) devnet demo --handover $(HANDOVER) $(if $(STAY),--stay)
 
-test: lint types unit e2e ## everything a change must pass
+test: lint types go-if-there unit e2e ## everything a change must pass
 
 lint: setup
 	$(RUN) ruff check $(CODE)
@@ -29,6 +29,12 @@ lint: setup
 
 types: setup
 	$(RUN) mypy
+
+test-go: ## the Go library and node (needs Go 1.26)
+	@.ci/test-go
+
+go-if-there:
+	@.ci/test-go --if-there
 
 unit: setup ## unit, property, simulation and conformance tests
 	$(RUN) pytest -q -n 2 --dist loadgroup -m "not e2e and not formal" tests
