@@ -76,6 +76,7 @@ CODES: Final[dict[str, str]] = {
     "HANDOVER_OUT_OF_ORDER": "a step of the handover was called before the step it follows",
     "HANDOVER_REPORTDATA_MISMATCH": "a report does not carry this very conversation in its REPORTDATA",
     "HANDOVER_PEER_CHANGED": "a later report comes from another enclave than the one that began the session",
+    "HANDOVER_UPGRADER_UNLISTED": "a node that follows the chain gives no keys to a vault that is not in its list",
     "HANDOVER_CIPHERTEXT_BAD": "the delivered ciphertext does not open with the requester's key for this transcript",
     "HANDOVER_RECEIPT_BAD": "the receipt's MAC is wrong: the peer did not decrypt the delivery",
     "HANDOVER_KEY_SET_MISMATCH": "the key set is not the one this step is about",

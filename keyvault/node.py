@@ -33,14 +33,29 @@ _POLL_S_MAX: Final = 2.0
 class NodePolicy:
     """Whom a node accepts as its upgrader. It belongs into the node's measured image.
 
-    ``genesis_hash`` 32 bytes. ``upgrader_ids``: enclave ids of the vaults that may take and give keys; None accepts
-    whatever the network signed, which another signed program could use: name them where that is possible.
+    `genesis_hash` has 32 bytes. `upgrader_ids` are the enclave ids of the vaults that may take and give keys. None
+    accepts every id that the network signed, which another signed program could use: name them where possible.
+
+    `is_listed` tells whether an enclave id is in the chain's list now. A node that follows the chain gives it: without
+    it, a vault build that the network has revoked still gets the keys. It is asked before keys are handed over and not
+    before they are received, since a revoked vault may hold the only copy. If it raises, nothing is handed over.
     """
 
     network: NetworkKeys
     genesis_hash: bytes
     upgrader_ids: frozenset[str] | None = None
     isvsvn_floor: int = 0
+    is_listed: Callable[[str], bool] | None = None
+
+    def require_listed(self, enclave_id: str) -> None:
+        """Raise `HANDOVER_UPGRADER_UNLISTED` if this node follows the chain and the list does not hold the id."""
+        if self.is_listed is not None and not self.is_listed(enclave_id):
+            raise KeyvaultError(
+                code="HANDOVER_UPGRADER_UNLISTED",
+                what=f"keys for the vault {enclave_id} were refused",
+                why="it is not in the chain's list of enclave ids",
+                action="Run a vault build that is listed. If this one was just published, wait for finality.",
+            )
 
 
 def node_party(tee: Tee, policy: NodePolicy, network_signatures: Sequence[bytes]) -> Party:
@@ -142,6 +157,7 @@ class NodeHandover:
         limits: Limits | None = None,
     ) -> None:
         signatures = (network_signature,) if isinstance(network_signature, bytes) else tuple(network_signature)
+        self._policy = policy
         self._holder = Holder(node_party(driver, policy, signatures), limits)
         self._keys = keys
         self.collected_by: str | None = None
@@ -153,6 +169,7 @@ class NodeHandover:
     async def on_request(self, body: bytes) -> bytes:
         """Answer an accepted upgrader's request with the keys."""
         request = self._holder.on_request(body, time.monotonic())
+        self._policy.require_listed(request.requester_id)
         key_set = self._keys()
         if key_set is None:
             raise KeyvaultError(

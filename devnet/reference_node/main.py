@@ -88,10 +88,11 @@ class Policy:
             }
         )
 
-    def of_handover(self) -> NodePolicy:
+    def of_handover(self, is_listed: Callable[[str], bool] | None) -> NodePolicy:
         """Whom the node takes for its upgrader."""
         keys = NetworkKeys.parse(self.network_keys, self.threshold)
-        return NodePolicy(keys, bytes.fromhex(self.genesis_hash.removeprefix("0x")), self.upgrader_ids)
+        genesis_hash = bytes.fromhex(self.genesis_hash.removeprefix("0x"))
+        return NodePolicy(keys, genesis_hash, self.upgrader_ids, is_listed=is_listed)
 
 
 def _arguments(argv: list[str]) -> argparse.Namespace:
@@ -101,6 +102,9 @@ def _arguments(argv: list[str]) -> argparse.Namespace:
     parser.add_argument("--host", default="127.0.0.1")
     parser.add_argument("--upgrader", required=True, help="URL of the key vault")
     parser.add_argument("--network-signature-file", type=Path, required=True)
+    parser.add_argument(
+        "--enclave-list", type=Path, help="enclave ids in the chain's list, one a line: stands for following the chain"
+    )
     parser.add_argument("--first-install", action="store_true", help="make keys: the folder is empty and new")
     return parser.parse_args(argv)
 
@@ -139,9 +143,14 @@ class Node:
         self._keys: KeySet | None = None
         text = arguments.network_signature_file.read_text("ascii")
         self._signatures = tuple(decode_multibase(line) for line in text.split())
+        self._handover = policy.of_handover(self._is_listed if arguments.enclave_list else None)
         self._sealed = SealedStore(
             FolderDisk(self._data / "sealed"), driver, secrets.token_bytes, allow_simulated=policy.unsafe_simulated_tee
         )
+
+    def _is_listed(self, enclave_id: str) -> bool:
+        """Whether the chain lists the id. A real node asks its own view of the chain, which no host can alter."""
+        return enclave_id in self._arguments.enclave_list.read_text("ascii").split()
 
     async def commit(self) -> None:
         """Remember durably that there is no way back to the predecessor any more."""
@@ -211,13 +220,13 @@ class Node:
         if self._policy.handover_fault is not None:
             add_broken_handover_routes(app, self._policy.handover_fault)
         elif self._policy.handover == "v1":
-            add_v1_routes(app, _V1(self.party(), self._held))
+            add_v1_routes(app, _V1(self.party(), self._handover, self._held))
         else:
             add_handover_routes(
                 app,
                 NodeHandover(
                     self._driver,
-                    self._policy.of_handover(),
+                    self._handover,
                     self._signatures,
                     lambda: self._held() if self._keys else None,
                 ),
@@ -225,7 +234,7 @@ class Node:
 
     def party(self) -> Party:
         """This node's side of a handover."""
-        return node_party(self._driver, self._policy.of_handover(), self._signatures)
+        return node_party(self._driver, self._handover, self._signatures)
 
     def _held(self) -> HandoverKeySet:
         if self._keys is None:
@@ -255,7 +264,7 @@ class Node:
                 session,
                 upgrader,
                 self._driver,
-                self._policy.of_handover(),
+                self._handover,
                 self._signatures,
                 self._receive,
                 wanted=self.marked() or "",
@@ -306,12 +315,14 @@ class _RestartError(Exception):
 class _V1:
     """The holder's side of handover v1 (``keyvault.handover.v1_http.V1Port``)."""
 
-    def __init__(self, party: Party, held: Callable[[], HandoverKeySet]) -> None:
+    def __init__(self, party: Party, policy: NodePolicy, held: Callable[[], HandoverKeySet]) -> None:
         self.v1_holder = V1Holder(party)
+        self._policy = policy
         self._held = held
 
-    def v1_hand_out(self, _requester_id: str) -> HandoverKeySet:
+    def v1_hand_out(self, requester_id: str) -> HandoverKeySet:
         """The key set, for an upgrader that the network signed."""
+        self._policy.require_listed(requester_id)
         return self._held()
 
     def now_s(self) -> float:

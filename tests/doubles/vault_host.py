@@ -3,7 +3,7 @@
 import asyncio
 import json
 import os
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -111,10 +111,13 @@ def base_url(client: VaultClient) -> str:
 
 @asynccontextmanager
 async def node_serving(
-    name: str, secret: bytes | None = SECRET, upgraders: frozenset[str] | None = None
+    name: str,
+    secret: bytes | None = SECRET,
+    upgraders: frozenset[str] | None = None,
+    is_listed: Callable[[str], bool] | None = None,
 ) -> AsyncIterator[tuple[str, NodeHandover]]:
     """A node that hands its keys to its upgraders (None: any signed enclave); its address and its handover."""
-    node_policy = NodePolicy(KEYS, GENESIS, upgraders)
+    node_policy = NodePolicy(KEYS, GENESIS, upgraders, is_listed=is_listed)
     keys = (lambda: KeySet(secret)) if secret is not None else (lambda: None)
     handover = NodeHandover(CpuTee(secs(name)), node_policy, sign(enclave_id(name)), keys)
     app = new_app()

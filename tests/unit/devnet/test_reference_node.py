@@ -14,15 +14,18 @@ from aiohttp import ClientPayloadError
 from aiohttp.test_utils import TestClient, TestServer
 from yarl import URL
 
+from attestation.network import encode_multibase
 from devnet.reference_node.app import NodeState, add_node_routes
-from devnet.reference_node.main import Node, Policy
+from devnet.reference_node.main import _V1, Node, Policy
 from devnet.reference_node.objects import CHUNK_BYTES, KeySet, NodeError, ObjectStore
+from keyvault.errors import KeyvaultError
 from keyvault.handover.http_server import new_app
-from tests.doubles.vault_kit import CpuTee, secs
+from keyvault.handover.key_set import KeySet as HandoverKeySet
+from tests.doubles.vault_kit import NETWORK, CpuTee, secs
 
 POLICY = Policy(
     version="1.0.0",
-    network_keys=(),
+    network_keys=(encode_multibase(NETWORK.public_key().public_bytes_raw()),),
     threshold=1,
     genesis_hash="0x" + "11" * 32,
     features=frozenset(),
@@ -36,13 +39,33 @@ POLICY = Policy(
 )
 
 
-def node(folder: Path, enclave: str = "1.0.0", *, first_install: bool = False) -> Node:
+def node(
+    folder: Path, enclave: str = "1.0.0", *, first_install: bool = False, enclave_list: Path | None = None
+) -> Node:
     signature = folder / "network.sig"
     signature.touch()
     arguments = argparse.Namespace(
-        data=folder, upgrader="http://127.0.0.1:9", network_signature_file=signature, first_install=first_install
+        data=folder,
+        upgrader="http://127.0.0.1:9",
+        network_signature_file=signature,
+        first_install=first_install,
+        enclave_list=enclave_list,
     )
     return Node(POLICY, arguments, CpuTee(secs(enclave)))
+
+
+def test_a_vault_that_left_the_list_gets_no_keys_over_v1_where_the_node_knows_the_list(tmp_path: Path) -> None:
+    listed = tmp_path / "listed"
+    listed.write_text("aa\nbb\n")
+    follower, other = node(tmp_path, enclave_list=listed), node(tmp_path)
+    first, second = (
+        _V1(one.party(), one._handover, lambda: HandoverKeySet(KeySet.draw().encoded)) for one in (follower, other)
+    )
+    first.v1_hand_out("aa").wipe()
+    listed.write_text("bb\n")
+    with pytest.raises(KeyvaultError, match="HANDOVER_UPGRADER_UNLISTED"):
+        first.v1_hand_out("aa")
+    second.v1_hand_out("aa").wipe()  # the control: a node that does not follow the chain
 
 
 async def test_keys_are_made_by_the_first_start_and_found_by_the_next(tmp_path: Path) -> None:

@@ -33,6 +33,28 @@ async def test_an_older_signed_node_cannot_take_the_keys_from_a_running_node_tha
         assert await NewNode("node 0").ask(url) == SECRET
 
 
+async def test_a_node_that_follows_the_chain_gives_no_keys_to_a_vault_it_names_and_the_network_revoked() -> None:
+    listed = {VAULT}
+    async with node_serving("node 1", upgraders=frozenset({VAULT}), is_listed=listed.__contains__) as (url, _):
+        async with serving(Host().vault()) as client:
+            assert (await client.collect(url, OLD))["key_set_id"] == KEYS_ID
+        listed.clear()
+        host = Host()
+        async with serving(host.vault()) as client:
+            assert await refused(client.collect(url, OLD)) == "HANDOVER_UPGRADER_UNLISTED"
+        assert not any("keys" in name for name in host.disk.files)
+
+
+async def test_a_node_that_cannot_tell_whether_its_vault_is_listed_gives_nothing() -> None:
+    def unknown(_: str) -> bool:
+        raise LookupError("no finalized block yet")
+
+    host = Host()
+    async with node_serving("node 1", is_listed=unknown) as (url, _), serving(host.vault()) as client:
+        assert await refused(client.collect(url, OLD)) == "VAULT_INTERNAL"
+    assert not any("keys" in name for name in host.disk.files)
+
+
 @pytest.mark.parametrize(
     ("status", "told", "code", "kind"),
     [
