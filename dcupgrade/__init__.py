@@ -1,5 +1,3 @@
-"""The agent: settings, command line, upgrade machine, journal and orchestrator. It never holds key material.
+"""The agent: settings, command line, upgrade machine, journal and orchestrator. It never holds key material."""
 
-Pure modules (values and decisions; no I/O, clock or randomness) are named in ``PURE_MODULES``; a test walks
-their imports.
-"""
+__version__ = "0.1.0"

@@ -31,6 +31,7 @@ from dcupgrade.adapters.node_slots import NodeSlots
 from dcupgrade.adapters.state_folder import lock_folders, read_or_draw_token
 from dcupgrade.adapters.vault import Vault
 from dcupgrade.adapters.vault_process import keep_vault, look_at_vault
+from dcupgrade.commands.explain import meaning_and_remedy
 from dcupgrade.machine.plan import plan
 from dcupgrade.settings.derive import budgets, gate_rules, limits
 from dcupgrade.settings.schema import Settings
@@ -247,6 +248,7 @@ async def _face(settings: Settings, journal: Journal, parts: _Parts) -> AsyncIte
         history=lambda limit, every: journal.history(limit, all_events=every),
         counts=journal.counts,
         enqueue=journal.enqueue,
+        explain=meaning_and_remedy,
         token=read_or_draw_token(settings.agent.state_dir / "operator.token"),
         allowed_hosts=frozenset(settings.agent.allowed_hosts),
     )

@@ -241,11 +241,12 @@ _HISTORY_CHANGES = (
 
 
 def _history_row(row: tuple[Any, ...]) -> dict[str, Any]:
-    """A row for people and receivers; ``who`` is there where an operator's word was the event."""
+    """A row for people and receivers; `who` is there where an operator command was the event."""
     *values, text = row
     out = dict(zip(_HISTORY_KEYS, values, strict=True))
-    who = json.loads(text).get("who")
-    return {**out, "who": str(who)} if who else out
+    event = json.loads(text)
+    out["version"] = str(event.get("version", ""))
+    return {**out, "who": str(event["who"])} if event.get("who") else out
 
 
 def _event_row(entry: Entry) -> tuple[Any, ...]:
@@ -259,7 +260,8 @@ def _event_row(entry: Entry) -> tuple[Any, ...]:
         event.detail,
         after.running.enclave_id if after.running else "",
         after.target.enclave_id if after.target else "",
-        _dump(event.to_json()),
+        # the target's version is for readers: events themselves carry none
+        _dump({**event.to_json(), "version": after.target.version if after.target else ""}),
     )
 
 

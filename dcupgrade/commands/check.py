@@ -6,8 +6,10 @@ Every check ends in a finding: good, a warning, or a fault with a code and what 
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import stat
+import sys
 import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
@@ -16,13 +18,18 @@ from pathlib import Path
 from typing import Any, Literal
 
 import aiohttp
+import click
 
 from chain_watcher.endpoints.rpc import RpcClient, RpcLimits
+from dcupgrade.printable import one_line
+from dcupgrade.settings import load
 from dcupgrade.settings.folders import missing_files
 from dcupgrade.settings.schema import Settings
 from keyvault.client import VaultClient
 from process_supervisor import host as probe
 from process_supervisor import http_probe
+
+from .tables import json_option
 
 FINALITY_LAG_WARN_BLOCKS = 20
 FINALITY_AGE_WARN_S = 120.0
@@ -224,3 +231,19 @@ async def _engine(settings: Settings) -> list[Finding]:
     async with aiodocker.Docker(url=settings.node.container_engine) as engine:
         version = await engine.version()
     return [good("engine", f"container engine {version.get('Version')}")]
+
+
+@click.command()
+@json_option
+@click.pass_obj
+def check(config_path: Path, as_json: bool) -> None:
+    """Examine host, chain endpoints, vault and node. Changes nothing; exit code 1 where there is a fault."""
+    findings = asyncio.run(examine(load.load(config_path)))
+    if as_json:
+        click.echo(json.dumps([finding.to_json() for finding in findings], indent=2))
+    else:
+        for finding in findings:
+            mark = {"good": "ok  ", "warning": "warn", "fault": "FAIL"}[finding.grade]
+            code = f"  [{finding.code}]" if finding.code else ""
+            click.echo(one_line(f"{mark}  {finding.check}: {finding.text}{code}"))
+    sys.exit(any(finding.grade == "fault" for finding in findings))

@@ -1,6 +1,7 @@
 """All error codes of the program in one place, for `explain` and for the runbook."""
 
 import difflib
+import functools
 import importlib
 from pathlib import Path
 
@@ -40,4 +41,15 @@ def explanation(asked: str) -> str:
         action = f"Is {' or '.join(alike)} meant?" if alike else "Copy the code from the message, the log or `status`."
         raise DcupgradeError(code="UNKNOWN_CODE", what=f"code {asked}", why="nothing here emits it", action=action)
     entry = runbook_entry(code) or meaning
-    return f"{code}: {entry}".replace("**", "").replace("`", "")
+    return f"{code}: {_plain(entry)}"
+
+
+@functools.cache
+def meaning_and_remedy(code: str) -> tuple[str, str]:
+    """What a code means and what to do about it, as plain text; empty for a code that nothing here emits."""
+    meaning, _, remedy = (runbook_entry(code) or all_codes().get(code, "")).partition("**Do:**")
+    return _plain(meaning), _plain(remedy)
+
+
+def _plain(markdown: str) -> str:
+    return markdown.replace("**", "").replace("`", "").strip()

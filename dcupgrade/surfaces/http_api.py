@@ -27,12 +27,15 @@ from dcupgrade.machine.picture import machine_svg
 from dcupgrade.machine.state import Name
 
 from .metrics import AgentCollector
+from .overview import Explain, overview
+from .upgrades import ROWS_PER_UPGRADE, upgrades
 
 log = logging.getLogger("dcupgrade")
 
 PAGE = Path(__file__).resolve().parent / "page"
 BODY_MAX_BYTES = 16384
 HISTORY_MAX = 1000
+UPGRADES_MAX = 200
 STREAMS_MAX = 32
 """How many readers of /api/v1/events there may be at once: each has a queue of its own."""
 KEEP_ALIVE_S = 15.0
@@ -51,6 +54,7 @@ class Site:
 
     ``status`` and ``plan`` give JSON-able facts, ``events`` a stream of them, ``history(limit, all)`` journal rows,
     ``counts`` transitions by name, ``enqueue(kind, who, arguments)`` queues an operator's word and gives its number.
+    ``explain(code)`` gives what a code means and what to do about it.
     """
 
     status: Callable[[], dict[str, Any]]
@@ -59,6 +63,7 @@ class Site:
     history: Callable[[int, bool], list[dict[str, Any]]]
     counts: Callable[[], Mapping[str, float]]
     enqueue: Callable[[str, str, Mapping[str, Any]], int]
+    explain: Explain
     token: str
     allowed_hosts: frozenset[str] = field(default_factory=frozenset)
 
@@ -83,6 +88,7 @@ def make_app(site: Site, *, keep_alive_s: float = KEEP_ALIVE_S) -> web.Applicati
             web.get("/api/v1/status", face.status),
             web.get("/api/v1/plan", face.plan),
             web.get("/api/v1/history", face.history),
+            web.get("/api/v1/upgrades", face.upgrades),
             web.get("/api/v1/machine", face.machine),
             web.get("/api/v1/events", face.events),
             web.post("/api/v1/actions/{action}", face.act),
@@ -125,6 +131,13 @@ def _is_loopback(host: str) -> bool:
         return False
 
 
+def _limit(request: web.Request, most: int) -> int | None:
+    """The query's limit, 50 without one, None where it is not a number from 1 to `most`."""
+    limit = request.query.get("limit", "50")
+    fits = limit.isdecimal() and len(limit) <= len(str(most)) and 1 <= int(limit) <= most
+    return int(limit) if fits else None
+
+
 def _error(status: int, code: str, why: str) -> web.Response:
     return web.json_response({"code": code, "why": why}, status=status)
 
@@ -148,16 +161,27 @@ class _Face:
         return web.Response(body=text, headers={"Content-Type": "text/plain; version=0.0.4; charset=utf-8"})
 
     async def status(self, _: web.Request) -> web.Response:
-        return web.json_response(self._site.status())
+        return web.json_response(self._status())
+
+    def _status(self) -> dict[str, Any]:
+        facts = self._site.status()
+        return {**facts, "overview": overview(facts, self._site.plan(), self._site.explain)}
 
     async def plan(self, _: web.Request) -> web.Response:
         return web.json_response(self._site.plan())
 
     async def history(self, request: web.Request) -> web.Response:
-        limit = request.query.get("limit", "50")
-        if not limit.isdecimal() or len(limit) > len(str(HISTORY_MAX)) or not 1 <= int(limit) <= HISTORY_MAX:
+        limit = _limit(request, HISTORY_MAX)
+        if limit is None:
             return _error(400, "HTTP_REFUSED", f"limit is a number from 1 to {HISTORY_MAX}")
-        return web.json_response({"rows": self._site.history(int(limit), "all" in request.query)})
+        return web.json_response({"rows": self._site.history(limit, "all" in request.query)})
+
+    async def upgrades(self, request: web.Request) -> web.Response:
+        limit = _limit(request, UPGRADES_MAX)
+        if limit is None:
+            return _error(400, "HTTP_REFUSED", f"limit is a number from 1 to {UPGRADES_MAX}")
+        rows = self._site.history(limit * ROWS_PER_UPGRADE, False)
+        return web.json_response({"upgrades": upgrades(rows, limit, self._site.status()["now_unix_s"])})
 
     async def machine(self, _: web.Request) -> web.Response:
         return web.json_response({"states": [name.value for name in Name], "edges": picture.edges()})
@@ -183,7 +207,7 @@ class _Face:
         try:
             await asyncio.sleep(0)  # from here on the stream has begun, so that its end also ends the subscription
             await answer.prepare(request)
-            await answer.write(b"event: status\ndata: " + json.dumps(self._site.status()).encode() + b"\n\n")
+            await answer.write(b"event: status\ndata: " + json.dumps(self._status()).encode() + b"\n\n")
             while True:
                 done, _ = await asyncio.wait({coming}, timeout=self._keep_alive_s)
                 if not done:

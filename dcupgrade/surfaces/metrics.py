@@ -12,6 +12,7 @@ from typing import Any
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, InfoMetricFamily, Metric
 from prometheus_client.registry import Collector
 
+from dcupgrade import __version__
 from dcupgrade.machine.state import Name
 
 
@@ -28,15 +29,13 @@ class AgentCollector(Collector):
     def collect(self) -> Iterator[Metric]:
         """All metrics, named dcupgrade_*."""
         status = self._status()
+        yield InfoMetricFamily("dcupgrade_build", "The program that answers.", value={"version": __version__})
         yield from _machine(status)
+        yield from _health(status)
         yield from _chain(status)
         yield from _upgrades(self._counts())
         progress = status.get("progress", {}).get("download", {})
         yield _gauge("download_bytes", "Bytes of the download under way.", progress.get("done_bytes", 0))
-        vault = status.get("vault") or {}
-        if vault.get("sealed_unix_s"):
-            age = status["now_unix_s"] - vault["sealed_unix_s"]
-            yield _gauge("sealed_copy_age_seconds", "Age of the newest sealed copy in the vault.", age)
 
 
 def _machine(status: Mapping[str, Any]) -> Iterator[Metric]:
@@ -56,9 +55,24 @@ def _machine(status: Mapping[str, Any]) -> Iterator[Metric]:
     yield InfoMetricFamily("dcupgrade_running", "The version that owns the data.", value=info)
 
 
+def _health(status: Mapping[str, Any]) -> Iterator[Metric]:
+    """Node and vault; what is not known (no node installed, the vault not asked yet) is not exposed."""
+    node, vault = status.get("node"), status.get("vault") or {}
+    if node is not None:
+        yield _gauge("node_up", "1 while the node says that it serves.", node.get("status") == "serving")
+    if vault.get("reachable") is not None:
+        yield _gauge("vault_up", "1 while the vault answers the agent.", bool(vault["reachable"]))
+    if vault.get("sealed_unix_s"):
+        age = status["now_unix_s"] - vault["sealed_unix_s"]
+        yield _gauge("sealed_copy_age_seconds", "Age of the newest sealed copy in the vault.", age)
+
+
 def _chain(status: Mapping[str, Any]) -> Iterator[Metric]:
     chain = status.get("chain") or {}
-    yield _gauge("finalized_block", "Height of the last finalized block seen.", status.get("block_number") or 0)
+    if chain.get("last_number") is not None:
+        yield _gauge("finalized_block", "Height of the last finalized block seen.", chain["last_number"])
+    change = status.get("block_number") or 0
+    yield _gauge("last_change_block", "Height of the last block that changed what is watched.", change)
     age = chain.get("finalized_age_s")
     if age is not None:
         yield _gauge("finalized_block_age_seconds", "Time since the last finalized block was seen.", age)

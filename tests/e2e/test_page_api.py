@@ -24,7 +24,7 @@ async def test_live_answers_follow_the_published_schemas(world: World) -> None:
     url = f"http://127.0.0.1:{world.ports['agent']}/api/v1"
 
     async def answers_are_good() -> None:
-        for name in ("status", "history", "plan", "machine"):
+        for name in ("status", "history", "upgrades", "plan", "machine"):
             async with world.session.get(f"{url}/{name}") as answer:
                 jsonschema.validate(await answer.json(), schema(name))
 
@@ -52,15 +52,21 @@ async def test_live_answers_follow_the_published_schemas(world: World) -> None:
     assert told["agent"] == "running"
     jsonschema.validate(told, schema("status"))
     jsonschema.validate(json.loads(await world.dcupgrade(*config, "plan", "--json")), schema("plan"))
-    rows = json.loads(await world.dcupgrade(*config, "history", "--json"))
+    rows = json.loads(await world.dcupgrade(*config, "history", "--steps", "--json"))
     jsonschema.validate({"rows": rows}, schema("history"))
+    newest, first = json.loads(await world.dcupgrade(*config, "history", "--json"))["upgrades"]
+    outcomes = [(one["version"], one["outcome"], one["downtime_s"] is not None) for one in (newest, first)]
+    assert outcomes == [("1.1.0", "committed", True), ("1.0.0", "committed", False)]
 
     assert told["tee"] == "simulated"
     async with world.session.get(url.removesuffix("/api/v1") + "/metrics") as answer:
         exposed = {line.split("{")[0].split(" ")[0] for line in (await answer.text()).splitlines() if line[:1] != "#"}
     documented = set(re.findall(r"^\| `(dcupgrade_\w+)`", (ROOT / "docs" / "metrics.md").read_text(), re.MULTILINE))
-    # the two that have a row only once something was refused or raised an alarm
-    assert documented - exposed == {"dcupgrade_alarm", "dcupgrade_releases_refused_total"}
+    # those that have a row only once something was refused or raised an alarm
+    assert documented - exposed - {"dcupgrade_node_up", "dcupgrade_vault_up"} == {
+        "dcupgrade_alarm",
+        "dcupgrade_releases_refused_total",
+    }
 
     await world.stop_agent()
     told = json.loads(await world.dcupgrade(*config, "status", "--json"))

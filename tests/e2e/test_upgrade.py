@@ -135,7 +135,7 @@ async def test_the_whole_upgrade_and_the_new_versions_feature(world: World) -> N
     assert status is not None
     assert status["state"]["running"]["version"] == "1.1.0"
     assert status["state"]["previous"]["version"] == "1.0.0"
-    told = await world.dcupgrade("--config", str(world.settings_path), "history")
+    told = await world.dcupgrade("--config", str(world.settings_path), "history", "--steps")
     assert "delivering" in told
     assert "committed" in told
 

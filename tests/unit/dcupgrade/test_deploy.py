@@ -28,8 +28,15 @@ STATUS: dict[str, Any] = {
     "block_number": 1,
     "alarms": [{"code": "RUNNING_REVOKED"}],
     "progress": {},
-    "vault": {"sealed_unix_s": 1.0},
-    "chain": {"finalized_age_s": 1.0, "endpoint": "a", "endpoints": [{"url": "a"}], "refused": {"X": 1}},
+    "node": {"status": "serving"},
+    "vault": {"sealed_unix_s": 1.0, "reachable": True},
+    "chain": {
+        "last_number": 1,
+        "finalized_age_s": 1.0,
+        "endpoint": "a",
+        "endpoints": [{"url": "a"}],
+        "refused": {"X": 1},
+    },
 }
 
 

@@ -58,7 +58,7 @@ def test_history_tells_when_what_and_why(path: Path) -> None:
     (row,) = journal.history()
     assert row == {
         "seq": 1, "at_unix_s": 100.0, "from": "idle", "to": "staging", "event": "begin", "reason": "why", "detail": "",
-        "running": A.enclave_id, "target": B.enclave_id,
+        "running": A.enclave_id, "target": B.enclave_id, "version": B.version,
     }  # fmt: skip
     same = Event(EventKind.NODE_SERVING, A.enclave_id)
     journal.append(Entry(IDLE, same, IDLE, activity(IDLE)))

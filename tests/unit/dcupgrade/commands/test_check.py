@@ -1,12 +1,16 @@
+import json
 import struct
 import time
 from pathlib import Path
 
+import jsonschema
 import pytest
 
 from dcupgrade.commands import check as doctor
 from dcupgrade.settings import load
 from dcupgrade.settings import schema as settings
+from tests.conftest import ROOT
+from tests.doubles.command_line import run
 
 
 def made(tmp_path: Path, **sections: object) -> settings.Settings:
@@ -69,3 +73,9 @@ def test_the_age_of_finality_is_told_by_the_chains_own_time(age_s: float, grade:
     stamp = "0x" + struct.pack("<Q", int((time.time() - age_s) * 1000)).hex()
     [finding] = doctor._clock("chain", stamp)
     assert (finding.grade, finding.code) == (grade, code)
+
+
+def test_the_findings_of_check_follow_their_schema(config: Path) -> None:
+    code, text = run(config, "check", "--json")
+    assert code == 1  # the endpoint does not answer
+    jsonschema.validate(json.loads(text), json.loads((ROOT / "docs" / "schemas" / "check.schema.json").read_text()))

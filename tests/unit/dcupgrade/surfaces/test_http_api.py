@@ -8,12 +8,14 @@ from typing import Any
 import pytest
 from aiohttp.test_utils import TestClient, TestServer
 
+from dcupgrade import __version__
 from dcupgrade.errors import DcupgradeError
 from dcupgrade.machine import picture
 from dcupgrade.machine.gates import GateRules
 from dcupgrade.machine.plan import plan
 from dcupgrade.machine.state import ChainFacts, Hold, Name, Release, State
 from dcupgrade.surfaces import http_api as web
+from dcupgrade.surfaces.upgrades import ROWS_PER_UPGRADE
 
 OLD = Release("a" * 64, "1.0.0", added_height=5)
 NEW = Release("b" * 64, "1.1.0", added_height=9)
@@ -33,8 +35,10 @@ class FakeAgent:
             "node_id": "n1", "tee": "simulated", "state": self.state.to_json(), "since_unix_s": 90.0,
             "now_unix_s": 100.0,
             "block_number": 12, "alarms": [{"code": "RUNNING_REVOKED", "detail": OLD.enclave_id}],
-            "progress": {"download": {"done_bytes": 7}}, "vault": {"sealed_unix_s": 40.0},
-            "chain": {"endpoint": "ws://a", "finalized_age_s": 2.5, "endpoints": [{"url": "ws://a"}, {"url": "ws://b"}],
+            "progress": {"download": {"done_bytes": 7}}, "node": {"status": "serving"},
+            "vault": {"sealed_unix_s": 40.0, "reachable": False},
+            "chain": {"endpoint": "ws://a", "finalized_age_s": 2.5, "last_number": 791, "finality": "proven",
+                      "endpoints": [{"url": "ws://a"}, {"url": "ws://b"}],
                       "refused": {"NETWORK_SIGNATURE_BAD": 2}},
         }  # fmt: skip
 
@@ -47,6 +51,19 @@ class FakeAgent:
             self.readers -= 1
             self.left.set()
 
+    def history(self, limit: int, every: bool) -> list[dict[str, Any]]:
+        self.asked = (limit, every)
+        row = {
+            "seq": 1,
+            "at_unix_s": 95.0,
+            "from": "idle",
+            "to": "staged",
+            "event": "begin",
+            "reason": "",
+            "detail": "",
+        }
+        return [{**row, "running": OLD.enclave_id, "target": NEW.enclave_id, "version": "1.1.0"}]
+
     def enqueue(self, kind: str, who: str, arguments: Mapping[str, Any]) -> int:
         self.words.append((kind, who, arguments))
         return len(self.words)
@@ -56,9 +73,10 @@ class FakeAgent:
             status=self.status,
             plan=lambda: plan(self.state, GateRules(), 100.0, 90.0),
             events=self.events,
-            history=lambda limit, every: [{"seq": 1, "limit": limit, "all": every}],
+            history=self.history,
             counts=lambda: {"probation>committed": 3, "collecting>sealed": 4, "downtime_s": 1.5, "idle>halted": 1},
             enqueue=self.enqueue,
+            explain=lambda code: (f"{code} means", f"do about {code}"),
             token="the token",
             allowed_hosts=frozenset({"node.example"}),
         )
@@ -208,7 +226,11 @@ async def test_metrics_tell_state_outcomes_and_alarms(client: TestClient[Any, An
         'dcupgrade_state{state="staged"} 1.0',
         'dcupgrade_state{state="idle"} 0.0',
         "dcupgrade_state_seconds 10.0",
-        "dcupgrade_finalized_block 12.0",
+        "dcupgrade_finalized_block 791.0",
+        "dcupgrade_last_change_block 12.0",
+        "dcupgrade_node_up 1.0",
+        "dcupgrade_vault_up 0.0",
+        f'dcupgrade_build_info{{version="{__version__}"}} 1.0',
         "dcupgrade_finalized_block_age_seconds 2.5",
         'dcupgrade_releases_refused_total{code="NETWORK_SIGNATURE_BAD"} 2.0',
         "dcupgrade_download_bytes 7.0",
@@ -226,6 +248,19 @@ async def test_metrics_tell_state_outcomes_and_alarms(client: TestClient[Any, An
 @pytest.mark.parametrize(("limit", "status"), [("5", 200), ("0", 400), ("x", 400), ("99999", 400), ("9" * 5000, 400)])
 async def test_history_takes_a_bounded_limit(client: TestClient[Any, Any], limit: str, status: int) -> None:
     assert (await client.get(f"/api/v1/history?limit={limit}")).status == status
+
+
+async def test_upgrades_are_grouped_from_enough_rows(client: TestClient[Any, Any], agent: FakeAgent) -> None:
+    [found] = (await (await client.get("/api/v1/upgrades?limit=3")).json())["upgrades"]
+    assert (found["version"], found["outcome"], found["seconds"]) == ("1.1.0", "under way", 5.0)
+    assert agent.asked == (3 * ROWS_PER_UPGRADE, False)
+    assert (await client.get("/api/v1/upgrades?limit=201")).status == 400
+
+
+async def test_the_status_holds_the_answers_that_people_read(client: TestClient[Any, Any]) -> None:
+    told = (await (await client.get("/api/v1/status")).json())["overview"]
+    assert [card["name"] for card in told["cards"]] == ["node", "vault", "chain", "release"]
+    assert told["attention"][0]["remedy"] == "do about RUNNING_REVOKED"
 
 
 @pytest.mark.parametrize(

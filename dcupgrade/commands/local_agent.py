@@ -1,0 +1,64 @@
+"""The agent of this host, as commands reach it: its journal's file, and its API on loopback."""
+
+import http.client
+import json
+import urllib.request
+from pathlib import Path
+from typing import Any
+
+from dcupgrade.adapters.journal import Journal
+from dcupgrade.errors import DcupgradeError
+from dcupgrade.settings.schema import Settings
+
+ANY_HOST = {"": "127.0.0.1", "0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104 - where one listens, not what one binds
+
+
+def journal_path(loaded: Settings) -> Path:
+    """Where the agent keeps its journal."""
+    return loaded.agent.state_dir / "journal.sqlite3"
+
+
+def open_journal(loaded: Settings) -> Journal:
+    """The journal of this agent; raises DcupgradeError NO_JOURNAL, JOURNAL_UNREADABLE, JOURNAL_CORRUPT or _TOO_NEW."""
+    path = journal_path(loaded)
+    try:
+        there = path.exists()
+    except OSError as error:
+        raise DcupgradeError(
+            code="JOURNAL_UNREADABLE",
+            what=f"journal {path}",
+            why=error.strerror or str(error),
+            action="Run this as the agent's user or as root.",
+        ) from error
+    if not there:
+        raise DcupgradeError(
+            code="NO_JOURNAL",
+            what=f"journal {path}",
+            why="there is none",
+            action="Start `dcupgrade watch` once, or name the right settings file with --config.",
+        )
+    return Journal(path)
+
+
+def agent_address(listen: str) -> str:
+    """Host and port at which the agent is asked: its own address, or loopback where it listens on all of them."""
+    host, _, port = listen.rpartition(":")
+    bare = host.strip("[]")
+    bare = ANY_HOST.get(bare, bare)
+    return f"[{bare}]:{port}" if ":" in bare else f"{bare}:{port}"
+
+
+def ask_agent(loaded: Settings, path: str, timeout_s: float = 1.0) -> dict[str, Any] | None:
+    """The running agent's answer to a GET, or None where nobody answers, or something else does."""
+    if loaded.agent.http_listen == "off":
+        return None
+    # the agent answers to this name whatever its address; a proxy of the environment has no business here
+    address = agent_address(loaded.agent.http_listen)
+    asked = urllib.request.Request(f"http://{address}{path}", headers={"Host": "localhost"})
+    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+    try:
+        with opener.open(asked, timeout=timeout_s) as answer:
+            decoded = json.load(answer)
+    except (OSError, ValueError, http.client.HTTPException):
+        return None
+    return decoded if isinstance(decoded, dict) else None
