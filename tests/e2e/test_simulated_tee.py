@@ -23,7 +23,7 @@ import json, os, pathlib, signal, sys, time
 
 
 def tee():
-    from attestation.tee.driver import open_driver
+    from attestation.tee.open import open_driver
     from attestation.sgx import TargetInfo, Report, seal_key_request
 
     driver = open_driver()
@@ -79,7 +79,7 @@ def main():
         return 9
     elif verb == "empty":
         import socket
-        from attestation.tee.driver import open_driver
+        from attestation.tee.open import open_driver
         from attestation.errors import AttestationError
         driver = open_driver()
         socket.socket(fileno=os.dup(3)).send(b"")
