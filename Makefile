@@ -10,7 +10,7 @@ LOCK := build/lock/bin/python -m piptools compile --quiet --strip-extras --gener
     --no-emit-index-url --no-emit-trusted-host --no-emit-find-links
 CODE := dcupgrade chain_watcher attestation keyvault process_supervisor devnet tests benchmarks docs
 
-.PHONY: help setup demo test test-go go-if-there lint types unit e2e e2e-node e2e-compose e2e-systemd e2e-demo formal simulate kill-matrix bench docs lock clean install uninstall
+.PHONY: help setup demo test test-go go-if-there lint types unit e2e e2e-node e2e-compose e2e-systemd e2e-demo formal simulate kill-matrix bench docs lock clean install wheels uninstall
 
 help: ## list the targets
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -80,8 +80,12 @@ lock: ## resolve the dependencies of pyproject.toml anew, in an environment of i
 	$(LOCK) --extra dev -o requirements.lock pyproject.toml
 	$(LOCK) -o requirements.runtime.lock pyproject.toml
 
-install: ## install under PREFIX (default /usr/local; DESTDIR is honoured)
+install: ## install under PREFIX (default /usr/local; DESTDIR is honoured; WHEELS=folder needs no registry)
 	@PYTHON=$(PYTHON) .ci/install install
+
+wheels: setup ## fetch what `make install WHEELS=build/wheels` needs on a host without a registry
+	$(RUN) pip download --quiet --no-deps --require-hashes --no-build-isolation -d build/wheels -r requirements.build.lock
+	$(RUN) pip download --quiet --no-deps --require-hashes --no-build-isolation -d build/wheels -r requirements.runtime.lock
 
 uninstall: ## remove the program; journal and sealed keys stay
 	@.ci/install uninstall

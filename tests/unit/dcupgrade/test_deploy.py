@@ -187,11 +187,15 @@ def host(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def installer(host: Path, action: str, prefix: str = "/usr/local") -> str:
+def installer_process(host: Path, action: str, prefix: str = "/usr/local") -> subprocess.CompletedProcess[str]:
     environ = {"PATH": os.environ["PATH"], "PYTHON": str(host / "python"), "DESTDIR": str(host), "PREFIX": prefix}
-    done = subprocess.run(
+    return subprocess.run(
         [ROOT / ".ci" / "install", action], env=environ, capture_output=True, text=True, check=False, timeout=60
     )
+
+
+def installer(host: Path, action: str, prefix: str = "/usr/local") -> str:
+    done = installer_process(host, action, prefix)
     assert done.returncode == 0, done.stderr
     return done.stdout
 
@@ -202,13 +206,11 @@ def test_neither_another_installation_nor_removal_takes_away_a_vault_build(host:
     store = lib / "vault" / "store"
     store.mkdir(parents=True)
     (store / "keys.sealed").write_text("sealed")
-    (lib / "src" / "left_over.py").write_text("")
     installer(host, "install")
-    assert not (lib / "src" / "left_over.py").exists()
     assert (store / "keys.sealed").exists()
     assert str(lib) in installer(host, "uninstall")
     assert (store / "keys.sealed").exists()
-    assert not (lib / "src").exists()
+    assert not (lib / "versions").exists()
 
 
 def test_what_is_installed_knows_where_it_is(host: Path) -> None:
@@ -216,12 +218,86 @@ def test_what_is_installed_knows_where_it_is(host: Path) -> None:
     units = host / "opt/dcupgrade/lib/systemd/system"
     assert "ExecStart=/opt/dcupgrade/bin/dcupgrade " in (units / "dcupgrade.service").read_text()
     assert not any("/usr/local" in unit.read_text() for unit in units.iterdir())
-    source = host / "opt/dcupgrade/lib/dcupgrade/src"
+    source = host / "opt/dcupgrade/lib/dcupgrade/current/src"
     assert (source / "dcupgrade" / "runbook" / "halted.md").is_file()
     assert (source / "dcupgrade" / "schemas" / "status.schema.json").is_file()
     assert (source / "dcupgrade" / "commands" / "explain.py").is_file()
     installer(host, "uninstall", "/opt/dcupgrade")
-    assert not source.parent.exists()
+    assert not (host / "opt/dcupgrade/lib/dcupgrade").exists()
+
+
+def versions(host: Path) -> set[str]:
+    return {path.name for path in (host / "usr/local/lib/dcupgrade/versions").iterdir()}
+
+
+def current(host: Path) -> str:
+    return (host / "usr/local/lib/dcupgrade/current").readlink().name
+
+
+def test_the_version_before_is_kept_and_older_ones_go(host: Path) -> None:
+    kept: list[str] = []
+    for _ in range(3):
+        installer(host, "install")
+        kept.append(current(host))
+    assert len(set(kept)) == 3
+    assert versions(host) == set(kept[1:])
+
+
+def test_a_version_that_a_process_runs_from_is_kept(host: Path) -> None:
+    installer(host, "install")
+    first = current(host)
+    path = f"/usr/local/lib/dcupgrade/versions/{first}/venv/bin/python"
+    process = subprocess.Popen(["/bin/sh", "-c", "read _", path], stdin=subprocess.PIPE)
+    try:
+        installer(host, "install")
+        installer(host, "install")
+        assert first in versions(host)
+    finally:
+        process.kill()
+        process.communicate()
+    installer(host, "install")
+    assert first not in versions(host)
+
+
+@pytest.mark.parametrize("step", ["-m pip", "-m venv"])
+def test_a_registry_that_is_away_changes_nothing_of_what_is_installed(host: Path, step: str) -> None:
+    installer(host, "install")
+    before = {path: path.stat().st_mtime_ns for path in (host / "usr").rglob("*") if path.is_file()}
+    (host / "python").write_text(FAKE_PYTHON.replace(f'"{step}")', f'"{step}") exit 1;;\n"unused")', 1))
+    failed = installer_process(host, "install")
+    assert failed.returncode == 1
+    assert "nothing was changed" in failed.stderr
+    after = {path: path.stat().st_mtime_ns for path in (host / "usr").rglob("*") if path.is_file()}
+    assert after == before
+
+
+def test_a_version_that_does_not_start_is_not_put_in_place(host: Path) -> None:
+    installer(host, "install")
+    before = current(host)
+    (host / "python").write_text(FAKE_PYTHON.replace("*purelib*)", '"-P -m") exit 1 ;;\n*purelib*)'))
+    assert installer_process(host, "install").returncode == 1
+    assert (current(host), versions(host)) == (before, {before})
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can install for other users")
+def test_an_interpreter_that_the_services_cannot_run_is_refused(host: Path, tmp_path: Path) -> None:
+    home = tmp_path / "home"
+    home.mkdir(mode=0o700)
+    shutil.copy2(host / "python", home / "python")
+    environ = {"PATH": os.environ["PATH"], "PYTHON": str(home / "python"), "PREFIX": str(tmp_path / "prefix")}
+    done = subprocess.run(
+        [ROOT / ".ci" / "install", "install"], env=environ, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 1
+    assert f"{home} is closed to them" in done.stderr or f"{tmp_path.parent}" in done.stderr
+    assert not (tmp_path / "prefix").exists()
+
+
+def test_a_folder_that_cannot_be_written_is_named_before_anything_is_done(host: Path) -> None:
+    (host / "usr").write_text("no folder")
+    failed = installer_process(host, "install")
+    assert (failed.returncode, failed.stdout) == (1, "")
+    assert "cannot be written" in failed.stderr
 
 
 def test_the_vaults_sealed_store_is_not_in_a_folder_of_the_program() -> None:
