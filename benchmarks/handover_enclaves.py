@@ -16,8 +16,9 @@ from attestation.network import NetworkKeys
 from attestation.sgx import seal_key_request
 from attestation.tee.driver import TeeDriver
 from attestation.tee.open import open_driver
+from keyvault.handover.guarded_server import GuardedServer
 from keyvault.handover.hpke import RealCrypto
-from keyvault.handover.http_server import GuardedServer, add_handover_routes, new_app
+from keyvault.handover.http_server import add_handover_routes, new_app
 from keyvault.handover.key_set import KeySet
 from keyvault.node import NodeHandover, NodePolicy, node_party, request_key_set
 from keyvault.store.disk import FolderDisk

@@ -72,7 +72,7 @@ CODES: Final[dict[str, str]] = {
     "HANDOVER_VERSION_UNSUPPORTED": "the two sides share no version of the handover protocol",
     "HANDOVER_GENESIS_MISMATCH": "the two sides belong to different chains",
     "HANDOVER_SESSION_UNKNOWN": "the session does not exist, was already used, or is older than its 60 seconds",
-    "HANDOVER_SESSIONS_FULL": "too many handover sessions are open at once",
+    "HANDOVER_HOST_REFUSED": "the request's Host header is no loopback name",
     "HANDOVER_OUT_OF_ORDER": "a step of the handover was called before the step it follows",
     "HANDOVER_REPORTDATA_MISMATCH": "a report does not carry this very conversation in its REPORTDATA",
     "HANDOVER_PEER_CHANGED": "a later report comes from another enclave than the one that began the session",
@@ -146,6 +146,5 @@ CODES: Final[dict[str, str]] = {
     "V1_HOLDER_CHANGED": "a v1 answer comes from another enclave than the challenge",
     "V1_SIGNATURE_BAD": "a v1 answer's REPORTDATA is not its key's signature over the ciphertext",
     "V1_CHALLENGE_UNKNOWN": "a v1 request answers no live challenge",
-    "V1_BUSY": "too many v1 challenges are waiting for an answer",
-    "V1_REFUSED": "a v1 holder answered with an empty body: refused, or nothing to give yet",
+    "V1_REFUSED": "a v1 holder refused, or has nothing to give yet",
 }

@@ -30,6 +30,7 @@ from attestation.network import NetworkKeys, decode_multibase
 from attestation.tee.driver import TeeDriver
 from attestation.tee.open import open_driver
 from keyvault.errors import KeyvaultError
+from keyvault.handover.guarded_server import GuardedServer
 from keyvault.handover.http_server import add_handover_routes, new_app
 from keyvault.handover.key_set import KeySet as HandoverKeySet
 from keyvault.handover.party import Party
@@ -316,7 +317,7 @@ class _V1:
     """The holder's side of handover v1 (``keyvault.handover.v1_http.V1Port``)."""
 
     def __init__(self, party: Party, policy: NodePolicy, held: Callable[[], HandoverKeySet]) -> None:
-        self.v1_holder = V1Holder(party)
+        self.v1_holder = V1Holder(party, policy.network)
         self._policy = policy
         self._held = held
 
@@ -339,14 +340,13 @@ async def run(policy: Policy, arguments: argparse.Namespace) -> None:
     else:
         add_node_routes(app, node.state, node.commit)
     node.add_handover(app)
-    runner = web.AppRunner(app, access_log=None, handle_signals=False, shutdown_timeout=SHUTDOWN_S)
-    await runner.setup()
+    server = GuardedServer(app, shutdown_timeout_s=SHUTDOWN_S)
     ended = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, ended.set)
     try:
-        await web.TCPSite(runner, arguments.host, arguments.port, reuse_address=True).start()
+        await server.start(arguments.host, arguments.port)
         bring_up = asyncio.create_task(node.bring_up())
         bring_up.add_done_callback(lambda task: ended.set() if not task.cancelled() and task.exception() else None)
         await ended.wait()
@@ -355,7 +355,7 @@ async def run(policy: Policy, arguments: argparse.Namespace) -> None:
         if isinstance(outcome, Exception) and not isinstance(outcome, _RestartError):
             raise outcome
     finally:
-        await runner.cleanup()
+        await server.stop()
     log.info("ended")
 
 

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import asyncio
-import json
 from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass
 from typing import Final
 from urllib.parse import urlsplit
 
 import aiohttp
+from yarl import URL
 
 from attestation.errors import CODES as ATTESTATION_CODES
 from keyvault.errors import CODES, KeyvaultError, error_from_json
 
 from .key_set import KeySet
-from .messages import MESSAGE_BYTES_MAX
+from .messages import MESSAGE_BYTES_MAX, strict_json
 from .requester import Requester
 
 _LOST_ANSWER_TRIES: Final = 3
@@ -33,51 +34,82 @@ async def exchange(
     timeout_s: float = 30.0,
     limit: int = MESSAGE_BYTES_MAX,
     who: str = "HANDOVER",
-    shown_url: str | None = None,
 ) -> bytes:
-    """Send one request and return the body of its 200 answer, of at most ``limit`` bytes.
+    """Send one request and return the body of its 200 answer, of at most `limit` bytes.
 
-    The peer's own refusal is raised as it came, if a peer can say such a thing. Raises ``HANDOVER_PEER_UNREACHABLE`` or
-    ``HANDOVER_ANSWER_MALFORMED`` (with ``who="VAULT"``: ``VAULT_UNREACHABLE``, ``VAULT_ANSWER_MALFORMED``).
-    ``shown_url`` stands in errors where the URL itself carries values.
+    The peer's own refusal is raised as it came, if a peer can say such a thing. Raises HANDOVER_PEER_UNREACHABLE or
+    HANDOVER_ANSWER_MALFORMED (with `who="VAULT"`: VAULT_UNREACHABLE, VAULT_ANSWER_MALFORMED).
     """
-    shown = shown_url if shown_url is not None else url
-    unreachable = "VAULT_UNREACHABLE" if who == "VAULT" else "HANDOVER_PEER_UNREACHABLE"
-    strange = "VAULT_ANSWER_MALFORMED" if who == "VAULT" else "HANDOVER_ANSWER_MALFORMED"
+    answer = await send(session, method, url, body, headers, timeout_s=timeout_s, limit=limit, who=who)
+    return accepted(answer, f"{method} {url}", who)
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a peer answered: the HTTP status, its headers, and the body, None where it is over the limit."""
+
+    status: int
+    headers: Mapping[str, str]
+    body: bytes | None
+
+
+async def send(
+    session: aiohttp.ClientSession,
+    method: str,
+    url: str,
+    body: bytes | None = None,
+    headers: Mapping[str, str] | None = None,
+    *,
+    timeout_s: float = 30.0,
+    limit: int = MESSAGE_BYTES_MAX,
+    who: str = "HANDOVER",
+) -> Answer:
+    """Send one request and return whatever is answered. Raises HANDOVER_PEER_UNREACHABLE or VAULT_UNREACHABLE."""
     try:
         async with session.request(
             method,
-            url,
+            URL(url, encoded=True),
             data=body,
             headers={"Content-Type": "application/json", "Accept-Encoding": "identity", **(headers or {})},
             allow_redirects=False,
             auto_decompress=False,  # unpacked, an answer could be a thousand times its limit
             timeout=aiohttp.ClientTimeout(total=timeout_s),
         ) as answer:
-            content = await _bounded(answer, limit)
-            status = answer.status
-    except (aiohttp.ClientError, TimeoutError, OSError) as error:
+            return Answer(answer.status, answer.headers, await _bounded(answer, limit))
+    except (aiohttp.ClientError, TimeoutError, OSError, ValueError) as error:  # ValueError: a URL that is none
         raise KeyvaultError(
-            code=unreachable,
-            what=f"{method} {shown} failed",
+            code="VAULT_UNREACHABLE" if who == "VAULT" else "HANDOVER_PEER_UNREACHABLE",
+            what=f"{method} {url.partition('?')[0]} failed",
             why=type(error).__name__,
             action="See whether the process runs and listens there.",
             kind="transient",
         ) from error
-    if status == 200 and content is not None:
-        return content
-    refusal = _told(content)
+
+
+def accepted(answer: Answer, what: str, who: str = "HANDOVER") -> bytes:
+    """Return the body of a 200 answer, or raise the refusal it carries, as `exchange` says."""
+    if answer.status == 200 and answer.body is not None:
+        return answer.body
+    refusal = _refusal(answer.body)
     if refusal is not None and (who == "VAULT" or refusal.code in _PEERS_SAY):
         raise refusal
-    told = f", {refusal.code}: {refusal.why}" if refusal is not None else ", or too long"
+    shown = f", {refusal.code}: {refusal.why}" if refusal is not None else f": {shown_text(answer.body)}"
     known_kind = refusal.kind if refusal is not None and refusal.kind != "invariant" else None
     raise KeyvaultError(
-        code=strange,
-        what=f"{method} {shown} failed",
-        why=f"status {status} with an answer that is not of the protocol{told}",
+        code="VAULT_ANSWER_MALFORMED" if who == "VAULT" else "HANDOVER_ANSWER_MALFORMED",
+        what=f"{what} failed",
+        why=f"status {answer.status} with an answer that is not of the protocol{shown}",
         action="See what listens there.",
-        kind=known_kind or ("transient" if status >= 500 else "rejected"),
+        kind=known_kind or ("transient" if answer.status >= 500 else "rejected"),
     )
+
+
+def shown_text(body: bytes | None) -> str:
+    """Return the beginning of a peer's text for an operator: printable, on one line, at most 200 characters."""
+    if body is None:
+        return "it is too long"
+    text = body[:200].decode("utf-8", "replace")
+    return "".join(c if c.isprintable() else " " for c in text).strip() or "it is empty"
 
 
 async def _bounded(answer: aiohttp.ClientResponse, limit: int) -> bytes | None:
@@ -91,12 +123,11 @@ async def _bounded(answer: aiohttp.ClientResponse, limit: int) -> bytes | None:
     return bytes(content)
 
 
-def _told(content: bytes | None) -> KeyvaultError | None:
+def _refusal(content: bytes | None) -> KeyvaultError | None:
     try:
-        value = json.loads(content or b"")
-    except (ValueError, RecursionError):
+        return error_from_json(strict_json(content or b"", MESSAGE_BYTES_MAX, "answer"))
+    except KeyvaultError:
         return None
-    return error_from_json(value) if isinstance(value, dict) else None
 
 
 async def fetch_key_set(session: aiohttp.ClientSession, base_url: str, requester: Requester) -> KeySet:

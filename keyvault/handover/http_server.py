@@ -1,4 +1,4 @@
-"""HTTP serving that the vault and nodes share: bounded bodies in time, errors as JSON, the handover routes.
+"""HTTP serving that the vault and nodes share: who may ask, bounded bodies in time, errors as JSON, handover routes.
 
 Refusals travel as ``{"code", "what", "why", "action", "kind"}`` with status 409 (rejected), 503 (transient) or 500
 (invariant).
@@ -7,7 +7,9 @@ Refusals travel as ``{"code", "what", "why", "action", "kind"}`` with status 409
 from __future__ import annotations
 
 import asyncio
+import ipaddress
 import logging
+import re
 import time
 from collections.abc import Awaitable, Callable
 from typing import Final, Protocol
@@ -22,10 +24,7 @@ from .messages import MESSAGE_BYTES_MAX
 log = logging.getLogger("keyvault")
 
 BODY_TIMEOUT_S: Final = 10.0
-HEADER_TIMEOUT_S: Final = 10.0
-#: A client that does not read its answers may keep them waiting for so long.
-READING_TIMEOUT_S: Final = 10.0
-CONNECTIONS_MAX: Final = 256
+_HOST: Final = re.compile(r"(?:\[(?P<v6>[0-9a-fA-F:]+)\]|(?P<name>[0-9A-Za-z.-]+))(?::[0-9]{1,5})?")
 _STATUS: Final = {"rejected": 409, "transient": 503, "invariant": 500}
 _STATUS_BY_CODE: Final = {
     "HANDOVER_MESSAGE_MALFORMED": 400,
@@ -35,7 +34,7 @@ _STATUS_BY_CODE: Final = {
     "VAULT_PATH_UNKNOWN": 404,
     "VAULT_REQUEST_TOO_SLOW": 408,
     "HANDOVER_MESSAGE_TOO_LARGE": 413,
-    "HANDOVER_SESSIONS_FULL": 429,
+    "HANDOVER_HOST_REFUSED": 421,
 }
 
 
@@ -63,6 +62,33 @@ def error_response(error: Exception) -> web.Response:
 def shown_path(request: web.Request) -> str:
     """Return the path as it came, for texts and logs: decoded, a line break in it would forge a line of the log."""
     return request.rel_url.raw_path[:80].encode("ascii", "backslashreplace").decode("ascii")
+
+
+def refuse_other_hosts(request: web.Request) -> None:
+    """Raise `HANDOVER_HOST_REFUSED` unless the request names this machine by a loopback name or address.
+
+    A web page whose name was made to point to 127.0.0.1 (DNS rebinding) sends its own name, and may read the answers.
+    """
+    names = request.headers.getall("Host", [])
+    if len(names) != 1 or not is_loopback_host(names[0]):
+        raise KeyvaultError(
+            code="HANDOVER_HOST_REFUSED",
+            what=f"{shown_path(request)} was refused",
+            why="its Host header is no loopback name",
+            action="Address this port as 127.0.0.1, [::1] or localhost.",
+        )
+
+
+def is_loopback_host(value: str) -> bool:
+    """Tell whether a Host header (name or address, with or without a port) is `localhost` or a loopback address."""
+    match = _HOST.fullmatch(value)
+    if match is None:
+        return False
+    name = (match["v6"] or match["name"]).lower()
+    try:
+        return name == "localhost" or ipaddress.ip_address(name).is_loopback
+    except ValueError:
+        return False
 
 
 def refuse_browsers(request: web.Request) -> None:
@@ -130,10 +156,8 @@ async def _errors(
     request: web.Request, handler: Callable[[web.Request], Awaitable[web.StreamResponse]]
 ) -> web.StreamResponse:
     """Answer every error as JSON; log refusals once with code and reason, unexpected errors without their values."""
-    guard = request.app[_GUARDS].get(request.protocol)
-    if guard is not None:
-        guard.request_began()
     try:
+        refuse_other_hosts(request)
         return await handler(request)
     except web.HTTPException as error:
         return error_response(
@@ -152,126 +176,11 @@ async def _errors(
         place = f"{frames.tb_frame.f_code.co_name}:{frames.tb_lineno}" if frames is not None else "?"
         log.error("VAULT_INTERNAL: %s in %s (%s)", type(error).__name__, place, shown_path(request))
         return error_response(error)
-    finally:
-        if guard is not None:
-            guard.request_ended()
-
-
-class _Guard(asyncio.Protocol):
-    """Stands before aiohttp's protocol of one connection: deadlines for headers and for reading, a place in the count.
-
-    aiohttp has neither of these deadlines (slow-loris), and waits for ever for who does not read its answers.
-    """
-
-    def __init__(self, handler: asyncio.Protocol, guards: dict[object, _Guard]) -> None:
-        self._handler = handler
-        self._guards = guards
-        self._transport: asyncio.Transport | None = None
-        self._deadline: asyncio.TimerHandle | None = None
-        self._reading_deadline: asyncio.TimerHandle | None = None
-        self._in_request = False
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        if isinstance(transport, asyncio.Transport):
-            self._transport = transport
-        if len(self._guards) >= CONNECTIONS_MAX:
-            self._abort()
-            return
-        self._guards[self._handler] = self
-        self._handler.connection_made(transport)
-        self._arm()
-
-    def connection_lost(self, exc: BaseException | None) -> None:
-        self._disarm()
-        self._disarm_reading()
-        if self._guards.pop(self._handler, None) is not None:
-            self._handler.connection_lost(exc if isinstance(exc, Exception) else None)
-
-    def data_received(self, data: bytes) -> None:
-        if not self._in_request and self._deadline is None:
-            self._arm()
-        self._handler.data_received(data)
-
-    def eof_received(self) -> bool | None:
-        return self._handler.eof_received()
-
-    def pause_writing(self) -> None:
-        self._handler.pause_writing()
-        self._reading_deadline = asyncio.get_running_loop().call_later(READING_TIMEOUT_S, self._abort)
-
-    def resume_writing(self) -> None:
-        self._disarm_reading()
-        self._handler.resume_writing()
-
-    def request_began(self) -> None:
-        """The header is complete."""
-        self._in_request = True
-        self._disarm()
-
-    def request_ended(self) -> None:
-        """The answer is made; aiohttp's own keep-alive timeout counts from here."""
-        self._in_request = False
-
-    def _arm(self) -> None:
-        self._deadline = asyncio.get_running_loop().call_later(HEADER_TIMEOUT_S, self._abort)
-
-    def _disarm(self) -> None:
-        if self._deadline is not None:
-            self._deadline.cancel()
-            self._deadline = None
-
-    def _disarm_reading(self) -> None:
-        if self._reading_deadline is not None:
-            self._reading_deadline.cancel()
-            self._reading_deadline = None
-
-    def _abort(self) -> None:
-        self._disarm()
-        if self._transport is not None:
-            self._transport.abort()
-
-
-_GUARDS: Final = web.AppKey("guards", dict[object, _Guard])
-
-
-class GuardedServer:
-    """A listening server for an application made by ``new_app``: bounded connections, headers and bodies in time."""
-
-    def __init__(self, app: web.Application) -> None:
-        self._guards = app[_GUARDS]
-        # No message of ours is compressed; unpacking a stranger's would let 90 KB keep this process busy for a second.
-        self._runner = web.AppRunner(
-            app,
-            access_log=None,
-            keepalive_timeout=30.0,
-            lingering_time=1.0,
-            handle_signals=False,
-            auto_decompress=False,
-        )
-        self._server: asyncio.Server | None = None
-
-    async def start(self, host: str, port: int) -> int:
-        """Listen; returns the port (useful with port 0). Raises OSError."""
-        await self._runner.setup()
-        factory = self._runner.server
-        if factory is None:
-            raise RuntimeError("aiohttp made no server")
-        loop = asyncio.get_running_loop()
-        self._server = await loop.create_server(lambda: _Guard(factory(), self._guards), host, port)
-        return int(self._server.sockets[0].getsockname()[1])
-
-    async def stop(self) -> None:
-        """Close the listener and all connections."""
-        if self._server is not None:
-            self._server.close()
-        await self._runner.cleanup()
 
 
 def new_app() -> web.Application:
-    """Return an application whose errors are JSON and whose connections ``GuardedServer`` can watch."""
-    app = web.Application(middlewares=[_errors])
-    app[_GUARDS] = {}
-    return app
+    """Return an application that answers to loopback names only, with errors as JSON. Serve it by `GuardedServer`."""
+    return web.Application(middlewares=[_errors])
 
 
 class HandoverPort(Protocol):

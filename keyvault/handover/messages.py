@@ -34,6 +34,8 @@ CIPHERTEXT_OVERHEAD_BYTES: Final = KEM_ENCAPSULATION_BYTES + AEAD_TAG_BYTES + RE
 CIPHERTEXT_BYTES_MAX: Final = KEY_SET_BYTES_MAX + CIPHERTEXT_OVERHEAD_BYTES
 #: The largest message is a delivery: its ciphertext in base64, a report, and the names around them.
 MESSAGE_BYTES_MAX: Final = 96 * 1024
+#: Objects and lists within each other. The deepest of ours, chain evidence, has five.
+JSON_DEPTH_MAX: Final = 32
 SMALL_MESSAGE_BYTES_MAX: Final = 8 * 1024
 
 
@@ -61,9 +63,10 @@ def _no_constant(name: str) -> Any:
 
 
 def strict_json(body: bytes | bytearray, limit: int, what: str) -> dict[str, Any]:
-    """Decode one JSON object of at most ``limit`` bytes; refuse duplicate keys, NaN, deep nesting and trailing bytes.
+    """Decode one JSON object of at most `limit` bytes that somebody else wrote.
 
-    Raises ``HANDOVER_MESSAGE_TOO_LARGE`` or ``HANDOVER_MESSAGE_MALFORMED``.
+    Duplicate keys, NaN, trailing bytes, and objects or lists nested deeper than 32 are refused. `what` names the
+    message in errors. Raises HANDOVER_MESSAGE_TOO_LARGE, HANDOVER_MESSAGE_MALFORMED.
     """
     if len(body) > limit:
         raise _too_large(what, len(body), limit)
@@ -75,7 +78,20 @@ def strict_json(body: bytes | bytearray, limit: int, what: str) -> dict[str, Any
         raise _malformed(what, f"it is not strict JSON ({reason})") from None
     if not isinstance(value, dict):
         raise _malformed(what, "it is not a JSON object")
+    if _is_deeper_than(value, JSON_DEPTH_MAX):
+        raise _malformed(what, f"its objects and lists are nested deeper than {JSON_DEPTH_MAX}")
     return value
+
+
+def _is_deeper_than(value: object, depth: int) -> bool:
+    """Look level by level, without recursion."""
+    level = [value]
+    for _ in range(depth):
+        below = (item.values() if isinstance(item, dict) else item for item in level if isinstance(item, dict | list))
+        level = [child for children in below for child in children if isinstance(child, dict | list)]
+        if not level:
+            return False
+    return True
 
 
 def decode_base64(text: object, what: str) -> bytes:

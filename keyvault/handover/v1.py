@@ -20,11 +20,13 @@ import nacl.public
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 
-from attestation.network import decode_multibase, encode_multibase
+from attestation.errors import AttestationError
+from attestation.network import NetworkKeys, decode_multibase, encode_multibase
 from attestation.sgx import Report
 from keyvault.errors import KeyvaultError
 
 from .key_set import KeySet
+from .messages import strict_json
 from .party import Party
 
 OE_HEADER = struct.pack("<IIQ", 1, 1, 432)
@@ -33,8 +35,11 @@ REPORT_LENGTH = len(OE_HEADER) + 432
 NONCE_LENGTH, BOX_OVERHEAD = 24, 24 + 32 + 16
 SECRET_MAX_BYTES = 65536
 ANSWER_MAX_BYTES = 2 * SECRET_MAX_BYTES
-LIVE_PER_ENCLAVE_MAX, LIVE_MAX = 4, 256
 CHALLENGE_TTL_S = 60.0
+#: An enclave id that asks again within this time is given the same challenge again.
+CHALLENGE_RENEWED_AFTER_S = 30.0
+#: So many that pushing an honest requester out takes more requests than the port accepts in the time it needs.
+ENCLAVES_MAX = 16_384
 ANSWER_FIELDS = ("EnclaveSignature", "EncryptSecret", "Pubkey", "LocalReport")
 
 
@@ -133,90 +138,116 @@ class V1Requester:
             self._seed[:] = bytes(len(self._seed))
 
 
-@dataclass
-class _Live:
+@dataclass(frozen=True)
+class _Challenge:
     digest: bytes
-    expires_at_s: float
+    made_at_s: float
 
 
 @dataclass
 class V1Holder:
     """Role H: challenges for callers, the secret for the one that proves itself.
 
-    Live challenges are bounded (4 for a claimed MRENCLAVE, 256 in all); a full table refuses newcomers, since evicting
-    would let a stranger end the session of the real requester. ``now_s`` is a monotonic clock in seconds.
+    A claimed enclave id has one challenge at a time, whoever asks for it and how often: polling in an enclave's name
+    takes nothing from that enclave. It is replaced every 30 s, ends after 60 s, and is consumed by a requester that
+    proves itself. At most 16,384 ids have one; the oldest gives way. `now_s` is a monotonic clock in seconds.
+
+    `network`: the keys that peers trust, to choose among several signatures of this side; None takes the first.
     """
 
     party: Party
-    _live: dict[str, list[_Live]] = field(default_factory=dict)
+    network: NetworkKeys | None = None
+    #: by enclave id, oldest first; an id has up to three, the newest last
+    _challenges: dict[str, list[_Challenge]] = field(default_factory=dict)
 
     def challenge(self, query: Mapping[str, str], *, now_s: float) -> bytes:
-        """Answer to ``/teerandom``: a report (448 bytes) targeted at the caller; raises KeyvaultError V1_BUSY."""
+        """Return the answer to `/teerandom`: a report (448 bytes) targeted at the caller.
+
+        Raises V1_MESSAGE_INVALID, AttestationError.
+        """
         caller = decode_report(_query_bytes(query, "verifyreport", REPORT_LENGTH))
-        self._expire(now_s)
-        theirs = self._live.get(caller.enclave_id, [])
-        if len(theirs) >= LIVE_PER_ENCLAVE_MAX or sum(map(len, self._live.values())) >= LIVE_MAX:
-            raise KeyvaultError(
-                code="V1_BUSY",
-                what="v1 challenge",
-                why="too many challenges are waiting for an answer",
-                action=f"They end after {CHALLENGE_TTL_S:.0f} s; ask again then.",
-                kind="transient",
-            )
-        digest = hashlib.sha512(challenge_bytes(self.party.crypto.random(16))).digest()
-        answer = encode_report(self.party.tee.report(caller.target_info(), digest))
-        self._live.setdefault(caller.enclave_id, []).append(_Live(digest, now_s + CHALLENGE_TTL_S))
-        return answer
+        digest = self._digest_for(caller.enclave_id, now_s)
+        return encode_report(self.party.tee.report(caller.target_info(), digest))
+
+    def _digest_for(self, enclave_id: str, now_s: float) -> bytes:
+        live = self._live(enclave_id, now_s)
+        if not live or live[-1].made_at_s + CHALLENGE_RENEWED_AFTER_S <= now_s:
+            digest = hashlib.sha512(challenge_bytes(self.party.crypto.random(16))).digest()
+            live.append(_Challenge(digest, now_s))
+            self._challenges.pop(enclave_id, None)
+            if len(self._challenges) >= ENCLAVES_MAX:
+                del self._challenges[next(iter(self._challenges))]
+            self._challenges[enclave_id] = live
+        return live[-1].digest
+
+    def _live(self, enclave_id: str, now_s: float) -> list[_Challenge]:
+        known = self._challenges.get(enclave_id, [])
+        return [one for one in known if one.made_at_s + CHALLENGE_TTL_S > now_s]
 
     def answer(self, query: Mapping[str, str], secret: Callable[[str], KeySet], *, now_s: float) -> bytes:
-        """Answer to ``/secret`` (JSON): the key set that ``secret(enclave id)`` releases, encrypted to the caller.
+        """Return the answer to `/secret` (JSON): the key set that `secret(enclave id)` releases, for the caller.
 
-        The report's MAC is verified before anything else; only success consumes a challenge. ``secret`` decides whether
-        this enclave may have a key set at all, and raises if not.
+        The report's MAC is verified before anything else. A requester that proves itself consumes its challenge,
+        whatever `secret` then decides: it raises if this enclave may have no key set, or not yet.
+
+        Raises V1_CHALLENGE_UNKNOWN (transient: begin again), V1_MESSAGE_INVALID, V1_KEY_INVALID, AttestationError.
         """
         key = _query_bytes(query, "pubkey", 32)
         signature = _query_bytes(query, "authSignature", 64)
         report = decode_report(_query_bytes(query, "teereport", REPORT_LENGTH))
         enclave_id = self.party.verify_peer(report, (signature,))
-        self._expire(now_s)
-        live = self._live.get(enclave_id, [])
+        live = self._live(enclave_id, now_s)
         match = next((one for one in live if _signed_by(key, report.report_data, one.digest)), None)
         if match is None:
-            raise _rejected("V1_CHALLENGE_UNKNOWN", "it answers no live challenge: expired, used, or another's")
+            raise _challenge_unknown()
+        live.remove(match)
+        self._challenges[enclave_id] = live
         random = self.party.crypto.random
         with secret(enclave_id) as key_set:
             sealed = box_seal(key, bytes(key_set.view()), nonce=random(NONCE_LENGTH), ephemeral=random(32))
-        live.remove(match)
         own = Ed25519PrivateKey.from_private_bytes(random(32))
         parts = {
-            "EnclaveSignature": self.party.network_signatures[0],
+            "EnclaveSignature": self._own_signature(enclave_id, signature),
             "EncryptSecret": sealed,
             "Pubkey": own.public_key().public_bytes_raw(),
             "LocalReport": encode_report(self.party.tee.report(report.target_info(), own.sign(sealed))),
         }
         return json.dumps({name: base64.b64encode(parts[name]).decode() for name in ANSWER_FIELDS}).encode()
 
-    def _expire(self, now_s: float) -> None:
-        kept = {enclave: [one for one in live if one.expires_at_s > now_s] for enclave, live in self._live.items()}
-        self._live = {enclave: live for enclave, live in kept.items() if live}
+    def _own_signature(self, requester_id: str, theirs: bytes) -> bytes:
+        """Return this side's signature by the network key that signed the requester too: that key it knows.
+
+        v1 has room for one signature; a network that changes its key has two.
+        """
+        own = self.party.network_signatures
+        if self.network is not None and len(own) > 1:
+            own_id = self.party.tee.target_info().enclave_id
+            for key in self.network.keys:
+                if _by(key, requester_id, theirs):
+                    return next((signature for signature in own if _by(key, own_id, signature)), own[0])
+        return own[0]
+
+
+def _by(key: bytes, enclave_id: str, signature: bytes) -> bool:
+    try:
+        NetworkKeys((key,)).verify(enclave_id, [signature])
+    except AttestationError:
+        return False
+    return True
 
 
 def decode_answer(body: bytes) -> dict[str, bytes]:
-    """The four byte strings of an answer to ``/secret``; raises KeyvaultError V1_MESSAGE_INVALID."""
-    if len(body) > ANSWER_MAX_BYTES:
-        raise _invalid("answer", f"{len(body)} bytes are more than {ANSWER_MAX_BYTES}")
+    """Return the four byte strings of an answer to `/secret`; fields of later versions are ignored.
 
-    def once(pairs: list[tuple[str, object]]) -> dict[str, object]:
-        if len({name for name, _ in pairs}) != len(pairs):
-            raise _invalid("answer", "a field stands in it twice")
-        return dict(pairs)
-
+    Raises V1_MESSAGE_INVALID.
+    """
     try:
-        fields = json.loads(body, object_pairs_hook=once)
-    except (ValueError, RecursionError) as error:
-        raise _invalid("answer", "it is not JSON") from error
-    if not isinstance(fields, dict) or set(fields) != set(ANSWER_FIELDS):
-        raise _invalid("answer", f"its fields are not {', '.join(ANSWER_FIELDS)}")
+        fields = strict_json(body, ANSWER_MAX_BYTES, "answer")
+    except KeyvaultError as error:
+        raise _invalid("answer", error.why) from None
+    missing = [name for name in ANSWER_FIELDS if name not in fields]
+    if missing:
+        raise _invalid("answer", f"it has no {', '.join(missing)}")
     return {name: _base64(name, fields[name]) for name in ANSWER_FIELDS}
 
 
@@ -262,6 +293,16 @@ def _invalid(part: str, why: str) -> KeyvaultError:
 
 def _rejected(code: str, why: str) -> KeyvaultError:
     return KeyvaultError(code=code, what="a v1 message was refused", why=why, kind="rejected")
+
+
+def _challenge_unknown() -> KeyvaultError:
+    return KeyvaultError(
+        code="V1_CHALLENGE_UNKNOWN",
+        what="a v1 message was refused",
+        why="it answers no live challenge: expired, used, another's, or from before a restart",
+        action="Begin again with /teerandom.",
+        kind="transient",
+    )
 
 
 def _refused(path: str) -> KeyvaultError:

@@ -8,16 +8,18 @@ from __future__ import annotations
 
 import hmac
 from collections.abc import Awaitable, Callable
+from dataclasses import replace
 from typing import Final, Protocol
 
 import aiohttp
 from aiohttp import web
 from yarl import URL
 
+from attestation.errors import CODES as ATTESTATION_CODES
 from attestation.errors import AttestationError
-from keyvault.errors import KeyvaultError
+from keyvault.errors import CODES, KeyvaultError
 
-from .http_client import exchange
+from .http_client import accepted, send, shown_text
 from .http_server import log_refusal, refuse_browsers
 from .key_set import KeySet
 from .party import Party
@@ -108,22 +110,42 @@ def _told_the_v1_way(handler: Handler) -> Handler:
     return handle
 
 
+#: Refusals of a holder that end once the exchange begins again: it was restarted, or replaced, in between.
+_MAY_PASS: Final = {"V1_CHALLENGE_UNKNOWN", "REPORT_MAC_BAD"}
+
+
 async def fetch_key_set_v1(session: aiohttp.ClientSession, base_url: str, party: Party) -> KeySet:
     """Run the requester's two requests against a v1 holder; the caller seals and wipes the key set.
 
-    Raises KeyvaultError: V1_REFUSED (transient) where the holder answers with an empty body, V1_* and attestation
-    codes where an answer does not verify, HANDOVER_PEER_UNREACHABLE.
+    v1 carries one network signature: with several, each is tried in turn. Raises V1_REFUSED (transient where it may
+    pass) with what the holder said, V1_* and attestation codes where an answer does not verify,
+    HANDOVER_PEER_UNREACHABLE.
     """
-    requester = V1Requester(party)
-    challenge = await _get(session, URL(base_url) / "teerandom" % requester.random_query(), REPORT_LENGTH)
-    query = requester.secret_query(challenge)
-    return requester.open(await _get(session, URL(base_url) / "secret" % query, ANSWER_MAX_BYTES))
+    refusals = []
+    for signature in party.network_signatures:
+        requester = V1Requester(replace(party, network_signatures=(signature,)))
+        try:
+            challenge = await _get(session, URL(base_url) / "teerandom" % requester.random_query(), REPORT_LENGTH)
+            query = requester.secret_query(challenge)
+            return requester.open(await _get(session, URL(base_url) / "secret" % query, ANSWER_MAX_BYTES))
+        except KeyvaultError as error:
+            if error.code != "V1_REFUSED":
+                raise
+            refusals.append(error)
+    raise next((refusal for refusal in refusals if refusal.kind == "transient"), refusals[0])
 
 
 async def _get(session: aiohttp.ClientSession, url: URL, limit: int) -> bytes:
-    try:
-        return await exchange(session, "GET", str(url), limit=limit)
-    except KeyvaultError as error:
-        # the query is a report of half a kilobyte: nobody wants it in a log line
-        what = f"GET {url.with_query(None)} failed"
-        raise KeyvaultError(code=error.code, what=what, why=error.why, action=error.action, kind=error.kind) from None
+    answer = await send(session, "GET", str(url), limit=limit)
+    what = f"GET {url.with_query(None)}"  # the query is a report of half a kilobyte: nobody wants it in a log line
+    if answer.status != 400:
+        return accepted(answer, what)
+    text = shown_text(answer.body)
+    known = text in CODES or text in ATTESTATION_CODES
+    raise KeyvaultError(
+        code="V1_REFUSED",
+        what=f"{what} was refused",
+        why=f"the holder answered 400: {text}",
+        action="Look into the holder's log.",
+        kind="rejected" if known and text not in _MAY_PASS else "transient",
+    )

@@ -123,7 +123,7 @@ def _dumps(value: object) -> str:
 
 
 def vault_app(vault: Vault, token: str, facts: dict[str, object] | None = None) -> web.Application:
-    """Return the vault's application; serve it with ``keyvault.handover.http_server.GuardedServer``.
+    """Return the vault's application; serve it with `keyvault.handover.guarded_server.GuardedServer`.
 
     ``facts`` are shown by /vault/status as they are (hygiene of the process).
     """

@@ -22,8 +22,8 @@ from attestation.errors import AttestationError
 from attestation.tee.driver import TeeDriver
 from attestation.tee.open import open_driver
 from keyvault.errors import KeyvaultError
+from keyvault.handover.guarded_server import GuardedServer
 from keyvault.handover.hpke import RealCrypto
-from keyvault.handover.http_server import GuardedServer
 from keyvault.store.disk import FolderDisk
 from keyvault.store.sealed_store import SealedStore
 

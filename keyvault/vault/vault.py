@@ -97,7 +97,7 @@ class Vault:
         anyone = peer_verifier(tee, self._acceptance, Role.UPGRADER, None)
         self._party = Party(bytes.fromhex(policy.genesis_hash), signatures, tee, crypto, anyone)
         self._holder = Holder(self._party, limits)
-        self.v1_holder = V1Holder(self._party)
+        self.v1_holder = V1Holder(self._party, policy.network)
         self._facts = Facts()
         #: enclave id -> how its newest try stands, for the agent: "challenged", "received" or a refusal's code
         self._attempts: dict[str, str] = {}

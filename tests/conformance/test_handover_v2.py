@@ -3,6 +3,7 @@
 import inspect
 import json
 import sys
+from collections import Counter
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import replace
@@ -12,12 +13,14 @@ from typing import Any
 import aiohttp
 import pytest
 
+from keyvault import conformance
 from keyvault.conformance import FLOOD, INSIDE, OUTSIDE, Node, as_json, as_text, find_genesis, run_suite
 from keyvault.errors import KeyvaultError
 from keyvault.handover import holder as handover
 from keyvault.handover import messages
-from keyvault.handover.holder import Holder
-from keyvault.handover.http_server import GuardedServer, add_handover_routes, new_app
+from keyvault.handover.guarded_server import GuardedServer
+from keyvault.handover.holder import Holder, Limits
+from keyvault.handover.http_server import add_handover_routes, new_app
 from keyvault.handover.key_set import KeySet
 from keyvault.node import NodeHandover, NodePolicy
 from tests.doubles.vault_kit import GENESIS, KEYS, SECRET, CpuTee, Enclave, enclave_id, secs, sign
@@ -80,8 +83,26 @@ async def test_a_node_that_does_not_tell_its_genesis_hash_is_not_tried() -> None
             await find_genesis(made.session, made.url)
 
 
-def no_limit(port: Any) -> None:
-    port._holder._make_room = lambda *_: None
+@pytest.fixture(autouse=True)
+def small_flood(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(conformance, "FLOOD_HELLOS", 40)
+
+
+def small_table(port: Any) -> None:
+    port._holder._limits = Limits(sessions_max=30)
+
+
+def few_for_one_id(port: Any) -> None:
+    real, seen = port.on_hello, Counter[str]()
+
+    async def on_hello(body: bytes) -> bytes:
+        claimed = body.partition(b'"target_info":')[2]
+        seen[claimed.decode()] += 1
+        if seen[claimed.decode()] > 30:
+            raise KeyvaultError(code="HANDOVER_OUT_OF_ORDER", what="hello", why="too many", kind="transient")
+        return await real(body)  # type: ignore[no-any-return]
+
+    port.on_hello = on_hello
 
 
 def keeps_sessions(port: Any) -> None:
@@ -142,7 +163,8 @@ def skips(name: str) -> Callable[[Any], None]:
 @pytest.mark.parametrize(
     ("change", "names"),
     [
-        (no_limit, {"flood"}),
+        (small_table, {"flood"}),
+        (few_for_one_id, {"flood"}),
         (keeps_sessions, {"forged-report", "consumed-first", "handover"}),
         (loose_json, {"strict-json"}),
         (any_chain, {"genesis"}),
@@ -150,7 +172,16 @@ def skips(name: str) -> Callable[[Any], None]:
         (skips("mac"), {"forged-report", "mistargeted", "confirmations"}),
         (skips("receipt"), {"handover", "confirmations"}),
     ],
-    ids=["no-limit", "sessions-kept", "loose-json", "any-chain", "no-signature", "no-mac", "any-receipt"],
+    ids=[
+        "small-table",
+        "few-for-one-id",
+        "sessions-kept",
+        "loose-json",
+        "any-chain",
+        "no-signature",
+        "no-mac",
+        "any-receipt",
+    ],
 )
 async def test_the_suite_finds_a_node_that_leaves_something_out(change: Any, names: set[str]) -> None:
     assert names <= await failed(change)

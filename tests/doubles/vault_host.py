@@ -14,9 +14,10 @@ from attestation.network import encode_multibase
 from attestation.simulated.cpu import SoftwareCpu
 from keyvault.client import VaultClient
 from keyvault.errors import KeyvaultError
+from keyvault.handover.guarded_server import GuardedServer
 from keyvault.handover.holder import Limits
 from keyvault.handover.hpke import RealCrypto
-from keyvault.handover.http_server import GuardedServer, add_handover_routes, new_app
+from keyvault.handover.http_server import add_handover_routes, new_app
 from keyvault.handover.key_set import KeySet, key_set_id
 from keyvault.node import NodeHandover, NodePolicy
 from keyvault.store.sealed_file import KIND_KEY_SET

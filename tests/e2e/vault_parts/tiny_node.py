@@ -15,7 +15,8 @@ import aiohttp
 
 from attestation.network import NetworkKeys
 from attestation.tee.open import open_driver
-from keyvault.handover.http_server import GuardedServer, add_handover_routes, new_app
+from keyvault.handover.guarded_server import GuardedServer
+from keyvault.handover.http_server import add_handover_routes, new_app
 from keyvault.handover.key_set import KeySet
 from keyvault.node import NodeHandover, NodePolicy, request_keys
 from keyvault.store.disk import FolderDisk

@@ -149,3 +149,24 @@ def test_fuzz_only_documented_errors_escape(shape: messages.Shape, data: st.Data
         message[at : at + data.draw(st.integers(0, 3))] = data.draw(st.binary(max_size=4))
     found = code_of(lambda: shape.decode(bytes(message)))
     assert found in ("HANDOVER_MESSAGE_MALFORMED", "HANDOVER_MESSAGE_TOO_LARGE", "nothing was refused")
+
+
+@pytest.mark.parametrize("opened", [b"[", b'{"a":', b'[{"a":'])
+@pytest.mark.parametrize("depth", [40, 400, 1000, 40_000])
+def test_deep_nesting_is_refused_whether_it_is_closed_or_not(opened: bytes, depth: int) -> None:
+    closing = {b"[": b"]", b'{"a":': b"}", b'[{"a":': b"}]"}[opened]
+    for body in (opened * depth, b'{"x":' + opened * depth + b"1" + closing * depth + b"}"):
+        assert code_of(lambda body=body: messages.strict_json(body, 10**6, "answer")) == MALFORMED
+
+
+def test_the_depth_that_is_allowed_is_counted_from_the_outermost_object() -> None:
+    def nested(depth: int) -> bytes:
+        return b'{"x":' + b"[" * (depth - 1) + b"]" * (depth - 1) + b"}"
+
+    allowed = messages.JSON_DEPTH_MAX
+    assert messages.strict_json(nested(allowed), 1000, "answer")
+    assert code_of(lambda: messages.strict_json(nested(allowed + 1), 1000, "answer")) == MALFORMED
+
+
+def test_many_brackets_in_a_text_are_no_nesting() -> None:
+    assert messages.strict_json(json.dumps({"x": "[" * 1000}).encode(), 10**6, "answer") == {"x": "[" * 1000}

@@ -6,13 +6,14 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from attestation.network import decode_multibase, encode_multibase
+from attestation.network import NetworkKeys, decode_multibase, encode_multibase
 from attestation.sgx import DEBUG, INIT, MODE64BIT
 from keyvault.errors import KeyvaultError
 from keyvault.handover import v1
 from keyvault.handover.key_set import KeySet
-from tests.doubles.vault_kit import SECRET, Enclave, altered, code_of, sign
+from tests.doubles.vault_kit import KEYS, SECRET, Enclave, altered, code_of, sign
 
 UPGRADER, NODE, STRANGER = Enclave("upgrader"), Enclave("node"), Enclave("stranger")
 
@@ -53,28 +54,81 @@ def test_a_challenge_expires() -> None:
     assert code_of(lambda: holder.answer(query, give, now_s=late)) == "V1_CHALLENGE_UNKNOWN"
 
 
-def test_a_refused_release_does_not_consume_the_challenge() -> None:
+def test_a_requester_that_proved_itself_consumes_its_challenge_whatever_the_answer() -> None:
     requester, holder = v1.V1Requester(UPGRADER.party), v1.V1Holder(NODE.party)
-    query = query_of(requester, holder)
 
     def not_yet(_: str) -> KeySet:
         raise KeyvaultError(code="NO_PERMIT_YET", what="a", why="b", kind="transient")
 
+    query = query_of(requester, holder)
     assert code_of(lambda: holder.answer(query, not_yet, now_s=1.0)) == "NO_PERMIT_YET"
-    assert bytes(requester.open(holder.answer(query, give, now_s=2.0)).view()) == SECRET
+    assert code_of(lambda: holder.answer(query, give, now_s=1.0)) == "V1_CHALLENGE_UNKNOWN"
 
 
-def test_strangers_polling_do_not_end_the_requesters_session() -> None:
+def test_polls_before_the_permit_do_not_delay_the_keys_after_it() -> None:
+    requester, holder = v1.V1Requester(UPGRADER.party), v1.V1Holder(NODE.party)
+
+    def not_yet(_: str) -> KeySet:
+        raise KeyvaultError(code="NO_PERMIT_YET", what="a", why="b", kind="transient")
+
+    for poll in range(50):
+        query = query_of(requester, holder, float(poll))
+        assert code_of(lambda q=query, p=poll: holder.answer(q, not_yet, now_s=float(p))) == "NO_PERMIT_YET"
+    body = holder.answer(query_of(requester, holder, 50.0), give, now_s=50.0)
+    assert bytes(requester.open(body).view()) == SECRET
+
+
+def test_an_unknown_challenge_means_begin_again() -> None:
+    """The holder was restarted between the two requests: the field's programs answer that with an empty body."""
+    requester = v1.V1Requester(UPGRADER.party)
+    query = query_of(requester, v1.V1Holder(NODE.party))
+    with pytest.raises(KeyvaultError) as caught:
+        v1.V1Holder(NODE.party).answer(query, give, now_s=0.0)
+    assert (caught.value.code, caught.value.kind) == ("V1_CHALLENGE_UNKNOWN", "transient")
+
+
+def test_polling_in_an_enclaves_name_does_not_end_that_enclaves_challenge() -> None:
     requester, holder = v1.V1Requester(UPGRADER.party), v1.V1Holder(NODE.party)
     query = query_of(requester, holder)
-    for _ in range(v1.LIVE_PER_ENCLAVE_MAX - 1):
+    for _ in range(200):
         holder.challenge(requester.random_query(), now_s=0.0)
-    assert code_of(lambda: holder.challenge(requester.random_query(), now_s=0.0)) == "V1_BUSY"
-    for number in range(v1.LIVE_MAX):
-        code_of(lambda n=number: holder.challenge(v1.V1Requester(Enclave(f"s{n}").party).random_query(), now_s=0.0))
-    assert code_of(lambda: query_of(v1.V1Requester(STRANGER.party), holder)) == "V1_BUSY"
+    for number in range(50):
+        holder.challenge(v1.V1Requester(Enclave(f"s{number}").party).random_query(), now_s=0.0)
     assert bytes(requester.open(holder.answer(query, give, now_s=1.0)).view()) == SECRET
-    assert holder.challenge(requester.random_query(), now_s=v1.CHALLENGE_TTL_S + 1)
+
+
+def test_the_table_of_challenges_is_bounded_and_the_oldest_gives_way(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(v1, "ENCLAVES_MAX", 10)
+    holder = v1.V1Holder(NODE.party)
+    early, late = v1.V1Requester(UPGRADER.party), v1.V1Requester(STRANGER.party)
+    first, second = query_of(early, holder), query_of(late, holder)
+    for number in range(9):
+        holder.challenge(v1.V1Requester(Enclave(f"s{number}").party).random_query(), now_s=0.0)
+    assert len(holder._challenges) == 10
+    assert code_of(lambda: holder.answer(first, give, now_s=0.0)) == "V1_CHALLENGE_UNKNOWN"
+    assert bytes(late.open(holder.answer(second, give, now_s=0.0)).view()) == SECRET
+
+
+def test_a_challenge_is_renewed_before_it_expires_and_the_earlier_one_still_serves() -> None:
+    requester, holder = v1.V1Requester(UPGRADER.party), v1.V1Holder(NODE.party)
+    early = query_of(requester, holder, 0.0)
+    later = v1.CHALLENGE_RENEWED_AFTER_S
+    challenges = [holder.challenge(requester.random_query(), now_s=at) for at in (0.0, later - 1, later, later + 1)]
+    digests = [v1.decode_report(challenge).report_data for challenge in challenges]
+    assert digests[0] == digests[1] != digests[2] == digests[3]
+    assert bytes(requester.open(holder.answer(early, give, now_s=later + 2)).view()) == SECRET
+
+
+NEW_KEY = Ed25519PrivateKey.from_private_bytes(bytes([8]) * 32)
+NEW_KEYS = NetworkKeys((NEW_KEY.public_key().public_bytes_raw(),))
+
+
+def test_of_two_network_signatures_the_holder_sends_the_one_that_the_requester_knows() -> None:
+    """The network changed its key: the vault is signed by both, the node of the field knows the old one alone."""
+    holder_enclave = replace(NODE, signatures=(sign(NODE.id, NEW_KEY), sign(NODE.id)))
+    both = NetworkKeys((*NEW_KEYS.keys, *KEYS.keys))
+    requester, holder = v1.V1Requester(UPGRADER.party), v1.V1Holder(holder_enclave.party, both)
+    assert bytes(requester.open(holder.answer(query_of(requester, holder), give, now_s=0.0)).view()) == SECRET
 
 
 @pytest.mark.parametrize(
@@ -145,7 +199,6 @@ def _drop(name: str) -> Callable[[dict[str, Any]], dict[str, Any]]:
     "change",
     [
         *[_drop(name) for name in v1.ANSWER_FIELDS],
-        lambda fields: {**fields, "More": "AA=="},
         lambda fields: {**fields, "Pubkey": 3},
         lambda fields: {**fields, "Pubkey": "not base64!"},
         lambda fields: {**fields, "Pubkey": "é"},
@@ -158,6 +211,12 @@ def test_a_malformed_answer_is_refused(change: Callable[[dict[str, Any]], dict[s
     requester, holder = v1.V1Requester(UPGRADER.party), v1.V1Holder(NODE.party)
     fields = json.loads(holder.answer(query_of(requester, holder), give, now_s=0.0))
     assert code_of(lambda: requester.open(json.dumps(change(fields)).encode())) == "V1_MESSAGE_INVALID"
+
+
+def test_fields_of_a_later_version_are_ignored() -> None:
+    requester, holder = v1.V1Requester(UPGRADER.party), v1.V1Holder(NODE.party)
+    body = holder.answer(query_of(requester, holder), give, now_s=0.0)
+    assert bytes(requester.open(altered(body, More={"version": 3})).view()) == SECRET
 
 
 @pytest.mark.parametrize(

@@ -1,19 +1,21 @@
 """Handover v1 over HTTP: what managers and nodes of the field ask, and what ours refuses."""
 
 from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import aiohttp
 import pytest
+from aiohttp import web
 from aiohttp.test_utils import TestClient, TestServer
 
 from keyvault.errors import KeyvaultError
 from keyvault.handover.http_server import new_app
 from keyvault.handover.key_set import KeySet
-from keyvault.handover.v1 import V1Holder
+from keyvault.handover.v1 import V1Holder, V1Requester
 from keyvault.handover.v1_http import add_upgrader_routes, add_v1_routes, fetch_key_set_v1
-from tests.doubles.vault_kit import SECRET, Enclave
+from tests.doubles.vault_kit import SECRET, Enclave, sign
 
 NODE, UPGRADER = Enclave("node"), Enclave("upgrader")
 TOKEN = "a token of the agent"
@@ -71,6 +73,51 @@ async def test_not_yet_is_an_empty_answer_and_asked_again(client: TestClient[Any
     with pytest.raises(KeyvaultError) as caught:
         await fetch(client)
     assert (caught.value.code, caught.value.kind) == ("V1_REFUSED", "transient")
+
+
+async def test_each_of_several_network_signatures_is_tried(client: TestClient[Any, Any]) -> None:
+    unknown = bytes(64)
+    assert await fetch(client, replace(UPGRADER, signatures=(unknown, sign(UPGRADER.id)))) == SECRET
+    assert await fetch(client, replace(UPGRADER, signatures=(sign(UPGRADER.id), unknown))) == SECRET
+
+
+async def test_a_challenge_from_before_a_restart_is_answered_as_the_field_does(client: TestClient[Any, Any]) -> None:
+    requester = V1Requester(UPGRADER.party)
+    query = requester.secret_query(V1Holder(NODE.party).challenge(requester.random_query(), now_s=0.0))
+    answer = await client.get("/secret", params=query)
+    assert (answer.status, await answer.read()) == (200, b"")
+
+
+@asynccontextmanager
+async def field_holder(status: int, text: str) -> AsyncIterator[str]:
+    """Somebody else's holder, which refuses with a status and a text."""
+    app = web.Application()
+
+    async def teerandom(_: web.Request) -> web.Response:
+        return web.Response(status=status, text=text)
+
+    app.router.add_get("/teerandom", teerandom)
+    async with TestServer(app) as server:
+        yield str(server.make_url("")).rstrip("/")
+
+
+@pytest.mark.parametrize(
+    ("status", "text", "code", "kind"),
+    [
+        (400, "verify report failed\nforged line", "V1_REFUSED", "transient"),
+        (400, "REPORT_MAC_BAD", "V1_REFUSED", "transient"),
+        (400, "NETWORK_SIGNATURE_BAD", "V1_REFUSED", "rejected"),
+        (404, "no such page", "HANDOVER_ANSWER_MALFORMED", "rejected"),
+        (503, "in a moment", "HANDOVER_ANSWER_MALFORMED", "transient"),
+    ],
+)
+async def test_the_operator_sees_what_the_holder_said(status: int, text: str, code: str, kind: str) -> None:
+    async with field_holder(status, text) as url, aiohttp.ClientSession() as session:
+        with pytest.raises(KeyvaultError) as caught:
+            await fetch_key_set_v1(session, url, UPGRADER.party)
+    assert (caught.value.code, caught.value.kind) == (code, kind)
+    assert text.splitlines()[0] in caught.value.why
+    assert str(caught.value).isprintable()
 
 
 async def test_a_refused_requester_hears_only_a_code(client: TestClient[Any, Any]) -> None:

@@ -11,6 +11,7 @@ from attestation.simulated.cpu import SoftwareCpu
 from keyvault.client import VaultClient
 from keyvault.errors import KeyvaultError
 from keyvault.handover import http_server as web
+from keyvault.handover.guarded_server import GuardedServer
 from keyvault.handover.key_set import KeySet
 from keyvault.store.sealed_file import KIND_FACTS, KIND_KEY_SET
 from tests.doubles import state_maker
@@ -393,7 +394,7 @@ async def test_a_node_that_answers_garbage_or_nothing_is_told_as_such() -> None:
         return aiohttp.web.Response(**answers)  # type: ignore[arg-type]
 
     app.router.add_post("/v2/hello", hello)
-    server = web.GuardedServer(app)
+    server = GuardedServer(app)
     url = f"http://127.0.0.1:{await server.start('127.0.0.1', 0)}"
     try:
         async with serving(Host().vault()) as client:
@@ -454,7 +455,7 @@ async def test_strange_answers_of_a_vault_are_told_as_such() -> None:
         return aiohttp.web.Response(body=b"[]")
 
     app.router.add_get("/healthz", healthz)
-    server = web.GuardedServer(app)
+    server = GuardedServer(app)
     port = await server.start("127.0.0.1", 0)
     async with VaultClient(f"http://127.0.0.1:{port}/", TOKEN + "\n") as client:
         assert await refused(client.health()) == "VAULT_ANSWER_MALFORMED"

@@ -7,6 +7,7 @@ import pytest
 
 from keyvault.errors import KeyvaultError, Kind
 from keyvault.handover import http_server as web
+from keyvault.handover.guarded_server import GuardedServer
 from tests.doubles.vault_host import (
     KEYS_ID,
     OLD,
@@ -75,7 +76,7 @@ async def test_who_answers_in_a_nodes_place_does_not_speak_for_the_vault(
         return aiohttp.web.json_response(refusal.to_json(), status=status)
 
     app.router.add_post("/v2/hello", hello)
-    server = web.GuardedServer(app)
+    server = GuardedServer(app)
     url = f"http://127.0.0.1:{await server.start('127.0.0.1', 0)}"
     try:
         async with serving(Host().vault()) as client:
