@@ -33,7 +33,22 @@ FLAG_NAMES = {
 XFRM_LEGACY = 0x3  # x87 and SSE: every enclave has both
 # XCR0 bits that hold plain register state: x87, SSE, AVX, MPX, AVX-512, PKRU, AMX (SDM 1, 13.3).
 XFRM_KNOWN = 0x602FF
+# Components that XCR0 takes only whole and only beside others: these bits, and the bits that they need.
+_XFRM_GROUPS = (
+    (0x4, 0x2),  # AVX needs SSE
+    (0x18, 0x18),  # MPX: bounds and their configuration
+    (0xE0, 0xE6),  # AVX-512: opmask and both halves of the registers, needs AVX
+    (0x60000, 0x60000),  # AMX: tile configuration and tiles
+)
 MISC_EXINFO = 0x1  # MISCSELECT: page faults are reported in the SSA
+
+
+def xfrm_possible(xfrm: int) -> bool:
+    """Tell whether a CPU with all known components takes this value as an enclave's XFRM (SDM 1, 13.3: XSETBV)."""
+    if xfrm & XFRM_LEGACY != XFRM_LEGACY or xfrm & ~XFRM_KNOWN:
+        return False
+    return all(xfrm & needed == needed for group, needed in _XFRM_GROUPS if xfrm & group)
+
 
 # KEYREQUEST.KEYNAME
 EINITTOKEN_KEY = 0

@@ -30,6 +30,7 @@ from dcupgrade.adapters.node_process import NodeProcesses
 from dcupgrade.adapters.node_slots import NodeSlots
 from dcupgrade.adapters.state_folder import lock_folders, read_or_draw_token
 from dcupgrade.adapters.vault import Vault
+from dcupgrade.adapters.vault_authorities import keep_authorities_current
 from dcupgrade.adapters.vault_process import keep_vault, look_at_vault
 from dcupgrade.commands.explain import meaning_and_remedy
 from dcupgrade.machine.plan import plan
@@ -133,14 +134,17 @@ def _ignore(number: signal.Signals) -> None:
 class _Parts:
     """What `serve` keeps running."""
 
-    def __init__(self, orchestrator: Orchestrator, watcher: Watcher, vault: Vault, rules: gates.GateRules) -> None:
-        self.orchestrator, self.watcher, self.vault, self.rules = orchestrator, watcher, vault, rules
+    def __init__(
+        self, orchestrator: Orchestrator, watcher: Watcher, chain: Chain, vault: Vault, rules: gates.GateRules
+    ) -> None:
+        self.orchestrator, self.watcher, self.chain, self.vault, self.rules = orchestrator, watcher, chain, vault, rules
 
     def tasks(self, settings: Settings, driver: ProcessDriver, of_nodes: NodeDriver) -> list[tuple[str, Any]]:
         """Names and coroutines of the tasks that never end by themselves."""
         out = [("orchestrator", self.orchestrator.run()), ("watcher", self.watcher.run())]
         out.append(("tend", _tend({driver, of_nodes})))
         out.append(("vault facts", look_at_vault(self.vault)))
+        out.append(("vault authorities", keep_authorities_current(self.chain, self.vault)))
         out.append(("chain news", log_chain_news(self.watcher.health)))
         if settings.vault.start:
             out.append(("vault", keep_vault(settings, driver)))
@@ -210,7 +214,7 @@ async def _assemble(
         rules=rules,
         commands_poll_s=0.25,
     )
-    return _Parts(orchestrator, watcher, vault, rules)
+    return _Parts(orchestrator, watcher, chain, vault, rules)
 
 
 async def _tend(drivers: Collection[NodeDriver]) -> None:

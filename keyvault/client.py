@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from types import TracebackType
 from typing import Any, Final
 
@@ -14,7 +14,7 @@ from keyvault.handover.http_client import exchange
 from .errors import KeyvaultError
 
 _ANSWER_BYTES_MAX: Final = 1024 * 1024
-#: Collecting waits for the node and the disk; everything else is answered at once.
+#: Collecting waits for the node and the disk, advancing verifies many signatures; the rest is answered at once.
 _COLLECT_TIMEOUT_S: Final = 120.0
 _TIMEOUT_S: Final = 30.0
 
@@ -95,6 +95,10 @@ class VaultClient:
         if evidence is not None:
             value["evidence"] = evidence
         return await self._call("POST", "/vault/collect", value, _COLLECT_TIMEOUT_S)
+
+    async def advance(self, set_changes: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+        """Bring the vault's authority set up to date by some steps; returns ``{"set_id", "block_number"}``."""
+        return await self._call("POST", "/vault/advance", {"set_changes": list(set_changes)}, _COLLECT_TIMEOUT_S)
 
     async def permit(
         self, source_id: str, target_id: str, key_set_id: str, evidence: Mapping[str, Any]

@@ -33,7 +33,6 @@ from attestation.sgx import (
     REPORT_KEY,
     SEAL_KEY,
     XFRM_KNOWN,
-    XFRM_LEGACY,
     Attributes,
     KeyRequest,
     Report,
@@ -43,6 +42,7 @@ from attestation.sgx import (
     need_bytes,
     need_ints,
     report_mac,
+    xfrm_possible,
 )
 
 # CPUSVN names in Intel's simulation (rts_sim.h), oldest first: names of a level, not secrets.
@@ -245,11 +245,10 @@ def einit(sigstruct: SigStruct, measured: bytes, attributes: Attributes, miscsel
     sigstruct.verify()
     sigstruct.need_mrenclave(measured)
     flags = attributes.flags
-    xfrm_fits = attributes.xfrm & XFRM_LEGACY == XFRM_LEGACY and not attributes.xfrm & ~XFRM_KNOWN
-    if flags & INIT or not flags & MODE64BIT or not xfrm_fits or miscselect & ~MISC_EXINFO:
+    if flags & INIT or not flags & MODE64BIT or not xfrm_possible(attributes.xfrm) or miscselect & ~MISC_EXINFO:
         raise _forbidden(
             sigstruct, "EINIT_ATTRIBUTES", "ECREATE takes no such ATTRIBUTES or MISCSELECT",
-            f"MODE64BIT without INIT, XFRM with {XFRM_LEGACY:#x} within {XFRM_KNOWN:#x}, MISCSELECT at most 1",
+            f"MODE64BIT without INIT, an XFRM that XSETBV takes within {XFRM_KNOWN:#x}, MISCSELECT at most 1",
             f"{flag_text(flags)}, XFRM {attributes.xfrm:#x}, MISCSELECT {miscselect:#x}",
         )  # fmt: skip
     if flags & ~(DEBUG | MODE64BIT | KSS):

@@ -220,6 +220,15 @@ def follow_set_changes(checkpoint: Checkpoint, set_changes: Sequence[SetChange])
     return checkpoint
 
 
+def decode_set_changes(value: object) -> list[SetChange]:
+    """Read a list of set changes in JSON, as evidence brings them; verifies nothing.
+
+    Raises EVIDENCE_INVALID, EVIDENCE_TOO_LARGE, SCALE_*, HEADER_DIGEST_INVALID.
+    """
+    decoder = _Decoder()
+    return [decoder.set_change(change) for change in decoder.items(value, SET_CHANGES_MAX, "set_changes")]
+
+
 class _Decoder:
     """Reads the JSON form and keeps count of the bytes."""
 

@@ -277,16 +277,16 @@ def _weigh(precommits: Sequence[Precommit], supporters: frozenset[bytes], voters
     """Return the weight behind the target, counted as Substrate does.
 
     Strangers and repeated votes do not count. Who signed two different votes (an equivocation) counts for every
-    block, and so for the target; further ones change nothing.
+    block, and so for the target; further ones change nothing. Equivocators alone prove no block: their votes fit every
+    block alike, so without one voter who stands by the target nothing singles it out.
     """
     first: dict[bytes, Precommit] = {}
     equivocators: set[bytes] = set()
     for vote in precommits:
         if vote.authority in voters.weights and first.setdefault(vote.authority, vote) != vote:
             equivocators.add(vote.authority)
-    return sum(
-        voters.weights[key] for key, vote in first.items() if key in equivocators or vote.target_hash in supporters
-    )
+    faithful = {key for key, vote in first.items() if key not in equivocators and vote.target_hash in supporters}
+    return sum(voters.weights[key] for key in faithful | equivocators) if faithful else 0
 
 
 def _name(justification: Justification) -> str:

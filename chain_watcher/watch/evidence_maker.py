@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final, TypeVar
 
 from chain_watcher.endpoints.endpoint import READ_PROOF, Endpoint
 from chain_watcher.endpoints.pool import EndpointPool
@@ -16,6 +16,22 @@ from chain_watcher.proof.layout import Layout
 
 from .grandpa_follower import ProvenDecider
 from .state_reader import forged, hash_text, proof_nodes
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class Bounds:
+    """How many set changes to gather: the first that reaches `count`, or brings `size` bytes, is the last."""
+
+    count: int
+    size: int
+
+
+#: How many set changes evidence brings, and their bytes: twice as many in hex, and a vault takes 8 MiB of JSON.
+EVIDENCE_CHANGES: Final = Bounds(count=SET_CHANGES_MAX, size=3 << 20)
+#: The same of one step by which a vault is brought up to date: small, so that it is verified in a second.
+STEP: Final = Bounds(count=256, size=256 << 10)
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,10 +71,29 @@ async def prove(
     start = vault_checkpoint(vault_state, pinned)
     if base.header.number <= start.number:
         raise not_ready(f"the vault knows the chain up to block {start.number}, proven here is {base.header.number}")
+    return await _at_any(pool, lambda endpoint: _prove_at(endpoint, decider, base, start))
+
+
+async def next_set_changes(pool: EndpointPool, decider: ProvenDecider, start: Checkpoint) -> list[SetChange]:
+    """Return the set changes that follow `start`, at most one step of them; none if its set is the running one.
+
+    Raises EVIDENCE_NOT_READY, or what the last endpoint failed with.
+    """
+    if start.set_id >= decider.checkpoint.set_id:
+        return []
+
+    async def gather(endpoint: Endpoint) -> list[SetChange]:
+        return (await _gather(endpoint, decider, start, STEP))[0]
+
+    return await _at_any(pool, gather)
+
+
+async def _at_any(pool: EndpointPool, ask: Callable[[Endpoint], Awaitable[T]]) -> T:
+    """Return the first answer that an endpoint gives; one that forges is accused."""
     problem: ChainWatcherError = not_ready("no endpoint is connected and trusted at the moment")
     for endpoint in pool.usable():
         try:
-            return await _prove_at(endpoint, decider, base, start)
+            return await ask(endpoint)
         except ChainWatcherError as failure:
             problem = failure
             if failure.code.startswith("ENDPOINT_") and failure.code.endswith("_FORGED"):
@@ -66,22 +101,32 @@ async def prove(
     raise problem
 
 
-async def _prove_at(endpoint: Endpoint, decider: ProvenDecider, base: ProofBase, start: Checkpoint) -> dict[str, Any]:
+async def _gather(
+    endpoint: Endpoint, decider: ProvenDecider, start: Checkpoint, bounds: Bounds, below: int | None = None
+) -> tuple[list[SetChange], bool]:
+    """Return the set changes after `start` within bounds, and whether more follow (before block `below`, if given)."""
     changes: list[SetChange] = []
-    known = start
+    known, size = start, 0
     while known.set_id < decider.checkpoint.set_id:
-        if len(changes) == SET_CHANGES_MAX:
-            why = f"the vault knows set {start.set_id}, the chain is at set {decider.checkpoint.set_id}"
-            action = "Build a vault with a newer checkpoint: a vault follows so many changes of the set in one step"
-            raise ChainWatcherError(code="EVIDENCE_TOO_LARGE", what="evidence", why=why, action=action)
+        if len(changes) == bounds.count or size >= bounds.size:
+            return changes, True
         found = await decider.hand_over(endpoint, known)
         if found is None:
             why = f"it gives no proof of how set {known.set_id} ended, and set {decider.checkpoint.set_id} is in force"
             raise ChainWatcherError(code="ENDPOINT_NO_JUSTIFICATIONS", what=endpoint.url, why=why, kind="transient")
-        if found.after.number >= base.header.number:
+        if below is not None and found.after.number >= below:
             break
         changes.append(found.change)
+        size += len(found.change.justification) + sum(len(header.encoded) for header in found.change.headers)
         known = found.after
+    return changes, False
+
+
+async def _prove_at(endpoint: Endpoint, decider: ProvenDecider, base: ProofBase, start: Checkpoint) -> dict[str, Any]:
+    changes, more = await _gather(endpoint, decider, start, EVIDENCE_CHANGES, base.header.number)
+    if more:
+        why = f"the vault knows set {start.set_id}, the chain is at set {decider.checkpoint.set_id}"
+        raise not_ready(f"{why}: it is brought up to date step by step first")
     answer = await endpoint.ask(
         READ_PROOF, ["0x" + key.hex() for key in base.layout.proof_keys], hash_text(base.header)
     )

@@ -27,7 +27,7 @@ from chain_watcher.proof.release import BlockRef, SignatureVerifier, VerifiedRel
 from .config import WatcherConfig
 from .counters import Counters
 from .endpoint_audit import Auditor
-from .evidence_maker import ProofBase, not_ready, prove
+from .evidence_maker import ProofBase, next_set_changes, not_ready, prove, vault_checkpoint
 from .grandpa_follower import ProvenDecider
 from .headers import Decider, FinalBlock, Headers, ancestry
 from .look_back import look_back
@@ -521,3 +521,14 @@ class Watcher:
             release=program,
             entries=state.entries,
         )
+
+    async def next_set_changes(self, vault_state: Mapping[str, Any]) -> list[dict[str, Any]]:
+        """What ``POST /vault/advance`` wants: one step from the authority set that the vault knows to the running one.
+
+        Empty where the vault is up to date, and outside mode ``proven``. Raises EVIDENCE_NOT_READY, ENDPOINT_*, RPC_*.
+        """
+        if not isinstance(self._decider, ProvenDecider):
+            return []
+        start = vault_checkpoint(vault_state, Checkpoint.from_json(self.config.checkpoint))
+        changes = await next_set_changes(self.pool, self._decider, start)
+        return [change.to_json() for change in changes]

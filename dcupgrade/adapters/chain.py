@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -36,6 +36,12 @@ class Chain:
     async def evidence(self, target_id: str, source_id: str, vault_state: Mapping[str, Any]) -> Mapping[str, Any]:
         """What the vault needs, from the watcher."""
         return await self._watcher.evidence(target_id, source_id, dict(vault_state))
+
+    async def next_set_changes(self, vault_state: Mapping[str, Any]) -> Sequence[Mapping[str, Any]]:
+        """One step of the set changes that the vault does not know; empty when it is up to date or pins no set."""
+        if vault_state["chain"].get("checkpoint") is None:
+            return ()
+        return await self._watcher.next_set_changes(vault_state)
 
 
 def chain_facts(view: ChainView) -> ChainFacts:

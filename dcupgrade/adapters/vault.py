@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from dcupgrade.errors import DcupgradeError
@@ -45,6 +45,10 @@ class Vault:
         """Have the vault take and seal the running node's key set."""
         answer = await self._client.collect(self._node_url, source_id, protocol=self._protocol, evidence=dict(evidence))
         return str(answer["key_set_id"])
+
+    async def advance(self, set_changes: Sequence[Mapping[str, Any]]) -> int:
+        """Have the vault verify and keep some set changes; returns the id of the set that it knows then."""
+        return int((await self._client.advance(set_changes))["set_id"])
 
     async def permit(self, source_id: str, target_id: str, key_set_id: str, evidence: Mapping[str, Any]) -> int:
         """Have the vault issue its release permit."""

@@ -92,6 +92,10 @@ class _AgentApi:
             await self._vault.collect(value["node_url"], value["source_id"], value["protocol"], value.get("evidence"))
         )
 
+    async def advance(self, request: web.Request) -> web.Response:
+        value = await _object(request, {"set_changes": list}, {}, _EVIDENCE_BYTES_MAX)
+        return web.json_response(await self._vault.advance(value["set_changes"]))
+
     async def permit(self, request: web.Request) -> web.Response:
         required = {"source_id": str, "target_id": str, "key_set_id": str, "evidence": dict}
         value = await _object(request, required, {}, _EVIDENCE_BYTES_MAX)
@@ -132,6 +136,7 @@ def vault_app(vault: Vault, token: str, facts: dict[str, object] | None = None) 
     app.router.add_get("/healthz", api.health)
     app.router.add_get("/vault/status", api.guarded(api.status))
     app.router.add_post("/vault/collect", api.guarded(api.collect))
+    app.router.add_post("/vault/advance", api.guarded(api.advance))
     app.router.add_post("/vault/permit", api.guarded(api.permit))
     app.router.add_get("/vault/delivery/{target_id}", api.guarded(api.delivery))
     app.router.add_post("/vault/retain", api.guarded(api.retain))

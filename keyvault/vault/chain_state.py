@@ -12,7 +12,13 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from chain_watcher.errors import ChainWatcherError
-from chain_watcher.proof.evidence import STANDARD_LAYOUTS, TrustRoot, verify_evidence
+from chain_watcher.proof.evidence import (
+    STANDARD_LAYOUTS,
+    TrustRoot,
+    decode_set_changes,
+    follow_set_changes,
+    verify_evidence,
+)
 from chain_watcher.proof.grandpa import Checkpoint
 from keyvault.errors import KeyvaultError
 from keyvault.handover.messages import is_hex_id
@@ -160,9 +166,7 @@ def verify_proven(evidence: object, trust: TrustRoot) -> ChainState:
     try:
         proven = verify_evidence(evidence, trust)
     except ChainWatcherError as error:
-        raise KeyvaultError(
-            code=error.code, what=error.what, why=error.why, action=error.action, kind=error.kind
-        ) from error
+        raise _unproven(error) from error
     entries = []
     for raw in proven.entries:
         name, signature = _text(raw.enclave_id), _text(raw.signature)
@@ -178,6 +182,22 @@ def verify_proven(evidence: object, trust: TrustRoot) -> ChainState:
         entries=tuple(entries),
         authorities=proven.checkpoint.to_json(),
     )
+
+
+def verify_set_changes(set_changes: object, known: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return the authority set after verified set changes, in JSON; those that `known` is past are passed over.
+
+    `known` is the set to begin with. Nothing is said of any block's state, nor of the chain's genesis: that is for the
+    evidence that follows. Raises the codes of `chain_watcher.proof` as KeyvaultError.
+    """
+    try:
+        return follow_set_changes(Checkpoint.from_json(dict(known)), decode_set_changes(set_changes)).to_json()
+    except ChainWatcherError as error:
+        raise _unproven(error) from error
+
+
+def _unproven(error: ChainWatcherError) -> KeyvaultError:
+    return KeyvaultError(code=error.code, what=error.what, why=error.why, action=error.action, kind=error.kind)
 
 
 def _text(raw: bytes) -> str:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from types import MappingProxyType
-from typing import Final
+from typing import Any, Final
 
 from keyvault.errors import KeyvaultError, Kind
 
@@ -106,10 +106,23 @@ def admit_evidence(facts: Facts, rules: Rules, state: ChainState, now: int) -> F
         floor_number=state.block_number,
         floor_hash=state.block_hash,
         vault_listed=rules.vault_id in heights,
-        authorities=state.authorities if state.authorities is not None else facts.authorities,
+        authorities=_newer_set(facts.authorities, state.authorities),
         add_heights=known,
         revoked=frozenset(known.keys() - heights.keys()),
     )
+
+
+def record_authorities(facts: Facts, authorities: Mapping[str, Any]) -> Facts:
+    """Return the facts with a proven authority set; one that is not newer than the known one changes nothing."""
+    newest = _newer_set(facts.authorities, authorities)
+    return facts if newest is facts.authorities else replace(facts, authorities=newest)
+
+
+def _newer_set(known: Mapping[str, Any] | None, proven: Mapping[str, Any] | None) -> Mapping[str, Any] | None:
+    """Two calls can be verified at the same time: the one that ends last does not take the vault back."""
+    if known is None or proven is None:
+        return proven if known is None else known
+    return proven if proven["set_id"] > known["set_id"] else known
 
 
 def _lowest(known: Mapping[str, int], listed: Mapping[str, int]) -> Mapping[str, int]:

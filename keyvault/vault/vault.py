@@ -30,7 +30,15 @@ from keyvault.store.sealed_file import KIND_FACTS, KIND_KEY_SET
 from keyvault.store.sealed_store import Entry, SealedStore
 
 from . import decisions as core
-from .chain_state import UNPROVEN_MODES, ChainState, decode_unproven, malformed, trust_root, verify_proven
+from .chain_state import (
+    UNPROVEN_MODES,
+    ChainState,
+    decode_unproven,
+    malformed,
+    trust_root,
+    verify_proven,
+    verify_set_changes,
+)
 from .hygiene import lock_key_set
 from .measured_policy import VaultPolicy
 from .record import Facts, Permit, decode_facts
@@ -275,6 +283,22 @@ class Vault:
         if mode != "proven" or pinned is None:
             raise malformed("its mode is unknown, or the measured policy pins no checkpoint")
         return verify_proven(evidence, trust_root(self.policy.genesis_hash, pinned, self.policy.layouts))
+
+    async def advance(self, set_changes: list[Any]) -> dict[str, Any]:
+        """Verify changes of the chain's authority set and seal the newest set; returns its id and first block.
+
+        Called now and then, it keeps the evidence of a permit short, however long the vault lives.
+        """
+        self._check_condition()
+        known = self._facts.authorities or self.policy.checkpoint
+        if known is None:
+            raise malformed("the measured policy pins no checkpoint, so there is no authority set to advance")
+        proven = await asyncio.to_thread(verify_set_changes, set_changes, known)
+        facts = core.record_authorities(self._facts, proven)
+        if facts is not self._facts:
+            self._save(facts)
+        current = facts.authorities or proven
+        return {"set_id": current["set_id"], "block_number": current["block_number"]}
 
     async def permit(self, source_id: str, target_id: str, key_set_id: str, evidence: object) -> dict[str, Any]:
         """Verify the evidence and issue (or renew, or repeat) the release permit; sealed before it is told.

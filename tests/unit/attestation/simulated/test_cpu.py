@@ -28,6 +28,7 @@ from tests.doubles import intel_sim
 from tests.doubles.signed_enclaves import Key
 
 PLAIN = Attributes(MODE64BIT, 3)
+ANY_XFRM = Attributes((1 << 64) - 1, 0)
 
 
 @pytest.fixture(scope="module")
@@ -203,6 +204,27 @@ def test_root_keys_have_their_shape(change, cpu: SoftwareCpu) -> None:
     with pytest.raises(AttestationError) as caught:
         replace(cpu.root, **change)
     assert caught.value.code in ("SGX_FIELD_INVALID", "CPU_SETTING_INVALID")
+
+
+@pytest.mark.parametrize(
+    "xfrm",
+    [0x3, 0x7, 0x1B, 0xE7, 0x203, 0x60003, 0x602FF],
+    ids=["legacy", "AVX", "MPX", "AVX-512", "PKRU", "AMX", "all"],
+)
+def test_einit_takes_an_xfrm_that_a_cpu_can_have(xfrm: int) -> None:
+    signed = sign_sigstruct(Key(), b"\x07" * 32, date=0x20261123, attribute_mask=ANY_XFRM)
+    assert einit(signed, b"\x07" * 32, Attributes(MODE64BIT, xfrm)).attributes.xfrm == xfrm
+
+
+@pytest.mark.parametrize(
+    "xfrm",
+    [0x0, 0x1, 0x2, 0x5, 0xB, 0x13, 0x23, 0x27, 0xE3, 0x67, 0xA7, 0x20003, 0x40003, 0x803, 0x103],
+)
+def test_einit_refuses_an_xfrm_that_no_cpu_takes(xfrm: int) -> None:
+    signed = sign_sigstruct(Key(), b"\x07" * 32, date=0x20261123, attribute_mask=ANY_XFRM)
+    with pytest.raises(AttestationError) as caught:
+        einit(signed, b"\x07" * 32, Attributes(MODE64BIT, xfrm))
+    assert caught.value.code == "EINIT_ATTRIBUTES"
 
 
 def test_einit_gives_the_identity_that_was_measured_and_signed() -> None:

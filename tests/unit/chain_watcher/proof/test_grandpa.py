@@ -234,6 +234,22 @@ def test_who_votes_twice_counts_for_everything():
     assert code_of(lambda: verify_justification(data, 0, FOUR)) == "JUSTIFICATION_BELOW_THRESHOLD"
 
 
+def test_equivocators_alone_prove_no_block():
+    target, *_ = makers.chain(5, 1)
+    left, right = makers.header(6, target.hash, salt=1), makers.header(6, target.hash, salt=2)
+    both = [one for voter in (0, 1, 2, 3) for one in (vote(voter, left), vote(voter, right))]
+    data = justify(target, both, [left, right])
+    assert code_of(lambda: verify_justification(data, 0, FOUR)) == "JUSTIFICATION_BELOW_THRESHOLD"
+    # Nor with a faithful vote that is for another branch.
+    data = justify(left, [*both[2:], vote(0, right)], [left, right])
+    assert code_of(lambda: verify_justification(data, 0, FOUR)) in (
+        "JUSTIFICATION_BELOW_THRESHOLD",
+        "JUSTIFICATION_INVALID",
+    )
+    # The control: one voter who stands by the target.
+    verify_justification(justify(target, [*both[2:], vote(0, left)], [left, right]), 0, FOUR)
+
+
 # --- ancestry ------------------------------------------------------------------------------------------------------
 
 

@@ -9,11 +9,12 @@ from unittest import mock
 import pytest
 
 from chain_watcher.errors import ChainWatcherError
-from chain_watcher.proof.evidence import TrustRoot, verify_evidence
+from chain_watcher.proof.evidence import TrustRoot, decode_set_changes, follow_set_changes, verify_evidence
 from chain_watcher.proof.grandpa import Checkpoint
 from chain_watcher.proof.layout import standard_layout
 from chain_watcher.proof.release import BlockRef
 from chain_watcher.watch.config import WatchLimits
+from chain_watcher.watch.evidence_maker import Bounds
 from tests.doubles.chain_endpoint import FakeNode, RpcFaultError, octets, until
 from tests.doubles.metadata_maker import vec
 from tests.doubles.proving import ProvenChain, proven, voters
@@ -279,6 +280,29 @@ async def test_evidence_verifies_from_the_vaults_own_checkpoint(chain: ProvenCha
             await watch.watcher.evidence(ID_1, ID_2, {"chain": {"authorities": future}})
 
 
+@pytest.mark.parametrize("bounds", [Bounds(count=1, size=1 << 20), Bounds(count=9, size=1)], ids=["count", "size"])
+async def test_a_vault_that_is_far_behind_is_led_to_the_running_set_in_steps(
+    chain: ProvenChain, node: FakeNode, bounds: Bounds
+) -> None:
+    known = chain.start
+    await chain.advance()
+    async with proven(chain, node) as watch:
+        await watch.view()
+        for number in range(3):
+            chain.hand_over(voters(f"set {number}"))
+            await chain.finalize()
+        await chain.advance()
+        await until(lambda: watch.watcher.health()["last_number"] == chain.finalized)
+        steps = 0
+        with mock.patch("chain_watcher.watch.evidence_maker.STEP", bounds):
+            while step := await watch.watcher.next_set_changes({"chain": {"authorities": known.to_json()}}):
+                assert len(step) == 1
+                known = follow_set_changes(known, decode_set_changes(step))
+                steps += 1
+        assert (steps, known.set_id) == (3, 3)
+        assert known.authorities == tuple(chain.authorities())
+
+
 async def test_evidence_that_cannot_be_completed_accuses_nobody(chain: ProvenChain, node: FakeNode) -> None:
     """A node that keeps no old justifications has not lied, nor has one whose chain left the vault far behind."""
     state = {"chain": {"authorities": chain.start.to_json()}}
@@ -296,8 +320,9 @@ async def test_evidence_that_cannot_be_completed_accuses_nobody(chain: ProvenCha
             await watch.watcher.evidence(ID_1, ID_2, state)
         node.overrides.clear()
         with (
-            mock.patch("chain_watcher.watch.evidence_maker.SET_CHANGES_MAX", 1),
-            pytest.raises(ChainWatcherError, match="EVIDENCE_TOO_LARGE"),
+            mock.patch("chain_watcher.watch.evidence_maker.EVIDENCE_CHANGES", Bounds(count=1, size=1 << 20)),
+            pytest.raises(ChainWatcherError, match=r"EVIDENCE_NOT_READY: .* step by step") as caught,
         ):
             await watch.watcher.evidence(ID_1, ID_2, state)
+        assert caught.value.kind == "transient"
         assert watch.watcher.health()["lying"] == []
