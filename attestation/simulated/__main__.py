@@ -15,14 +15,13 @@ import resource
 import select
 import signal
 import socket
-import stat
 import struct
 import sys
 from pathlib import Path
 from types import FrameType
 from typing import NoReturn
 
-from attestation.artefact.files import IMAGE_BYTES_MAX, measure_fd, open_artefact, read_chunks, read_sigstruct
+from attestation.artefact.files import read_sigstruct
 from attestation.errors import AttestationError
 from attestation.sgx import DEBUG, REPORTDATA_SIZE, TARGETINFO_SIZE, Attributes, KeyRequest, TargetInfo
 from attestation.tee.simulated_client import (
@@ -36,53 +35,14 @@ from attestation.tee.simulated_client import (
 )
 
 from .cpu import CPUSVN_DEFAULT, CPUSVN_LEVELS, KeyRefusedError, Secs, SoftwareCpu, einit
+from .image import execute, is_native, need_static, private_copy
 from .root_keys import init_cpu, load_root_keys, set_cpusvn
 
 EXIT_REFUSED = 125  # the CPU did not start the enclave; every other code is the enclave's own
 EXIT_EXEC_FAILED = 126
-READ_BYTES = 1 << 20
 _SOCKET_FD, _IMAGE_FD = 3, 4
 _FORWARDED = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1, signal.SIGUSR2)
 _PR_SET_PDEATHSIG, _PR_SET_DUMPABLE, _PR_SET_NO_NEW_PRIVS = 1, 4, 38
-_MFD_NOEXEC_SEAL = 0x8
-_SEALS = fcntl.F_SEAL_WRITE | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_SEAL
-
-
-def _sealable_memory() -> int:
-    flags = os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING
-    try:
-        # Python only reads it, and a host may forbid memory files that could be executed (vm.memfd_noexec).
-        return os.memfd_create("enclave", flags | _MFD_NOEXEC_SEAL)
-    except OSError:
-        return os.memfd_create("enclave", flags)  # Linux before 6.3
-
-
-def private_copy(image: Path) -> tuple[int, bytes]:
-    """Copy an image into sealed memory that nobody can alter and measure that copy: descriptor and MRENCLAVE.
-
-    The file on disk is read once and never looked at again, so swapping it later changes nothing.
-    """
-    copy = _sealable_memory()
-    try:
-        source = open_artefact(image)
-        try:
-            size = os.fstat(source).st_size
-            if not stat.S_ISREG(os.fstat(source).st_mode) or size > IMAGE_BYTES_MAX:
-                raise AttestationError(
-                    code="ARTEFACT_TOO_LARGE",
-                    what=f"{image} cannot be loaded",
-                    why=f"it is no regular file of at most {IMAGE_BYTES_MAX} bytes",
-                )
-            for view in read_chunks(source, size, bytearray(READ_BYTES)):
-                while view:
-                    view = view[os.write(copy, view) :]
-        finally:
-            os.close(source)
-        fcntl.fcntl(copy, fcntl.F_ADD_SEALS, _SEALS)
-        return copy, measure_fd(copy)
-    except BaseException:
-        os.close(copy)
-        raise
 
 
 def load_enclave(image: Path, sigstruct: Path, debug: bool) -> tuple[int, Secs]:
@@ -90,6 +50,8 @@ def load_enclave(image: Path, sigstruct: Path, debug: bool) -> tuple[int, Secs]:
     signed = read_sigstruct(sigstruct)
     copy, measured = private_copy(image)
     try:
+        if is_native(copy):
+            need_static(copy)
         wanted, fixed = signed.attributes, signed.attribute_mask.flags
         # A signer that leaves DEBUG open leaves it to the host: no debug enclave unless one was asked for.
         flags = wanted.flags | DEBUG if debug else wanted.flags & (fixed | ~DEBUG)
@@ -145,8 +107,7 @@ def _become_enclave(parent: int, enclave_end: int, copy: int, uid: int | None, a
             signal.signal(number, signal.SIG_DFL)
         signal.pthread_sigmask(signal.SIG_SETMASK, [])
         environment = {"DC_TEE": "simulated", "DC_TEE_FD": str(_SOCKET_FD), "LC_ALL": "C.UTF-8"}
-        argv = [sys.executable, "-I", "-u", f"/proc/self/fd/{_IMAGE_FD}", *args]
-        os.execve(sys.executable, argv, environment)  # noqa: S606 - no shell is wanted
+        execute(_IMAGE_FD, args, environment)
     except BaseException as error:
         os.write(2, f"ENCLAVE_START_FAILED: the enclave was not executed: {error}.\n".encode())
     os._exit(EXIT_EXEC_FAILED)

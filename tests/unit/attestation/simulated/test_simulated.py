@@ -12,8 +12,10 @@ from attestation.artefact.sigstruct import SigStruct
 from attestation.errors import AttestationError
 from attestation.sgx import DEBUG, INIT, Attributes
 from attestation.simulated import __main__ as simulated
-from attestation.simulated.__main__ import load_enclave, main, private_copy
+from attestation.simulated import image as image_module
+from attestation.simulated.__main__ import load_enclave, main
 from attestation.simulated.cpu import CPUSVN_LEVELS, SoftwareCpu
+from attestation.simulated.image import is_native, private_copy
 from attestation.simulated.root_keys import init_cpu, load_root_keys, set_cpusvn
 from tests.doubles import intel_sim
 from tests.doubles.signed_enclaves import Key
@@ -142,11 +144,58 @@ def test_the_copy_that_runs_is_the_copy_that_was_measured(artefact: tuple[Path, 
 
 def test_what_is_no_image_is_not_loaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "big").write_bytes(b"x" * 100)
-    monkeypatch.setattr(simulated, "IMAGE_BYTES_MAX", 99)
+    monkeypatch.setattr(image_module, "IMAGE_BYTES_MAX", 99)
     os.mkfifo(tmp_path / "pipe")
     for path in (tmp_path / "big", Path("/dev/zero"), tmp_path / "pipe"):
         assert refused(lambda path=path: private_copy(path)).code == "ARTEFACT_TOO_LARGE"
     assert refused(lambda: private_copy(tmp_path / "none")).code == "ARTEFACT_UNREADABLE"
+
+
+def elf(*kinds: int, elf_class: int = 2) -> bytes:
+    """A 64-bit little-endian ELF header with program headers of these types behind it."""
+    header = b"\x7fELF" + bytes([elf_class, 1]) + bytes(26) + (64).to_bytes(8, "little") + bytes(14)
+    header += (56).to_bytes(2, "little") + len(kinds).to_bytes(2, "little") + bytes(6)
+    return header + b"".join(kind.to_bytes(4, "little") + bytes(52) for kind in kinds)
+
+
+def test_a_native_image_is_one_by_its_measured_bytes_and_must_be_static(
+    tmp_path: Path, artefact: tuple[Path, Path], signer: RSAPrivateKey
+) -> None:
+    image, sigstruct = artefact
+    for content, native, why in (
+        (image.read_bytes(), False, ""),
+        (elf(1, 2), True, ""),
+        (elf(1, 3, 1), True, "not measured"),
+        (elf(1, elf_class=1), True, "64-bit"),
+        (Path("/bin/true").read_bytes(), True, "not measured"),
+        (b"\x7fELF", True, ""),  # left to the kernel, which refuses it
+    ):
+        image.write_bytes(content)
+        sigstruct.write_bytes(build_sigstruct(image, signer, date=DATE))
+        if why:
+            error = refused(lambda: load_enclave(image, sigstruct, debug=False))
+            assert error.code == "ENCLAVE_START_FAILED"
+            assert why in error.why
+            continue
+        copy, secs = load_enclave(image, sigstruct, debug=False)
+        try:
+            assert is_native(copy) == native
+            assert secs.mrenclave == measure_file(image)
+            with pytest.raises(PermissionError):
+                os.pwrite(copy, b"x", 0)
+        finally:
+            os.close(copy)
+
+
+def test_only_a_native_image_lies_in_memory_that_can_be_executed(artefact: tuple[Path, Path]) -> None:
+    image = artefact[0]
+    for content, executable in ((image.read_bytes(), False), (elf(1), True)):
+        image.write_bytes(content)
+        copy, _ = private_copy(image)
+        try:
+            assert bool(os.fstat(copy).st_mode & 0o100) == executable
+        finally:
+            os.close(copy)
 
 
 def test_an_enclave_gets_the_identity_of_its_artefact(artefact: tuple[Path, Path]) -> None:
