@@ -105,6 +105,9 @@ func ExampleStore() {
 	if err := store.Create(keys); err != nil {
 		log.Fatal(err)
 	}
+	if _, err := store.Adopt(keys); err != nil { // writes the canary and the marker
+		log.Fatal(err)
+	}
 	loaded, err := store.Load()
 	if err != nil {
 		log.Fatal(err)

@@ -118,8 +118,8 @@ func (s *Store) Load() (*KeySet, error) {
 	return s.newest(ids[0])
 }
 
-// Create seals the first key set of new data. It refuses with KEY_SET_EXISTS beside a marker, a canary or a sealed file
-// of whomever: keys that are made anew read nothing of what is there.
+// Create seals the first key set of new data; adopt it next. It refuses with KEY_SET_EXISTS beside a marker, a canary or
+// a sealed file of whomever: keys that are made anew read nothing of what is there.
 func (s *Store) Create(keys *KeySet) error {
 	marker, err := s.Marker()
 	if err != nil {
@@ -133,11 +133,7 @@ func (s *Store) Create(keys *KeySet) error {
 	if marker != "" || len(files) > 0 || !errors.Is(err, fs.ErrNotExist) {
 		return rejected(CodeKeySetExists, "no key set was made", "these data belong to a key set already")
 	}
-	if err := s.Put(keys); err != nil {
-		return err
-	}
-	_, err = s.Adopt(keys)
-	return err
+	return s.Put(keys)
 }
 
 // Seal is the [SealFunc] of a node that keeps its keys here: it seals the keys, reads them back, and adopts them.

@@ -17,6 +17,17 @@ func openStore(t *testing.T, folder string, node Node) *Store {
 	return store
 }
 
+// install makes the keys of a first version.
+func install(t *testing.T, store *Store) {
+	t.Helper()
+	if err := store.Create(newKeys(t)); err != nil {
+		t.Fatal(err)
+	}
+	if canary, err := store.Adopt(newKeys(t)); canary || err != nil {
+		t.Fatal("new data had a canary", err)
+	}
+}
+
 func sealedFiles(t *testing.T, folder string) []string {
 	t.Helper()
 	files, err := filepath.Glob(filepath.Join(folder, sealedFolder, "*"))
@@ -32,9 +43,7 @@ func TestAFirstInstallMakesKeysOnceAndALaterStartLoadsThem(t *testing.T) {
 	if keys, err := store.Load(); keys != nil || err != nil {
 		t.Fatal("an empty folder has keys", err)
 	}
-	if err := store.Create(newKeys(t)); err != nil {
-		t.Fatal(err)
-	}
+	install(t, store)
 	needCode(t, CodeKeySetExists, store.Create(newKeys(t)))
 	again := openStore(t, folder, newNode(t, "1.0.0"))
 	keys, err := again.Load()
@@ -57,9 +66,7 @@ func TestAFirstInstallMakesKeysOnceAndALaterStartLoadsThem(t *testing.T) {
 
 func TestAnotherVersionOpensNothingAndIsGivenTheKeysByHandover(t *testing.T) {
 	folder := t.TempDir()
-	if err := openStore(t, folder, newNode(t, "1.0.0")).Create(newKeys(t)); err != nil {
-		t.Fatal(err)
-	}
+	install(t, openStore(t, folder, newNode(t, "1.0.0")))
 	next := openStore(t, folder, newNode(t, "1.1.0"))
 	if keys, err := next.Load(); keys != nil || err != nil {
 		t.Fatal("another version opened the keys", err)
@@ -119,9 +126,7 @@ func TestADamagedCopyIsKeptAndTheOtherGenerationIsUsed(t *testing.T) {
 func TestTheLastCopyThatDoesNotOpenIsReportedAndNotDeleted(t *testing.T) {
 	folder := t.TempDir()
 	store := openStore(t, folder, newNode(t, "1.0.0"))
-	if err := store.Create(newKeys(t)); err != nil {
-		t.Fatal(err)
-	}
+	install(t, store)
 	file := sealedFiles(t, folder)[0]
 	data, _ := os.ReadFile(file)
 	data[len(data)-1] ^= 1
