@@ -20,6 +20,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.asymmetric.rsa import RSAPrivateKey, generate_private_key
 
 from dcupgrade.publishing.signing import network_key_text, sign_enclave_id
+from devnet.go_image import build_go_node
 from process_supervisor.archive import unpack
 from process_supervisor.limits import ArchiveLimits
 
@@ -106,6 +107,8 @@ class ReleaseBuilder:
     handover: str = "v2"
     upgrader_ids: tuple[str, ...] | None = None
     """Enclave ids of the vaults that the nodes accept as upgrader; None: whatever the network signed."""
+    language: str = "python"
+    """ "python", or "go" for the node of ``devnet/go_node``, which knows no bad traits."""
 
     def good(self, version: str) -> BuiltRelease:
         """A release that works; from 1.1.0 on it has ``GET /stats``."""
@@ -167,7 +170,10 @@ class ReleaseBuilder:
         work = self.folder / "build" / name
         work.mkdir(parents=True, exist_ok=True)
         image, sigstruct = work / "enclave.pyz", work / "enclave.sig"
-        build_image(image, node_sources(policy), NODE_MAIN)
+        if self.language == "go":
+            build_go_node(image, policy)
+        else:
+            build_image(image, node_sources(policy), NODE_MAIN)
         sigstruct.write_bytes(build_sigstruct(image, self.keys.vendor, date=SIGSTRUCT_DATE))
         return image.read_bytes(), sigstruct.read_bytes(), verify_artefact(image, sigstruct)
 

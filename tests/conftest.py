@@ -10,6 +10,8 @@ from types import FrameType
 import pytest
 from hypothesis import HealthCheck, settings
 
+from devnet.go_image import GO_MINOR_MIN, find_go
+
 ROOT = Path(__file__).resolve().parent.parent
 VECTORS = ROOT.parent / "shared" / "vectors"
 
@@ -60,6 +62,16 @@ def parsed(path: Path) -> ast.Module:
     finally:
         if collects:
             gc.enable()
+
+
+@pytest.fixture(scope="session")
+def go() -> None:
+    """Skip where Go is missing, with a word; fail where the run says that it must be there ($REQUIRE_GO)."""
+    if find_go() is None:
+        why = f"Go 1.{GO_MINOR_MIN} is not there"
+        if os.environ.get("REQUIRE_GO"):
+            pytest.fail(why)
+        pytest.skip(why)
 
 
 @pytest.fixture(scope="session")
