@@ -17,6 +17,8 @@ CODES: dict[str, str] = {
     "AGENT_NOT_RUNNING": "the command needs the running agent, and nobody answers on its address",
     # the release manager's tools (publish.py, release_cli.py)
     "RELEASE_KEY_UNREADABLE": "a signing key file is missing or is neither a 32-byte seed nor a PKCS#8 ed25519 key",
+    "RELEASE_PASSPHRASE_NEEDED": "the signing key is encrypted, and there is no terminal to ask for its passphrase",
+    "RELEASE_NETWORK_KEY_BAD": "a public network key is not one, or fewer are given than must have signed",
     "RELEASE_ID_MALFORMED": "an enclave id is not 64 lower-case hexadecimal digits",
     "RELEASE_SIGSTRUCT_UNREADABLE": "a SIGSTRUCT file from which the enclave id was to be taken cannot be used",
     "RELEASE_SIGNATURE_BAD": "a network signature does not verify over the enclave id with the given network keys",
@@ -38,6 +40,7 @@ CODES: dict[str, str] = {
     "WEBHOOK_SECRET_UNREADABLE": "the secret of a webhook receiver cannot be read, or is empty",
     # doctor.py: findings of `check`
     "FOLDER_OPEN_TO_OTHERS": "a folder with keys, tokens or the journal can be read by other users",
+    "HTTP_OPEN_TO_OTHERS": "the status page listens on an address that other hosts can reach",
     "DISK_SPACE_LOW": "less space is free than the settings want to remain before an upgrade",
     "FINALITY_LAGS": "the endpoint's finalized block is old or far behind its best block",
     "CLOCK_SKEWED": "the host's clock is behind the chain's time",
@@ -97,6 +100,12 @@ class DcupgradeError(Exception):
         self.kind: Kind = kind
         end = "" if why.endswith("\n") else " " if why.endswith((".", "?", "!")) else ". "
         super().__init__(f"{code}: {what}: {why}{end}{action}".rstrip(" "))
+
+
+def why_of(error: BaseException) -> str:
+    """Why something failed, for a reader: an error of the operating system without its number and its path."""
+    words = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+    return words[:1].lower() + words[1:] if words[1:2].islower() else words
 
 
 @dataclass(frozen=True, slots=True)

@@ -90,25 +90,37 @@ async def _authorities(client: RpcClient, number: int) -> tuple[str, str, Checkp
 
 @contextlib.asynccontextmanager
 async def first_view(
-    config: WatcherConfig, verify: SignatureVerifier, timeout_s: float
+    config: WatcherConfig, verify: SignatureVerifier, timeout_s: float, connect_s: float | None = None
 ) -> AsyncIterator[tuple[Watcher, ChainView]]:
     """A running watcher and its first view, believed as the settings say.
 
-    Raises WATCHER_NO_VIEW with the watcher's own problem when there is none within ``timeout_s``.
+    Raises WATCHER_NO_VIEW: with the endpoints' own errors when none of them is connected after `connect_s`, with the
+    watcher's problem when there is no view within `timeout_s`.
     """
     watcher = Watcher(config, verify)
     run = asyncio.create_task(watcher.run())
+    first = asyncio.ensure_future(anext(watcher.views()))
     try:
         try:
             async with asyncio.timeout(timeout_s):
-                view = await anext(watcher.views())
+                if not (await asyncio.wait({first}, timeout=connect_s))[0]:
+                    _require_a_connection(watcher)
+                view = await first
         except TimeoutError as problem:
             why = str(watcher.problem) if watcher.problem else f"nothing was final within {timeout_s:g} s"
             raise ChainWatcherError(code="WATCHER_NO_VIEW", what="chain", why=why, kind="transient") from problem
         yield watcher, view
     finally:
         run.cancel()
-        await asyncio.gather(run, return_exceptions=True)
+        first.cancel()
+        await asyncio.gather(run, first, return_exceptions=True)
+
+
+def _require_a_connection(watcher: Watcher) -> None:
+    endpoints = watcher.health()["endpoints"]
+    if not any(one["state"] == "connected" for one in endpoints):
+        why = "; ".join(f"{one['code']}: {one['why']}" if one["code"] else f"{one['url']}: silent" for one in endpoints)
+        raise ChainWatcherError(code="WATCHER_NO_VIEW", what="no endpoint can be reached", why=why, kind="transient")
 
 
 def list_releases(state: BlockState, verify: SignatureVerifier) -> list[dict[str, Any]]:

@@ -13,7 +13,7 @@ from chain_watcher.endpoints.rpc import RpcLimits
 from chain_watcher.proof.release import BlockRef, VerifiedRelease
 from chain_watcher.watch.config import WatcherConfig
 from chain_watcher.watch.watcher import ChainView, Watcher
-from dcupgrade.errors import DcupgradeError
+from dcupgrade.errors import DcupgradeError, why_of
 from dcupgrade.machine.state import ChainFacts, Release
 from dcupgrade.settings.schema import Settings
 
@@ -101,7 +101,7 @@ def read_checkpoint(path: Path) -> Any:
         raise DcupgradeError(
             code="CHECKPOINT_UNREADABLE",
             what=f"chain.checkpoint_file {path}",
-            why=str(error),
+            why=why_of(error),
             action="Make one with `dcupgrade chain checkpoint`, compare it, and name it in the settings.",
         ) from error
 

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,13 @@ import click
 from dcupgrade.settings import load
 from dcupgrade.settings import schema as settings
 
+from .local_agent import running_release
+from .progress import progress
+from .tables import print_table
+
 FIRST_VIEW_S = 60.0
+CONNECT_S = 10.0
+"""Without any connection for so long, the endpoints' own errors are the answer."""
 
 
 @click.group()
@@ -24,7 +31,7 @@ def chain() -> None:
 def checkpoint(config_path: Path, urls: tuple[str, ...]) -> None:
     """Print a checkpoint (genesis, block, GRANDPA set) on which all endpoints agree, as JSON to pin.
 
-    It is the endpoints' word: compare it with what others see before you pin it in chain.checkpoint_file and measure it
+    Only the endpoints say so: compare it with what others see before you pin it in chain.checkpoint_file and measure it
     into a vault.
     """
     from chain_watcher.watch.operator_queries import find_checkpoint
@@ -33,7 +40,8 @@ def checkpoint(config_path: Path, urls: tuple[str, ...]) -> None:
     if not urls:
         loaded = load.load(config_path)
         urls, ca_file = loaded.chain.endpoints, loaded.chain.ca_file
-    answer = asyncio.run(find_checkpoint(urls, ca_file=str(ca_file) if ca_file else None))
+    with progress(f"asking {len(urls)} endpoint{'s' * (len(urls) != 1)}"):
+        answer = asyncio.run(find_checkpoint(urls, ca_file=str(ca_file) if ca_file else None))
     click.echo(json.dumps({"genesis_hash": answer.genesis_hash, **answer.checkpoint.to_json()}, indent=2))
     click.echo(f"block {answer.block_hash}, agreed by {len(answer.endpoints)}: {', '.join(answer.endpoints)}", err=True)
 
@@ -42,19 +50,33 @@ def checkpoint(config_path: Path, urls: tuple[str, ...]) -> None:
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @click.pass_obj
 def releases(config_path: Path, as_json: bool) -> None:
-    """List every release on the chain: height, signatures, which is the newest and which is to be run."""
-    facts = asyncio.run(_releases(load.load(config_path)))
+    """List every release on the chain: which is to run, which is the newest, and which runs here."""
+    loaded = load.load(config_path)
+    with progress("reading the chain"):
+        facts = asyncio.run(_releases(loaded))
+    running = running_release(loaded)
+    for row in facts["releases"]:
+        row["runs_here"] = running is not None and row["enclave_id"] == running.enclave_id
     if as_json:
         click.echo(json.dumps(facts, indent=2))
         return
     unproven = " (read WITHOUT proofs)" if facts["unproven_reads"] else ""
     click.echo(f"block {facts['block_number']} {facts['block_hash']}, finality {facts['finality']}{unproven}")
-    for row in facts["releases"]:
-        marks = [name for name in ("program", "newest") if row[name]]
-        state = f"REFUSED: {row['refused']}" if row["refused"] else f"signed ({row['signatures']})"
-        click.echo(f"{row['added_height']:>10}  {row['enclave_id']}  {state}{''.join(f'  [{mark}]' for mark in marks)}")
+    rows = [_release_row(row, facts["program_version"]) for row in facts["releases"]]
+    print_table(("height", "enclave id", "version", "signed", "marks"), rows)
     for code in facts["refused_entries"]:
         click.echo(f"an entry was refused: {code}")
+
+
+def _release_row(row: Mapping[str, Any], program_version: str) -> tuple[str, ...]:
+    words = {"program": "to be run", "newest": "newest", "runs_here": "runs here"}
+    return (
+        str(row["added_height"]),
+        row["enclave_id"],
+        program_version if row["program"] else "",  # the chain names a version for the one to be run only
+        f"REFUSED: {row['refused']}" if row["refused"] else f"by {row['signatures']}",
+        ", ".join(text for name, text in words.items() if row[name]),
+    )
 
 
 async def _releases(loaded: settings.Settings) -> Any:
@@ -63,5 +85,6 @@ async def _releases(loaded: settings.Settings) -> Any:
     from dcupgrade.adapters.chain import watcher_config
 
     verify = NetworkKeys.parse(loaded.chain.network_keys, loaded.chain.threshold).verify
-    async with first_view(watcher_config(loaded), verify, FIRST_VIEW_S) as (watcher, view):
-        return release_facts(view, watcher.state, verify)
+    async with first_view(watcher_config(loaded), verify, FIRST_VIEW_S, CONNECT_S) as (watcher, view):
+        program = view.program.version if view.program else ""
+        return {**release_facts(view, watcher.state, verify), "program_version": program}

@@ -6,6 +6,7 @@ Every check ends in a finding: good, a warning, or a fault with a code and what 
 from __future__ import annotations
 
 import asyncio
+import ipaddress
 import json
 import os
 import stat
@@ -25,10 +26,13 @@ from dcupgrade.printable import one_line
 from dcupgrade.settings import load
 from dcupgrade.settings.folders import missing_files
 from dcupgrade.settings.schema import Settings
+from dcupgrade.surfaces.times import span
 from keyvault.client import VaultClient
 from process_supervisor import host as probe
 from process_supervisor import http_probe
 
+from .local_agent import running_version
+from .progress import progress
 from .tables import json_option
 
 FINALITY_LAG_WARN_BLOCKS = 20
@@ -74,6 +78,7 @@ async def examine(settings: Settings) -> list[Finding]:
             ("folders", lambda: _sync(_folders, settings)),
             ("files", lambda: _sync(_files, settings)),
             ("disk", lambda: _sync(_disk, settings)),
+            ("page", lambda: _sync(_page, settings)),
             ("ports", lambda: _sync(_ports, settings)),
             ("managers", lambda: _sync(_managers, settings)),
             *((f"chain {url}", partial(_endpoint, settings, session, url)) for url in settings.chain.endpoints),
@@ -139,8 +144,24 @@ def _ports(settings: Settings) -> list[Finding]:
     vault_port = int(settings.vault.url.rsplit(":", 1)[1].rstrip("/"))
     for name, port in (("node", settings.node.port), ("vault", vault_port)):
         taken = not probe.port_is_free(port)
-        found.append(good("ports", f"{name}: {port} is {'in use, see below by whom' if taken else 'free'}"))
+        found.append(good("ports", f"{name}: {port} is {f'in use: see `{name}` below' if taken else 'free'}"))
     return found
+
+
+def _page(settings: Settings) -> list[Finding]:
+    """Reading needs no token: whoever reaches the address sees what the page shows."""
+    listen = settings.agent.http_listen
+    if listen != "off" and not _is_loopback(listen.rpartition(":")[0].strip("[]")):
+        text = f"agent.http_listen {listen} is not loopback: others can read the status page without a token"
+        return [Finding("page", "warning", text, "HTTP_OPEN_TO_OTHERS")]
+    return [good("page", "off" if listen == "off" else f"http://{listen}")]
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return host == "localhost" or ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
 
 
 def _managers(_: Settings) -> list[Finding]:
@@ -187,10 +208,10 @@ def _clock(name: str, stamp: object) -> list[Finding]:
         return []
     age_s = time.time() - int.from_bytes(bytes.fromhex(stamp[2:]), "little") / 1000
     if age_s < -CLOCK_SKEW_WARN_S:
-        text = f"the chain's time is {-age_s:.0f} s ahead of this host's clock"
+        text = f"the chain's time is {span(-age_s)} ahead of this host's clock"
         return [Finding(name, "warning", text, "CLOCK_SKEWED")]
     if age_s > FINALITY_AGE_WARN_S:
-        text = f"the last finalized block is {age_s:.0f} s old by this host's clock"
+        text = f"the last finalized block is {span(age_s)} old by this host's clock, or this clock is ahead"
         return [Finding(name, "warning", text, "FINALITY_LAGS")]
     return [good(name, f"the last finalized block is {max(0.0, age_s):.0f} s old")]
 
@@ -214,14 +235,19 @@ async def _vault(settings: Settings) -> list[Finding]:
         found.append(Finding("vault", "warning", f"it was measured with {name} = true", "VAULT_MEASURED_UNSAFE"))
     for key_set_id, code in tested["failed"].items():
         found.append(Finding("vault", "fault", f"sealed key set {key_set_id} does not open any more", code))
-    found.append(good("vault", f"{tested['opened']} sealed key sets open"))
+    count = tested["opened"]
+    found.append(good("vault", f"{count} sealed key set{'s' * (count != 1)} opened"))
     return found
 
 
 async def _node(settings: Settings, session: aiohttp.ClientSession) -> list[Finding]:
     answer = await http_probe.probe(f"http://127.0.0.1:{settings.node.port}/version", CALL_S, session)
     if answer.status is None:
-        return [Finding("node", "warning", f"nobody answers on port {settings.node.port}")]
+        wanted = await asyncio.to_thread(running_version, settings)
+        if wanted:
+            text = f"{wanted} should run, and nobody answers on port {settings.node.port} ({answer.error})"
+            return [Finding("node", "fault", text, "NODE_NOT_READY")]
+        return [Finding("node", "warning", f"none is installed; nobody answers on port {settings.node.port}")]
     return [good("node", answer.body.decode("utf-8", "replace")[:200])]
 
 
@@ -238,7 +264,9 @@ async def _engine(settings: Settings) -> list[Finding]:
 @click.pass_obj
 def check(config_path: Path, as_json: bool) -> None:
     """Examine host, chain endpoints, vault and node. Changes nothing; exit code 1 where there is a fault."""
-    findings = asyncio.run(examine(load.load(config_path)))
+    loaded = load.load(config_path)
+    with progress("examining host, chain, vault and node"):
+        findings = asyncio.run(examine(loaded))
     if as_json:
         click.echo(json.dumps([finding.to_json() for finding in findings], indent=2))
     else:

@@ -46,9 +46,9 @@ def explanation(asked: str) -> str:
 
 @functools.cache
 def meaning_and_remedy(code: str) -> tuple[str, str]:
-    """What a code means and what to do about it, as plain text; empty for a code that nothing here emits."""
+    """What a code means and what to do about it, commands in backquotes; empty for a code that nothing here emits."""
     meaning, _, remedy = (runbook_entry(code) or all_codes().get(code, "")).partition("**Do:**")
-    return _plain(meaning), _plain(remedy)
+    return meaning.strip(), remedy.strip()
 
 
 def _plain(markdown: str) -> str:

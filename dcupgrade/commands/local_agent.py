@@ -8,6 +8,7 @@ from typing import Any
 
 from dcupgrade.adapters.journal import Journal
 from dcupgrade.errors import DcupgradeError
+from dcupgrade.machine.state import Release
 from dcupgrade.settings.schema import Settings
 
 ANY_HOST = {"": "127.0.0.1", "0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104 - where one listens, not what one binds
@@ -38,6 +39,25 @@ def open_journal(loaded: Settings) -> Journal:
             action="Start `dcupgrade watch` once, or name the right settings file with --config.",
         )
     return Journal(path)
+
+
+def running_version(loaded: Settings) -> str:
+    """Version, or id, of what the journal says runs on this host; empty without a journal or a node."""
+    release = running_release(loaded)
+    return (release.version or release.enclave_id) if release else ""
+
+
+def running_release(loaded: Settings) -> Release | None:
+    """The release that the journal says runs on this host; None without a journal, a node, or the right to look."""
+    try:
+        journal = open_journal(loaded)
+    except DcupgradeError:
+        return None
+    try:
+        state = journal.load()
+    finally:
+        journal.close()
+    return state.running if state else None
 
 
 def agent_address(listen: str) -> str:

@@ -6,6 +6,7 @@ import importlib
 import io
 import json
 import os
+import platform
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,7 +14,9 @@ from typing import Any
 
 import click
 
+from dcupgrade import __version__
 from dcupgrade.adapters import chain
+from dcupgrade.errors import why_of
 from dcupgrade.settings import load
 
 OPERATOR = "dcupgrade.commands.operator"
@@ -44,12 +47,12 @@ class LazyGroup(click.Group):
         return sorted({*super().list_commands(ctx), *LAZY})
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        """The command of that name, imported if need be."""
+        """The command of that name, imported if need be; it takes --config as the program itself does."""
+        command = super().get_command(ctx, cmd_name)
         if cmd_name in LAZY:
             module, attribute, _ = LAZY[cmd_name]
-            command: click.Command = getattr(importlib.import_module(module), attribute)
-            return command
-        return super().get_command(ctx, cmd_name)
+            command = getattr(importlib.import_module(module), attribute)
+        return command and _accepting_config(command)
 
     def resolve_command(
         self, ctx: click.Context, args: list[str]
@@ -72,18 +75,43 @@ class LazyGroup(click.Group):
             formatter.write_dl(rows)
 
 
+def _accepting_config(command: click.Command) -> click.Command:
+    """The command, and those below it, with --config also after its name: people put it there."""
+    if not any(parameter.name == "config_after" for parameter in command.params):
+        command.params.append(
+            click.Option(
+                ["--config", "-c", "config_after"],
+                type=CONFIG_TYPE,
+                expose_value=False,
+                hidden=True,
+                callback=_use_config,
+            )
+        )
+    for inner in command.commands.values() if isinstance(command, click.Group) else ():
+        _accepting_config(inner)
+    return command
+
+
+def _use_config(ctx: click.Context, _: click.Parameter, path: Path | None) -> None:
+    if path is not None:
+        ctx.obj = path
+
+
+CONFIG_TYPE = click.Path(path_type=Path, dir_okay=False)
+
+
 @click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
 @click.option(
     "--config",
     "-c",
     "config_path",
-    type=click.Path(path_type=Path, dir_okay=False),
+    type=CONFIG_TYPE,
     envvar="DCUPGRADE_CONFIG",
     default=Path("/etc/dcupgrade/dcupgrade.toml"),
     show_default=True,
-    help="Settings file.",
+    help="Settings file; the option may also stand after the command.",
 )
-@click.version_option(package_name=None, version="0.1.0", prog_name="dcupgrade")
+@click.version_option(__version__, "--version", "-V", prog_name="dcupgrade")
 @click.pass_context
 def cli(ctx: click.Context, config_path: Path) -> None:
     """Carry the application keys of a TEE storage node from one signed version to the next.
@@ -125,6 +153,12 @@ def watch(ctx: click.Context, first_install: bool, dry_run: bool) -> None:
     from dcupgrade import service
 
     sys.exit(service.run(loaded, first_install=first_install))
+
+
+@cli.command()
+def version() -> None:
+    """Print the version of this program, and of the Python that runs it."""
+    click.echo(f"dcupgrade {__version__} (Python {platform.python_version()}, {Path(__file__).resolve().parents[1]})")
 
 
 @cli.command()
@@ -198,11 +232,11 @@ def plain_errors() -> Iterator[None]:
 
 
 def _unexpected(error: Exception) -> str:
-    text = f"UNEXPECTED: {type(error).__name__}: {error}."
-    if isinstance(error, PermissionError):
-        return f"{text} Run this as the agent's user or as root."
     if isinstance(error, OSError):
-        return text
+        about = f"{error.filename}: " if error.filename else ""
+        text = f"UNEXPECTED: {about}{why_of(error)}."
+        return f"{text} Run this as the agent's user or as root." if isinstance(error, PermissionError) else text
+    text = f"UNEXPECTED: {type(error).__name__}: {error}."
     return f"{text} With DCUPGRADE_TRACEBACK=1 in the environment it shows where; please report that."
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Callable
 from functools import wraps
 from pathlib import Path
@@ -10,9 +11,12 @@ from typing import Any
 
 import click
 
+from dcupgrade.errors import DcupgradeError
 from dcupgrade.publishing import pallet, signing
 from dcupgrade.publishing import publish as publishing
 from dcupgrade.publishing.signing_keys import load_signing_key, open_to_others
+
+from .progress import progress
 
 _FILE = click.Path(dir_okay=False, path_type=Path)
 
@@ -26,11 +30,30 @@ def release() -> None:
     """
 
 
-def _signature(key_file: Path, enclave_id: str) -> str:
-    """The network signature by the key in a file; asks for the passphrase of an encrypted one."""
+def _signature(key_file: Path, enclave_id: str, passphrase_file: Path | None) -> str:
+    """The network signature by the key in a file; asks for the passphrase of an encrypted one where none is given."""
     _warn(key_file)
-    key = load_signing_key(key_file, lambda: str(click.prompt(f"Passphrase of {key_file}", hide_input=True, err=True)))
+    key = load_signing_key(key_file, lambda: _passphrase(key_file, passphrase_file))
     return signing.sign_enclave_id(key, enclave_id)
+
+
+def _passphrase(key_file: Path, passphrase_file: Path | None) -> str:
+    if passphrase_file is not None:
+        _warn(passphrase_file)
+        return passphrase_file.read_text(encoding="utf-8").rstrip("\r\n")
+    if not sys.stdin.isatty():
+        raise DcupgradeError(
+            code="RELEASE_PASSPHRASE_NEEDED",
+            what=f"the signing key {key_file}",
+            why="it is encrypted, and there is no terminal to ask for its passphrase",
+            action="Name a file with the passphrase: --passphrase-file.",
+        )
+    return str(click.prompt(f"Passphrase of {key_file}", hide_input=True, err=True))
+
+
+_passphrase_option = click.option(
+    "--passphrase-file", type=_FILE, help="File with the passphrase of an encrypted network key."
+)
 
 
 def _account(suri: str | None, key_file: Path | None) -> Any:
@@ -89,13 +112,14 @@ def _chain_options(command: Callable[..., None]) -> Callable[..., None]:
 
 @release.command()
 @click.option("--key", "key_file", type=_FILE, required=True, help="Network key: PEM, 64 hex digits or 32 bytes.")
+@_passphrase_option
 @_which_id
-def sign(enclave_id: str, key_file: Path) -> None:
+def sign(enclave_id: str, key_file: Path, passphrase_file: Path | None) -> None:
     """Sign an enclave id with the network's ed25519 key and print the signature as multibase text.
 
-    The passphrase of an encrypted PEM is asked for on the terminal.
+    The passphrase of an encrypted PEM is asked for on the terminal, or read from --passphrase-file.
     """
-    click.echo(_signature(key_file, enclave_id))
+    click.echo(_signature(key_file, enclave_id, passphrase_file))
 
 
 @release.command()
@@ -112,6 +136,7 @@ def verify(enclave_id: str, signatures: tuple[str, ...], network_keys: tuple[str
 @_chain_options
 @click.option("--signature", "signatures", multiple=True, help="Network signature; repeat it for M of N.")
 @click.option("--sign-key", type=_FILE, help="Sign here and now with this network key.")
+@_passphrase_option
 @_network_keys(required=True)
 @click.option("--version", help="Version as people know it, such as 1.1.0.")
 @click.option("--origin-url", help="Where the release is downloaded: archive URL or image reference.")
@@ -128,6 +153,7 @@ def publish(
     as_json: bool,
     signatures: tuple[str, ...],
     sign_key: Path | None,
+    passphrase_file: Path | None,
     network_keys: tuple[str, ...],
     threshold: int,
     version: str | None,
@@ -142,14 +168,14 @@ def publish(
     is to replace. On a chain without sudo the call data are printed instead.
     """
     if sign_key is not None:
-        signatures = (*signatures, _signature(sign_key, enclave_id))
+        signatures = (*signatures, _signature(sign_key, enclave_id, passphrase_file))
     if not list_only and not (version and origin_url):
         raise click.UsageError("give --version and --origin-url, or --list-only")
     signing.verify_signatures(enclave_id, signatures, network_keys, threshold)
     found = pallet.Release(enclave_id, version or "none", origin_url or "none", mirror_url, cids)
     found.verify_fields()
     account = None if print_call else _account(suri, key_file)
-    with pallet.PublisherChain.connect(url) as chain:
+    with progress(f"publishing on {url}; the last block must be final"), pallet.PublisherChain.connect(url) as chain:
         if print_call or not chain.has_sudo:
             _show_calls(publishing.prepare_calls(chain, found, signatures, list_only=list_only), chain, as_json)
             return
@@ -161,9 +187,12 @@ def publish(
 @_chain_options
 @_which_id
 def revoke(enclave_id: str, url: str, suri: str | None, key_file: Path | None, print_call: bool, as_json: bool) -> None:
-    """Take an enclave id out of the chain's list: no vault hands keys to it from then on."""
+    """Revoke an enclave id: no vault gives it keys.
+
+    The id is taken out of the chain's list. A node that runs it continues to serve.
+    """
     account = None if print_call else _account(suri, key_file)
-    with pallet.PublisherChain.connect(url) as chain:
+    with progress(f"revoking on {url}; the last block must be final"), pallet.PublisherChain.connect(url) as chain:
         if print_call or not chain.has_sudo:
             _show_calls(publishing.prepare_revocation(chain, enclave_id), chain, as_json)
             return

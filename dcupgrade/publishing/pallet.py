@@ -10,7 +10,7 @@ from hashlib import blake2b
 from typing import Any
 
 from chain_watcher.proof.release import lowest_heights
-from dcupgrade.errors import DcupgradeError
+from dcupgrade.errors import DcupgradeError, why_of
 
 from .signing import require_enclave_id
 
@@ -103,9 +103,9 @@ class PublisherChain:
         except (OSError, _websocket_errors(), SubstrateRequestException, ValueError, KeyError) as error:
             raise DcupgradeError(
                 code="PUBLISH_CHAIN_UNREACHABLE",
-                what=f"lost or never had the chain at {url}",
-                why=_reason(error) or type(error).__name__,
-                action="Check the endpoint; then look at the chain's state before trying again.",
+                what=f"the chain at {url}",
+                why=_reason(error) or "the connection broke off",
+                action="Check the endpoint. If something was sent, look at `dcupgrade chain releases` first.",
                 kind="transient",
             ) from error
         finally:
@@ -272,7 +272,7 @@ def _reason(error: Exception) -> str:
     detail: Any = error.args[0] if error.args else error
     if isinstance(detail, dict):
         return " ".join(str(detail[key]) for key in ("message", "data") if detail.get(key))
-    return str(detail)
+    return why_of(error)
 
 
 def _websocket_errors() -> type[Exception]:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from chain_watcher.proof.release import newer
-from dcupgrade.errors import DcupgradeError
+from dcupgrade.errors import DcupgradeError, why_of
 
 from .pallet import PalletState, PreparedCall, PublisherChain, Release
 
@@ -34,7 +34,7 @@ def load_account(suri: str | None, key_file: Path | None) -> Any:
         raise DcupgradeError(
             code="PUBLISH_NO_KEY",
             what="no account to sign the extrinsic with",
-            why=str(error) or "the secret URI cannot be used",
+            why=why_of(error) or "the secret URI cannot be used",
             action="Give --key-file with a secret URI or seed, or --print-call to submit it in another way.",
         ) from error
 

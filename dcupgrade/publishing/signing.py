@@ -8,7 +8,7 @@ from pathlib import Path
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from dcupgrade.errors import DcupgradeError
+from dcupgrade.errors import DcupgradeError, why_of
 
 ENCLAVE_ID = re.compile(r"[0-9a-f]{64}\Z")
 
@@ -35,7 +35,7 @@ def enclave_id_of_sigstruct(path: Path) -> str:
         sigstruct.verify()
     except (OSError, AttestationError) as error:
         raise DcupgradeError(
-            code="RELEASE_SIGSTRUCT_UNREADABLE", what=f"cannot take the enclave id from {path}", why=str(error)
+            code="RELEASE_SIGSTRUCT_UNREADABLE", what=f"cannot take the enclave id from {path}", why=why_of(error)
         ) from error
     return sigstruct.mrenclave.hex()
 
@@ -63,12 +63,20 @@ def verify_signatures(enclave_id: str, signatures: Sequence[str], keys: Sequence
 
     require_enclave_id(enclave_id)
     try:
-        raw = [decode_multibase(text) for text in signatures]
-        NetworkKeys.parse(tuple(keys), threshold).verify(enclave_id, raw)
+        network = NetworkKeys.parse(tuple(keys), threshold)
+    except (AttestationError, ValueError) as error:
+        raise DcupgradeError(
+            code="RELEASE_NETWORK_KEY_BAD",
+            what="the network keys cannot be used",
+            why=str(error),
+            action="Give each public key as multibase base32 or 64 hex digits.",
+        ) from error
+    try:
+        network.verify(enclave_id, [decode_multibase(text) for text in signatures])
     except (AttestationError, ValueError) as error:
         raise DcupgradeError(
             code="RELEASE_SIGNATURE_BAD",
             what=f"the network signature over {enclave_id} was not accepted",
             why=str(error),
-            action="Sign this exact id with the network key; nothing was sent to the chain.",
+            action="Sign this exact id with the network's key, and compare the key with --network-key.",
         ) from error

@@ -10,7 +10,7 @@ from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.serialization import load_pem_private_key
 
-from dcupgrade.errors import DcupgradeError
+from dcupgrade.errors import DcupgradeError, why_of
 
 
 def load_signing_key(path: Path, passphrase: Callable[[], str] | None = None) -> Ed25519PrivateKey:
@@ -31,9 +31,15 @@ def load_signing_key(path: Path, passphrase: Callable[[], str] | None = None) ->
         raise DcupgradeError(
             code="RELEASE_KEY_UNREADABLE",
             what=f"cannot use {path} as the network's signing key",
-            why=str(error),
-            action="A new one is made with: openssl genpkey -algorithm ed25519 -aes256 -out network.pem",
+            why=why_of(error),
+            action=_advice(error),
         ) from error
+
+
+def _advice(error: Exception) -> str:
+    if isinstance(error, OSError):
+        return "Name the file of the network's signing key."
+    return "A network's first key is made with: openssl genpkey -algorithm ed25519 -aes256 -out network.pem"
 
 
 def _ed25519_of_pem(data: bytes, passphrase: Callable[[], str] | None) -> Ed25519PrivateKey:

@@ -16,5 +16,7 @@ class SettingsError(DcupgradeError):
             why=f"{len(mistakes)} mistake{'s' if len(mistakes) != 1 else ''}:{listed}\n" if readable else mistakes[0],
             action="Correct them all, then try `dcupgrade config validate`."
             if readable
-            else "Name the right file with --config or DCUPGRADE_CONFIG; `dcupgrade config example` prints one.",
+            else "Correct that line; `dcupgrade config example` prints a whole file."
+            if "(at " in mistakes[0]
+            else "Name the right file with --config or DCUPGRADE_CONFIG; `dcupgrade init` makes one.",
         )

@@ -16,6 +16,8 @@ import cattrs
 from cattrs import transform_error
 from cattrs.gen import make_dict_structure_fn, override
 
+from dcupgrade.errors import why_of
+
 from .errors import SettingsError
 from .folders import overlapping_folders
 from .schema import ChainSettings, Settings
@@ -32,7 +34,7 @@ def load(path: Path, environ: Mapping[str, str] | None = None) -> Settings:
     try:
         raw = tomllib.loads(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-        raise SettingsError([str(error)], path=str(path), code="SETTINGS_UNREADABLE") from error
+        raise SettingsError([why_of(error)], path=str(path), code="SETTINGS_UNREADABLE") from error
     return structure(raw, environ=os.environ if environ is None else environ, path=str(path))
 
 

@@ -14,7 +14,6 @@ import json
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import prometheus_client
@@ -26,16 +25,18 @@ from dcupgrade.machine.operator_commands import ARGUMENTS, require_valid
 from dcupgrade.machine.picture import machine_svg
 from dcupgrade.machine.state import Name
 
+from . import page_html
 from .metrics import AgentCollector
 from .overview import Explain, overview
 from .upgrades import ROWS_PER_UPGRADE, upgrades
 
 log = logging.getLogger("dcupgrade")
 
-PAGE = Path(__file__).resolve().parent / "page"
 BODY_MAX_BYTES = 16384
 HISTORY_MAX = 1000
 UPGRADES_MAX = 200
+UPGRADES_SHOWN = 25
+"""How many upgrades the page shows."""
 STREAMS_MAX = 32
 """How many readers of /api/v1/events there may be at once: each has a queue of its own."""
 KEEP_ALIVE_S = 15.0
@@ -80,8 +81,9 @@ def make_app(site: Site, *, keep_alive_s: float = KEEP_ALIVE_S) -> web.Applicati
     app.add_routes(
         [
             web.get("/", face.page),
-            web.get("/page.css", face.page),
-            web.get("/page.js", face.page),
+            web.get("/page.css", face.file),
+            web.get("/page.js", face.file),
+            web.get("/icon.svg", face.icon),
             web.get("/machine.svg", face.picture),
             web.get("/healthz", face.healthz),
             web.get("/metrics", face.metrics),
@@ -147,8 +149,17 @@ class _Face:
         self._site, self._registry, self._keep_alive_s = site, registry, keep_alive_s
         self._streams = 0
 
-    async def page(self, request: web.Request) -> web.StreamResponse:
-        return web.FileResponse(PAGE / (request.path.lstrip("/") or "index.html"))
+    async def page(self, _: web.Request) -> web.Response:
+        status = self._status()
+        rows = self._site.history(UPGRADES_SHOWN * ROWS_PER_UPGRADE, False)
+        found = upgrades(rows, UPGRADES_SHOWN, status["now_unix_s"])
+        return web.Response(text=page_html.page(status, self._site.plan(), found), content_type="text/html")
+
+    async def file(self, request: web.Request) -> web.StreamResponse:
+        return web.FileResponse(page_html.PAGE / request.path.lstrip("/"))
+
+    async def icon(self, request: web.Request) -> web.Response:
+        return web.Response(text=page_html.icon(request.query.get("level", "")), content_type="image/svg+xml")
 
     async def picture(self, _: web.Request) -> web.Response:
         return web.Response(text=machine_svg(styled=False), content_type="image/svg+xml")

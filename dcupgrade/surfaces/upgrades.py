@@ -77,3 +77,57 @@ def _downtime(group: Sequence[Row], now_unix_s: float) -> float | None:
     if stopped_at is not None:
         total += now_unix_s - stopped_at
     return round(total, 3) if was_down else None
+
+
+FORWARD = ("staging", "staged", "collecting", "sealed", "stopping", "launching", "delivering", "probation", "committed")
+"""The straight path of an upgrade."""
+INSTALL = ("staging", "staged", "launching", "delivering", "probation", "committed")
+"""The straight path of a first install: there is no old version."""
+LABELS = {
+    "staging": "Download",
+    "staged": "Gates",
+    "collecting": "Collect keys",
+    "sealed": "Permit",
+    "stopping": "Stop old",
+    "launching": "Start new",
+    "delivering": "Hand over keys",
+    "probation": "Probation",
+    "committed": "Commit",
+    "abandoned": "Given up",
+    "reverting": "Go back",
+    "reverted": "Old serves",
+    "halted": "Halted",
+}
+"""Each state as a step that people read."""
+
+
+def path(upgrade: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The way of one upgrade: [{"state", "label", "mark", "seconds"}], `mark` "done", "now", "todo" or "failed".
+
+    An upgrade that left the straight path shows how far it came, and the steps by which it left.
+    """
+    spent: dict[str, float] = {}
+    for step in upgrade["steps"]:
+        spent[step["state"]] = spent.get(step["state"], 0.0) + step["seconds"]
+    last = upgrade["steps"][-1]["state"] if upgrade["steps"] else ""
+    under_way = upgrade["ended_unix_s"] is None
+    straight = INSTALL if "launching" in spent and "stopping" not in spent else FORWARD
+    left = [state for state in spent if state not in FORWARD]
+    shown = [state for state in straight if state in spent or not left] + left
+    return [
+        {
+            "state": state,
+            "label": LABELS.get(state, state),
+            "mark": _mark(state, state in spent, under_way and state == last),
+            "seconds": spent.get(state),
+        }
+        for state in shown
+    ]
+
+
+def _mark(state: str, reached: bool, present: bool) -> str:
+    if not reached:
+        return "todo"
+    if state not in FORWARD:
+        return "failed"
+    return "now" if present else "done"

@@ -6,9 +6,13 @@ from pathlib import Path
 import jsonschema
 import pytest
 
+from dcupgrade.adapters.journal import Journal
 from dcupgrade.commands import check as doctor
+from dcupgrade.machine.events import Event, EventKind
+from dcupgrade.machine.state import Release, State
 from dcupgrade.settings import load
 from dcupgrade.settings import schema as settings
+from dcupgrade.upgrade.ports import Entry
 from tests.conftest import ROOT
 from tests.doubles.command_line import run
 
@@ -79,3 +83,24 @@ def test_the_findings_of_check_follow_their_schema(config: Path) -> None:
     code, text = run(config, "check", "--json")
     assert code == 1  # the endpoint does not answer
     jsonschema.validate(json.loads(text), json.loads((ROOT / "docs" / "schemas" / "check.schema.json").read_text()))
+
+
+@pytest.mark.parametrize(
+    ("listen", "grade"),
+    [
+        *((listen, "good") for listen in ("127.0.0.1:6680", "localhost:6680", "[::1]:6680", "off")),
+        *((listen, "warning") for listen in ("0.0.0.0:6680", "[::]:6680", "10.0.0.7:6680", "h.example:6680")),
+    ],
+)
+def test_a_page_that_others_can_reach_is_a_warning(tmp_path: Path, listen: str, grade: str) -> None:
+    [finding] = doctor._page(made(tmp_path, agent={"state_dir": str(tmp_path / "state"), "http_listen": listen}))
+    assert (finding.grade, finding.code) == (grade, "" if grade == "good" else "HTTP_OPEN_TO_OTHERS")
+
+
+async def test_a_node_that_should_run_and_does_not_answer_is_a_fault(tmp_path: Path) -> None:
+    settings = made(tmp_path)
+    settings.agent.state_dir.mkdir(mode=0o700)
+    journal = Journal(settings.agent.state_dir / "journal.sqlite3")
+    running = State(running=Release("a" * 64, "1.0.0"))
+    journal.append(Entry(State(), Event(EventKind.ADOPTED, at_unix_s=9.0), running, ()))
+    assert grades(await doctor.examine(settings), "node") == {("fault", "NODE_NOT_READY")}

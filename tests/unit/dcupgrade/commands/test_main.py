@@ -5,10 +5,12 @@ from pathlib import Path
 
 import click
 import pytest
+from click.testing import CliRunner
 
+from dcupgrade import __version__
 from dcupgrade.commands import explain as codes
 from dcupgrade.commands import main as cli
-from dcupgrade.errors import DcupgradeError
+from dcupgrade.errors import DcupgradeError, why_of
 from tests.doubles.command_line import KEY, run
 
 
@@ -142,3 +144,43 @@ def test_a_dry_run_reads_the_files_that_the_settings_name(config: Path, tmp_path
 )
 def test_an_error_reads_as_sentences(why: str, action: str, text: str) -> None:
     assert str(DcupgradeError(code="C", what="what", why=why, action=action)) == text
+
+
+@pytest.mark.usefixtures("journal")
+@pytest.mark.parametrize("flag", ["--config", "-c"])
+@pytest.mark.parametrize("command", [["status"], ["history", "-n", "3"], ["config", "validate"]])
+def test_the_settings_file_may_be_named_after_the_command(config: Path, flag: str, command: list[str]) -> None:
+    done = CliRunner().invoke(cli.cli, [*command, flag, str(config)])
+    assert (done.exit_code, done.exception) == (0, None)
+    done = CliRunner().invoke(cli.cli, ["--config", "/nonexistent/x.toml", *command, flag, str(config)])
+    assert done.exit_code == 0  # the later one counts
+
+
+@pytest.mark.parametrize("asked", [["version"], ["--version"], ["-V"]])
+def test_the_version_is_told(asked: list[str]) -> None:
+    done = CliRunner().invoke(cli.cli, asked)
+    assert (done.exit_code, __version__ in done.output) == (0, True)
+
+
+def test_an_error_of_the_host_is_told_once_and_without_its_number(tmp_path: Path) -> None:
+    text = run(tmp_path / "absent", "status")[1]
+    assert text.count("absent") == 1
+    assert "no such file or directory" in text
+    assert "Errno" not in text
+    (tmp_path / "broken").write_text("[agent\n")
+    text = run(tmp_path / "broken", "status")[1]
+    assert "line 1" in text
+    assert "Correct that line" in text
+
+
+@pytest.mark.parametrize(
+    ("error", "told"),
+    [
+        (OSError(28, "No space left on device", "/x"), "no space left on device"),
+        (ConnectionRefusedError(111, "Connect call failed ('127.0.0.1', 1)"), "connect call failed ('127.0.0.1', 1)"),
+        (ValueError("IPv6 is odd"), "IPv6 is odd"),
+        (OSError("no number"), "no number"),
+    ],
+)
+def test_the_reason_of_an_error_reads_as_a_sentence_goes_on(error: Exception, told: str) -> None:
+    assert why_of(error) == told

@@ -134,11 +134,49 @@ def test_the_same_release_again_is_named_as_such() -> None:
     publish.require_publishable(now, pallet.Release(ID, "1.0.0", "http://moved/a", ""))
 
 
-def test_an_encrypted_key_is_opened_with_the_passphrase_that_is_asked_for(tmp_path: Path) -> None:
+@pytest.fixture
+def encrypted(tmp_path: Path) -> Path:
+    """The network's key, encrypted with `open sesame`."""
     key = tmp_path / "network.pem"
     sealed = serialization.BestAvailableEncryption(b"open sesame")
     key.write_bytes(KEY.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, sealed))
     key.chmod(0o600)
+    return key
+
+
+def test_an_encrypted_key_is_opened_with_the_passphrase_of_a_file(encrypted: Path, tmp_path: Path) -> None:
+    (tmp_path / "passphrase").write_text("open sesame\n")
+    (tmp_path / "passphrase").chmod(0o600)
+    arguments = ["--key", str(encrypted), "--passphrase-file", str(tmp_path / "passphrase"), ID]
+    assert run("sign", *arguments) == signing.sign_enclave_id(KEY, ID)
+    (tmp_path / "passphrase").write_text("wrong")
+    assert refused("sign", *arguments).code == "RELEASE_KEY_UNREADABLE"
+
+
+def test_without_a_terminal_the_passphrase_is_not_asked_for(encrypted: Path) -> None:
+    error = refused("sign", "--key", str(encrypted), ID)
+    assert (error.code, "--passphrase-file" in error.action) == ("RELEASE_PASSPHRASE_NEEDED", True)
+
+
+def test_a_mistyped_path_of_a_key_is_not_answered_with_how_to_make_one(tmp_path: Path) -> None:
+    error = refused("sign", "--key", str(tmp_path / "absent"), ID)
+    assert "openssl" not in str(error)
+    assert str(error).count("absent") == 1
+    assert "Errno" not in str(error)
+
+
+@pytest.mark.parametrize(("key", "threshold"), [("00", "1"), ("bl3kr", "1"), (signing.network_key_text(KEY), "2")])
+def test_a_public_key_that_is_none_is_said_of_the_key_and_not_of_the_signature(key: str, threshold: str) -> None:
+    good = signing.sign_enclave_id(KEY, ID)
+    error = refused("verify", "--network-key", key, "--threshold", threshold, "--signature", good, ID)
+    assert error.code == "RELEASE_NETWORK_KEY_BAD"
+
+
+def test_an_encrypted_key_is_opened_with_the_passphrase_that_is_asked_for(
+    encrypted: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("click.testing._NamedTextIOWrapper.isatty", lambda _: True, raising=False)
+    key = encrypted
     done = CliRunner().invoke(release, ["sign", "--key", str(key), ID], input="open sesame\n", catch_exceptions=False)
     assert done.stdout == signing.sign_enclave_id(KEY, ID) + "\n"
     for asked in (None, lambda: "wrong"):
