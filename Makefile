@@ -10,7 +10,7 @@ LOCK := build/lock/bin/python -m piptools compile --quiet --strip-extras --gener
     --no-emit-index-url --no-emit-trusted-host --no-emit-find-links
 CODE := dcupgrade chain_watcher attestation keyvault process_supervisor devnet tests benchmarks docs
 
-.PHONY: help setup demo test test-go go-if-there lint types unit e2e e2e-node e2e-compose e2e-systemd e2e-demo formal simulate kill-matrix bench docs lock clean install wheels uninstall
+.PHONY: help setup demo test test-go go-if-there lint types unit e2e e2e-node e2e-compose e2e-systemd e2e-demo formal simulate kill-matrix bench docs lock clean install wheels uninstall release
 
 help: ## list the targets
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -79,6 +79,7 @@ lock: ## resolve the dependencies of pyproject.toml anew, in an environment of i
 	$(LOCK) --only-build-deps --all-build-deps -o requirements.build.lock pyproject.toml
 	$(LOCK) --extra dev -o requirements.lock pyproject.toml
 	$(LOCK) -o requirements.runtime.lock pyproject.toml
+	$(LOCK) -o requirements.release.lock requirements.release.in
 
 install: ## install under PREFIX (default /usr/local; DESTDIR is honoured; WHEELS=folder needs no registry)
 	@PYTHON=$(PYTHON) .ci/install install
@@ -89,6 +90,9 @@ wheels: setup ## fetch what `make install WHEELS=build/wheels` needs on a host w
 
 uninstall: ## remove the program; journal and sealed keys stay
 	@.ci/install uninstall
+
+release: setup ## TAG=vX.Y.Z: wheel, sdist, SBOM, image, notes and checksums in build/release
+	@PYTHON=$(PYTHON) TAG=$(TAG) .ci/release
 
 clean: ## remove what the targets made in this folder
 	rm -rf .venv .mypy_cache .pytest_cache .ruff_cache .hypothesis run
