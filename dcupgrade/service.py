@@ -91,6 +91,7 @@ async def serve(settings: Settings, *, first_install: bool = False, wrap_journal
         lock_folders(settings, stack)
         journal = Journal(settings.agent.state_dir / "journal.sqlite3")
         stack.callback(journal.close)
+        journal.counts()  # reads the whole history once, before anybody waits for it
         session = await stack.enter_async_context(aiohttp.ClientSession())
         driver = ProcessDriver(settings.agent.state_dir / "run")
         stack.push_async_callback(driver.close)

@@ -4,4 +4,5 @@ Pure modules hold messages, transcripts and decisions; the others are shells aro
 """
 
 VERSION = "0.1.0"
-"""Version of the vault, as it reports it over handover v1. It is not the project's: a new agent must not change the vault's MRENCLAVE."""
+"""Version of the vault, as it reports it over handover v1. It is not the project's: a new agent must not
+change the vault's MRENCLAVE."""

@@ -15,6 +15,7 @@ import sqlite3
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +42,26 @@ _SCHEMA = (
 )
 
 
+@dataclass
+class _Tally:
+    """Changes of state counted so far, up to the row `seq`."""
+
+    seq: int = 0
+    changes: dict[str, float] = field(default_factory=dict)
+    downtime_s: float = 0.0
+    stopped_at_unix_s: float | None = None
+
+    def add(self, seq: int, at_unix_s: float, before: str, after: str) -> None:
+        """Count one change. Downtime lasts from `stopping` to the first state in which a node serves again."""
+        self.seq = seq
+        change = f"{before}>{after}"
+        self.changes[change] = self.changes.get(change, 0.0) + 1
+        if change == "sealed>stopping":
+            self.stopped_at_unix_s = at_unix_s
+        elif self.stopped_at_unix_s is not None and (change == "delivering>probation" or after == "reverted"):
+            self.downtime_s, self.stopped_at_unix_s = at_unix_s - self.stopped_at_unix_s, None
+
+
 class Journal:
     """The journal in one file. Only one agent writes transitions (the service's lock sees to that).
 
@@ -50,6 +71,7 @@ class Journal:
     def __init__(self, path: Path) -> None:
         self.path = path
         self._db = _open(path)
+        self._tally = _Tally()
 
     def close(self) -> None:
         """Close the file."""
@@ -178,14 +200,16 @@ class Journal:
             self._db.execute("INSERT OR REPLACE INTO meta VALUES ('chain', ?)", (_dump(facts),))
 
     def counts(self) -> dict[str, float]:
-        """How often each change of state "from>to" is in the history, and "downtime_s" of the last upgrade."""
+        """How often each change of state "from>to" happened, and "downtime_s" of the last upgrade, in seconds.
+
+        Only rows that are new since the last call are read: the cost does not grow with the journal. The first call
+        reads all of it, so the service makes one before it serves anybody.
+        """
         with self._reading():
-            rows = self._db.execute(
-                "SELECT state_before || '>' || state_after, COUNT(*) FROM events WHERE state_before != state_after"
-                " GROUP BY 1"
-            ).fetchall()
-            down = self._db.execute(_DOWNTIME).fetchone()
-        return {**{str(name): float(count) for name, count in rows}, "downtime_s": float(down[0] or 0.0) if down else 0}
+            rows = self._db.execute(_CHANGES_AFTER, (self._tally.seq,)).fetchall()
+        for row in rows:
+            self._tally.add(*row)
+        return {**self._tally.changes, "downtime_s": self._tally.downtime_s}
 
     @contextmanager
     def _reading(self) -> Iterator[None]:
@@ -216,10 +240,9 @@ _PASSING = frozenset(
     }
 )
 """What SQLite says of the host and of other programs; nothing of it is damage to the journal."""
-_DOWNTIME = (
-    "SELECT MIN(up.at_unix_s) - down.at_unix_s FROM events down JOIN events up ON up.seq > down.seq"
-    " WHERE down.seq = (SELECT MAX(seq) FROM events WHERE state_before = 'sealed' AND state_after = 'stopping')"
-    " AND ((up.state_before = 'delivering' AND up.state_after = 'probation') OR up.state_after = 'reverted')"
+_CHANGES_AFTER = (
+    "SELECT seq, at_unix_s, state_before, state_after FROM events WHERE seq > ? AND state_before != state_after"
+    " ORDER BY seq"
 )
 _HISTORY_KEYS = ("seq", "at_unix_s", "from", "to", "event", "reason", "detail", "running", "target")
 _INSERT_EVENT = (

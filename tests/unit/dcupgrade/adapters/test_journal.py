@@ -81,6 +81,43 @@ def test_downtime_is_counted_from_the_stop_until_the_keys_are_there(path: Path) 
     journal.close()
 
 
+def test_what_a_scrape_costs_does_not_grow_with_the_journal(path: Path) -> None:
+    journal = Journal(path)
+
+    def work_of_a_scrape() -> int:
+        """Steps of SQLite's machine."""
+        steps = 0
+
+        def count() -> int:
+            nonlocal steps
+            steps += 1
+            return 0
+
+        journal._db.set_progress_handler(count, 1)
+        journal.counts()
+        journal._db.set_progress_handler(None, 1)
+        return steps
+
+    begin(journal)
+    journal.counts()
+    small = work_of_a_scrape()
+    rows = (
+        "INSERT INTO events SELECT NULL, at_unix_s, state_before, state_after, kind, reason, detail, running, target, "
+    )
+    for _ in range(12):
+        journal._db.execute(rows + ", ".join(columns_after_target(journal)) + " FROM events")
+    assert journal.counts()["idle>staging"] == 4096
+    assert work_of_a_scrape() <= small + 10
+    begin(journal)
+    assert journal.counts()["idle>staging"] == 4097
+    journal.close()
+
+
+def columns_after_target(journal: Journal) -> list[str]:
+    names = [name for _, name, *_ in journal._db.execute("PRAGMA table_info(events)")]
+    return names[names.index("target") + 1 :]
+
+
 def test_operators_words_wait_until_an_entry_takes_them_up(path: Path) -> None:
     agent, command_line = Journal(path), Journal(path)
     number = command_line.enqueue("hold", "somebody", {"reason": "a holiday"})
