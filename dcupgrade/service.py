@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING, Any
 
 import aiohttp
 import sdnotify
-from aiohttp import web as aiohttp_web
 
 from attestation.network import NetworkKeys
 from chain_watcher.watch.watcher import Watcher
@@ -42,6 +41,7 @@ from dcupgrade.surfaces.webhooks import run_all, webhooks
 from dcupgrade.upgrade.orchestrator import Orchestrator
 from dcupgrade.upgrade.ports import JournalPort, Ports
 from keyvault.client import VaultClient
+from keyvault.handover.guarded_server import GuardedServer
 from keyvault.vault.log_writer import LogWriter
 from process_supervisor.driver import NodeDriver
 from process_supervisor.process_driver import ProcessDriver
@@ -63,6 +63,9 @@ IGNORED_SIGNALS = (
     *(signal.SIGPWR, signal.SIGXCPU, signal.SIGXFSZ),
 )
 """Their default would end the agent without a line. There is no log file to open anew: the log is standard error."""
+
+HTTP_CONNECTIONS_MAX = 256
+"""Well below the limit of descriptors, of which the node, the vault and downloads need some."""
 
 WrapJournal = Callable[[Journal], JournalPort]
 
@@ -258,12 +261,11 @@ async def _face(settings: Settings, journal: Journal, parts: _Parts) -> AsyncIte
         allowed_hosts=frozenset(settings.agent.allowed_hosts),
     )
     host, _, port = settings.agent.http_listen.rpartition(":")
-    runner = aiohttp_web.AppRunner(make_app(site), access_log=None, shutdown_timeout=1.0)
-    await runner.setup()
+    server = GuardedServer(make_app(site), connections_max=HTTP_CONNECTIONS_MAX, shutdown_timeout_s=1.0)
     try:
-        await aiohttp_web.TCPSite(runner, host.strip("[]"), int(port)).start()
+        await server.start(host.strip("[]"), int(port))
     except OSError as error:
-        await runner.cleanup()
+        await server.stop()
         raise DcupgradeError(
             code="AGENT_STATE_UNUSABLE",
             what=f"agent.http_listen {settings.agent.http_listen}",
@@ -273,4 +275,4 @@ async def _face(settings: Settings, journal: Journal, parts: _Parts) -> AsyncIte
     try:
         yield
     finally:
-        await runner.cleanup()
+        await server.stop()

@@ -5,6 +5,7 @@ import fcntl
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -83,6 +84,18 @@ def test_a_signal_that_means_nothing_to_the_agent_does_not_end_it(tmp_path: Path
         assert running.healthy()
         assert running.end(signal.SIGQUIT) == 0
     assert "SIGQUIT: the agent stops" in log.read_text()
+
+
+def test_strangers_connections_leave_the_agent_its_place_and_its_descriptors(tmp_path: Path) -> None:
+    log = tmp_path / "log"
+    with log.open("wb") as file, agent(tmp_path, file.fileno()) as running, contextlib.ExitStack() as stack:
+        for number in range(1_100):  # half-sent requests, each kept open
+            client = stack.enter_context(socket.create_connection(("127.0.0.1", running.port), timeout=5))
+            client.sendall(b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n" if number % 2 else b"G")
+        assert running.healthy()
+        assert len(os.listdir(f"/proc/{running.process.pid}/fd")) < 400
+        assert running.end(signal.SIGTERM) == 0
+    assert log.stat().st_size < 100_000
 
 
 def test_a_log_that_nobody_reads_stops_neither_the_agent_nor_its_end(tmp_path: Path) -> None:
