@@ -26,7 +26,7 @@ class Disk(Protocol):
         """Create a file (mode 0600) or overwrite it in place with ``data``; not yet safe against a crash."""
 
     def sync(self, name: str) -> None:
-        """Make a file's bytes survive a crash."""
+        """Make a file's bytes survive a crash, and its name where it is new or was renamed and the host can."""
 
     def rename(self, old: str, new: str) -> None:
         """Rename atomically, replacing ``new``; not yet safe against a crash."""
@@ -35,7 +35,7 @@ class Disk(Protocol):
         """Unlink a file; not yet safe against a crash."""
 
     def sync_folder(self) -> None:
-        """Make renames and removals survive a crash."""
+        """Make renames and removals survive a crash; under Gramine it does nothing (docs/gramine.md)."""
 
 
 class FolderDisk:

@@ -1,8 +1,8 @@
 """The sealed store on disk: one name, two generations, and nothing that cannot be read is ever deleted.
 
-A write goes aside, is synced, renamed over the *older* generation, the folder is synced, and the file is read back and
-unsealed before ``put`` returns. So a crash at any instant leaves the newer generation as it was. The vault and nodes
-both use it.
+A write goes aside, is synced, renamed over the *older* generation, folder and file are synced, and the file is read
+back through a new descriptor and unsealed before ``put`` returns. So a crash at any instant leaves the newer generation
+as it was. The vault and nodes both use it.
 """
 
 from __future__ import annotations
@@ -220,6 +220,9 @@ class SealedStore:
             self._set_unreadable_aside(file)
             self._disk.rename(aside, file)
             self._disk.sync_folder()
+            # Under Gramine the sync of a folder does nothing. That of a renamed file makes its new name safe as well,
+            # on ext4, XFS and btrfs: the rename changed the file's inode, and its journal entry holds both.
+            self._disk.sync(file)
         except OSError as error:
             raise _write_failed(f"{file} could not be written", error, "the earlier copy is untouched") from error
 

@@ -9,12 +9,17 @@ class PowerCutError(Exception):
 
 @dataclass
 class CrashDisk:
-    """A folder with a page cache: what was not synced may be lost or torn, and power goes after ``steps`` steps."""
+    """A folder with a page cache: what was not synced may be lost or torn, and power goes after ``steps`` steps.
+
+    ``folder_sync`` False: a folder's sync does nothing, as under Gramine. A renamed file's sync makes its name safe.
+    """
 
     synced: dict[str, bytes] = field(default_factory=dict)
     files: dict[str, bytes] = field(default_factory=dict)
     data_synced: dict[str, bytes] = field(default_factory=dict)
     steps: int = 10**9
+    folder_sync: bool = True
+    moved: set[str] = field(default_factory=set)
 
     def _step(self) -> None:
         if self.steps == 0:
@@ -34,12 +39,15 @@ class CrashDisk:
     def sync(self, name: str) -> None:
         self._step()
         self.data_synced[name] = self.files[name]
+        if name in self.moved:
+            self._commit_names()
 
     def rename(self, old: str, new: str) -> None:
         self._step()
         self.files[new] = self.files.pop(old)
         if old in self.data_synced:
             self.data_synced[new] = self.data_synced.pop(old)
+        self.moved.add(new)
 
     def remove(self, name: str) -> None:
         self._step()
@@ -47,7 +55,12 @@ class CrashDisk:
 
     def sync_folder(self) -> None:
         self._step()
+        if self.folder_sync:
+            self._commit_names()
+
+    def _commit_names(self) -> None:
         self.synced = self._torn()
+        self.moved.clear()
 
     def _torn(self) -> dict[str, bytes]:
         """All names as they are now; a file whose bytes were not synced has lost its second half."""
@@ -61,4 +74,4 @@ class CrashDisk:
     def after_power_cut(self, keep_names: bool) -> "CrashDisk":
         """What the next start finds: the names of the last folder sync, or all of them; unsynced bytes are torn."""
         left = self._torn() if keep_names else self.synced
-        return CrashDisk(dict(left), dict(left))
+        return CrashDisk(dict(left), dict(left), folder_sync=self.folder_sync)

@@ -1,7 +1,7 @@
 /* Preloaded into a child: records what it writes to files below RECORD_DIR, and what it syncs, to the file RECORD_LOG.
  *
  * A record is: kind (1 byte), length of the path (u32), path, offset (u64), length (u64), data.
- * Kinds: w write, t truncate to offset, s sync, u unlink.
+ * Kinds: w write, t truncate to offset, s sync of a file or folder, r rename (the data are the new path), u unlink.
  */
 #define _GNU_SOURCE
 #include <dlfcn.h>
@@ -94,4 +94,29 @@ int unlink(const char *path) {
     REAL(unlink);
     record('u', path, 0, NULL, 0);
     return real(path);
+}
+
+static void absolute(int folder, const char *name, char *path, size_t size) {
+    char link[64];
+    snprintf(link, sizeof link, "/proc/self/fd/%d", folder);
+    ssize_t length = readlink(link, path, size - 1);
+    if (length < 0 || name[0] == '/') length = 0;
+    snprintf(path + length, size - length, length ? "/%s" : "%s", name);
+}
+
+int unlinkat(int folder, const char *name, int flags) {
+    REAL(unlinkat);
+    char path[4096];
+    absolute(folder, name, path, sizeof path);
+    record('u', path, 0, NULL, 0);
+    return real(folder, name, flags);
+}
+
+int renameat(int old_folder, const char *old, int new_folder, const char *name) {
+    REAL(renameat);
+    char from[4096], to[4096];
+    absolute(old_folder, old, from, sizeof from);
+    absolute(new_folder, name, to, sizeof to);
+    record('r', from, 0, to, strlen(to));
+    return real(old_folder, old, new_folder, name);
 }
