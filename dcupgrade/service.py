@@ -20,7 +20,7 @@ from attestation.network import NetworkKeys
 from chain_watcher.watch.watcher import Watcher
 from dcupgrade.adapters.chain import Chain, release_of, remember_progress, watcher_config
 from dcupgrade.adapters.clock import SystemClock
-from dcupgrade.adapters.early_fetch import Prefetcher
+from dcupgrade.adapters.early_fetch import Prefetcher, fetchable_early
 from dcupgrade.adapters.journal import Journal
 from dcupgrade.adapters.node_containers import open_node_driver
 from dcupgrade.adapters.node_http import NodeHttp
@@ -31,9 +31,11 @@ from dcupgrade.adapters.state_folder import lock_folders, read_or_draw_token
 from dcupgrade.adapters.vault import Vault
 from dcupgrade.adapters.vault_authorities import keep_authorities_current
 from dcupgrade.adapters.vault_process import keep_vault, look_at_vault
+from dcupgrade.adapters.webhook_posts import poster
 from dcupgrade.commands.explain import meaning_and_remedy
 from dcupgrade.machine.plan import plan
-from dcupgrade.settings.derive import budgets, gate_rules, limits
+from dcupgrade.machine.state import Release
+from dcupgrade.settings.derive import budgets, gate_rules, limits, proxies
 from dcupgrade.settings.schema import Settings
 from dcupgrade.surfaces.chain_log import log_chain_news
 from dcupgrade.surfaces.http_api import Site, make_app
@@ -44,6 +46,7 @@ from keyvault.client import VaultClient
 from keyvault.handover.guarded_server import GuardedServer
 from keyvault.vault.log_writer import LogWriter
 from process_supervisor.driver import NodeDriver
+from process_supervisor.outbound import Outbound
 from process_supervisor.process_driver import ProcessDriver
 
 from .errors import DcupgradeError
@@ -104,7 +107,8 @@ async def serve(settings: Settings, *, first_install: bool = False, wrap_journal
         wanted = parts.tasks(settings, driver, nodes_by[0])
         tasks = [asyncio.create_task(coroutine, name=name) for name, coroutine in wanted]
         if settings.webhooks:
-            hooks = webhooks(settings.webhooks, journal, session, SystemClock(), settings.node.id)
+            outbound = await stack.enter_async_context(Outbound(proxies(settings)))
+            hooks = webhooks(settings.webhooks, journal, poster(outbound), SystemClock(), settings.node.id)
             tasks.append(asyncio.create_task(run_all(hooks), name="webhooks"))
         notifier = sdnotify.SystemdNotifier()
         notifier.notify("READY=1")
@@ -197,7 +201,10 @@ async def _assemble(
         known = (state.running, state.target, state.previous, state.chain.program if state.chain else None)
         return any(release is not None and release.enclave_id == enclave_id for release in known)
 
-    prefetcher = Prefetcher(slots, wanted, clock.sleep)
+    def fetchable(release: Release) -> Release | None:
+        return fetchable_early(release, orchestrator.state, chain.listed, settings.download.early_hosts)
+
+    prefetcher = Prefetcher(slots, fetchable, wanted, clock.sleep)
     stack.push_async_callback(prefetcher.close)
     slots.give_way = prefetcher.give_way
     rules = gate_rules(settings)

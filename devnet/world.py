@@ -222,7 +222,8 @@ class World:
                 "unsafe_simulated_tee": True,
             },
             "upgrade": {"attempts": 3, "backoff_s": 0.2, "backoff_max_s": 1.0, "delivery_deadline_s": 60.0},
-            "download": {"stall_s": 10.0},
+            # the artefact server listens on loopback
+            "download": {"stall_s": 10.0, "private_addresses": True},
         }
         if self.builder.handover == "v1":
             settings["node"] |= {"protocol": "v1", "canary_url": f"{self.node.url}/canary"}

@@ -36,7 +36,10 @@ class UnpackedFile:
 
 def _refuse(code: str, what: str, why: str) -> ProcessSupervisorError:
     return ProcessSupervisorError(
-        code=code, what=what, why=why, action="This artefact is not used; tell its publisher", kind="rejected"
+        code=code,
+        what=what,
+        why=why,
+        action="It is not used; if the source keeps giving it, tell its publisher",
     )
 
 
@@ -101,9 +104,50 @@ def _open_stream(raw: BinaryIO) -> BinaryIO:
     return gzip.GzipFile(fileobj=raw, mode="rb") if magic == b"\x1f\x8b" else raw  # type: ignore[return-value]
 
 
-def _pax_records(data: bytes) -> dict[str, str]:
-    """Records of the form `<length> <key>=<value>\\n`, the length counting the whole record."""
-    records: dict[str, str] = {}
+@dataclass(frozen=True, slots=True)
+class _Header:
+    """What is used of a member's header block; owners, times and modes are not even looked at."""
+
+    name: str
+    kind: bytes
+    size: int
+
+
+def _header(block: bytes) -> _Header:
+    """Decode a ustar, GNU or old (v7) header. Raises ARCHIVE_CORRUPT."""
+    try:
+        told = int(block[148:156].strip(b"\0 ") or b"0", 8)
+        size = _size(block[124:136])
+    except ValueError as error:
+        raise _refuse("ARCHIVE_CORRUPT", "archive", "a header's number is malformed") from error
+    plain = block[:148] + b" " * 8 + block[156:]
+    # Some old programs counted bytes as signed.
+    if told not in (sum(plain), sum(byte - 256 if byte > 127 else byte for byte in plain)):
+        raise _refuse("ARCHIVE_CORRUPT", "archive", "a header's checksum does not match")
+    name, kind = block[:100].partition(b"\0")[0], block[156:157]
+    prefix = block[345:500].partition(b"\0")[0]
+    if prefix and block[257:263] == b"ustar\0":  # in GNU headers other fields lie there
+        name = prefix + b"/" + name
+    if kind == tarfile.AREGTYPE and name.endswith(b"/"):
+        kind = tarfile.DIRTYPE
+    return _Header(_text(name), kind, size)
+
+
+def _size(field: bytes) -> int:
+    """A size in octal digits, or in base 256 where it has more than eight GiB. Raises ValueError."""
+    size = int.from_bytes(field[1:], "big") if field[0] == 0x80 else int(field.strip(b"\0 ") or b"0", 8)
+    if not 0 <= size < 10**18:
+        raise ValueError("no size")
+    return size
+
+
+def _text(name: bytes) -> str:
+    return name.decode("utf-8", "surrogateescape")
+
+
+def _pax_records(data: bytes) -> dict[bytes, bytes]:
+    """Records of the form `<length> <key>=<value>\\n`, the length counting the whole record; values may be binary."""
+    records: dict[bytes, bytes] = {}
     while data:
         digits, separator, _ = data[:20].partition(b" ")
         if not separator or not digits.isdigit():
@@ -118,50 +162,49 @@ def _pax_records(data: bytes) -> dict[str, str]:
             or not value.endswith(b"\n")
         ):
             raise _refuse("ARCHIVE_CORRUPT", "archive", "an extended header is malformed")
-        try:
-            records[key.decode("utf-8")] = value[:-1].decode("utf-8")
-        except UnicodeDecodeError as error:
-            raise _refuse("ARCHIVE_CORRUPT", "archive", "an extended header is not UTF-8") from error
+        records[key] = value[:-1]
     return records
 
 
-def _members(blocks: _Blocks, limits: ArchiveLimits) -> Iterator[tuple[str, bytes, int]]:
-    """Name, type flag and size of each member, extended headers folded in; the caller consumes the data."""
+def _changes_content(key: bytes) -> bool:
+    """Whether a pax record says what a member is called or holds; times, owners, attributes and comments do not."""
+    return key in (b"path", b"linkpath", b"size") or key.startswith(b"GNU.sparse")
+
+
+def _members(blocks: _Blocks, limits: ArchiveLimits) -> Iterator[_Header]:
+    """The header of each member, extended headers folded in; the caller consumes the data."""
     seen = 0
-    override: dict[str, str] = {}
+    override: dict[bytes, bytes] = {}
     while True:
-        header = blocks.read(BLOCK)
-        if not header.strip(b"\0"):
+        block = blocks.read(BLOCK)
+        if not block.strip(b"\0"):
             blocks.finish()
             return
         seen += 1
-        if seen > 2 * limits.members_max:
+        if seen > 3 * limits.members_max:
             raise _refuse("ARCHIVE_TOO_LARGE", "archive", f"it holds more than {limits.members_max} members")
-        try:
-            info = tarfile.TarInfo.frombuf(header, "utf-8", "surrogateescape")
-        except (tarfile.HeaderError, ValueError) as error:
-            raise _refuse("ARCHIVE_CORRUPT", "archive", f"a header is malformed ({error})") from error
-        if info.size < 0:
-            raise _refuse("ARCHIVE_CORRUPT", "archive", "a member has a negative size")
-        if info.type in (tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.GNUTYPE_LONGNAME):
-            if info.size > limits.header_bytes_max:
-                raise _refuse("ARCHIVE_TOO_LARGE", "archive", f"an extended header has {info.size} bytes")
-            data = b"".join(blocks.chunks(info.size))
-            if info.type == tarfile.GNUTYPE_LONGNAME:
-                override["path"] = data.rstrip(b"\0").decode("utf-8", "surrogateescape")
-            else:
-                # Global headers (git archive writes one) carry comments; one that renames members is refused.
-                records = _pax_records(data)
-                if info.type == tarfile.XGLTYPE and set(records) - {"comment"}:
-                    raise _refuse("ARCHIVE_MEMBER_REFUSED", "archive", "a global header changes its members")
+        header = _header(block)
+        if header.kind in (tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.GNUTYPE_LONGNAME):
+            if header.size > limits.header_bytes_max:
+                raise _refuse("ARCHIVE_TOO_LARGE", "archive", f"an extended header has {header.size} bytes")
+            data = b"".join(blocks.chunks(header.size))
+            if header.kind == tarfile.GNUTYPE_LONGNAME:
+                override[b"path"] = data.partition(b"\0")[0]
+                continue
+            records = {key: value for key, value in _pax_records(data).items() if _changes_content(key)}
+            if header.kind == tarfile.XHDTYPE:
                 override.update(records)
+            elif records:
+                # Global headers carry comments (git archive) or times (GNU tar); one that renames members is refused.
+                raise _refuse("ARCHIVE_MEMBER_REFUSED", "archive", "a global header changes its members")
             continue
-        if any(key.startswith("GNU.sparse") for key in override):
-            raise _refuse("ARCHIVE_MEMBER_REFUSED", f"archive member {info.name!r}", "it is a sparse file")
-        size = override.get("size", str(info.size))
-        if not re.fullmatch(r"[0-9]{1,18}", size):
+        if any(key.startswith(b"GNU.sparse") for key in override):
+            raise _refuse("ARCHIVE_MEMBER_REFUSED", f"archive member {header.name[:200]!r}", "it is a sparse file")
+        size = override.get(b"size", b"%d" % header.size)
+        if not re.fullmatch(rb"[0-9]{1,18}", size):
             raise _refuse("ARCHIVE_CORRUPT", "archive", "a member's size is malformed")
-        yield override.get("path", info.name), info.type, int(size)
+        name = _text(override[b"path"]) if b"path" in override else header.name
+        yield _Header(name, header.kind, int(size))
         override = {}
 
 
@@ -174,7 +217,8 @@ def read_member(archive: Path, wanted: str, limits: ArchiveLimits, bytes_max: in
     total = 0
     with archive.open("rb") as raw:
         blocks = _Blocks(_open_stream(raw))
-        for name, kind, size in _members(blocks, limits):
+        for header in _members(blocks, limits):
+            name, kind, size = header.name, header.kind, header.size
             total += size
             if size > limits.member_bytes_max or total > limits.total_bytes_max:
                 why = f"{total} bytes are more than the limits allow"
@@ -200,7 +244,8 @@ def unpack(archive: Path, folder: Path, limits: ArchiveLimits, members: frozense
     total = 0
     with archive.open("rb") as raw:
         blocks = _Blocks(_open_stream(raw))
-        for name, kind, size in _members(blocks, limits):
+        for header in _members(blocks, limits):
+            name, kind, size = header.name, header.kind, header.size
             path = safe_member_path(name)
             if kind == tarfile.DIRTYPE and size == 0:
                 continue

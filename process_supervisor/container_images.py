@@ -51,7 +51,6 @@ def holds_image(archive: Path, limits: ArchiveLimits) -> bool:
             what="image archive",
             why=f"its manifest.json is not that of one image ({error})",
             action="This artefact is not used; tell its publisher",
-            kind="rejected",
         ) from error
     return True
 
@@ -164,7 +163,6 @@ class ImageStore:
                 what=f"load of {archive.name}",
                 why=f"the engine answered {lines[-3:]}",
                 action="Publish an archive that `docker save` made of one image",
-                kind="rejected",
             )
         return ReleaseImage(_checked_id(ids.pop()), names[0])
 
@@ -227,7 +225,6 @@ class ImageStore:
                                 what="release files of an image",
                                 why=f"they have more than {limits.archive.total_bytes_max} bytes",
                                 action="This artefact is not used; tell its publisher",
-                                kind="rejected",
                             )
                         await in_thread(file.write, data)
         except aiodocker.DockerError as error:

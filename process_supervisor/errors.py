@@ -9,7 +9,8 @@ class ProcessSupervisorError(Exception):
     """An error with a stable code, what failed, why, and what a person can do.
 
     `kind` tells who must act: `transient` errors are tried again with backoff, `rejected` ones refuse this release or
-    this setting, `invariant` ones stop everything and keep everything.
+    this setting, `invariant` ones stop everything and keep everything. Of a download only content that came whole and
+    contradicts the chain is `rejected`: what an unauthenticated path delivers says nothing of the release.
     """
 
     def __init__(self, *, code: str, what: str, why: str, action: str = "", kind: Kind = "transient") -> None:
@@ -38,6 +39,7 @@ CODES: dict[str, str] = {
     "CONTAINER_IMAGE_MISSING": "the container image is neither here nor to be had from its source",
     "CONTAINER_IMAGE_UNMEASURED": "the container image carries no release files that could be measured",
     "DATA_LOCK_HELD": "another process works on the node's data",
+    "DOWNLOAD_ADDRESS_REFUSED": "the source leads to a private, loopback or link-local address",
     "DOWNLOAD_DEADLINE": "the download took longer than the limits allow",
     "DOWNLOAD_DIGEST_MISMATCH": "what was received is not what the digest or CID names",
     "DOWNLOAD_FILE_URL_REFUSED": "a file:// source is not allowed by the settings",

@@ -4,7 +4,7 @@ import hashlib
 import hmac
 import re
 from dataclasses import dataclass
-from urllib.parse import urlsplit, urlunsplit
+from urllib.parse import urlsplit
 
 from .errors import ProcessSupervisorError
 
@@ -66,7 +66,6 @@ def _unsupported(text: str, why: str) -> ProcessSupervisorError:
         what=f"source {text[:200]!r}",
         why=why,
         action="Publish the release with an http(s) URL of its archive, an image reference, or a raw CID",
-        kind="rejected",
     )
 
 
@@ -97,7 +96,8 @@ def decode_source(text: str) -> UrlSource | ImageReference:
         raise _unsupported(text, "a file URL must name an absolute path on this machine")
     if scheme != "file" and (not host or parts.username is not None):
         raise _unsupported(text, "it names no host, or holds credentials")
-    url = urlunsplit((scheme, parts.netloc, parts.path, parts.query, ""))
+    # Cut, not put together anew: a signed URL holds only for the very bytes that the chain names.
+    url = scheme + text.partition("#")[0][len(scheme) :]
     return UrlSource(scheme, url, _decode_fragment(text, parts.fragment))
 
 
@@ -143,7 +143,7 @@ class DigestCheck:
         names = {"sha256"} | {item.hash_name for item in self._cids if item.hash_name is not None}
         self._hashes = {name: hashlib.new(name) for name in names}
 
-    def update(self, data: bytes) -> None:
+    def update(self, data: bytes | bytearray | memoryview) -> None:
         """Take the next bytes of the artefact."""
         for digest in self._hashes.values():
             digest.update(data)

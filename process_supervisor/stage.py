@@ -1,20 +1,27 @@
-"""Stages a release: download, unpack aside, verify, and only then give it its final name `slots/<enclave id>/`."""
+"""Stages a release: download, unpack aside, verify, and only then give it its final name `slots/<enclave id>/`.
 
+A source is an unauthenticated path: what it delivers says nothing of the release. So every error here is transient,
+with one exception: content that came whole, and whose digest, measurement or SIGSTRUCT contradicts what the chain
+names, is `rejected`. Even that may be a wrong mirror; whoever calls `stage` decides how often it is tried again.
+"""
+
+import asyncio
 import hashlib
 import json
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
-import aiohttp
-
 from .archive import unpack
 from .errors import ProcessSupervisorError
-from .fetch import Fetched, Progress, ProgressFn, discard_part, disk_error, fetch
+from .fetch import Progress, ProgressFn, fetch
 from .limits import DownloadLimits
+from .outbound import Outbound
+from .part_file import Fetched, discard_part, disk_error
+from .race import AllFailedError, Pace, Runner, first_good
 from .slots import (
     RELEASE_FILES,
     STAGE_FILE,
@@ -35,6 +42,8 @@ from .sources import ContentId, ImageReference, UrlSource, decode_cid, decode_so
 from .threads import in_thread
 
 EXTRA_FILE_BYTES_MAX = 64 * 1024
+Plan = list[tuple[UrlSource | ImageReference, tuple[ContentId, ...]]]
+"""The sources in the order in which they are tried, each with the CIDs that its content must match."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -91,16 +100,15 @@ async def stage(
     verify: Verify,
     limits: DownloadLimits | None = None,
     progress: ProgressFn = _quiet,
-    session: aiohttp.ClientSession | None = None,
     images: Images | None = None,
 ) -> StagedRelease:
     """Bring a release into its slot, or find it there and verify it again.
 
     `verify` gets a folder with the unpacked files and returns the enclave id they measure to, or raises; a plain
-    function is called in a thread. Sources are tried in turn, then the CIDs at the gateways. With `images` a source may
-    be an image reference, or the URL of an image's archive; the slot then holds the release files of that image. One
-    reason alone is raised as it is (`verify`'s own errors too); different ones as DOWNLOAD_SOURCES_FAILED. Also raises
-    STAGING_*, CONTAINER_*.
+    function is called in a thread. Sources are tried in turn, then the CIDs at the gateways; while those that were
+    asked are slow, the next one is asked beside them. With `images` a source may be an image reference, or the URL of
+    an image's archive; the slot then holds the release files of that image. One reason alone is raised as it is
+    (`verify`'s own errors too); different ones as DOWNLOAD_SOURCES_FAILED. Also raises STAGING_*, CONTAINER_*.
     """
     limits = limits or DownloadLimits()
     plan, refusals = _plan(request, limits, containers=images is not None)
@@ -112,10 +120,8 @@ async def stage(
                 progress(Progress("ready", existing.source, existing.size, existing.size))
                 return existing
             await in_thread(remove_leftovers, slots, time.time())
-            if session is not None:
-                return await _Staging(request, slots, verify, limits, progress, session, images).run(plan, refusals)
-            async with aiohttp.ClientSession(auto_decompress=False) as own:
-                return await _Staging(request, slots, verify, limits, progress, own, images).run(plan, refusals)
+            async with Outbound(limits.proxies) as outbound:
+                return await _Staging(request, slots, verify, limits, progress, outbound, images).run(plan, refusals)
     except OSError as error:
         raise disk_error(error, slots) from error
 
@@ -136,10 +142,8 @@ async def _existing(request: StageRequest, slots: Path, verify: Verify, images: 
     return None
 
 
-def _plan(
-    request: StageRequest, limits: DownloadLimits, *, containers: bool
-) -> tuple[list[tuple[UrlSource | ImageReference, tuple[ContentId, ...]]], list[Exception]]:
-    """The sources in the order in which they are tried, each with the CIDs its content must match; and refusals."""
+def _plan(request: StageRequest, limits: DownloadLimits, *, containers: bool) -> tuple[Plan, list[Exception]]:
+    """The plan, and why the other sources cannot be used."""
     bad_extra = [
         name
         for name, data in request.extra_files.items()
@@ -151,11 +155,10 @@ def _plan(
             what=f"staging {request.enclave_id[:80]!r}",
             why=f"extra files {bad_extra} are not allowed" if bad_extra else "the enclave id is not 64 lower-case hex",
             action="The release on the chain is malformed",
-            kind="rejected",
         )
     refusals: list[Exception] = []
     cids: list[ContentId] = []
-    plan: list[tuple[UrlSource | ImageReference, tuple[ContentId, ...]]] = []
+    plan: Plan = []
     for text in dict.fromkeys(request.cids):
         try:
             cids.append(decode_cid(text))
@@ -190,7 +193,6 @@ def _needs_gateway(cid: ContentId) -> ProcessSupervisorError:
         what=f"CID {cid.text}",
         why="no IPFS gateway is set",
         action="Set download.ipfs_gateways, or publish an http(s) URL too",
-        kind="rejected",
     )
 
 
@@ -200,21 +202,22 @@ def _needs_containers(text: str) -> ProcessSupervisorError:
         what=f"source {text[:200]!r}",
         why="it is a container image, and this node runs as a process",
         action="Set the container driver, or publish an archive too",
-        kind="rejected",
     )
 
 
 @dataclass(slots=True)
 class _Staging:
-    """One run through the sources of a release."""
+    """One run through the sources of a release. Several may download at once; one at a time is unpacked."""
 
     request: StageRequest
     slots: Path
     verify: Verify
     limits: DownloadLimits
     progress: ProgressFn
-    session: aiohttp.ClientSession
+    outbound: Outbound
     images: Images | None
+    parts_in_use: set[Path] = field(default_factory=set)
+    unpacking: asyncio.Lock = field(default_factory=asyncio.Lock)
 
     @property
     def _incoming(self) -> Path:
@@ -225,77 +228,89 @@ class _Staging:
         mark = hashlib.sha256(source.url.encode()).hexdigest()[:16]
         return self._incoming.with_name(f"{self.request.enclave_id}.{mark}.part")
 
-    async def run(
-        self, plan: list[tuple[UrlSource | ImageReference, tuple[ContentId, ...]]], refusals: list[Exception]
-    ) -> StagedRelease:
-        failures = list(refusals)
-        for source, cids in plan:
-            try:
-                if isinstance(source, ImageReference):
-                    return await self._from_reference(source)
-                return await self._from_url(source, cids)
-            except OSError:
-                raise
-            except ProcessSupervisorError as error:
-                if error.code.startswith("STAGING_DISK"):
-                    raise
-                failures.append(error)
-            except Exception as error:  # verify raises what its package raises; every source gets its chance
-                failures.append(error)
-        raise _combined(failures, self.request)
+    async def run(self, plan: Plan, refusals: list[Exception]) -> StagedRelease:
+        """Stage from the first source that gives a good artefact."""
 
-    async def _from_url(self, source: UrlSource, cids: tuple[ContentId, ...]) -> StagedRelease:
-        fetched = await self._fetch(source, cids)
+        def runner(source: UrlSource | ImageReference, cids: tuple[ContentId, ...]) -> Runner[StagedRelease]:
+            if isinstance(source, ImageReference):
+                return lambda pace: self._from_reference(source, pace)
+            return lambda pace: self._from_url(source, cids, pace)
+
+        def new_pace() -> Pace:
+            return Pace(self.limits.slow_bytes_per_s, self.limits.slow_s)
+
+        try:
+            staged = await first_good([runner(*item) for item in plan], new_pace, _is_of_the_disk)
+        except AllFailedError as error:
+            raise _combined([*refusals, *error.failures], self.request) from None
+        await in_thread(self._discard_parts)
+        facts = staged.facts
+        self.progress(Progress("ready", facts.source, facts.size, facts.size))
+        return staged
+
+    async def _from_url(self, source: UrlSource, cids: tuple[ContentId, ...], pace: Pace) -> StagedRelease:
+        fetched = await self._fetch(source, cids, pace)
         try:
             return await self._from_file(fetched)
         except OSError:
             raise
-        except Exception as error:
-            if not fetched.resumed or getattr(error, "kind", "rejected") == "transient":
+        except Exception:
+            if not fetched.resumed or await in_thread(fetched.path.exists):
                 raise
         # Pieces from several answers, or from before a power cut, may not belong together. That must not condemn the
         # release: only what came in one piece does. The bad one is gone, so this begins at the first byte.
-        return await self._from_file(await self._fetch(source, cids))
+        return await self._from_file(await self._fetch(source, cids, pace))
 
-    async def _fetch(self, source: UrlSource, cids: tuple[ContentId, ...]) -> Fetched:
+    async def _fetch(self, source: UrlSource, cids: tuple[ContentId, ...], pace: Pace) -> Fetched:
         part = self._part(source)
-        try:
-            return await fetch(self.session, source, cids, part, self.limits, self.progress)
-        except ProcessSupervisorError as error:
-            if error.code != "STAGING_DISK_FULL" or not await in_thread(self._discard_parts, part):
-                raise
-        return await fetch(self.session, source, cids, part, self.limits, self.progress)
+        self.parts_in_use.add(part)
 
-    def _discard_parts(self, but: Path | None = None) -> int:
-        """Remove what sources gave of this release, `but` the one named; returns how many went."""
-        doomed = [path for path in self._incoming.parent.glob(f"{self.request.enclave_id}.*part") if path != but]
+        def progress(item: Progress) -> None:
+            pace.report(item.received_bytes)
+            self.progress(item)
+
+        try:
+            fetched = await fetch(self.outbound, source, cids, part, self.limits, progress)
+        except ProcessSupervisorError as error:
+            if error.code != "STAGING_DISK_FULL" or not await in_thread(self._discard_parts, self.parts_in_use):
+                raise
+            fetched = await fetch(self.outbound, source, cids, part, self.limits, progress)
+        pace.steady()
+        return fetched
+
+    def _discard_parts(self, but: Collection[Path] = ()) -> int:
+        """Remove what sources gave of this release, `but` those named; returns how many went."""
+        doomed = [path for path in self._incoming.parent.glob(f"{self.request.enclave_id}.*part") if path not in but]
         for path in doomed:
             discard_part(path)
         return len(doomed)
 
     async def _from_file(self, fetched: Fetched) -> StagedRelease:
-        if self.images is not None:
-            try:
-                image = await self.images.load(fetched.path, self.limits)
-            except ProcessSupervisorError as error:
-                if error.kind == "rejected":
+        async with self.unpacking:
+            if self.images is not None:
+                try:
+                    image = await self.images.load(fetched.path, self.limits)
+                except ProcessSupervisorError as error:
+                    if error.code not in ("CONTAINER_ENGINE_ERROR", "CONTAINER_ENGINE_UNREACHABLE"):
+                        await in_thread(discard_part, fetched.path)
+                    raise
+                if image is not None:
                     await in_thread(discard_part, fetched.path)
-                raise
-            if image is not None:
-                await in_thread(discard_part, fetched.path)
-                return await self._from_image(image, fetched.sha256, fetched.size, fetched.source)
-        return await self._unpack_and_name(fetched, _facts(fetched))
+                    return await self._from_image(image, fetched.sha256, fetched.size, fetched.source)
+            return await self._unpack_and_name(fetched, _facts(fetched))
 
-    async def _from_reference(self, source: ImageReference) -> StagedRelease:
+    async def _from_reference(self, source: ImageReference, pace: Pace) -> StagedRelease:
         if self.images is None:
             raise _needs_containers(str(source))
+        pace.steady()
         pin = self._incoming.with_name(f"{self.request.enclave_id}.pin")
         pinned = await in_thread(_read_pin, pin, str(source))
         image = await self.images.pull(source, pinned, self.progress)
         digest = image.reference.rpartition("@")[2] if "@" in image.reference else None
         if digest != pinned:
             await in_thread(write_file, pin, json.dumps({str(source): digest}).encode())
-        return await self._from_image(image, image.image_id.removeprefix("sha256:"), 0, image.reference)
+        async with self.unpacking:
+            return await self._from_image(image, image.image_id.removeprefix("sha256:"), 0, image.reference)
 
     async def _from_image(self, image: ReleaseImage, digest: str, size: int, source: str) -> StagedRelease:
         if self.images is None:
@@ -309,7 +324,6 @@ class _Staging:
                 what=f"image {image.reference}",
                 why="it carries no release files, so its enclave id would be proven only at attestation",
                 action="Publish images that have their release files in /release, or allow unmeasured images",
-                kind="rejected",
             )
         facts = StageFacts(digest=digest, size=size, source=source, image_id=image.image_id, measured=measured)
         return await self._unpack_and_name(Fetched(path, size, digest, source), facts)
@@ -332,8 +346,6 @@ class _Staging:
             raise
         final = self.slots / self.request.enclave_id
         await in_thread(_give_final_name, fresh, final, fetched.path)
-        await in_thread(self._discard_parts)
-        self.progress(Progress("ready", fetched.source, fetched.size, fetched.size))
         return StagedRelease(path=final, enclave_id=self.request.enclave_id, facts=facts)
 
 
@@ -350,18 +362,27 @@ def _read_pin(path: Path, reference: str) -> str | None:
 
 
 def _combined(failures: list[Exception], request: StageRequest) -> Exception:
+    of_the_disk = [item for item in failures if _is_of_the_disk(item)]
+    if of_the_disk:
+        return of_the_disk[-1]
     # A source that only another driver can use says less than a source that failed.
     telling = [item for item in failures if getattr(item, "code", "") != "DOWNLOAD_SOURCE_UNSUPPORTED"] or failures
     if telling and len({getattr(item, "code", type(item).__name__) for item in telling}) == 1:
         return telling[-1]
-    transient = any(getattr(item, "kind", "") == "transient" for item in telling)
+    # Condemned only if every source gave content that contradicts the chain: another one may have the right one.
+    condemned = bool(telling) and all(getattr(item, "kind", "") == "rejected" for item in telling)
     return ProcessSupervisorError(
         code="DOWNLOAD_SOURCES_FAILED" if telling else "STAGING_REQUEST_INVALID",
         what=f"staging {request.enclave_id}",
         why="; ".join(str(item) for item in telling) or "the release names no source",
         action="Tell the publisher which of its sources are bad; nothing was changed here",
-        kind="transient" if transient else "rejected",
+        kind="rejected" if condemned else "transient",
     )
+
+
+def _is_of_the_disk(error: Exception) -> bool:
+    """Whether it is about this machine's disk, so that no other source could do better."""
+    return isinstance(error, OSError) or str(getattr(error, "code", "")).startswith("STAGING_DISK")
 
 
 def _discard_all(part: Path, fresh: Path) -> None:

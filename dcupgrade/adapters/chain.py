@@ -25,12 +25,15 @@ class Chain:
 
     def __init__(self, watcher: Watcher) -> None:
         self._watcher = watcher
+        self.listed: Mapping[str, int] = {}
+        """Every id that the last finalized view lists, with its lowest height."""
 
     async def views(self) -> AsyncIterator[ChainFacts]:
         """Facts of each view; a view that could not be read for a passing reason is left out."""
         async for view in self._watcher.views():
             if view.program is None and view.refusal is not None and view.refusal.kind == "transient":
                 continue
+            self.listed = view.listed
             yield chain_facts(view)
 
     async def evidence(self, target_id: str, source_id: str, vault_state: Mapping[str, Any]) -> Mapping[str, Any]:

@@ -1,19 +1,21 @@
 """Fetch early what a best block announces, so that nothing is left to download when it becomes final.
 
 A prefetched release is only a verified folder in its slot: nothing is started, stopped or decided by it. If its block
-is never finalized, the folder is removed again.
+is never finalized, the folder is removed again. A best block may be one endpoint's invention, so only hosts that final
+releases or the settings name are asked, and only for releases that are newer than the running one.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Collection, Mapping
+from dataclasses import replace
 from typing import Protocol
+from urllib.parse import urlsplit
 
 from dcupgrade.errors import failure_of
-from dcupgrade.machine.state import Release
-from dcupgrade.upgrade.ports import Progress
+from dcupgrade.machine.state import Release, State
 
 log = logging.getLogger("dcupgrade")
 
@@ -25,22 +27,59 @@ AT_ONCE_MAX = 2
 class Slots(Protocol):
     """The part of the nodes port that is used here."""
 
-    async def fetch(self, release: Release, progress: Progress) -> None:
+    async def fetch_early(self, release: Release) -> None:
         """Download and verify into the release's slot."""
 
     async def remove_slot(self, enclave_id: str) -> None:
         """Delete the version's files."""
 
 
+def fetchable_early(
+    release: Release, state: State, listed: Mapping[str, int], hosts: Collection[str]
+) -> Release | None:
+    """The release with those of its URLs that may be asked before it is final; None if none may, or if it is not newer.
+
+    `listed` has the ids of the last finalized view with their lowest heights, `hosts` the settings' further hosts.
+    """
+    height = listed.get(release.enclave_id, release.added_height)
+    running = state.running.enclave_id if state.running else ""
+    if height <= listed.get(running, -1):
+        return None
+    final = (state.running, state.target, state.previous, state.chain.program if state.chain else None)
+    known = {_host(url) for item in final if item for url in (item.origin_url, item.mirror_url)}
+    known = (known | {host.lower() for host in hosts}) - {""}
+
+    def allowed(url: str) -> str:
+        return url if _host(url) in known else ""
+
+    out = replace(release, origin_url=allowed(release.origin_url), mirror_url=allowed(release.mirror_url))
+    return out if out.origin_url or out.mirror_url or out.cids else None
+
+
+def _host(url: str) -> str:
+    """A URL's host; "" for image references and for what is no URL."""
+    try:
+        return (urlsplit(url).hostname or "").lower() if "://" in url else ""
+    except ValueError:
+        return ""
+
+
 class Prefetcher:
     """Call it with each release that was seen at a best block; the same one again changes nothing.
 
-    ``wanted(enclave id)`` says whether the machine has taken the release up meanwhile (or runs it): then its slot is
-    the machine's. ``sleep`` is the clock's.
+    `fetchable` gives the release with what may be asked for it before it is final, or None. `wanted(enclave id)` says
+    whether the machine has taken the release up meanwhile (or runs it): then its slot is the machine's. `sleep` is the
+    clock's.
     """
 
-    def __init__(self, slots: Slots, wanted: Callable[[str], bool], sleep: Callable[[float], Awaitable[None]]) -> None:
-        self._slots, self._wanted, self._sleep = slots, wanted, sleep
+    def __init__(
+        self,
+        slots: Slots,
+        fetchable: Callable[[Release], Release | None],
+        wanted: Callable[[str], bool],
+        sleep: Callable[[float], Awaitable[None]],
+    ) -> None:
+        self._slots, self._fetchable, self._wanted, self._sleep = slots, fetchable, wanted, sleep
         self._tasks: dict[str, asyncio.Task[None]] = {}
 
     def __call__(self, release: Release) -> None:
@@ -48,12 +87,16 @@ class Prefetcher:
         enclave_id = release.enclave_id
         if enclave_id in self._tasks or self._wanted(enclave_id) or len(self._tasks) >= AT_ONCE_MAX:
             return
-        task = asyncio.ensure_future(self._fetch(release))
+        fetchable = self._fetchable(release)
+        if fetchable is None:
+            log.info("%s is not fetched before it is final: no host that it names is known", enclave_id)
+            return
+        task = asyncio.ensure_future(self._fetch(fetchable))
         self._tasks[enclave_id] = task
         task.add_done_callback(lambda _: self._tasks.pop(enclave_id, None))
 
     async def give_way(self, enclave_id: str) -> None:
-        """End the early fetch of a release: the machine has taken it up. What was received so far is gone on with."""
+        """End the early fetch of a release: the machine has taken it up. What was received so far is kept."""
         task = self._tasks.get(enclave_id)
         if task is not None:
             task.cancel()
@@ -68,7 +111,7 @@ class Prefetcher:
 
     async def _fetch(self, release: Release) -> None:
         try:
-            await self._slots.fetch(release, lambda _: None)
+            await self._slots.fetch_early(release)
             log.info("fetched %s early, before it is final", release.enclave_id, extra={"event": "prefetched"})
             await self._sleep(KEEP_S)
             if not self._wanted(release.enclave_id):

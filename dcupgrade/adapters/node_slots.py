@@ -6,6 +6,7 @@ import asyncio
 import json
 import logging
 from collections.abc import Awaitable, Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,11 +14,12 @@ from attestation.artefact.files import verify_artefact
 from attestation.network import decode_multibase, encode_multibase
 from dcupgrade.errors import DcupgradeError
 from dcupgrade.machine.state import Release
+from dcupgrade.settings.derive import download_limits
 from dcupgrade.settings.schema import Settings
 from dcupgrade.upgrade.ports import Progress
 from process_supervisor.driver import NodeDriver
 from process_supervisor.fetch import Progress as DownloadProgress
-from process_supervisor.limits import GIB, ArchiveLimits, DownloadLimits
+from process_supervisor.limits import DownloadLimits
 from process_supervisor.slots import remove_slot
 from process_supervisor.stage import StageRequest, stage
 from process_supervisor.threads import in_thread
@@ -40,13 +42,25 @@ class NodeSlots:
         self._good: dict[str, tuple[tuple[int, ...], ...]] = {}
 
     async def stage(self, release: Release, progress: Progress) -> None:
-        """Download, verify and name the release; an early fetch of it gives way, and what it has is gone on with."""
+        """Download, verify and name the release; an early fetch of it gives way, and what it has is kept."""
         await self.give_way(release.enclave_id)
         await self.fetch(release, progress)
 
     async def fetch(self, release: Release, progress: Progress, *, allow_file_urls: bool = False) -> None:
-        """The same, for the early fetch itself."""
+        """Download and verify into the release's slot, whatever an early fetch does. Raises what `stage.stage` does."""
+        limits = replace(download_limits(self._settings), allow_file_urls=allow_file_urls)
+        await self._stage(release, limits, progress, self._images)
 
+    async def fetch_early(self, release: Release) -> None:
+        """Fetch a release that is not final yet: nothing goes to the container engine, nor to private addresses."""
+        limits = download_limits(self._settings)
+        if limits.private_addresses == "named":
+            limits = replace(limits, private_addresses="refused")
+        await self._stage(release, limits, lambda _: None, None)
+
+    async def _stage(
+        self, release: Release, limits: DownloadLimits, progress: Progress, images: ImageStore | None
+    ) -> None:
         def tell(item: DownloadProgress) -> None:
             progress(
                 {
@@ -57,29 +71,13 @@ class NodeSlots:
                 }
             )
 
-        download = self._settings.download
-        await stage(
-            StageRequest(
-                enclave_id=release.enclave_id,
-                sources=tuple(url for url in (release.origin_url, release.mirror_url) if url),
-                cids=release.cids,
-                extra_files={"network.sig": _signature_file(release)},
-            ),
-            self.folder,
-            verify_folder,
-            DownloadLimits(
-                size_bytes_max=download.size_max_bytes,
-                idle_s_max=download.stall_s,
-                allow_file_urls=allow_file_urls,
-                ipfs_gateways=download.ipfs_gateways,
-                archive=ArchiveLimits(
-                    member_bytes_max=min(2 * GIB, download.unpacked_max_bytes),
-                    total_bytes_max=download.unpacked_max_bytes,
-                ),
-            ),
-            tell,
-            images=self._images,
+        request = StageRequest(
+            enclave_id=release.enclave_id,
+            sources=tuple(url for url in (release.origin_url, release.mirror_url) if url),
+            cids=release.cids,
+            extra_files={"network.sig": _signature_file(release)},
         )
+        await stage(request, self.folder, verify_folder, limits, tell, images=images)
 
     async def slot_is_good(self, enclave_id: str) -> bool:
         """Measure the slot; files that did not change since they were measured are not read again."""

@@ -55,6 +55,12 @@ def urls(*schemes: str) -> Check:
     return check
 
 
+def proxy(_: Any, field: Any, value: str) -> None:
+    """A proxy's URL, `off`, or nothing."""
+    if value not in ("", "off") and not re.match(r"https?://[^/]", value):
+        raise ValueError(f"{value!r} is neither a URL of http or https nor `off`")
+
+
 def optional(check: Check) -> Check:
     """``check``, where there is a value."""
 

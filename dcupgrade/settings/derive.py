@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import os
+
 from dcupgrade.machine import gates
 from dcupgrade.machine.guards import Budgets
 from dcupgrade.upgrade.tools import Limits
+from process_supervisor.limits import GIB, ArchiveLimits, DownloadLimits
+from process_supervisor.proxies import Proxies
 
 from .schema import Settings
 
@@ -29,6 +33,27 @@ def budgets(settings: Settings) -> Budgets:
     """The machine's budgets."""
     upgrade = settings.upgrade
     return Budgets(attempts=upgrade.attempts, failures=upgrade.failure_budget, retention_s=upgrade.retention_s)
+
+
+def proxies(settings: Settings) -> Proxies:
+    """The proxies of downloads and webhooks."""
+    return Proxies.from_environment(os.environ, settings.download.proxy)
+
+
+def download_limits(settings: Settings) -> DownloadLimits:
+    """Limits of downloads."""
+    download = settings.download
+    return DownloadLimits(
+        size_bytes_max=download.size_max_bytes,
+        idle_s_max=download.stall_s,
+        slow_bytes_per_s=download.slow_bytes_per_s,
+        private_addresses="allowed" if download.private_addresses else "named",
+        proxies=proxies(settings),
+        ipfs_gateways=download.ipfs_gateways,
+        archive=ArchiveLimits(
+            member_bytes_max=min(2 * GIB, download.unpacked_max_bytes), total_bytes_max=download.unpacked_max_bytes
+        ),
+    )
 
 
 def gate_rules(settings: Settings) -> gates.GateRules:

@@ -187,6 +187,26 @@ class DownloadSettings:
     stall_s: float = _doc(
         "A source that sends nothing for so long is left, seconds.", checks.at_least(0.1), default=30.0
     )
+    slow_bytes_per_s: int = _doc(
+        "While a source gives less, the next one is asked beside it; bytes per second.",
+        checks.at_least(1),
+        default=32768,
+    )
+    proxy: str = _doc(
+        "Proxy for downloads and webhooks, a URL; `off`: none; empty: HTTPS_PROXY and HTTP_PROXY of the environment. "
+        "NO_PROXY applies in each case, and loopback is never reached through a proxy.",
+        checks.proxy,
+        default="",
+    )
+    private_addresses: bool = _doc(
+        "Follow redirects of public hosts to private, loopback and link-local addresses, and fetch from such addresses "
+        "before a release is final.",
+        default=False,
+    )
+    early_hosts: tuple[str, ...] = _doc(
+        "Hosts that are asked for a release before its block is final, beside those that final releases name.",
+        default=(),
+    )
     ipfs_gateways: tuple[str, ...] = _doc(
         "Gateways for CIDs; {cid} is filled in.", checks.urls("http", "https"), default=()
     )

@@ -11,21 +11,21 @@ import hashlib
 import hmac
 import json
 import logging
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any, Protocol
 from urllib.parse import urlsplit
-
-import aiohttp
 
 from dcupgrade.errors import DcupgradeError, failure_of
 from dcupgrade.settings.schema import WebhookSettings
 
 log = logging.getLogger("dcupgrade")
 
-POST_TIMEOUT_S = 10.0
 BATCH = 50
 PAUSE_FIRST_S, PAUSE_MAX_S = 1.0, 300.0
 SIGNATURE_HEADER = "X-Dcupgrade-Signature"
+
+Post = Callable[[str, bytes, Mapping[str, str]], Awaitable[tuple[int, float]]]
+"""Posts a body with headers to a URL: the answer's status, and how long it asks to wait, seconds. Raises OSError."""
 
 
 class Queue(Protocol):
@@ -64,16 +64,9 @@ def signed(body: bytes, secret: bytes | None) -> dict[str, str]:
 class Webhook:
     """One receiver. ``run`` never ends by itself; a receiver that fails is asked again with growing pauses."""
 
-    def __init__(
-        self, settings: WebhookSettings, queue: Queue, session: aiohttp.ClientSession, clock: ClockPort, node_id: str
-    ) -> None:
-        self._settings, self._queue, self._session, self._clock, self._node_id = (
-            settings,
-            queue,
-            session,
-            clock,
-            node_id,
-        )
+    def __init__(self, settings: WebhookSettings, queue: Queue, post: Post, clock: ClockPort, node_id: str) -> None:
+        self._settings, self._queue, self._post = settings, queue, post
+        self._clock, self._node_id = clock, node_id
         self._secret = secret_of(settings)
         self._pause_s = 0.0
 
@@ -91,33 +84,28 @@ class Webhook:
         url = self._settings.url
         for row in self._queue.history_after(self._queue.webhook_seq(url), BATCH):
             if not self._settings.events or event_name(row) in self._settings.events:
-                why = await self._post(row)
-                if why is not None:
-                    return self._put_off(why)
+                failed = await self._send(row)
+                if failed is not None:
+                    return self._put_off(*failed)
             self._pause_s = 0.0
             self._queue.set_webhook_seq(url, row["seq"])
         return poll_s
 
-    def _put_off(self, why: str) -> float:
+    def _put_off(self, why: str, asked_s: float = 0.0) -> float:
         self._pause_s = min(PAUSE_MAX_S, max(PAUSE_FIRST_S, self._pause_s * 2))
-        log.warning("webhook %s: %s; next try in %.0f s", _host(self._settings), why, self._pause_s)
-        return self._pause_s
+        pause_s = max(self._pause_s, asked_s)
+        log.warning("webhook %s: %s; next try in %.0f s", _host(self._settings), why, pause_s)
+        return pause_s
 
-    async def _post(self, row: dict[str, Any]) -> str | None:
+    async def _send(self, row: dict[str, Any]) -> tuple[str, float] | None:
+        """None once the receiver has it; else why not, and how long the receiver asks to be left alone, seconds."""
         fact = {**row, "cause": row["event"], "event": event_name(row), "id": row["seq"], "node": self._node_id}
         body = json.dumps(fact, sort_keys=True).encode()
-        timeout = aiohttp.ClientTimeout(total=POST_TIMEOUT_S)
         try:
-            async with self._session.post(
-                self._settings.url,
-                data=body,
-                headers=signed(body, self._secret),
-                timeout=timeout,
-                allow_redirects=False,
-            ) as answer:
-                return None if 200 <= answer.status < 300 else f"HTTP {answer.status}"
-        except (aiohttp.ClientError, TimeoutError, OSError) as error:
-            return str(error) or type(error).__name__
+            status, wait_s = await self._post(self._settings.url, body, signed(body, self._secret))
+        except OSError as error:
+            return str(error) or type(error).__name__, 0.0
+        return None if 200 <= status < 300 else (f"HTTP {status}", wait_s)
 
 
 def secret_of(settings: WebhookSettings) -> bytes | None:
@@ -148,10 +136,10 @@ def _no_secret(settings: WebhookSettings, why: str) -> DcupgradeError:
 
 
 def webhooks(
-    settings: Sequence[WebhookSettings], queue: Queue, session: aiohttp.ClientSession, clock: ClockPort, node_id: str
+    settings: Sequence[WebhookSettings], queue: Queue, post: Post, clock: ClockPort, node_id: str
 ) -> list[Webhook]:
     """One per receiver in the settings."""
-    return [Webhook(one, queue, session, clock, node_id) for one in settings]
+    return [Webhook(one, queue, post, clock, node_id) for one in settings]
 
 
 async def run_all(hooks: Sequence[Webhook]) -> None:

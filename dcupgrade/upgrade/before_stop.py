@@ -39,7 +39,8 @@ async def stage(tools: Tools, effect: Effect, state: State, _emit: Emit) -> Even
     """Download and verify the release."""
     release = release_of(state, effect)
     try:
-        await tools.retry("download", lambda: tools.fetch(release))
+        # A wrong artefact cannot be told from a wrong mirror, so even that is asked for again.
+        await tools.retry("download", lambda: tools.fetch(release), also_refusals=True)
     except Exception as error:
         return failed(EventKind.STAGE_FAILED, error, effect.enclave_id)
     return Event(EventKind.STAGED, effect.enclave_id)

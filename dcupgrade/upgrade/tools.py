@@ -60,8 +60,11 @@ class Tools:
         """How long until the next look at a node, seconds: often at first, since downtime is counted here."""
         return min(self.limits.probe_interval_s, max(0.05, waited_s / 10))
 
-    async def retry(self, what: str, work: Callable[[], Awaitable[T]]) -> T:
-        """Do the work; repeat it with growing pauses while its failure is transient. Raises its last error."""
+    async def retry(self, what: str, work: Callable[[], Awaitable[T]], *, also_refusals: bool = False) -> T:
+        """Do the work; repeat it with growing pauses while its failure is transient. Raises its last error.
+
+        `also_refusals`: repeat whatever the failure is, up to `attempts` times.
+        """
         tries = 0
         while True:
             try:
@@ -69,7 +72,7 @@ class Tools:
             except Exception as error:
                 tries += 1
                 failure = failure_of(error)
-                if failure.kind != "transient" or tries >= self.limits.attempts:
+                if (failure.kind != "transient" and not also_refusals) or tries >= self.limits.attempts:
                     raise
                 pause = self.pause_s(tries)
                 self.note("retry", {"what": what, "code": failure.code, "detail": failure.detail, "pause_s": pause})

@@ -14,7 +14,7 @@ async def start_source(tools: Tools, effect: Effect, state: State, _emit: Emit) 
     release = release_of(state, effect)
     if not await tools.slots.slot_is_good(effect.enclave_id):
         try:
-            await tools.retry("fetch the previous version again", lambda: tools.fetch(release))
+            await tools.retry("fetch the previous version again", lambda: tools.fetch(release), also_refusals=True)
         except Exception as error:
             why = f"its files are missing or were changed, and cannot be had again: {failure_of(error).detail}"
             return _source_failed(effect, "SOURCE_SLOT_DAMAGED", why)

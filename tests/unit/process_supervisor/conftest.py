@@ -8,11 +8,11 @@ from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import aiohttp
 import pytest
 from aiohttp import web
 
 from process_supervisor.limits import DownloadLimits
+from process_supervisor.outbound import Outbound
 
 ENCLAVE = "ab" * 32
 
@@ -89,14 +89,16 @@ async def server() -> AsyncIterator[FaultyServer]:
 
 
 @pytest.fixture
-async def session() -> AsyncIterator[aiohttp.ClientSession]:
-    async with aiohttp.ClientSession(auto_decompress=False) as client:
+async def outbound() -> AsyncIterator[Outbound]:
+    async with Outbound() as client:
         yield client
 
 
 @pytest.fixture
 def limits() -> DownloadLimits:
-    return DownloadLimits(retry_delay_s=0, free_bytes_min=0, idle_s_max=5, total_s_max=20, chunk_bytes=4096)
+    return DownloadLimits(
+        retry_delay_s=0, thrown_away_pause_s=0, free_bytes_min=0, idle_s_max=5, total_s_max=20, chunk_bytes=4096
+    )
 
 
 @pytest.fixture

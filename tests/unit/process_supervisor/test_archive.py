@@ -24,7 +24,7 @@ def refused(tmp_path: Path, data: bytes, members: frozenset[str] | None = None) 
     folder.mkdir(parents=True)
     with pytest.raises(ProcessSupervisorError) as caught:
         unpack(tmp_path / "a.tar", folder, LIMITS, members)
-    assert caught.value.kind == "rejected"
+    assert caught.value.kind == "transient"
     assert [path for path in tmp_path.rglob("*") if "in" not in path.parts and path.is_file()] == [tmp_path / "a.tar"]
     return caught.value.code
 
@@ -205,3 +205,57 @@ def test_only_documented_errors_escape_and_nothing_leaves_the_folder(
 
 def test_safe_paths() -> None:
     assert str(safe_member_path("./a//b/c.txt")) == "a/b/c.txt"
+
+
+def pax(records: bytes, kind: bytes = tarfile.XHDTYPE) -> bytes:
+    info, _ = member("pax", records, kind=kind)
+    return info.tobuf(tarfile.USTAR_FORMAT) + records + bytes(-len(records) % 512)
+
+
+def record(key: bytes, value: bytes) -> bytes:
+    length = len(key) + len(value) + 3
+    length += len(str(length))
+    while len(str(length)) + len(key) + len(value) + 3 != length:
+        length = len(str(length)) + len(key) + len(value) + 3
+    return b"%d %s=%s\n" % (length, key, value)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        (b"SCHILY.xattr.security.capability", b"\x01\0\0\x02\xff\xfe\n=\x80" * 30),
+        (b"LIBARCHIVE.xattr.user.x", b"\xff\xfe"),
+        (b"SCHILY.acl.access", b"user::rw-\n"),
+        (b"uname", b"\xe9\xff"),
+        (b"\xff\xfe.vendor", b"x"),
+        (b"atime", b"not a number"),
+        (b"hdrcharset", b"BINARY"),
+        (b"SCHILY.xattr.user.large", bytes(range(256)) * 7),
+    ],
+)
+@pytest.mark.parametrize("kind", [tarfile.XHDTYPE, tarfile.XGLTYPE])
+def test_attributes_that_are_not_used_are_not_decoded(tmp_path: Path, key: bytes, value: bytes, kind: bytes) -> None:
+    info, data = member("a.txt", b"hello")
+    body = (
+        pax(record(key, value) + record(b"mtime", b"1.5"), kind) + info.tobuf() + data.ljust(512, b"\0") + bytes(1024)
+    )
+    (tmp_path / "a").write_bytes(body)
+    (tmp_path / "box").mkdir()
+    assert [item.name for item in unpack(tmp_path / "a", tmp_path / "box", LIMITS, None)] == ["a.txt"]
+    assert (tmp_path / "box" / "a.txt").read_bytes() == b"hello"
+
+
+def test_header_fields_that_are_not_used_are_not_decoded(tmp_path: Path) -> None:
+    info, data = member("a.txt", b"hello")
+    block = bytearray(info.tobuf())
+    block[100:124] = b"\xff" * 24  # mode, uid, gid
+    block[136:148] = b"yesterday..."  # mtime
+    block[265:297] = b"\xe9" * 32  # owner's name
+    block[148:156] = b" " * 8
+    block[148:156] = b"%06o\0 " % sum(block)
+    (tmp_path / "a").write_bytes(bytes(block) + data.ljust(512, b"\0") + bytes(1024))
+    (tmp_path / "box").mkdir()
+    assert [item.size for item in unpack(tmp_path / "a", tmp_path / "box", LIMITS, None)] == [5]
+    block[0:1] = b"b"
+    (tmp_path / "odd").mkdir()
+    assert refused(tmp_path / "odd", bytes(block) + bytes(1024)) == "ARCHIVE_CORRUPT"

@@ -66,7 +66,7 @@ def test_other_sources_are_refused(text: str) -> None:
     with pytest.raises(ProcessSupervisorError) as caught:
         decode_source(text)
     assert caught.value.code == "DOWNLOAD_SOURCE_UNSUPPORTED"
-    assert caught.value.kind == "rejected"
+    assert caught.value.kind == "transient"
 
 
 @given(st.text(max_size=80) | st.from_regex(r"[a-z]+://[ -~]{0,40}"))

@@ -7,7 +7,6 @@ import threading
 from dataclasses import replace
 from pathlib import Path
 
-import aiohttp
 import pytest
 
 from process_supervisor import slots as slots_module
@@ -15,6 +14,7 @@ from process_supervisor import stage as stage_module
 from process_supervisor.errors import ProcessSupervisorError
 from process_supervisor.fetch import Progress, fetch
 from process_supervisor.limits import DownloadLimits
+from process_supervisor.outbound import Outbound
 from process_supervisor.slots import open_slot, remove_slot
 from process_supervisor.sources import UrlSource
 from process_supervisor.stage import StageRequest, stage
@@ -33,7 +33,7 @@ async def test_a_release_gets_its_slot(server: FaultyServer, slots: Path, limits
     assert {item.name for item in staged.path.iterdir()} == names
     assert (staged.path / "network.sig").read_bytes() == b"bsignature"
     downloads = [item for item in seen if item.stage == "download"]
-    assert len(downloads) > 2
+    assert downloads
     assert downloads[-1].received_bytes == downloads[-1].total_bytes == len(server.content)
     assert [item.stage for item in seen[-3:]] == ["unpack", "verify", "ready"]
     assert [item.name for item in (slots / ".incoming").iterdir()] == [f"{ENCLAVE}.lock"]
@@ -233,14 +233,14 @@ async def test_slots_are_removed_once_and_for_all(server: FaultyServer, slots: P
 
 
 async def test_a_part_of_another_source_is_not_resumed(
-    server: FaultyServer, session: aiohttp.ClientSession, tmp_path: Path, limits: DownloadLimits
+    server: FaultyServer, outbound: Outbound, tmp_path: Path, limits: DownloadLimits
 ) -> None:
     server.content = os.urandom(20_000)
     part = tmp_path / "p"
     for meta in ("", "[]", '{"url":1}', json.dumps({"url": "http://other/", "validator": '"v1"', "total": 20_000})):
         part.write_bytes(b"x" * 100)
         part.with_name("p.json").write_text(meta)
-        fetched = await fetch(session, UrlSource("http", server.url), (), part, limits, lambda _: None)
+        fetched = await fetch(outbound, UrlSource("http", server.url), (), part, limits, lambda _: None)
         assert (fetched.sha256, part.read_bytes()) == (sha256(server.content), server.content)
     assert all("Range" not in item for item in server.requests)
 

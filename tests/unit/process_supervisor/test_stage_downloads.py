@@ -7,16 +7,17 @@ import os
 from dataclasses import replace
 from pathlib import Path
 
-import aiohttp
 import cid
 import pytest
 from aiohttp import web
 from multidict import CIMultiDict, CIMultiDictProxy
 
-from process_supervisor import fetch as fetch_module
+from process_supervisor import part_file
 from process_supervisor import slots as slots_module
 from process_supervisor.errors import ProcessSupervisorError
+from process_supervisor.http_headers import strong_validator
 from process_supervisor.limits import DownloadLimits
+from process_supervisor.outbound import Outbound
 from process_supervisor.stage import stage
 from tests.doubles.staging import BIG, CUT, OTHER, TREE_CID, failure, measure, part_of, request
 
@@ -81,7 +82,7 @@ async def test_without_a_strong_validator_it_starts_again(
     ],
 )
 def test_a_time_is_a_validator_where_it_is_long_past(headers: dict[str, str], strong: bool) -> None:
-    found = fetch_module._strong_validator(CIMultiDictProxy(CIMultiDict(headers)))
+    found = strong_validator(CIMultiDictProxy(CIMultiDict(headers)))
     assert found == (headers["Last-Modified"] if strong else None)
 
 
@@ -106,12 +107,12 @@ async def test_a_part_from_another_source_gives_way_where_there_is_no_room_for_b
 ) -> None:
     server.content, server.cut_after = release_tar(BIG), [CUT]
     await failure(request(server.url), slots, replace(limits, attempts_max=1))
-    first, real = part_of(slots), fetch_module.require_space
+    first, real = part_of(slots), part_file.require_space
 
     def require_space(folder: Path, needed: int, limits: DownloadLimits) -> None:
         real(folder, 2**62 if first.exists() else needed, limits)
 
-    monkeypatch.setattr(fetch_module, "require_space", require_space)
+    monkeypatch.setattr(part_file, "require_space", require_space)
     assert (await stage(request(server.url + "?mirror"), slots, measure, limits)).path == slots / ENCLAVE
     assert not first.exists()
 
@@ -252,7 +253,7 @@ async def test_redirects_are_followed_with_care(server: FaultyServer, slots: Pat
     assert (await stage(request(f"{base}/hop4"), slots, measure, limits)).source == f"{base}/hop4"
 
 
-async def test_https_is_not_left_for_http(session: aiohttp.ClientSession, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_https_is_not_left_for_http(outbound: Outbound, monkeypatch: pytest.MonkeyPatch) -> None:
     class Answer:
         status = 302
         headers = {"Location": "http://plain/a"}  # noqa: RUF012
@@ -263,9 +264,9 @@ async def test_https_is_not_left_for_http(session: aiohttp.ClientSession, monkey
     async def get(*_: object, **__: object) -> Answer:
         return Answer()
 
-    monkeypatch.setattr(session, "get", get)
+    monkeypatch.setattr(outbound, "request", get)
     with pytest.raises(ProcessSupervisorError) as caught:
-        await fetch_module._get(session, "https://secure/a", {}, DownloadLimits())
+        await outbound.get("https://secure/a", {}, DownloadLimits())
     assert caught.value.code == "DOWNLOAD_REDIRECT_REFUSED"
 
 
@@ -286,7 +287,7 @@ async def test_announced_and_unannounced_sizes_are_limited(
 
     server.behave = behave
     error = await failure(request(server.url), slots, small)
-    assert (error.code, error.kind) == ("DOWNLOAD_TOO_LARGE", "rejected")
+    assert (error.code, error.kind) == ("DOWNLOAD_TOO_LARGE", "transient")
 
 
 async def test_a_full_disk_is_told_before_and_while_writing(
@@ -299,7 +300,7 @@ async def test_a_full_disk_is_told_before_and_while_writing(
     def full(self: object, data: bytes) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(fetch_module._Part, "append", full)
+    monkeypatch.setattr(part_file.Part, "append", full)
     assert (await failure(request(server.url), slots, limits)).code == "STAGING_DISK_FULL"
 
 
@@ -381,7 +382,7 @@ async def test_the_settings_say_where_in_a_gateways_address_the_cid_goes(
     gateway = server.url.replace("/release.tar", "/get/{cid}/file?download=true").replace("http:", "HTTP:")
     req = request(cids=(TREE_CID,))
     error = await failure(req, slots, limits)
-    assert (error.code, error.kind) == ("DOWNLOAD_SOURCE_UNSUPPORTED", "rejected")
+    assert (error.code, error.kind) == ("DOWNLOAD_SOURCE_UNSUPPORTED", "transient")
     assert "download.ipfs_gateways" in error.action
     await stage(req, slots, measure, replace(limits, ipfs_gateways=(gateway,)))
     assert server.requests[-1][":path"] == f"/get/{TREE_CID}/file?download=true"

@@ -99,12 +99,12 @@ async def test_an_archive_of_an_image_is_told_from_one_of_files(
     assert not list((other / ".incoming").glob("*.part*"))
 
 
-@pytest.mark.parametrize(("kind", "kept"), [("rejected", False), ("transient", True)])
+@pytest.mark.parametrize(("code", "kept"), [("ARCHIVE_CORRUPT", False), ("CONTAINER_ENGINE_ERROR", True)])
 async def test_a_download_is_kept_where_only_the_engine_failed(
-    server: FaultyServer, slots: Path, limits: DownloadLimits, kind: str, kept: bool
+    server: FaultyServer, slots: Path, limits: DownloadLimits, code: str, kept: bool
 ) -> None:
     server.content = b"IMAGE..."
-    images = FakeImages(error=ProcessSupervisorError(code="CONTAINER_ENGINE_ERROR", what="x", why="y", kind=kind))  # type: ignore[arg-type]
+    images = FakeImages(error=ProcessSupervisorError(code=code, what="x", why="y"))
     with pytest.raises(ProcessSupervisorError) as caught:
         await stage(request(server.url), slots, measure, limits, images=images)
     assert caught.value is images.error
@@ -126,7 +126,7 @@ async def test_an_image_without_files_has_to_be_allowed(slots: Path, limits: Dow
     images = FakeImages(None)
     with pytest.raises(ProcessSupervisorError) as caught:
         await stage(request("dc/node:1"), slots, measure, limits, images=images)
-    assert (caught.value.code, caught.value.kind) == ("CONTAINER_IMAGE_UNMEASURED", "rejected")
+    assert (caught.value.code, caught.value.kind) == ("CONTAINER_IMAGE_UNMEASURED", "transient")
     allowed = request("dc/node:1", allow_unmeasured=True)
     staged = await stage(allowed, slots, measure, limits, images=images)
     assert not staged.facts.measured

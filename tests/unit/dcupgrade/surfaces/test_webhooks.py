@@ -7,20 +7,21 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
-import aiohttp
 import jsonschema
 import pytest
 from aiohttp import web
 from aiohttp.test_utils import TestServer
 
 from dcupgrade.adapters.journal import Journal
+from dcupgrade.adapters.webhook_posts import poster
 from dcupgrade.errors import DcupgradeError
 from dcupgrade.machine.events import Event, EventKind
 from dcupgrade.machine.state import Name, State
 from dcupgrade.machine.table import activity
 from dcupgrade.settings.schema import WebhookSettings
-from dcupgrade.surfaces.webhooks import Webhook
+from dcupgrade.surfaces.webhooks import Post, Webhook
 from dcupgrade.upgrade.ports import Entry
+from process_supervisor.outbound import Outbound
 from tests.conftest import ROOT
 
 
@@ -57,9 +58,9 @@ async def receiver() -> AsyncIterator[Receiver]:
 
 
 @pytest.fixture
-async def session() -> AsyncIterator[aiohttp.ClientSession]:
-    async with aiohttp.ClientSession() as made:
-        yield made
+async def post() -> AsyncIterator[Post]:
+    async with Outbound() as made:
+        yield poster(made)
 
 
 def enter(journal: Journal, *names: Name) -> None:
@@ -68,29 +69,29 @@ def enter(journal: Journal, *names: Name) -> None:
         journal.append(Entry(State(before), Event(EventKind.CHAIN, at_unix_s=5.0), state, activity(state)))
 
 
-def hook(receiver: Receiver, journal: Journal, session: aiohttp.ClientSession, **settings: Any) -> Webhook:
-    return Webhook(WebhookSettings(url=receiver.url, **settings), journal, session, NoClock(), "n1")
+def hook(receiver: Receiver, journal: Journal, post: Post, **settings: Any) -> Webhook:
+    return Webhook(WebhookSettings(url=receiver.url, **settings), journal, post, NoClock(), "n1")
 
 
 async def test_events_arrive_in_order_and_once_a_new_receiver_begins_now(
-    receiver: Receiver, session: aiohttp.ClientSession, tmp_path: Path
+    receiver: Receiver, post: Post, tmp_path: Path
 ) -> None:
     journal = Journal(tmp_path / "j")
     enter(journal, Name.IDLE, Name.STAGING)
-    first = hook(receiver, journal, session)
+    first = hook(receiver, journal, post)
     assert await first.step(1.0) == 1.0
     enter(journal, Name.STAGING, Name.STAGED, Name.COLLECTING)
     await first.step(1.0)
-    await hook(receiver, journal, session).step(1.0)
+    await hook(receiver, journal, post).step(1.0)
     assert [fact["event"] for fact, _, _ in receiver.got] == ["upgrade.staged", "upgrade.collecting"]
     assert receiver.got[0][0]["node"] == "n1"
 
 
 async def test_a_failing_receiver_is_asked_again_with_growing_pauses_and_loses_nothing(
-    receiver: Receiver, session: aiohttp.ClientSession, tmp_path: Path
+    receiver: Receiver, post: Post, tmp_path: Path
 ) -> None:
     journal = Journal(tmp_path / "j")
-    sender = hook(receiver, journal, session)
+    sender = hook(receiver, journal, post)
     await sender.step(1.0)
     enter(journal, Name.IDLE, Name.STAGING, Name.STAGED)
     receiver.status = 500
@@ -98,16 +99,14 @@ async def test_a_failing_receiver_is_asked_again_with_growing_pauses_and_loses_n
     receiver.status = 200
     journal.close()
     journal = Journal(tmp_path / "j")
-    await hook(receiver, journal, session).step(1.0)
+    await hook(receiver, journal, post).step(1.0)
     assert [fact["to"] for fact, _, _ in receiver.got] == ["staging", "staged"]
 
 
-async def test_the_body_is_signed_with_the_receivers_secret(
-    receiver: Receiver, session: aiohttp.ClientSession, tmp_path: Path
-) -> None:
+async def test_the_body_is_signed_with_the_receivers_secret(receiver: Receiver, post: Post, tmp_path: Path) -> None:
     (tmp_path / "secret").write_text("hush\n")
     journal = Journal(tmp_path / "j")
-    sender = hook(receiver, journal, session, secret_file=tmp_path / "secret")
+    sender = hook(receiver, journal, post, secret_file=tmp_path / "secret")
     await sender.step(1.0)
     enter(journal, Name.IDLE, Name.STAGING)
     await sender.step(1.0)
@@ -116,11 +115,9 @@ async def test_the_body_is_signed_with_the_receivers_secret(
     assert signature == "sha256=" + hmac.new(b"hush", body, hashlib.sha256).hexdigest()
 
 
-async def test_only_the_events_asked_for_are_sent(
-    receiver: Receiver, session: aiohttp.ClientSession, tmp_path: Path
-) -> None:
+async def test_only_the_events_asked_for_are_sent(receiver: Receiver, post: Post, tmp_path: Path) -> None:
     journal = Journal(tmp_path / "j")
-    sender = hook(receiver, journal, session, events=("upgrade.halted",))
+    sender = hook(receiver, journal, post, events=("upgrade.halted",))
     await sender.step(1.0)
     enter(journal, Name.IDLE, Name.STAGING, Name.HALTED)
     await sender.step(1.0)
@@ -128,17 +125,17 @@ async def test_only_the_events_asked_for_are_sent(
 
 
 async def test_a_receiver_whose_secret_cannot_be_read_is_refused_not_served_unsigned(
-    receiver: Receiver, session: aiohttp.ClientSession, tmp_path: Path
+    receiver: Receiver, post: Post, tmp_path: Path
 ) -> None:
     with pytest.raises(DcupgradeError) as caught:
-        hook(receiver, Journal(tmp_path / "j"), session, secret_file=tmp_path / "absent")
+        hook(receiver, Journal(tmp_path / "j"), post, secret_file=tmp_path / "absent")
     assert caught.value.code == "WEBHOOK_SECRET_UNREADABLE"
 
 
-async def test_an_empty_secret_is_no_secret(receiver: Receiver, session: aiohttp.ClientSession, tmp_path: Path) -> None:
+async def test_an_empty_secret_is_no_secret(receiver: Receiver, post: Post, tmp_path: Path) -> None:
     (tmp_path / "secret").write_text("\n")
     with pytest.raises(DcupgradeError, match=r"WEBHOOK_SECRET_UNREADABLE.*empty"):
-        hook(receiver, Journal(tmp_path / "j"), session, secret_file=tmp_path / "secret")
+        hook(receiver, Journal(tmp_path / "j"), post, secret_file=tmp_path / "secret")
 
 
 class FullDisk:
@@ -163,10 +160,10 @@ class Pauses:
 
 
 async def test_a_journal_that_cannot_be_written_puts_webhooks_off_and_ends_nothing(
-    session: aiohttp.ClientSession, caplog: pytest.LogCaptureFixture
+    post: Post, caplog: pytest.LogCaptureFixture
 ) -> None:
     clock = Pauses()
-    sender = Webhook(WebhookSettings(url="http://h.example/T0K3N"), FullDisk(), session, clock, "n1")
+    sender = Webhook(WebhookSettings(url="http://h.example/T0K3N"), FullDisk(), post, clock, "n1")
     with pytest.raises(asyncio.CancelledError):
         await sender.run()
     assert clock.seen == [1.0, 2.0, 4.0]
