@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import hmac
 import json
+import os
 from collections.abc import Mapping, Sequence
 from types import TracebackType
 from typing import Any, Final
 
 import aiohttp
 
-from keyvault.handover.http_client import exchange
+from keyvault.handover.http_client import Answer, accepted, send, shown_text
+from keyvault.handover.messages import strict_json
+from keyvault.vault import token_proof
+from keyvault.vault.token_proof import Nonces
 
 from .errors import KeyvaultError
 
@@ -22,12 +27,14 @@ _TIMEOUT_S: Final = 30.0
 class VaultClient:
     """Calls of the vault's agent API; every refusal is raised as KeyvaultError. Use as an async context manager.
 
-    ``base_url`` like ``http://127.0.0.1:6666``; ``token`` is the text of the token file.
+    `base_url` like `http://127.0.0.1:6666`; `token` is the text of the token file. It is proven, never sent
+    (`keyvault.vault.token_proof`), and answers count only if whoever made them knows it too. Each request has a
+    connection of its own: one that waits for the next call could be pushed out by strangers meanwhile.
     """
 
     def __init__(self, base_url: str, token: str, session: aiohttp.ClientSession | None = None) -> None:
         self._base_url = base_url.rstrip("/")
-        self._headers = {"Authorization": f"Bearer {token.strip()}"}
+        self._token = token.strip().encode()
         self._session = session
         self._own_session = session is None
 
@@ -45,39 +52,69 @@ class VaultClient:
             await self._session.close()
             self._session = None
 
+    async def _send(self, method: str, path: str, body: bytes | None, timeout_s: float, **headers: str) -> Answer:
+        if self._session is None:
+            self._session = aiohttp.ClientSession(connector=aiohttp.TCPConnector(force_close=True))
+        url = f"{self._base_url}{path}"
+        return await send(
+            self._session, method, url, body, headers, timeout_s=timeout_s, limit=_ANSWER_BYTES_MAX, who="VAULT"
+        )
+
     async def _call(
         self, method: str, path: str, value: Mapping[str, Any] | None = None, timeout_s: float = _TIMEOUT_S
     ) -> dict[str, Any]:
-        if self._session is None:
-            self._session = aiohttp.ClientSession()
-        body = json.dumps(value).encode("utf-8") if value is not None else None
-        url = f"{self._base_url}{path}"
-        content = await exchange(
-            self._session,
-            method,
-            url,
-            body,
-            self._headers,
-            timeout_s=timeout_s,
-            limit=_ANSWER_BYTES_MAX,
-            who="VAULT",
-        )
+        """Make one proven call; an answer counts only with the vault's own proof."""
+        body = json.dumps(value).encode("utf-8") if value is not None else b""
+        nonces = await self._challenge()
+        call = token_proof.make_call(self._token, nonces, method, path, body)
+        answer = await self._send(method, path, body or None, timeout_s, Authorization=call.header())
+        if not self._is_vaults(answer, nonces):
+            raise self._not_proven(f"its answer carries no proof: status {answer.status}, {shown_text(answer.body)}")
+        return self._object(answer, f"{method} {self._base_url}{path}")
+
+    async def _challenge(self) -> Nonces:
+        own = os.urandom(token_proof.NONCE_BYTES)
+        path = token_proof.CHALLENGE_PATH
+        answer = self._object(await self._send("GET", f"{path}?nonce={own.hex()}", None, _TIMEOUT_S), f"GET {path}")
         try:
-            answer = json.loads(content)
-        except (ValueError, RecursionError):
-            answer = None
-        if not isinstance(answer, dict):
+            nonces = Nonces(own, bytes.fromhex(answer["nonce"]))
+            proof = bytes.fromhex(answer["proof"])
+        except (KeyError, TypeError, ValueError):
+            raise self._not_proven("its answer to a challenge is malformed") from None
+        whole = len(nonces.vault) == token_proof.VAULT_NONCE_BYTES
+        if not whole or not hmac.compare_digest(proof, token_proof.challenge_proof(self._token, nonces)):
+            raise self._not_proven("it does not know the agent's token")
+        return nonces
+
+    def _is_vaults(self, answer: Answer, nonces: Nonces) -> bool:
+        expected = token_proof.answer_proof(self._token, nonces, answer.status, answer.body or b"").hex()
+        given = answer.headers.get(token_proof.ANSWER_HEADER, "")
+        return hmac.compare_digest(given.encode("utf-8", "surrogateescape"), expected.encode())
+
+    def _not_proven(self, why: str) -> KeyvaultError:
+        return KeyvaultError(
+            code="VAULT_NOT_PROVEN",
+            what=f"what listens at {self._base_url} was not taken for the vault",
+            why=why,
+            action="See what listens there, and give the vault and the agent the same token file.",
+            kind="transient",
+        )
+
+    def _object(self, answer: Answer, what: str) -> dict[str, Any]:
+        content = accepted(answer, what, "VAULT")
+        try:
+            return strict_json(content, _ANSWER_BYTES_MAX, "answer")
+        except KeyvaultError as error:
             raise KeyvaultError(
                 code="VAULT_ANSWER_MALFORMED",
-                what=f"{method} {url} failed",
-                why="the answer is not a JSON object",
+                what=f"{what} failed",
+                why=error.why,
                 action="See what listens there.",
-            )
-        return answer
+            ) from None
 
     async def health(self) -> dict[str, Any]:
         """Return ``{"status": "ok", "enclave_id", "tee"}``; needs no token."""
-        return await self._call("GET", "/healthz")
+        return self._object(await self._send("GET", "/healthz", None, _TIMEOUT_S), f"GET {self._base_url}/healthz")
 
     async def status(self) -> dict[str, Any]:
         """Return what the vault is and holds: ids, policy mode, chain floor, key sets, permits, condition; no keys."""

@@ -6,7 +6,6 @@ parameter or a failed verification.
 
 from __future__ import annotations
 
-import hmac
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from typing import Final, Protocol
@@ -58,17 +57,11 @@ def add_v1_routes(app: web.Application, port: V1Port) -> None:
 
 
 def add_upgrader_routes(
-    app: web.Application,
-    *,
-    version: str,
-    secret_flag: Callable[[], bool],
-    upgrade_flag: Callable[[], bool],
-    leave: Callable[[], None],
-    token: str,
+    app: web.Application, *, version: str, secret_flag: Callable[[], bool], upgrade_flag: Callable[[], bool]
 ) -> None:
-    """Add what managers in the field ask an upgrader: ``/version``, ``/secretflag``, ``/upgradeflag``, ``/exit``.
+    """Add what managers in the field ask an upgrader: `/version`, `/secretflag`, `/upgradeflag`.
 
-    ``version`` is ``<enclave id>@<version>``. Unlike the original, ``/exit`` needs the agent's token.
+    `version` is `<enclave id>@<version>`. The original's `/exit`, which ends it at anybody's word, is not among them.
     """
 
     def telling(text: Callable[[], str]) -> Handler:
@@ -77,22 +70,9 @@ def add_upgrader_routes(
 
         return tell
 
-    async def leave_if_allowed(request: web.Request) -> web.Response:
-        given = request.headers.get("Authorization", "").encode("utf-8", "surrogateescape")
-        if not hmac.compare_digest(given, f"Bearer {token}".encode()):
-            raise KeyvaultError(
-                code="VAULT_TOKEN_REFUSED",
-                what="/exit was refused",
-                why="the request does not carry the agent's token",
-                action="Let the agent, or the service manager, stop the vault.",
-            )
-        leave()
-        return web.Response(text="true")
-
     app.router.add_get("/version", telling(lambda: version))
     app.router.add_get("/secretflag", telling(lambda: str(secret_flag()).lower()))
     app.router.add_get("/upgradeflag", telling(lambda: str(upgrade_flag()).lower()))
-    app.router.add_get("/exit", leave_if_allowed)
 
 
 Handler = Callable[[web.Request], Awaitable[web.Response]]

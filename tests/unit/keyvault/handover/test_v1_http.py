@@ -2,7 +2,7 @@
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import aiohttp
@@ -18,14 +18,12 @@ from keyvault.handover.v1_http import add_upgrader_routes, add_v1_routes, fetch_
 from tests.doubles.vault_kit import SECRET, Enclave, sign
 
 NODE, UPGRADER = Enclave("node"), Enclave("upgrader")
-TOKEN = "a token of the agent"
 
 
 @dataclass
 class Port:
     v1_holder: V1Holder
     refusal: KeyvaultError | None = None
-    left: list[str] = field(default_factory=list)
 
     def v1_hand_out(self, requester_id: str) -> KeySet:
         if self.refusal is not None:
@@ -51,8 +49,6 @@ async def client(port: Port) -> AsyncIterator[TestClient[Any, Any]]:
         version=f"{NODE.id}@0.1.0",
         secret_flag=lambda: True,
         upgrade_flag=lambda: False,
-        leave=lambda: port.left.append("left"),
-        token=TOKEN,
     )
     async with TestClient(TestServer(app)) as made:
         yield made
@@ -137,11 +133,3 @@ async def test_a_malformed_query_is_a_400(client: TestClient[Any, Any]) -> None:
 )
 async def test_managers_of_the_field_get_their_answers(client: TestClient[Any, Any], path: str, text: str) -> None:
     assert await (await client.get(path)).text() == text
-
-
-async def test_nobody_ends_the_vault_without_the_token(client: TestClient[Any, Any], port: Port) -> None:
-    assert (await client.get("/exit")).status == 401
-    assert (await client.get("/exit", headers={"Authorization": "Bearer wrong"})).status == 401
-    assert port.left == []
-    assert (await client.get("/exit", headers={"Authorization": f"Bearer {TOKEN}"})).status == 200
-    assert port.left == ["left"]

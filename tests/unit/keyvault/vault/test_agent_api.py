@@ -3,7 +3,12 @@
 import asyncio
 import gzip
 import json
+import os
+import signal
 import socket
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import replace
 from typing import Any
 
 import aiohttp
@@ -16,6 +21,7 @@ from keyvault.handover import http_server as web
 from keyvault.handover.http_client import exchange
 from keyvault.handover.requester import Requester
 from keyvault.handover.v1 import V1Requester
+from keyvault.vault import token_proof
 from tests.doubles.vault_host import (
     KEYS_ID,
     NEW,
@@ -39,16 +45,123 @@ async def test_the_agents_calls_need_the_token() -> None:
         for token in ("", "wrong", TOKEN[:-1], TOKEN + "x"):
             async with VaultClient(base_url(client), token) as stranger:
                 for call in (stranger.status(), stranger.delivery(NEW), stranger.retain(KEYS_ID, 1)):
-                    assert await refused(call) == "VAULT_TOKEN_REFUSED"
+                    assert await refused(call) == "VAULT_NOT_PROVEN"
+        for header in ("", f"Bearer {TOKEN}", "DCUpgrade x", f"DCUpgrade {'0' * 64}.{'0' * 80}.{'0' * 64}.{'0' * 64}"):
+            status, answer = await raw(client, "/vault/retain", b"{}", {"Authorization": header})
+            assert (status, answer["code"]) == (401, "VAULT_TOKEN_REFUSED")
         assert (await client.health())["enclave_id"] == VAULT
 
 
-async def raw(client: VaultClient, path: str, body: bytes, token: str = TOKEN) -> tuple[int, dict[str, Any]]:
+async def raw(client: VaultClient, path: str, body: bytes, headers: Mapping[str, str] = {}) -> tuple[int, Any]:
     async with (
         aiohttp.ClientSession() as session,
-        session.post(base_url(client) + path, data=body, headers={"Authorization": f"Bearer {token}"}) as answer,
+        session.post(base_url(client) + path, data=body, headers=headers) as answer,
     ):
         return answer.status, await answer.json()
+
+
+async def nonces_of(client: VaultClient) -> token_proof.Nonces:
+    return await client._challenge()
+
+
+async def proven(client: VaultClient, path: str, body: bytes) -> tuple[int, Any]:
+    """A call that proves the token, with a body that `VaultClient` would not send."""
+    call = token_proof.make_call(TOKEN.encode(), await nonces_of(client), "POST", path, body)
+    return await raw(client, path, body, {"Authorization": call.header()})
+
+
+async def test_a_proof_serves_one_call_with_its_own_method_path_and_body() -> None:
+    body = json.dumps({"key_set_id": KEYS_ID, "until_unix_s": 1}).encode()
+    async with serving(Host().vault()) as client:
+        other = await nonces_of(client)
+
+        async def retain(call: token_proof.Call, sent: bytes = body, path: str = "/vault/retain") -> str:
+            return str((await raw(client, path, sent, {"Authorization": call.header()}))[1]["code"])
+
+        call = token_proof.make_call(TOKEN.encode(), await nonces_of(client), "POST", "/vault/retain", body)
+        assert await retain(call, path="/vault/committed") == "VAULT_TOKEN_REFUSED"
+        assert await retain(replace(call, nonces=other)) == "VAULT_TOKEN_REFUSED"
+        assert await retain(call) == "PERMIT_KEY_SET_UNKNOWN"  # the control: it was let in
+        assert await retain(call) == "VAULT_TOKEN_REFUSED"  # and is not let in twice
+        call = token_proof.make_call(TOKEN.encode(), await nonces_of(client), "POST", "/vault/retain", body)
+        assert await retain(call, body + b" ") == "VAULT_TOKEN_REFUSED"
+
+
+async def test_a_nonce_of_another_vault_process_or_an_expired_one_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    async with serving(Host().vault()) as client, serving(Host().vault()) as other:
+        for at in (other, client):
+            nonces = await nonces_of(at)
+            call = token_proof.make_call(TOKEN.encode(), nonces, "POST", "/vault/selftest", b"{}")
+            with monkeypatch.context() as patch:
+                if at is client:
+                    patch.setattr(token_proof.VaultNonces, "TTL_S", 0.0)
+                    nonces = await nonces_of(at)
+                    call = token_proof.make_call(TOKEN.encode(), nonces, "POST", "/vault/selftest", b"{}")
+                status, answer = await raw(client, "/vault/selftest", b"{}", {"Authorization": call.header()})
+            assert (status, answer["kind"]) == (401, "transient")
+
+
+class Squatter:
+    """A program on the vault's port that keeps what it is sent; `answers` by path, else what a relay got."""
+
+    def __init__(self, relay_to: str | None = None) -> None:
+        self.seen: list[bytes] = []
+        self.relay_to = relay_to
+
+    async def handle(self, request: aiohttp.web.Request) -> aiohttp.web.Response:
+        body = await request.read()
+        self.seen.append(f"{request.method} {request.path_qs} {request.raw_headers}".encode() + body)
+        if self.relay_to is None:
+            return aiohttp.web.json_response({"nonce": "00" * 40, "proof": "00" * 32, "key_sets": []})
+        async with (
+            aiohttp.ClientSession() as session,
+            session.request(request.method, self.relay_to + request.path_qs, data=body or None) as answer,
+        ):
+            told = await answer.json()
+        return aiohttp.web.json_response(told if "nonce" in told else {"key_set_id": KEYS_ID, "epoch": 1})
+
+    @asynccontextmanager
+    async def listening(self) -> AsyncIterator[str]:
+        app = aiohttp.web.Application()
+        app.router.add_route("*", "/{path:.*}", self.handle)
+        server = guarded_server.GuardedServer(app)
+        try:
+            yield f"http://127.0.0.1:{await server.start('127.0.0.1', 0)}"
+        finally:
+            await server.stop()
+
+
+async def test_who_listens_in_the_vaults_place_learns_neither_the_token_nor_what_is_asked() -> None:
+    squatter = Squatter()
+    async with squatter.listening() as url, VaultClient(url, TOKEN) as client:
+        for call in (client.status(), client.retain(KEYS_ID, 1), client.collect("http://127.0.0.1:1", OLD)):
+            assert await refused(call) == "VAULT_NOT_PROVEN"
+    assert len(squatter.seen) == 3  # the challenges, and nothing after them
+    assert not any(TOKEN.encode() in seen or KEYS_ID.encode() in seen or OLD.encode() in seen for seen in squatter.seen)
+
+
+async def test_an_answer_that_the_vault_did_not_make_is_not_believed() -> None:
+    """The agent stops the old node on the vault's word that the keys are sealed."""
+    async with serving(Host().vault()) as vault:
+        squatter = Squatter(base_url(vault))
+        async with squatter.listening() as url, VaultClient(url, TOKEN) as client:
+            assert await refused(client.collect("http://127.0.0.1:1", OLD)) == "VAULT_NOT_PROVEN"
+    assert len(squatter.seen) == 2
+    assert not any(TOKEN.encode() in seen for seen in squatter.seen)
+
+
+async def test_exit_of_v1_needs_the_proof_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    killed: list[int] = []
+    async with serving(Host(policy=policy(allow_v1=True)).vault()) as client, aiohttp.ClientSession() as session:
+        monkeypatch.setattr(os, "kill", lambda _, number: killed.append(number))
+        for headers in ({}, {"Authorization": f"Bearer {TOKEN}"}):
+            async with session.get(base_url(client) + "/exit", headers=headers) as answer:
+                assert answer.status == 401
+        assert killed == []
+        call = token_proof.make_call(TOKEN.encode(), await nonces_of(client), "GET", "/exit", b"")
+        async with session.get(base_url(client) + "/exit", headers={"Authorization": call.header()}) as answer:
+            assert answer.status == 200
+        assert killed == [signal.SIGTERM]
 
 
 @pytest.mark.parametrize(
@@ -66,7 +179,7 @@ async def raw(client: VaultClient, path: str, body: bytes, token: str = TOKEN) -
 )
 async def test_malformed_requests_of_the_agent_are_refused(path: str, body: bytes) -> None:
     async with serving(Host().vault()) as client:
-        status, answer = await raw(client, path, body)
+        status, answer = await proven(client, path, body)
         assert (status, answer["code"], answer["kind"]) == (400, "VAULT_REQUEST_MALFORMED", "rejected")
 
 
