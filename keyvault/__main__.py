@@ -1,4 +1,4 @@
-"""Command line of the vault on the host: `serve`, `build`, `verify`, `inspect`, `conformance`."""
+"""Command line of the vault on the host: `serve`, `watch`, `build`, `verify`, `inspect`, `conformance`."""
 
 from __future__ import annotations
 
@@ -36,6 +36,12 @@ def _command_serve(args: argparse.Namespace) -> int:
     words = ["serve", "--listen", args.listen, "--store", str(args.store.absolute())]
     words += ["--token-file", str(args.token_file.absolute()), "--auth-file", str(args.auth_file.absolute())]
     _enter_tee(args, [*words, "--tighten", str(args.tighten.absolute())] if args.tighten else words)
+
+
+def _command_watch(args: argparse.Namespace) -> int:
+    from .watchdog import answers, watch
+
+    return watch(args.argv, lambda: answers(args.url), args.silent_s)
 
 
 def _command_conformance(args: argparse.Namespace) -> int:
@@ -122,6 +128,11 @@ def _parser() -> argparse.ArgumentParser:
     serving = commands.add_parser("serve", help="run a vault image in the simulated TEE")
     serve.add_arguments(serving)
     serving.set_defaults(run=_command_serve)
+    watching = commands.add_parser("watch", help="run a vault's command, and end it once it does not answer")
+    watching.add_argument("--url", default="http://127.0.0.1:6666", help="where the vault listens")
+    watching.add_argument("--silent-s", type=float, default=90.0, help="seconds without an answer (default 90)")
+    watching.add_argument("argv", nargs="+", metavar="COMMAND", help="after --, like gramine-sgx keyvault")
+    watching.set_defaults(run=_command_watch)
     build = commands.add_parser("build", help="build the measured artefact and print its enclave id")
     build.add_argument("--policy", type=Path, required=True)
     build.add_argument("--key", type=Path, required=True, help="RSA-3072 key (e = 3) in PEM")

@@ -1,4 +1,4 @@
-"""The vault's process: started, looked at and started again by the agent."""
+"""The vault's process: the agent starts it, asks it, and starts it again."""
 
 from __future__ import annotations
 
@@ -6,11 +6,15 @@ import asyncio
 import logging
 import os
 import sys
+from collections.abc import Awaitable, Callable
+from functools import partial
 from pathlib import Path
 
 from dcupgrade.errors import failure_of
 from dcupgrade.settings.schema import Settings
-from process_supervisor.driver import LaunchSpec
+from keyvault.client import VaultClient
+from keyvault.errors import KeyvaultError
+from process_supervisor.driver import ExitStatus, LaunchSpec, NodeHandle
 from process_supervisor.process_driver import ProcessDriver
 
 from .node_process import KEPT_ENVIRONMENT
@@ -22,6 +26,9 @@ VAULT_NAME = "vault"
 VAULT_LOOK_S = 15.0
 VAULT_STOP_GRACE_S = 5.0
 VAULT_STEADY_S = 10.0
+VAULT_ANSWER_S_MAX = 10.0
+VAULT_SILENT_LOOKS_MAX = 4
+CODE_OF_SIGNALS = 128
 VAULT_PAUSE_S_MAX = 2.0
 """A vault that is down keeps a new node waiting for its keys: the pause before its restart stays short."""
 
@@ -31,7 +38,8 @@ def vault_spec(settings: Settings) -> LaunchSpec:
     vault = settings.vault
     listen = vault.url.removeprefix("http://").rstrip("/")
     argv = vault.command or (
-        *(sys.executable, "-m", "keyvault", "serve", "--listen", listen, "--store", str(settings.store_dir.resolve())),
+        *(sys.executable, "-P", "-m", "keyvault", "serve", "--listen", listen),
+        *("--store", str(settings.store_dir.resolve())),
         *("--token-file", str(settings.token_file.resolve()), "--auth-file", _path(vault.auth_file)),
         *("--cpu", str(settings.cpu_dir.resolve()), "--image", _path(vault.image)),
         *("--sigstruct", _path(vault.sigstruct)),
@@ -39,8 +47,9 @@ def vault_spec(settings: Settings) -> LaunchSpec:
     return LaunchSpec(
         name=VAULT_NAME,
         argv=tuple(argv),
-        env={name: os.environ[name] for name in KEPT_ENVIRONMENT if name in os.environ},
-        cwd=settings.agent.state_dir,
+        # Modules come from the installation alone: never from the folder a Python program is started in.
+        env={name: os.environ[name] for name in KEPT_ENVIRONMENT if name in os.environ} | {"PYTHONSAFEPATH": "1"},
+        cwd=settings.agent.state_dir if vault.command else Path("/"),
         log_path=settings.agent.state_dir / "logs" / "vault.log",
     )
 
@@ -64,18 +73,31 @@ async def look_at_vault(vault: Vault) -> None:
         await asyncio.sleep(VAULT_LOOK_S if vault.last else 1.0)
 
 
-async def keep_vault(settings: Settings, driver: ProcessDriver) -> None:
-    """Keep the vault's process up; it is found again after the agent's restart."""
+async def keep_vault(
+    settings: Settings,
+    driver: ProcessDriver,
+    answers: Callable[[], Awaitable[bool]] | None = None,
+    *,
+    look_s: float = VAULT_LOOK_S,
+) -> None:
+    """Keep the vault's process up; it is found again after the agent's restart.
+
+    A process that lives but has not answered four looks in a row, `look_s` seconds apart, is ended and started again.
+    `answers` asks it once (default: by its health route).
+    """
+    asked = answers if answers is not None else partial(_answers, settings.vault.url)
+    loop = asyncio.get_running_loop()
     tries = 0
     while True:
         try:
             record = await driver.start(vault_spec(settings))
             handle = await driver.adopt(record)
             if handle is not None:
-                began = asyncio.get_running_loop().time()
-                ended = await handle.wait()
-                tries = 0 if asyncio.get_running_loop().time() - began > VAULT_STEADY_S else tries
-                log.error("VAULT_START_FAILED: the vault ended with %s; log: %s", ended, record.log_path)
+                began = loop.time()
+                ended = await _until_ended(driver, handle, asked, look_s)
+                tries = 0 if loop.time() - began > VAULT_STEADY_S else tries
+                how = how_it_ended(ended)
+                log.error("VAULT_ENDED: the vault ended %s; it is started again; log: %s", how, record.log_path)
         except Exception as error:
             failure = failure_of(error)
             if failure.code == "NODE_ALREADY_RUNNING":
@@ -84,6 +106,43 @@ async def keep_vault(settings: Settings, driver: ProcessDriver) -> None:
             log.error("VAULT_START_FAILED: %s", failure.detail)
         tries += 1
         await asyncio.sleep(min(VAULT_PAUSE_S_MAX, 0.1 * 2.0 ** min(tries, 10)))
+
+
+async def _until_ended(
+    driver: ProcessDriver, handle: NodeHandle, answers: Callable[[], Awaitable[bool]], look_s: float
+) -> ExitStatus:
+    """Wait for the process's end; end it if it lives but does not answer."""
+    ended = asyncio.ensure_future(handle.wait())
+    silent_looks = 0
+    try:
+        while not (await asyncio.wait({ended}, timeout=look_s))[0]:
+            silent_looks = 0 if await answers() else silent_looks + 1
+            if silent_looks >= VAULT_SILENT_LOOKS_MAX:
+                silent_looks = 0
+                log.error("VAULT_SILENT: the vault's process lives but does not answer; it is ended and started again")
+                await driver.stop(handle, VAULT_STOP_GRACE_S)
+        return ended.result()
+    finally:
+        ended.cancel()
+
+
+async def _answers(url: str) -> bool:
+    try:
+        async with asyncio.timeout(VAULT_ANSWER_S_MAX), VaultClient(url, "") as client:
+            await client.health()
+    except (KeyvaultError, TimeoutError):
+        return False
+    return True
+
+
+def how_it_ended(status: ExitStatus) -> str:
+    """Say how the vault's process ended. The simulated CPU ends with 128 + n where its enclave ended by signal n."""
+    number = status.signal if status.signal is not None else (status.code or 0) - CODE_OF_SIGNALS
+    if number > 0:
+        return f"by signal {number}"
+    if status.code is not None:
+        return f"with exit code {status.code}"
+    return "(how is not known: an earlier agent started it)"
 
 
 async def _stop_by_name(driver: ProcessDriver, name: str) -> None:

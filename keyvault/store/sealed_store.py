@@ -39,6 +39,11 @@ class Entry:
     header: Header | None
     problem: KeyvaultError | None
 
+    @property
+    def sealer(self) -> str:
+        """Enclave id of the sealer as the file's name says it: a header whose sealer differs from it is damaged."""
+        return self.file[: 2 * len(FACTS_NAME)]
+
 
 @dataclass
 class Opened:

@@ -13,7 +13,6 @@ import logging
 import os
 import re
 import signal
-import sys
 import time
 from pathlib import Path
 from typing import Final
@@ -29,9 +28,17 @@ from keyvault.store.sealed_store import SealedStore
 
 from .agent_api import vault_app
 from .hygiene import harden_process
+from .log_writer import LogWriter
 from .start_files import measured_policy, read_signatures, read_text_file, start_refused
 from .vault import Vault
 
+log = logging.getLogger("keyvault")
+
+#: Signals whose default action would end the vault without a word, and that mean nothing here.
+_IGNORED: Final = (
+    *(signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2, signal.SIGALRM, signal.SIGVTALRM, signal.SIGPROF),
+    *(signal.SIGIO, signal.SIGPWR, signal.SIGXCPU, signal.SIGXFSZ),
+)
 _SWEEP_EVERY_S: Final = 60.0
 _LOCK_WAIT_S: Final = 5.0
 _TOKEN: Final = re.compile(r"[\x21-\x7e]{16,512}")
@@ -57,14 +64,20 @@ def parser() -> argparse.ArgumentParser:
 def main() -> int:
     """Run the vault inside its TEE; returns the exit code. Errors go to standard error under their code."""
     args = parser().parse_args()
-    logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(asctime)s %(levelname)s %(name)s %(message)s")
+    for number in _IGNORED:  # until the vault serves; by default they would end it without a word
+        signal.signal(number, signal.SIG_IGN)
+    writer = LogWriter()
+    writer.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s %(message)s"))
+    logging.basicConfig(level=logging.INFO, handlers=[writer])
     try:
         tee = open_driver()
         facts: dict[str, object] = {"hygiene": harden_process()}
         asyncio.run(serve(args, open_vault(args, tee), facts))
     except (KeyvaultError, AttestationError) as error:
-        sys.stderr.write(f"{error}\n")
+        log.error("%s", error)
         return 1
+    finally:
+        writer.close()
     return 0
 
 
@@ -104,16 +117,30 @@ def _lock(disk: FolderDisk) -> None:
         time.sleep(0.1)
 
 
+def _take_signals(stop: asyncio.Event) -> None:
+    """End cleanly on TERM, INT and QUIT; ignore HUP, USR1, USR2 and others that mean nothing here."""
+
+    def end(number: signal.Signals) -> None:
+        if not stop.is_set():
+            log.info("the vault ends: %s", number.name)
+        stop.set()
+
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT):
+        loop.add_signal_handler(number, end, number)
+    for number in _IGNORED:
+        loop.add_signal_handler(number, log.info, "%s is ignored", number.name)
+
+
 async def serve(args: argparse.Namespace, vault: Vault, facts: dict[str, object]) -> None:
-    """Serve the agent and the nodes until SIGTERM or SIGINT."""
+    """Serve the agent and the nodes until SIGTERM, SIGINT or SIGQUIT."""
     token = read_text_file(args.token_file, "token file").strip()
     if not _TOKEN.fullmatch(token):
         raise start_refused("the token file does not hold 16 to 512 printable characters without spaces")
     host, _, port = args.listen.rpartition(":")
     server = GuardedServer(vault_app(vault, token, facts))
     stop = asyncio.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        asyncio.get_running_loop().add_signal_handler(number, stop.set)
+    _take_signals(stop)
     try:
         bound = await server.start(host.strip("[]"), int(port))
     except (OSError, ValueError, OverflowError) as error:
@@ -121,7 +148,6 @@ async def serve(args: argparse.Namespace, vault: Vault, facts: dict[str, object]
             f"it cannot listen on {args.listen} ({error})", "Free the port or choose another."
         ) from None
     unsafe = f"; UNSAFE: {', '.join(vault.policy.unsafe())}" if vault.policy.unsafe() else ""
-    log = logging.getLogger("keyvault")
     log.info("vault %s (%s TEE) listens on %s:%d%s", vault.enclave_id, vault.status()["tee"], host, bound, unsafe)
     if vault.condition is not None:
         log.error("%s", vault.condition)

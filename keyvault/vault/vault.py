@@ -125,7 +125,7 @@ class Vault:
         for entry in entries:
             if entry.problem is not None:
                 log.error("%s: %s", entry.file, entry.problem)
-        others = sorted({e.header.sealer.hex() for e in entries if _of_another(e) and e.header is not None})
+        others = sorted({entry.sealer for entry in entries if entry.sealer != self.enclave_id})
         own_keys = [e for e in entries if e.problem is None and e.header is not None and e.header.kind == KIND_KEY_SET]
         sealed = None
         try:
@@ -515,10 +515,6 @@ class Vault:
 async def _sealed_already() -> bool:
     """The vault seals before it confirms anything, and has no older data to open a canary of."""
     return False
-
-
-def _of_another(entry: Entry) -> bool:
-    return entry.problem is not None and entry.problem.code == "STORE_OTHER_ENCLAVE"
 
 
 def _permit_json(permit: Permit) -> Mapping[str, Any]:

@@ -156,25 +156,33 @@ class Bench:
         command += ["--image", str(artefact.image), "--sigstruct", str(artefact.sigstruct)]
         return self._start([*command, *(["--debug"] if debug else []), "--", *arguments])
 
-    def _start(self, command: list[str]) -> Process:
+    def _start(self, command: list[str], log_end: int | None = None) -> Process:
         self.count += 1
         log = self.folder / f"process-{self.count}.log"
-        with log.open("wb") as sink:
+        with log.open("wb") if log_end is None else os.fdopen(log_end, "wb") as sink:
             popen = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=sink, stdin=subprocess.DEVNULL)
         process = Process(popen, log)
         self.running.append(process)
         return process
 
     def start_vault(
-        self, artefact: Artefact, port: int, *, store: str = "store", cpu: str = "cpu", more: tuple[str, ...] = ()
+        self,
+        artefact: Artefact,
+        port: int,
+        *,
+        store: str = "store",
+        cpu: str = "cpu",
+        more: tuple[str, ...] = (),
+        log_end: int | None = None,
     ) -> Process:
+        """Start a vault. `log_end`: a descriptor to write its log to, closed here, instead of a file."""
         token, auth = self.folder / "token", self.folder / f"{artefact.enclave_id}.auth"
         token.write_text(TOKEN + "\n")
         auth.write_text(encode_multibase(self.sign(artefact.enclave_id)))
-        command = [sys.executable, "-m", "keyvault", "serve", "--listen", f"127.0.0.1:{port}"]
+        command = [sys.executable, "-P", "-m", "keyvault", "serve", "--listen", f"127.0.0.1:{port}"]
         command += ["--store", str(self.folder / store), "--token-file", str(token), "--auth-file", str(auth)]
         command += ["--cpu", str(self.folder / cpu), "--image", str(artefact.image)]
-        return self._start([*command, "--sigstruct", str(artefact.sigstruct), *more])
+        return self._start([*command, "--sigstruct", str(artefact.sigstruct), *more], log_end)
 
     def start_node(
         self,

@@ -11,6 +11,7 @@ from keyvault.handover.http_client import fetch_key_set
 from keyvault.handover.key_set import KeySet
 from keyvault.handover.requester import Requester
 from keyvault.vault.vault import Vault
+from tests.doubles.crash_disk import CrashDisk
 from tests.doubles.vault_host import (
     KEYS_ID,
     NEW,
@@ -161,3 +162,22 @@ async def test_receipt_keys_of_deliveries_that_ran_out_are_wiped_without_another
     host.clock.monotonic_s += 901
     vault.sweep()
     assert not any(delivery.receipt_key)
+
+
+#: Offset of the sealer's MRENCLAVE in a sealed file (keyvault/store/sealed_file.py).
+SEALER_AT = 532
+
+
+async def test_one_flipped_bit_in_a_files_sealer_is_damage_of_one_generation() -> None:
+    host = Host()
+    async with serving(host.vault()) as client:
+        await collect(client)
+        await collect(client)  # two generations of the key set, and of the facts
+    assert len(host.disk.files) == 4
+    for name, data in host.disk.files.items():
+        spoiled = bytearray(data)
+        spoiled[SEALER_AT + 5] ^= 0x10
+        vault = Host(disk=CrashDisk(files={**host.disk.files, name: bytes(spoiled)})).vault()
+        assert vault.condition is None, name
+        assert vault.self_test() == {"attestation": True, "opened": 1, "failed": {}}
+        assert [entry["key_set_id"] for entry in vault.status()["key_sets"]] == [KEYS_ID]
