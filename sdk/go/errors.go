@@ -50,7 +50,7 @@ const (
 	CodePeerConfig          Code = "PEER_CONFIG"
 	CodePeerISVSVN          Code = "PEER_ISVSVN_TOO_LOW"
 	CodePeerNotUpgrader     Code = "PEER_NOT_UPGRADER"
-	CodePeerNotListed       Code = "PEER_NOT_LISTED"
+	CodeUpgraderUnlisted    Code = "HANDOVER_UPGRADER_UNLISTED"
 	CodeReportMACBad        Code = "REPORT_MAC_BAD"
 	CodeTEEMissing          Code = "TEE_MISSING"
 	CodeTEEGone             Code = "TEE_GONE"

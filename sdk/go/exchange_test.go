@@ -142,13 +142,13 @@ func TestAVaultThatTheChainDoesNotListGetsNothing(t *testing.T) {
 	vault := newNode(t, "vault")
 	c := newConversation(t, vault, holds, "")
 	_, err := c.answer(c.request())
-	needCode(t, CodePeerNotListed, err)
+	needCode(t, CodeUpgraderUnlisted, err)
 	if IsTransient(err) || asked != idOf(vault) {
 		t.Errorf("a revoked vault was refused for now only, or %s was asked for", asked)
 	}
 	problem = errTest
 	_, err = c.answer(c.request())
-	needCode(t, CodePeerNotListed, err)
+	needCode(t, CodeUpgraderUnlisted, err)
 	if !IsTransient(err) {
 		t.Error("what is not known now was refused for good")
 	}
@@ -310,8 +310,8 @@ func EncodeBase64(data []byte) string { return base64.StdEncoding.EncodeToString
 
 func (c conversation) lastSession() []byte {
 	var last []byte
-	for id, s := range c.holder.sessions.entries {
-		if s.Value.(session).requester == idOf(c.requester.node) {
+	for id, s := range c.holder.sessions.fromOldest {
+		if s.requester == idOf(c.requester.node) {
 			last = append([]byte(nil), id[:]...)
 		}
 	}

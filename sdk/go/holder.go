@@ -1,7 +1,6 @@
 package handover
 
 import (
-	"container/list"
 	"context"
 	"crypto/subtle"
 	"fmt"
@@ -17,15 +16,16 @@ const (
 	// deliveryTTL is the time in which the vault seals and confirms, or asks again.
 	deliveryTTL = 15 * time.Minute
 	// sessionsMax is so large that hellos cannot push an exchange out that takes milliseconds: a port that takes
-	// 10,000 hellos a second needs six seconds for it. A session is a few hundred bytes.
-	sessionsMax = 1 << 16
+	// 10,000 hellos a second needs more than a second for it. A session is a few hundred bytes.
+	sessionsMax = 1 << 14
 	// deliveriesMax bounds what verified vaults leave unconfirmed.
 	deliveriesMax = 64
 )
 
+type sessionID [sessionBytes]byte
+
 // session is an open session of somebody who has proven nothing yet.
 type session struct {
-	id         [sessionBytes]byte
 	transcript transcript
 	requester  sgx.EnclaveID
 	expires    time.Time
@@ -33,7 +33,6 @@ type session struct {
 
 // delivery is a key set on its way to a verified requester.
 type delivery struct {
-	id         [sessionBytes]byte
 	transcript transcript
 	receiptKey []byte
 	requester  sgx.Report
@@ -61,8 +60,8 @@ type exchange struct {
 	max  int
 
 	mu         sync.Mutex
-	sessions   table[session]
-	deliveries table[*delivery]
+	sessions   table[sessionID, session]
+	deliveries table[sessionID, *delivery]
 }
 
 func newExchange(node Node) (*exchange, error) {
@@ -72,7 +71,7 @@ func newExchange(node Node) (*exchange, error) {
 	}
 	return &exchange{
 		node: node, own: target.MRENCLAVE, now: time.Now, max: sessionsMax,
-		sessions: newTable[session](), deliveries: newTable[*delivery](),
+		sessions: newTable[sessionID, session](), deliveries: newTable[sessionID, *delivery](),
 	}, nil
 }
 
@@ -101,19 +100,21 @@ func (e *exchange) onHello(body []byte) ([]byte, error) {
 	if err != nil {
 		return nil, err
 	}
-	e.open(session{[sessionBytes]byte(id), state, target.MRENCLAVE, e.now().Add(sessionTTL)})
+	e.open(sessionID(id), session{state, target.MRENCLAVE, e.now().Add(sessionTTL)})
 	return encode(challengeMessage{protocolVersion, id, nonce, report.Encode(), e.node.NetworkSignatures}), nil
 }
 
-func (e *exchange) open(s session) {
+func (e *exchange) open(id sessionID, s session) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	now := e.now()
-	for oldest, ok := e.sessions.oldest(); ok && (e.sessions.len() >= e.max || !now.Before(oldest.expires)); {
-		e.sessions.take(oldest.id)
-		oldest, ok = e.sessions.oldest()
+	for oldestID, oldest := range e.sessions.fromOldest {
+		if e.sessions.len() < e.max && now.Before(oldest.expires) {
+			break
+		}
+		e.sessions.take(oldestID)
 	}
-	e.sessions.put(s.id, s)
+	e.sessions.put(id, s)
 }
 
 // onRequest consumes the session, then verifies the requester: its report, its signatures, and that it began here.
@@ -123,7 +124,7 @@ func (e *exchange) onRequest(ctx context.Context, body []byte) (verifiedRequest,
 		return verifiedRequest{}, err
 	}
 	e.mu.Lock()
-	s, ok := e.sessions.take([sessionBytes]byte(id))
+	s, ok := e.sessions.take(sessionID(id))
 	e.mu.Unlock()
 	if !ok || !e.now().Before(s.expires) {
 		return verifiedRequest{}, sessionUnknown("request", "its session does not exist, was used before, or has run out")
@@ -168,28 +169,30 @@ func (e *exchange) deliver(request verifiedRequest, keys *KeySet) ([]byte, error
 	if err != nil {
 		return nil, err
 	}
-	e.keep(&delivery{
-		id: [sessionBytes]byte(request.Session), transcript: state, receiptKey: receiptKey, requester: request.report,
+	e.keep(sessionID(request.Session), &delivery{
+		transcript: state, receiptKey: receiptKey, requester: request.report,
 		keySetID: keys.ID(), expires: e.now().Add(deliveryTTL),
 	})
 	return encode(deliveryMessage{request.Session, ciphertext, report.Encode()}), nil
 }
 
-func (e *exchange) keep(d *delivery) {
+func (e *exchange) keep(id sessionID, d *delivery) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	now := e.now()
-	for oldest, ok := e.deliveries.oldest(); ok && (e.deliveries.len() >= deliveriesMax || !now.Before(oldest.expires)); {
+	for oldestID, oldest := range e.deliveries.fromOldest {
+		if e.deliveries.len() < deliveriesMax && now.Before(oldest.expires) {
+			break
+		}
 		clear(oldest.receiptKey)
-		e.deliveries.take(oldest.id)
-		oldest, ok = e.deliveries.oldest()
+		e.deliveries.take(oldestID)
 	}
-	e.deliveries.put(d.id, d)
+	e.deliveries.put(id, d)
 }
 
 // find returns the delivery that a confirmation is about. The caller holds the lock.
 func (e *exchange) find(id []byte, what string) (*delivery, error) {
-	d, ok := e.deliveries.get([sessionBytes]byte(id))
+	d, ok := e.deliveries.get(sessionID(id))
 	if !ok || !e.now().Before(d.expires) {
 		return nil, sessionUnknown(what, "its session has no delivery under way")
 	}
@@ -271,42 +274,4 @@ func offers(versions []int, version int) bool {
 		}
 	}
 	return false
-}
-
-// table is a map that knows its oldest entry.
-type table[T any] struct {
-	entries map[[sessionBytes]byte]*list.Element
-	order   *list.List
-}
-
-func newTable[T any]() table[T] {
-	return table[T]{map[[sessionBytes]byte]*list.Element{}, list.New()}
-}
-
-func (t table[T]) len() int { return len(t.entries) }
-
-func (t table[T]) put(id [sessionBytes]byte, value T) { t.entries[id] = t.order.PushBack(value) }
-
-func (t table[T]) get(id [sessionBytes]byte) (value T, ok bool) {
-	element, ok := t.entries[id]
-	if ok {
-		value = element.Value.(T)
-	}
-	return value, ok
-}
-
-func (t table[T]) take(id [sessionBytes]byte) (value T, ok bool) {
-	if value, ok = t.get(id); ok {
-		t.order.Remove(t.entries[id])
-		delete(t.entries, id)
-	}
-	return value, ok
-}
-
-func (t table[T]) oldest() (value T, ok bool) {
-	element := t.order.Front()
-	if element == nil {
-		return value, false
-	}
-	return element.Value.(T), true
 }

@@ -132,12 +132,12 @@ func (p Policy) checkListed(ctx context.Context, report sgx.Report) error {
 	}
 	listed, err := p.IsListed(ctx, report.MRENCLAVE)
 	if err != nil {
-		refusal := refusedPeer(CodePeerNotListed, report, "whether the chain lists it is not known at the moment")
+		refusal := refusedPeer(CodeUpgraderUnlisted, report, "whether the chain lists it is not known at the moment")
 		refusal.Kind = Transient
 		return refusal
 	}
 	if !listed {
-		return refusedPeer(CodePeerNotListed, report, "the chain does not list it: it was never added, or revoked")
+		return refusedPeer(CodeUpgraderUnlisted, report, "the chain does not list it: it was never added, or revoked")
 	}
 	return nil
 }

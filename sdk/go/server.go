@@ -15,13 +15,13 @@ const (
 	headerTimeout    = 10 * time.Second
 	idleTimeout      = 30 * time.Second
 	writeTimeout     = 10 * time.Second
-	connectionsMax   = 256
+	connectionsMax   = 512
 	headerBytesMax   = 16 * 1024
 	shutdownPatience = 5 * time.Second
 )
 
 // Server serves a handler on loopback so that a stranger on the host cannot starve it: requests of other hosts than
-// loopback and of browsers are refused on every path, and of 256 connections the oldest that is not being answered gives
+// loopback and of browsers are refused on every path, and of 512 connections the oldest that is not being answered gives
 // way to a newcomer.
 //
 // The zero value of the limits is not usable; make a Server with [NewServer].

@@ -21,9 +21,9 @@ const (
 	v1ReportBytes    = len(oeHeader) + sgx.ReportSize
 	v1AnswerBytesMax = 2 * KeySetBytesMax
 	challengeTTL     = 60 * time.Second
-	// challengesMax bounds the live challenges. A proven requester's answer is tried against those of its id, the newest
-	// first, at 50 microseconds each.
-	challengesMax = 4096
+	challengeRenewed = 30 * time.Second
+	// challengedMax bounds the enclave ids that have a challenge.
+	challengedMax = 1 << 14
 )
 
 func encodeReportV1(report sgx.Report) []byte { return append([]byte(oeHeader), report.Encode()...) }
@@ -136,55 +136,71 @@ func verifyV1(key, message []byte, report sgx.Report) bool {
 
 // challengeV1 is a challenge that waits for its answer.
 type challengeV1 struct {
-	requester sgx.EnclaveID
-	digest    [sha512.Size]byte
-	expires   time.Time
+	digest [sha512.Size]byte
+	made   time.Time
 }
 
-// exchangeV1 is the holder's side over v1. When the table is full, the oldest challenge gives way: what a stranger claims
-// costs no honest requester its place.
+// exchangeV1 is the holder's side over v1.
+//
+// A claimed enclave id has one challenge at a time, whoever asks for it and how often: polling in an enclave's name takes
+// nothing from that enclave. It is replaced after 30 s, ends after 60 s, and is consumed by a requester that proves
+// itself. When too many ids have one, the oldest gives way.
 type exchangeV1 struct {
 	node Node
+	own  sgx.EnclaveID
 	now  func() time.Time
 	max  int
 
 	mu         sync.Mutex
-	challenges []challengeV1 // oldest first
-	answered   int
+	challenges table[sgx.EnclaveID, []challengeV1] // the newest of an id last
 }
 
-func newExchangeV1(node Node) *exchangeV1 {
-	return &exchangeV1{node: node, now: time.Now, max: challengesMax}
+func newExchangeV1(node Node) (*exchangeV1, error) {
+	target, err := node.TEE.TargetInfo()
+	if err != nil {
+		return nil, err
+	}
+	return &exchangeV1{
+		node: node, own: target.MRENCLAVE, now: time.Now, max: challengedMax,
+		challenges: newTable[sgx.EnclaveID, []challengeV1](),
+	}, nil
 }
 
-// onHello returns a report targeted at the caller whose REPORTDATA is a new challenge.
+// onHello returns a report targeted at the caller whose REPORTDATA is the challenge.
 func (e *exchangeV1) onHello(raw []byte) ([]byte, error) {
 	caller, err := decodeReportV1(raw)
 	if err != nil {
 		return nil, err
 	}
-	digest := sha512.Sum512(withoutLeadingZeros(e.node.crypto().random(16)))
-	report, err := e.node.TEE.Report(caller.TargetInfo(), digest)
-	if err != nil {
-		return nil, err
-	}
-	e.mu.Lock()
-	defer e.mu.Unlock()
-	e.expire()
-	if len(e.challenges) >= e.max {
-		e.challenges = e.challenges[1:]
-	}
-	e.challenges = append(e.challenges, challengeV1{caller.MRENCLAVE, digest, e.now().Add(challengeTTL)})
-	return encodeReportV1(report), nil
+	report, err := e.node.TEE.Report(caller.TargetInfo(), e.challengeFor(caller.MRENCLAVE))
+	return encodeReportV1(report), err
 }
 
-func (e *exchangeV1) expire() {
-	now := e.now()
-	live := slices.IndexFunc(e.challenges, func(c challengeV1) bool { return now.Before(c.expires) })
-	if live < 0 {
-		live = len(e.challenges)
+func (e *exchangeV1) challengeFor(id sgx.EnclaveID) [sha512.Size]byte {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	now, live := e.now(), e.live(id)
+	if n := len(live); n > 0 && now.Before(live[n-1].made.Add(challengeRenewed)) {
+		return live[n-1].digest
 	}
-	e.challenges = slices.Clip(e.challenges[live:])
+	fresh := challengeV1{sha512.Sum512(withoutLeadingZeros(e.node.crypto().random(16))), now}
+	e.challenges.take(id)
+	for oldest := range e.challenges.fromOldest {
+		if e.challenges.len() < e.max {
+			break
+		}
+		e.challenges.take(oldest)
+	}
+	e.challenges.put(id, append(live, fresh))
+	return fresh.digest
+}
+
+// live returns the challenges of an id that have not ended. The caller holds the lock.
+func (e *exchangeV1) live(id sgx.EnclaveID) []challengeV1 {
+	known, _ := e.challenges.get(id)
+	return slices.DeleteFunc(slices.Clone(known), func(c challengeV1) bool {
+		return !e.now().Before(c.made.Add(challengeTTL))
+	})
 }
 
 // onSecret verifies a requester and consumes its challenge, whatever it is then told.
@@ -198,11 +214,10 @@ func (e *exchangeV1) onSecret(secret v1Secret) (sgx.Report, error) {
 	}
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	e.expire()
-	for i := len(e.challenges) - 1; i >= 0; i-- { // an honest one answers within milliseconds
-		c := e.challenges[i]
-		if c.requester == report.MRENCLAVE && verifyV1(secret.publicKey, c.digest[:], report) {
-			e.challenges = slices.Delete(e.challenges, i, i+1)
+	live := e.live(report.MRENCLAVE)
+	for i, c := range live {
+		if verifyV1(secret.publicKey, c.digest[:], report) {
+			e.challenges.set(report.MRENCLAVE, slices.Delete(live, i, i+1))
 			return report, nil
 		}
 	}
@@ -227,18 +242,25 @@ func (e *exchangeV1) answer(secret v1Secret, requester sgx.Report, keys *KeySet)
 		return nil, err
 	}
 	return json.Marshal(v1Answer{
-		EnclaveSignature: e.signature(), EncryptSecret: sealed, Pubkey: own.Public().(ed25519.PublicKey),
+		EnclaveSignature: e.signature(requester.MRENCLAVE, secret.signature), EncryptSecret: sealed, Pubkey: own.Public().(ed25519.PublicKey),
 		LocalReport: encodeReportV1(report),
 	})
 }
 
-// signature returns the next of this side's network signatures: an answer holds one, and the requester may not know the
-// key of the first.
-func (e *exchangeV1) signature() []byte {
-	e.mu.Lock()
-	defer e.mu.Unlock()
-	e.answered++
-	return e.node.NetworkSignatures[(e.answered-1)%len(e.node.NetworkSignatures)]
+// signature returns this side's signature by the network key that signed the requester too: that key it knows. v1 has
+// room for one signature, and a network that changes its key has two.
+func (e *exchangeV1) signature(requester sgx.EnclaveID, theirs []byte) []byte {
+	own := e.node.NetworkSignatures
+	for _, key := range e.node.Policy.Network.keys {
+		if len(own) > 1 && signedBy(key, requester, [][]byte{theirs}) {
+			for _, signature := range own {
+				if signedBy(key, e.own, [][]byte{signature}) {
+					return signature
+				}
+			}
+		}
+	}
+	return own[0]
 }
 
 // withoutLeadingZeros writes a number as v1 does.

@@ -27,7 +27,11 @@ func NewHolderV1(node Node, keys KeysFunc) (*HolderV1, error) {
 	if len(node.NetworkSignatures) == 0 {
 		return nil, rejected(CodeSignatureMissing, "v1 cannot be served", "this node has no network signature")
 	}
-	h := &HolderV1{newExchangeV1(node), keys, http.NewServeMux()}
+	exchange, err := newExchangeV1(node)
+	if err != nil {
+		return nil, err
+	}
+	h := &HolderV1{exchange, keys, http.NewServeMux()}
 	h.mux.HandleFunc("GET /teerandom", v1Route("application/octet-stream", h.onHello))
 	h.mux.HandleFunc("GET /secret", v1Route("application/json", h.onSecret))
 	return h, nil
@@ -123,7 +127,7 @@ func (n Node) RequestKeysV1(ctx context.Context, upgraderURL string, seal SealFu
 			return nil, err
 		}
 		if !IsTransient(err) {
-			if refusals++; refusals >= refusalsMax*len(n.NetworkSignatures) || !mayPassV1(err) {
+			if refusals++; refusals >= refusalsMax*len(n.NetworkSignatures) || CodeOf(err) != CodeV1Refused {
 				return nil, err
 			}
 		}
@@ -133,12 +137,6 @@ func (n Node) RequestKeysV1(ctx context.Context, upgraderURL string, seal SealFu
 		case <-time.After(pause):
 		}
 	}
-}
-
-// mayPassV1 tells whether a refusal may be another one the next time: the peer's own, and a signature of the peer by a
-// key that this node does not know, since the peer's next answer carries its next one.
-func mayPassV1(err error) bool {
-	return CodeOf(err) == CodeV1Refused || CodeOf(err) == CodeSignatureBad
 }
 
 func requestOnceV1(ctx context.Context, client *client, r *requesterV1) (*KeySet, error) {

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
+	"fmt"
 	"io"
 	"net/http"
 	"net/http/httptest"
@@ -46,9 +47,18 @@ func TestKeysAreRequestedOverV1(t *testing.T) {
 	if err != nil || !bytes.Equal(keys.Bytes(), theKeys) {
 		t.Fatal(keys, err)
 	}
-	if n := len(vault.holder.exchange.challenges); n != 0 {
-		t.Errorf("%d challenges are live after their use", n)
+	if live := vault.holder.exchange.live(idOf(asks)); len(live) != 0 {
+		t.Errorf("%d challenges are live after their use", len(live))
 	}
+}
+
+func newV1(t *testing.T, node Node) *exchangeV1 {
+	t.Helper()
+	holder, err := newExchangeV1(node)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return holder
 }
 
 // secretOf runs the first half of an exchange against a holder.
@@ -71,7 +81,7 @@ func secretOf(t *testing.T, asks Node, holder *exchangeV1) v1Secret {
 }
 
 func TestAV1ChallengeIsUsedOnceExpiresAndBelongsToItsEnclave(t *testing.T) {
-	holder := newExchangeV1(newNode(t, "node"))
+	holder := newV1(t, newNode(t, "node"))
 	now := time.Unix(0, 0)
 	holder.now = func() time.Time { return now }
 	secret := secretOf(t, newNode(t, "vault"), holder)
@@ -88,11 +98,8 @@ func TestAV1ChallengeIsUsedOnceExpiresAndBelongsToItsEnclave(t *testing.T) {
 	_, err = holder.onSecret(secret)
 	needCode(t, CodeV1ChallengeUnknown, err)
 
-	secret = secretOf(t, newNode(t, "vault"), holder)
-	for i := range holder.challenges {
-		holder.challenges[i].requester = sgx.EnclaveID{9}
-	}
-	_, err = holder.onSecret(secret)
+	others := newV1(t, newNode(t, "node"))
+	_, err = others.onSecret(secretOf(t, newNode(t, "vault"), holder))
 	needCode(t, CodeV1ChallengeUnknown, err)
 }
 
@@ -107,8 +114,8 @@ func TestAV1ChallengeIsConsumedByWhoProvesItselfWhateverTheAnswer(t *testing.T) 
 			t.Error(err)
 		}
 	}
-	if n := len(vault.holder.exchange.challenges); n != 0 {
-		t.Errorf("%d challenges are left of six polls", n)
+	if live := vault.holder.exchange.live(idOf(asks)); len(live) != 0 {
+		t.Errorf("%d challenges are left of six polls", len(live))
 	}
 	vault.keys.keys = newKeys(t)
 	if _, err := asks.RequestKeysV1(deadline(t), vault.URL, sealed(false)); err != nil {
@@ -117,31 +124,42 @@ func TestAV1ChallengeIsConsumedByWhoProvesItselfWhateverTheAnswer(t *testing.T) 
 }
 
 func TestAFloodOverV1CostsAnHonestRequesterNothing(t *testing.T) {
-	holder := newExchangeV1(newNode(t, "node"))
+	holder := newV1(t, newNode(t, "node"))
 	holder.max = 50
+	now := time.Unix(0, 0)
+	holder.now = func() time.Time { return now }
 	asks := newNode(t, "vault")
 	secret := secretOf(t, asks, holder)
-	for range 49 {
+	for range 1000 { // in its own name
 		secretOf(t, asks, holder)
+	}
+	for number := range 49 {
+		secretOf(t, newNode(t, fmt.Sprint("stranger ", number)), holder)
 	}
 	if _, err := holder.onSecret(secret); err != nil {
-		t.Error("fewer challenges than there are places pushed it out:", err)
+		t.Error("a flood pushed it out:", err)
+	}
+	if n := holder.challenges.len(); n != 50 {
+		t.Errorf("%d ids have a challenge", n)
 	}
 	secret = secretOf(t, asks, holder)
-	for range 50 {
-		secretOf(t, asks, holder)
+	now = now.Add(challengeRenewed)
+	secretOf(t, asks, holder) // another one is given now, and the earlier one is good until it ends
+	if _, err := holder.onSecret(secret); err != nil {
+		t.Error("a renewed challenge ended the earlier one:", err)
 	}
-	_, err := holder.onSecret(secret)
-	needCode(t, CodeV1ChallengeUnknown, err)
-	if len(holder.challenges) != 50 {
-		t.Errorf("%d challenges are live", len(holder.challenges))
+	for number := range 60 {
+		secretOf(t, newNode(t, fmt.Sprint("stranger ", number)), holder)
+	}
+	if n := holder.challenges.len(); n != 50 {
+		t.Errorf("%d ids have a challenge", n)
 	}
 }
 
 func TestAV1HolderRefusesWhoIsNotAVault(t *testing.T) {
 	holds := newNode(t, "node")
 	holds.Policy.Vaults = []sgx.EnclaveID{idOf(newNode(t, "vault"))}
-	holder := newExchangeV1(holds)
+	holder := newV1(t, holds)
 	for want, asks := range map[Code]Node{
 		CodePeerNotUpgrader: newNode(t, "older node"),
 		CodePeerDebug:       newNode(t, "vault", func(e *softcpu.Enclave) { e.Identity.Attributes.Flags |= sgx.Debug }),
@@ -161,7 +179,7 @@ func TestAV1HolderRefusesWhoIsNotAVault(t *testing.T) {
 	holds.Policy.IsListed = func(context.Context, sgx.EnclaveID) (bool, error) { return false, nil }
 	vault := newVaultV1(t, holds, nil)
 	_, err = newNode(t, "vault").RequestKeysV1(deadline(t), vault.URL, sealed(false))
-	if err == nil || !strings.Contains(err.Error(), string(CodePeerNotListed)) {
+	if err == nil || !strings.Contains(err.Error(), string(CodeUpgraderUnlisted)) {
 		t.Error("a vault that the chain does not list got", err)
 	}
 }
@@ -220,7 +238,7 @@ func TestUnknownFieldsAreIgnoredOverV1(t *testing.T) {
 func TestARequesterRefusesAV1AnswerThatIsNotTheHolders(t *testing.T) {
 	asks, holds := newNode(t, "node"), newNode(t, "vault")
 	answerFor := func() (*requesterV1, v1Answer) {
-		holder := newExchangeV1(holds)
+		holder := newV1(t, holds)
 		r := newRequesterV1(asks, asks.NetworkSignatures[0])
 		hello, _ := r.hello()
 		challenge, err := holder.onHello(hello)
