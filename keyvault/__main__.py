@@ -111,6 +111,7 @@ def _command_inspect(args: argparse.Namespace) -> int:
                 "sealer": header.sealer.hex(),
                 "source": header.source.hex(),
                 "name": header.name.hex(),
+                "store_id": header.store_id.hex(),
                 "cpusvn": header.key_request.cpusvn.hex(),
                 "isvsvn": header.key_request.isvsvn,
                 "plaintext_bytes": header.plaintext_bytes,

@@ -59,7 +59,7 @@ VAULT_SHELLS = {
     *("keyvault.handover.http_client", "keyvault.handover.http_server", "keyvault.handover.v1_http"),
     "keyvault.handover.guarded_server",
     *("keyvault.handover.hpke", "keyvault.store.disk", "keyvault.store.sealed_store"),
-    *("keyvault.vault.serve", "keyvault.vault.start_files", "keyvault.vault.vault"),
+    *("keyvault.vault.serve", "keyvault.vault.start_files", "keyvault.vault.vault", "keyvault.vault.opening"),
     *("keyvault.vault.agent_api", "keyvault.vault.hygiene", "keyvault.vault.log_writer"),
 }
 IMPURE = {

@@ -3,7 +3,7 @@
 Layout, little-endian, header of 652 bytes, all of it authenticated as associated data:
 
     0:8     magic "DCSEALED"
-    8:2     format version, 1
+    8:2     format version: 1 without a store id, 2 with one
     10:2    kind: 1 key set, 2 facts of the vault
     12:8    epoch, rises with every write of the same name
     20:512  the whole KEYREQUEST (CPUSVN, KEYID, policy MRENCLAVE) that gives the seal key back
@@ -12,7 +12,7 @@ Layout, little-endian, header of 652 bytes, all of it authenticated as associate
     596:32  name: the key set id (zero for facts)
     628:12  AES-GCM nonce
     640:4   length of the plaintext
-    644:8   zero
+    644:8   store id: random, the same in all files of one vault's store (zero in format 1, which nodes write)
     652     ciphertext, then the 16-byte tag, and nothing after it
 
 Key = HKDF-SHA256(seal key, salt = KEYID, info = tag, MRENCLAVE, kind). KEYID is random per write: no key is used twice.
@@ -34,7 +34,10 @@ from attestation.sgx import POLICY_MRENCLAVE, SEAL_KEY, KeyRequest
 from keyvault.errors import KeyvaultError
 
 MAGIC: Final = b"DCSEALED"
-FORMAT: Final = 1
+FORMAT_PLAIN: Final = 1
+FORMAT_WITH_STORE_ID: Final = 2
+STORE_ID_BYTES: Final = 8
+NO_STORE_ID: Final = bytes(STORE_ID_BYTES)
 KIND_KEY_SET: Final = 1
 KIND_FACTS: Final = 2
 FACTS_NAME: Final = bytes(32)
@@ -59,12 +62,13 @@ class Header:
     name: bytes
     nonce: bytes
     plaintext_bytes: int
+    store_id: bytes = NO_STORE_ID
 
     def encode(self) -> bytes:
         """Return the 652 bytes."""
         return _LAYOUT.pack(
             MAGIC,
-            FORMAT,
+            FORMAT_PLAIN if self.store_id == NO_STORE_ID else FORMAT_WITH_STORE_ID,
             self.kind,
             self.epoch,
             self.key_request.encode(),
@@ -73,7 +77,7 @@ class Header:
             self.name,
             self.nonce,
             self.plaintext_bytes,
-            bytes(8),
+            self.store_id,
         )
 
 
@@ -94,13 +98,13 @@ def decode_header(data: bytes) -> Header:
     """
     if not HEADER_BYTES + TAG_BYTES <= len(data) <= FILE_BYTES_MAX:
         raise _invalid(f"it has {len(data)} bytes")
-    magic, version, kind, epoch, request, sealer, source, name, nonce, length, rest = _LAYOUT.unpack_from(data)
+    magic, version, kind, epoch, request, sealer, source, name, nonce, length, store_id = _LAYOUT.unpack_from(data)
     if magic != MAGIC:
         raise _invalid("its magic bytes are wrong")
-    if version != FORMAT:
-        raise _invalid(f"its format version is {version}, this program knows {FORMAT}")
-    if kind not in (KIND_KEY_SET, KIND_FACTS) or rest != bytes(8):
-        raise _invalid("its kind or reserved bytes are wrong")
+    if version not in (FORMAT_PLAIN, FORMAT_WITH_STORE_ID):
+        raise _invalid(f"its format version is {version}, this program knows {FORMAT_PLAIN} and {FORMAT_WITH_STORE_ID}")
+    if kind not in (KIND_KEY_SET, KIND_FACTS) or (version == FORMAT_PLAIN) != (store_id == NO_STORE_ID):
+        raise _invalid("its kind is unknown, or its store id does not fit its format version")
     if len(data) != HEADER_BYTES + length + TAG_BYTES:
         raise _invalid("its length is not the one its header names")
     try:
@@ -110,7 +114,7 @@ def decode_header(data: bytes) -> Header:
     # Under a weaker policy another enclave could open what this one wrote, or make this one open what another wrote.
     if key_request.key_name != SEAL_KEY or key_request.key_policy != POLICY_MRENCLAVE:
         raise _invalid("its KEYREQUEST does not ask for a seal key under the MRENCLAVE policy")
-    return Header(kind, epoch, key_request, sealer, source, name, nonce, length)
+    return Header(kind, epoch, key_request, sealer, source, name, nonce, length, store_id)
 
 
 def _cipher(seal_key: bytes, header: Header) -> AESGCM:

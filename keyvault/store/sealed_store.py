@@ -65,16 +65,24 @@ class SealedStore:
         self._random = random
         self._allow_simulated = allow_simulated
         self._own = tee.self_report()
+        #: what new files carry: the vault sets it, nodes need none
+        self.store_id = sealed.NO_STORE_ID
         #: name -> (epoch, generation) of the newest good copy; one process writes, so it need not be read again
         self._newest: dict[str, tuple[int, str]] = {}
         #: files this process wrote and read back itself: they can be replaced without another look
         self._written: set[str] = set()
 
     def entries(self) -> list[Entry]:
-        """Return what lies in the store, unsealing each file to see whether it is good."""
+        """Return what lies in the store, unsealing each file of this enclave to see whether it is good.
+
+        Files that name another sealer are not read: a node's folder has one more of them with each version.
+        """
         found = []
         for file in self._disk.names():
-            if _FILE.fullmatch(file):
+            match = _FILE.fullmatch(file)
+            if match is not None and match[1] != self._own.enclave_id:
+                found.append(Entry(file, None, self._other_enclave(file, match[1])))
+            elif match is not None:
                 try:
                     opened = self._open(file)
                 except KeyvaultError as problem:
@@ -126,13 +134,7 @@ class SealedStore:
         """Open what is, or is to be, in ``file``."""
         header = sealed.decode_header(data)
         if header.sealer != self._own.mrenclave:
-            raise KeyvaultError(
-                code="STORE_OTHER_ENCLAVE",
-                what=f"{file} cannot be opened",
-                why=f"it was sealed by {header.sealer.hex()}, this is {self._own.enclave_id}",
-                action="Run the build that sealed it; builds stand side by side, each with its own store.",
-                kind="invariant",
-            )
+            raise self._other_enclave(file, header.sealer.hex())
         match = _FILE.fullmatch(file)
         named = bytes.fromhex(match[2]) if match is not None and match[2] else FACTS_NAME
         if header.name != named or (header.kind == KIND_FACTS) != (named == FACTS_NAME):
@@ -143,6 +145,15 @@ class SealedStore:
                 kind="invariant",
             )
         return Opened(*sealed.open_sealed(data, self._seal_key(header)))
+
+    def _other_enclave(self, file: str, sealer: str) -> KeyvaultError:
+        return KeyvaultError(
+            code="STORE_OTHER_ENCLAVE",
+            what=f"{file} cannot be opened",
+            why=f"it was sealed by {sealer}, this is {self._own.enclave_id}",
+            action="Run the build that sealed it; builds stand side by side, each with its own store.",
+            kind="invariant",
+        )
 
     def _newest_good(self, name: str) -> tuple[Opened | None, str, list[KeyvaultError]]:
         """Return the newest copy that opens, its generation, and what was wrong with the others."""
@@ -181,16 +192,24 @@ class SealedStore:
         self._newest[base] = (best.header.epoch, generation)
         if best.header.key_request.cpusvn != self._own.cpusvn:
             try:
-                self.put(kind, name, best.header.source, best.payload)
+                self.put(kind, name, best.header.source, best.payload, best.header.store_id)
             except KeyvaultError as error:
                 log.warning("%s was not sealed anew for the newer CPU security version: %s", base, error)
         return best
 
-    def put(self, kind: int, name: str, source: bytes, payload: bytes | bytearray | memoryview) -> int:
+    def put(
+        self,
+        kind: int,
+        name: str,
+        source: bytes,
+        payload: bytes | bytearray | memoryview,
+        store_id: bytes | None = None,
+    ) -> int:
         """Seal ``payload`` as the next generation and return its epoch, after it was read back from disk and unsealed.
 
-        ``source``: the 32-byte release id (zero for facts). Raises ``STORE_WRITE_FAILED``, ``STORE_READ_BACK_FAILED``,
-        ``STORE_SEAL_KEY_UNSAFE``.
+        `source`: the 32-byte release id (zero for facts). `store_id`: 8 bytes, by default those of the store.
+
+        Raises STORE_WRITE_FAILED, STORE_READ_BACK_FAILED, STORE_SEAL_KEY_UNSAFE.
         """
         base = self._base_name(kind, name)
         if base not in self._newest:
@@ -209,6 +228,7 @@ class SealedStore:
             name=bytes.fromhex(name) if name else FACTS_NAME,
             nonce=self._random(sealed.NONCE_BYTES),
             plaintext_bytes=len(payload),
+            store_id=self.store_id if store_id is None else store_id,
         )
         file = f"{base}.{generation}.sealed"
         self._write(file, sealed.seal(header, self._seal_key(header), payload))

@@ -187,6 +187,21 @@ def test_enclaves_share_a_folder_without_being_in_each_others_way() -> None:
     assert problems == {"STORE_OTHER_ENCLAVE"}
 
 
+def test_the_files_of_earlier_versions_are_listed_without_being_read() -> None:
+    """A node's folder has one more of them with each upgrade: its start must not take longer for it."""
+    disk = CrashDisk()
+    for number in range(50):
+        put(store(disk, f"node {number}"))
+    put(store(disk, "node 50"), b"mine")
+    reading, read = store(disk, "node 50"), []
+    real = disk.read
+    disk.read = lambda name: (read.append(name), real(name))[1]  # type: ignore[method-assign]
+    entries = reading.entries()
+    assert len(entries) == 51
+    assert [name[:64] for name in read] == [enclave_id("node 50")]
+    assert [entry.sealer for entry in entries if entry.problem is None] == [enclave_id("node 50")]
+
+
 def test_a_file_moved_to_another_name_or_kind_is_refused() -> None:
     disk = CrashDisk()
     put(store(disk))
