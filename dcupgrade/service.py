@@ -21,6 +21,8 @@ from chain_watcher.watch.watcher import Watcher
 from dcupgrade.adapters.chain import Chain, release_of, remember_progress, watcher_config
 from dcupgrade.adapters.clock import SystemClock
 from dcupgrade.adapters.early_fetch import Prefetcher, fetchable_early
+from dcupgrade.adapters.fleet import FleetGate
+from dcupgrade.adapters.fleet_open import open_engine
 from dcupgrade.adapters.journal import Journal
 from dcupgrade.adapters.node_containers import open_node_driver
 from dcupgrade.adapters.node_http import NodeHttp
@@ -41,7 +43,7 @@ from dcupgrade.surfaces.chain_log import log_chain_news
 from dcupgrade.surfaces.http_api import Site, make_app
 from dcupgrade.surfaces.webhooks import run_all, webhooks
 from dcupgrade.upgrade.orchestrator import Orchestrator
-from dcupgrade.upgrade.ports import JournalPort, Ports
+from dcupgrade.upgrade.ports import JournalPort, NoFleet, Ports
 from keyvault.client import VaultClient
 from keyvault.handover.guarded_server import GuardedServer
 from keyvault.vault.log_writer import LogWriter
@@ -143,9 +145,16 @@ class _Parts:
     """What `serve` keeps running."""
 
     def __init__(
-        self, orchestrator: Orchestrator, watcher: Watcher, chain: Chain, vault: Vault, rules: gates.GateRules
+        self,
+        orchestrator: Orchestrator,
+        watcher: Watcher,
+        chain: Chain,
+        vault: Vault,
+        rules: gates.GateRules,
+        fleet: FleetGate | None,
     ) -> None:
         self.orchestrator, self.watcher, self.chain, self.vault, self.rules = orchestrator, watcher, chain, vault, rules
+        self.fleet = fleet
 
     def tasks(self, settings: Settings, driver: ProcessDriver, of_nodes: NodeDriver) -> list[tuple[str, Any]]:
         """Names and coroutines of the tasks that never end by themselves."""
@@ -154,6 +163,8 @@ class _Parts:
         out.append(("vault facts", look_at_vault(self.vault)))
         out.append(("vault authorities", keep_authorities_current(self.chain, self.vault)))
         out.append(("chain news", log_chain_news(self.watcher.health)))
+        if self.fleet is not None:
+            out.append(("fleet", self.fleet.keep(lambda: self.orchestrator.state)))
         if settings.vault.start:
             out.append(("vault", keep_vault(settings, driver)))
         return out
@@ -208,6 +219,10 @@ async def _assemble(
     stack.push_async_callback(prefetcher.close)
     slots.give_way = prefetcher.give_way
     rules = gate_rules(settings)
+    fleet = None
+    if (engine := open_engine(settings)) is not None:
+        stack.push_async_callback(engine.aclose)
+        fleet = FleetGate(engine, settings.node.id, settings.fleet.reverts_max, clock)
     ports = Ports(
         chain=chain,
         vault=vault,
@@ -216,6 +231,7 @@ async def _assemble(
         node_http=node_http,
         host=preflight,
         clock=clock,
+        fleet=fleet or NoFleet(),
     )
     orchestrator = Orchestrator(
         ports,
@@ -225,7 +241,7 @@ async def _assemble(
         rules=rules,
         commands_poll_s=0.25,
     )
-    return _Parts(orchestrator, watcher, chain, vault, rules)
+    return _Parts(orchestrator, watcher, chain, vault, rules, fleet)
 
 
 async def _tend(drivers: Collection[NodeDriver]) -> None:

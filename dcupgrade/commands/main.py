@@ -26,6 +26,7 @@ LAZY: dict[str, tuple[str, str, str]] = {
     "chain": ("dcupgrade.commands.chain", "chain", "Look at the chain: releases, and the checkpoint to pin."),
     "check": ("dcupgrade.commands.check", "check", "Examine host, chain, vault and node: the doctor."),
     "diagram": (OPERATOR, "diagram", "Print the upgrade machine as a Mermaid diagram."),
+    "fleet": ("dcupgrade.commands.fleet", "fleet", "Look at the fleet, stop it, let it continue."),
     "history": ("dcupgrade.commands.history", "history", "Show what happened: upgrades, outcomes, durations, reasons."),
     "hold": (OPERATOR, "hold", "Start no upgrade until `unhold`, or for some hours."),
     "override": (OPERATOR, "override", "Open all gates for one release, in an emergency."),

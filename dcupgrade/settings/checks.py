@@ -123,6 +123,12 @@ def events(_: Any, field: Any, value: tuple[str, ...]) -> None:
             raise ValueError(f"{event!r} is not an event{meant}")
 
 
+def fleet_name(_: Any, field: Any, value: str) -> None:
+    """A name that is a part of etcd's keys and of the names of Kubernetes objects."""
+    if not re.fullmatch(r"[a-z0-9]([-a-z0-9]{0,40}[a-z0-9])?", value):
+        raise ValueError(f"{value!r} is not 1 to 42 of a-z, 0-9 and -, beginning and ending with a letter or digit")
+
+
 def time_of_day(_: Any, field: Any, value: str) -> None:
     """HH:MM."""
     if not re.fullmatch(r"([01][0-9]|2[0-3]):[0-5][0-9]", value):

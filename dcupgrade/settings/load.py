@@ -64,6 +64,8 @@ def _across_fields(settings: Settings) -> list[str]:
     if settings.upgrade.backoff_max_s < settings.upgrade.backoff_s:
         mistakes.append("upgrade.backoff_max_s: is less than upgrade.backoff_s")
     mistakes += overlapping_folders(settings)
+    if settings.fleet.engine == "etcd" and not settings.fleet.endpoints:
+        mistakes.append("fleet.endpoints: engine `etcd` needs them")
     if settings.node.port == urlsplit(settings.vault.url).port:
         mistakes.append("node.port: is the port of vault.url")
     if settings.agent.http_listen.rpartition(":")[2] in (

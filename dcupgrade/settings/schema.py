@@ -213,6 +213,29 @@ class DownloadSettings:
 
 
 @attrs.frozen(kw_only=True)
+class FleetSettings:
+    """The fleet this node belongs to: how many may upgrade at once is decided by an engine that exists."""
+
+    engine: Literal["none", "etcd", "kubernetes"] = _doc("Who counts the upgrades of the fleet.", default="none")
+    name: str = _doc("Name of the fleet within the engine.", checks.fleet_name, default="dcupgrade")
+    reverts_max: int = _doc(
+        "Once so many nodes went back from a release, no other node begins it.", checks.at_least(1), default=2
+    )
+    endpoints: tuple[str, ...] = _doc(
+        "etcd's client URLs, or the Kubernetes API server's (default: the pod's own).",
+        checks.urls("http", "https"),
+        default=(),
+    )
+    ca_file: Path | None = _doc("CA certificates of the engine.", default=None)
+    cert_file: Path | None = _doc("Client certificate for etcd.", default=None)
+    key_file: Path | None = _doc("Its key.", default=None)
+    user: str = _doc("etcd's user; empty: no authentication.", default="")
+    password_file: Path | None = _doc("File with that user's password.", default=None)
+    namespace: str = _doc("Namespace of the Leases (engine `kubernetes`).", default="dcupgrade")
+    token_file: Path | None = _doc("Bearer token for `kubernetes`; default: the pod's service account.", default=None)
+
+
+@attrs.frozen(kw_only=True)
 class WebhookSettings:
     """One receiver of events."""
 
@@ -233,6 +256,7 @@ class Settings:
     vault: VaultSettings = attrs.field(factory=VaultSettings)
     upgrade: UpgradeSettings = attrs.field(factory=UpgradeSettings)
     download: DownloadSettings = attrs.field(factory=DownloadSettings)
+    fleet: FleetSettings = attrs.field(factory=FleetSettings)
     webhooks: tuple[WebhookSettings, ...] = ()
 
     @property

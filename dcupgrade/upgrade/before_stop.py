@@ -8,12 +8,14 @@ from typing import Any
 from dcupgrade.errors import DcupgradeError, failure_of
 from dcupgrade.machine import gates
 from dcupgrade.machine.events import Effect, Event, EventKind
-from dcupgrade.machine.state import State
+from dcupgrade.machine.state import Release, State
 
 from .tools import Emit, Tools, failed, release_of
 
 PREFLIGHT_PAUSE_S = 2.0
 """How long until the host is looked at again after a check before the upgrade failed."""
+FLEET_PAUSE_S = 15.0
+"""How long, on average, until the fleet is asked for a place again."""
 
 
 async def backoff(tools: Tools, effect: Effect, state: State, _emit: Emit) -> Event:
@@ -47,26 +49,37 @@ async def stage(tools: Tools, effect: Effect, state: State, _emit: Emit) -> Even
 
 
 async def open_gates(tools: Tools, effect: Effect, state: State, _emit: Emit) -> Event:
-    """Wait until no gate is shut and the host's checks pass."""
+    """Wait until no gate is shut, the host's checks pass, and the fleet has a place for this node.
+
+    The place is asked for last: a node that waits for its window must not keep others from theirs.
+    """
     release = release_of(state, effect)
     while True:
         now = tools.clock.now()
         shut = _shut_gates(tools, effect, state)
+        pause_s = gates.recheck_after_s(shut, now)
         if not shut:
-            try:
-                findings = await tools.host.preflight(
-                    release, state.running.enclave_id if state.running else "", state.first_install
-                )
-                shut = tuple(gates.Shut(item.code, item.detail) for item in findings)
-            except Exception as error:
-                failure = failure_of(error)
-                shut = (gates.Shut("GATE_PREFLIGHT", failure.detail),)
-            if not shut:
-                tools.note("gates", {"shut": []})
-                return Event(EventKind.GATES_OPEN, effect.enclave_id)
-            await _tell_gates(tools, shut, min(PREFLIGHT_PAUSE_S, tools.limits.backoff_max_s))
+            shut = await _host_gates(tools, release, state)
+            pause_s = min(PREFLIGHT_PAUSE_S, tools.limits.backoff_max_s)
+        if shut:
+            await tools.fleet.give_back()
         else:
-            await _tell_gates(tools, shut, gates.recheck_after_s(shut, now))
+            shut = tuple(gates.Shut(item.code, item.detail) for item in await tools.fleet.take(release))
+            # spread over nodes and time, so that a fleet does not ask its engine in one moment
+            pause_s = FLEET_PAUSE_S * (0.5 + gates.fraction(tools.rules.node_id, str(now)))
+        if not shut:
+            tools.note("gates", {"shut": []})
+            return Event(EventKind.GATES_OPEN, effect.enclave_id)
+        await _tell_gates(tools, shut, pause_s)
+
+
+async def _host_gates(tools: Tools, release: Release, state: State) -> tuple[gates.Shut, ...]:
+    source_id = state.running.enclave_id if state.running else ""
+    try:
+        findings = await tools.host.preflight(release, source_id, state.first_install)
+    except Exception as error:
+        return (gates.Shut("GATE_PREFLIGHT", failure_of(error).detail),)
+    return tuple(gates.Shut(item.code, item.detail) for item in findings)
 
 
 def _shut_gates(tools: Tools, effect: Effect, state: State) -> tuple[gates.Shut, ...]:
@@ -142,7 +155,10 @@ async def permit(tools: Tools, effect: Effect, state: State, _emit: Emit) -> Eve
         expires = await tools.retry("release permit", ask)
     except Exception as error:
         return failed(EventKind.PERMIT_FAILED, error, effect.enclave_id)
-    if shut := _shut_gates(tools, effect, state):
+    shut = _shut_gates(tools, effect, state)
+    if not shut:  # the place is held already: this asks whether the fleet was halted meanwhile
+        shut = tuple(gates.Shut(item.code, item.detail) for item in await tools.fleet.take(release_of(state, effect)))
+    if shut:
         return Event(EventKind.GATES_SHUT, effect.enclave_id, code=shut[0].code, detail=shut[0].detail)
     return Event(EventKind.PERMITTED, effect.enclave_id, expires_unix_s=expires)
 

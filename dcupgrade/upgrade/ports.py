@@ -7,7 +7,7 @@ simulator implements them over a simulated world. Expected errors of a port carr
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from dcupgrade.machine.events import Effect, Event
@@ -179,6 +179,27 @@ class HostPort(Protocol):
         """Everything that speaks against an upgrade now; `source_id` is "" for a first install."""
 
 
+class FleetPort(Protocol):
+    """This node's place among the nodes that may upgrade at once. Asked only while the old node runs."""
+
+    async def take(self, release: Release) -> tuple[Finding, ...]:
+        """Hold a place for an upgrade to this release; what is returned speaks against it. Safe to ask again."""
+
+    async def give_back(self) -> None:
+        """Give the place to others, because another gate is shut. Never raises."""
+
+
+class NoFleet:
+    """The fleet of a node that belongs to none: it may always upgrade."""
+
+    async def take(self, _release: Release) -> tuple[Finding, ...]:
+        """See `FleetPort`."""
+        return ()
+
+    async def give_back(self) -> None:
+        """See `FleetPort`."""
+
+
 @dataclass(frozen=True, slots=True)
 class Ports:
     """The whole world of the orchestrator, apart from its journal."""
@@ -190,3 +211,4 @@ class Ports:
     node_http: NodeHttpPort
     host: HostPort
     clock: ClockPort
+    fleet: FleetPort = field(default_factory=NoFleet)

@@ -50,6 +50,7 @@ class Tools:
         self.slots, self.processes, self.node_http, self.host = (
             ports.slots, ports.processes, ports.node_http, ports.host,
         )  # fmt: skip
+        self.fleet = ports.fleet
         self.limits, self.rules, self.note = limits, rules, note
 
     def pause_s(self, tries: int) -> float:

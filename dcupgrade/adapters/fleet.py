@@ -1,0 +1,171 @@
+"""The fleet's port over an engine that exists: Kubernetes Leases or etcd decide, this only asks."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import random
+from collections.abc import Callable, Mapping
+from typing import Any, Protocol
+
+import aiohttp
+
+from dcupgrade.errors import DcupgradeError, failure_of
+from dcupgrade.machine import fleet as rules
+from dcupgrade.machine.fleet import Fleet, Halt, Outcome, Slot, Take
+from dcupgrade.machine.state import Name, Release, State
+from dcupgrade.upgrade.ports import ClockPort, Finding
+
+log = logging.getLogger("dcupgrade")
+
+KEEP_POLL_S = 15.0
+VALUE_BYTES_MAX = 65_536
+ANSWER_BYTES_MAX = 4 * 1024 * 1024
+TAKES_MAX = 3
+"""How often a slot is tried for that somebody else took first, within one question."""
+
+
+class FleetEngine(Protocol):
+    """One fleet in an engine. Every call raises FLEET_UNREACHABLE where the engine cannot be asked."""
+
+    async def read(self) -> Fleet:
+        """All of it."""
+
+    async def put(self, number: int, slot: Slot) -> bool:
+        """Take a free slot, unless the fleet is halted. False: somebody else was first, or it is halted."""
+
+    async def clear(self, number: int, holder: str, outcome: Outcome | None) -> None:
+        """Free a slot that `holder` holds, and remember how its upgrade ended. Nothing happens if another holds it."""
+
+    async def set_halt(self, halt: Halt | None) -> None:
+        """Stop the fleet, or let it continue; the count of reverts starts anew then."""
+
+    async def aclose(self) -> None:
+        """Close connections."""
+
+
+class FleetGate:
+    """This node's place in its fleet. `take` is asked before the old node stops, and never after."""
+
+    def __init__(
+        self,
+        engine: FleetEngine,
+        node_id: str,
+        reverts_max: int,
+        clock: ClockPort,
+        draw: Callable[[], float] = random.random,
+    ) -> None:
+        self._engine, self._node, self._reverts_max = engine, node_id, reverts_max
+        self._clock, self._draw = clock, draw
+        self.last: Fleet | None = None
+        self._may_hold = True  # an earlier run of the agent may have taken one
+
+    async def take(self, release: Release) -> tuple[Finding, ...]:
+        """Hold a slot for an upgrade to this release; what is returned speaks against it.
+
+        Safe to ask again: a slot that this node holds already is found by its name, also after a crash.
+        """
+        for _ in range(TAKES_MAX):
+            try:
+                self.last = fleet = await self._engine.read()
+                found = rules.decide(
+                    fleet, self._node, release.enclave_id, reverts_max=self._reverts_max, draw=self._draw()
+                )
+                if not isinstance(found, Take):
+                    return (Finding(found.code, found.detail),)
+                slot = Slot(self._node, release.enclave_id, release.version, self._clock.now())
+                self._may_hold = True
+                if found.held or await self._engine.put(found.number, slot):
+                    return ()
+            except DcupgradeError as error:
+                return (Finding(error.code, error.why),)
+        return (Finding("FLEET_FULL", "others were quicker each time"),)
+
+    async def give_back(self) -> None:
+        """Free a slot that is not used yet. A failure costs others a place until the next try."""
+        if self._may_hold:
+            with contextlib.suppress(DcupgradeError):
+                fleet = await self._engine.read()
+                number = fleet.slot_of(self._node)
+                if number is not None:
+                    await self._engine.clear(number, self._node, None)
+                self._may_hold = False
+
+    async def keep(self, state: Callable[[], State]) -> None:
+        """Free this node's slot whenever its upgrade has ended. Never returns.
+
+        Whether it has ended follows from the machine's state alone, so a crash between two steps loses nothing.
+        """
+        problem = ""
+        while True:
+            try:
+                await self._free_if_idle(state())
+                problem = ""
+            except Exception as error:
+                failure = failure_of(error)
+                if failure.detail != problem:
+                    log.warning("the fleet: %s", failure.detail, extra={"event": "fleet", "code": failure.code})
+                problem = failure.detail
+            await self._clock.sleep(KEEP_POLL_S * (0.75 + self._draw() / 2))
+
+    async def _free_if_idle(self, state: State) -> None:
+        if state.name is not Name.IDLE:
+            return
+        self.last = fleet = await self._engine.read()
+        number = fleet.slot_of(self._node)
+        slot = fleet.slots[number] if number is not None else None
+        if number is None or slot is None:
+            return
+        record = state.record(slot.enclave_id)
+        if state.running is not None and state.running.enclave_id == slot.enclave_id:
+            ended = "committed"
+        else:
+            ended = "reverted" if record.reverted else "abandoned"
+        outcome = Outcome(self._node, slot.enclave_id, slot.version, ended, self._clock.now())
+        await self._engine.clear(number, self._node, outcome)
+        log.info("fleet slot %d is free again: %s", number, ended, extra={"event": "fleet"})
+
+    def facts(self) -> Mapping[str, Any]:
+        """What is known of the fleet, for status and metrics; empty before the first answer."""
+        if self.last is None:
+            return {}
+        slots = [None if slot is None else rules.to_json(slot) for slot in self.last.slots]
+        return {"slots": slots, "halt": rules.to_json(self.last.halt) if self.last.halt else None}
+
+
+def unreachable(engine: str, why: str) -> DcupgradeError:
+    """Make the error FLEET_UNREACHABLE."""
+    return DcupgradeError(
+        code="FLEET_UNREACHABLE",
+        what=f"the fleet's engine {engine}",
+        why=why,
+        action="No upgrade begins meanwhile; the node continues to serve. Look at the engine and at [fleet].",
+        kind="transient",
+    )
+
+
+async def read_answer(answer: aiohttp.ClientResponse) -> bytes:
+    """The body of an engine's answer. Raises ValueError for one of more than 4 MiB."""
+    body = bytearray()
+    async for chunk in answer.content.iter_any():
+        body += chunk
+        if len(body) > ANSWER_BYTES_MAX:
+            raise ValueError(f"it answered more than {ANSWER_BYTES_MAX} bytes")
+    return bytes(body)
+
+
+def decode(text: str | bytes) -> Any:
+    """JSON of an engine. Raises ValueError also for what is nested too deeply."""
+    try:
+        return json.loads(text)
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
+
+
+def decode_value(text: str | bytes) -> Mapping[str, Any]:
+    """JSON that somebody may have edited by hand. Raises ValueError for what is no small object."""
+    value = decode(text) if len(text) <= VALUE_BYTES_MAX else None
+    if not isinstance(value, dict):
+        raise ValueError("it is no JSON object")
+    return value

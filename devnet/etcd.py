@@ -1,0 +1,83 @@
+"""An etcd of one member for trials: Debian's `etcd-server`, on loopback, with data in a folder of the trial."""
+
+import json
+import subprocess
+import time
+import urllib.request
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from devnet.tools import DevnetError, find_tool, free_port
+
+START_TIMEOUT_S = 60.0
+
+
+class EtcdServer:
+    """`with EtcdServer(folder) as etcd: … etcd.url …`; `stop` and `start` in between keep the data."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._port, self._peer_port = free_port(), free_port()
+        self._process: subprocess.Popen[bytes] | None = None
+
+    @property
+    def url(self) -> str:
+        """Where clients ask."""
+        return f"http://127.0.0.1:{self._port}"
+
+    def start(self) -> None:
+        """Start it and wait until it answers. Raises DevnetError."""
+        binary = find_tool("etcd")
+        if binary is None:
+            raise DevnetError("etcd is missing (apt-get install etcd-server)")
+        peers = f"http://127.0.0.1:{self._peer_port}"
+        argv = [
+            *(binary, "--data-dir", str(self._folder / "etcd"), "--name", "trial", "--enable-v2=false"),
+            *("--listen-client-urls", self.url, "--advertise-client-urls", self.url, "--listen-peer-urls", peers),
+            *("--initial-advertise-peer-urls", peers, "--initial-cluster", f"trial={peers}"),
+        ]
+        with open(self._folder / "etcd.log", "ab") as log:
+            self._process = subprocess.Popen(argv, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
+        deadline = time.monotonic() + START_TIMEOUT_S
+        while not self._healthy():
+            if self._process.poll() is not None or time.monotonic() > deadline:
+                raise DevnetError(f"etcd did not start; see {self._folder}/etcd.log")
+            time.sleep(0.05)
+
+    def _healthy(self) -> bool:
+        try:
+            with urllib.request.urlopen(f"{self.url}/health", timeout=2) as answer:  # noqa: S310 - our own loopback address
+                return bool(json.load(answer).get("health") == "true")
+        except (OSError, ValueError):
+            return False
+
+    def kill(self) -> None:
+        """End it as a power cut would."""
+        if self._process is not None:
+            self._process.kill()
+            self._process.wait()
+            self._process = None
+
+    def ctl(self, *arguments: str) -> str:
+        """Run etcdctl on it; returns its output."""
+        tool = find_tool("etcdctl")
+        if tool is None:
+            raise DevnetError("etcdctl is missing (apt-get install etcd-client)")
+        argv = [tool, "--endpoints", self.url, *arguments]
+        done = subprocess.run(argv, env={"ETCDCTL_API": "3"}, capture_output=True, text=True, check=True, timeout=30)
+        return done.stdout
+
+    def __enter__(self) -> Self:
+        self._folder.mkdir(parents=True, exist_ok=True)
+        try:
+            self.start()
+        except BaseException:
+            self.kill()
+            raise
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.kill()
