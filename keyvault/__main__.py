@@ -80,7 +80,7 @@ def _command_verify(args: argparse.Namespace) -> int:
             code="VAULT_POLICY_INVALID",
             what=f"{args.image} was not verified",
             why="it is no vault image: it holds no measured policy",
-            action=f"Give the {VAULT.image_name} that python -m keyvault build made.",
+            action=f"Give the {VAULT.image_name} that `keyvault build` made.",
         ) from None
     policy = parse_policy(data)
     if args.auth_file is not None:
@@ -124,7 +124,7 @@ def _command_inspect(args: argparse.Namespace) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m keyvault", description=__doc__)
+    parser = argparse.ArgumentParser(prog="keyvault", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
     serving = commands.add_parser("serve", help="run a vault image in the simulated TEE")
     serve.add_arguments(serving)
@@ -135,10 +135,10 @@ def _parser() -> argparse.ArgumentParser:
     watching.add_argument("argv", nargs="+", metavar="COMMAND", help="after --, like gramine-sgx keyvault")
     watching.set_defaults(run=_command_watch)
     build = commands.add_parser("build", help="build the measured artefact and print its enclave id")
-    build.add_argument("--policy", type=Path, required=True)
+    build.add_argument("--policy", type=Path, required=True, help="the vault's policy, JSON (docs/protocol.md)")
     build.add_argument("--key", type=Path, required=True, help="RSA-3072 key (e = 3) in PEM")
-    build.add_argument("--out", type=Path, required=True)
-    build.add_argument("--isvsvn", type=int, default=0)
+    build.add_argument("--out", type=Path, required=True, help="folder for image and SIGSTRUCT")
+    build.add_argument("--isvsvn", type=int, default=0, help="security version in the SIGSTRUCT")
     build.add_argument("--conformance", action="store_true", help="build the conformance suite instead of the vault")
     build.set_defaults(run=_command_build)
     verify = commands.add_parser("verify", help="verify a built vault")
@@ -163,10 +163,16 @@ def main() -> int:
     """Run a command; returns its exit code. Errors go to standard error under their code."""
     args = _parser().parse_args()
     try:
-        return int(args.run(args))
+        code = int(args.run(args))
+        sys.stdout.flush()
+        return code
     except (KeyvaultError, AttestationError) as error:
-        sys.stderr.write(f"{error}\n")
-        return 1
+        sys.stderr.write(f"error: {error}\n")
+    except BrokenPipeError:  # `| head` has seen enough; what is left in the buffer goes nowhere
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except KeyboardInterrupt:
+        return 130
+    return 1
 
 
 if __name__ == "__main__":

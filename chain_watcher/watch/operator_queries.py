@@ -36,6 +36,24 @@ class CheckpointAnswer:
     endpoints: tuple[str, ...]
 
 
+async def find_genesis(urls: Iterable[str], *, ca_file: str | None = None) -> str:
+    """The genesis hash (0x-hex) on which all endpoints agree. Raises RPC_*, ENDPOINT_DISAGREES."""
+    hashes: dict[str, str] = {}
+    async with open_session() as session:
+        for url in dict.fromkeys(urls):
+            client = await RpcClient.connect(session, url, RpcLimits(), ca_file=ca_file)
+            try:
+                hashes[url] = str(await client.call("chain_getBlockHash", [0]))
+            finally:
+                await client.close()
+    first, *others = hashes
+    for url in others:
+        if hashes[url] != hashes[first]:
+            why = f"its genesis hash is {hashes[url]}, that of {first} is {hashes[first]}"
+            raise ChainWatcherError(code="ENDPOINT_DISAGREES", what=url, why=why)
+    return hashes[first]
+
+
 async def find_checkpoint(
     urls: Iterable[str], *, ca_file: str | None = None, limits: RpcLimits | None = None
 ) -> CheckpointAnswer:

@@ -36,14 +36,30 @@ def checkpoint(config_path: Path, urls: tuple[str, ...]) -> None:
     """
     from chain_watcher.watch.operator_queries import find_checkpoint
 
-    ca_file = None
-    if not urls:
-        loaded = load.load(config_path)
-        urls, ca_file = loaded.chain.endpoints, loaded.chain.ca_file
+    urls, ca_file = _asked(config_path, urls)
     with progress(f"asking {len(urls)} endpoint{'s' * (len(urls) != 1)}"):
-        answer = asyncio.run(find_checkpoint(urls, ca_file=str(ca_file) if ca_file else None))
+        answer = asyncio.run(find_checkpoint(urls, ca_file=ca_file))
     click.echo(json.dumps({"genesis_hash": answer.genesis_hash, **answer.checkpoint.to_json()}, indent=2))
     click.echo(f"block {answer.block_hash}, agreed by {len(answer.endpoints)}: {', '.join(answer.endpoints)}", err=True)
+
+
+@chain.command()
+@click.option("--url", "urls", multiple=True, help="Endpoint to ask instead of those in the settings; repeatable.")
+@click.pass_obj
+def genesis(config_path: Path, urls: tuple[str, ...]) -> None:
+    """Print the chain's genesis hash, on which all endpoints must agree."""
+    from chain_watcher.watch.operator_queries import find_genesis
+
+    urls, ca_file = _asked(config_path, urls)
+    click.echo(asyncio.run(find_genesis(urls, ca_file=ca_file)))
+
+
+def _asked(config_path: Path, urls: tuple[str, ...]) -> tuple[tuple[str, ...], str | None]:
+    """The endpoints to ask, and the CA that they are checked by: those of the command line, else of the settings."""
+    if urls:
+        return urls, None
+    loaded = load.load(config_path)
+    return loaded.chain.endpoints, str(loaded.chain.ca_file) if loaded.chain.ca_file else None
 
 
 @chain.command()

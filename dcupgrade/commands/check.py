@@ -12,7 +12,7 @@ import os
 import stat
 import sys
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -31,7 +31,7 @@ from keyvault.client import VaultClient
 from process_supervisor import host as probe
 from process_supervisor import http_probe
 
-from .local_agent import running_version
+from .local_agent import ask_agent, running_version
 from .progress import progress
 from .tables import json_option
 
@@ -141,11 +141,14 @@ def _existing(folder: Path) -> Path:
 
 def _ports(settings: Settings) -> list[Finding]:
     found = []
-    vault_port = int(settings.vault.url.rsplit(":", 1)[1].rstrip("/"))
-    for name, port in (("node", settings.node.port), ("vault", vault_port)):
+    for name, port in (("node", settings.node.port), ("vault", _vault_port(settings))):
         taken = not probe.port_is_free(port)
         found.append(good("ports", f"{name}: {port} is {f'in use: see `{name}` below' if taken else 'free'}"))
     return found
+
+
+def _vault_port(settings: Settings) -> int:
+    return int(settings.vault.url.rsplit(":", 1)[1].rstrip("/"))
 
 
 def _page(settings: Settings) -> list[Finding]:
@@ -222,6 +225,8 @@ async def _vault(settings: Settings) -> list[Finding]:
             return [Finding("vault", "warning", "it was never started: there is no token yet")]
         text = f"there is no {settings.token_file}: put the token of the vault's service there (vault.token_file)"
         return [Finding("vault", "fault", text, "AGENT_STATE_UNUSABLE")]
+    if settings.vault.start and probe.port_is_free(_vault_port(settings)) and ask_agent(settings, "/healthz") is None:
+        return [Finding("vault", "warning", "it does not run; neither does the agent, which starts it")]
     async with VaultClient(settings.vault.url, settings.token_file.read_text().strip()) as client:
         status: dict[str, Any] = await client.status()
         tested = await client.self_test()
@@ -270,8 +275,13 @@ def check(config_path: Path, as_json: bool) -> None:
     if as_json:
         click.echo(json.dumps([finding.to_json() for finding in findings], indent=2))
     else:
-        for finding in findings:
-            mark = {"good": "ok  ", "warning": "warn", "fault": "FAIL"}[finding.grade]
-            code = f"  [{finding.code}]" if finding.code else ""
-            click.echo(one_line(f"{mark}  {finding.check}: {finding.text}{code}"))
+        print_findings(findings)
     sys.exit(any(finding.grade == "fault" for finding in findings))
+
+
+def print_findings(findings: Sequence[Finding]) -> None:
+    """A line for each finding."""
+    for finding in findings:
+        mark = {"good": "ok  ", "warning": "warn", "fault": "FAIL"}[finding.grade]
+        code = f"  [{finding.code}]" if finding.code else ""
+        click.echo(one_line(f"{mark}  {finding.check}: {finding.text}{code}"))

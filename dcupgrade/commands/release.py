@@ -1,4 +1,4 @@
-"""``python -m dcupgrade release``: sign an enclave id, verify, publish and revoke it."""
+"""`dcupgrade release`: build a release, sign its enclave id, verify, publish and revoke it."""
 
 from __future__ import annotations
 
@@ -19,11 +19,12 @@ from dcupgrade.publishing.signing_keys import load_signing_key, open_to_others
 from .progress import progress
 
 _FILE = click.Path(dir_okay=False, path_type=Path)
+_FOLDER = click.Path(file_okay=False, path_type=Path)
 
 
 @click.group()
 def release() -> None:
-    """Sign, verify, publish and revoke releases (for release managers).
+    """Build, sign, verify, publish and revoke releases (for release managers).
 
     A release is an enclave id that the network's key has signed, listed on the chain, and named there as the version to
     run. Signing needs no network: do it on a machine that has none.
@@ -108,6 +109,28 @@ def _chain_options(command: Callable[..., None]) -> Callable[..., None]:
     ):
         command = option(command)
     return command
+
+
+@release.command()
+@click.option("--main", required=True, help="Entry point of the node, package.module:function.")
+@click.option("--source", type=_FOLDER, default=Path(), help="Folder that holds the package.  [default: this one]")
+@click.option("--data", multiple=True, help="A data file below --source that the image holds too; repeatable.")
+@click.option("--name", required=True, help="Name of the program; a hint for people.")
+@click.option("--version", required=True, help="Version as people know it, such as 1.1.0.")
+@click.option("--key", "key_file", type=_FILE, required=True, help="Vendor's key: PEM, RSA of 3,072 bits, exponent 3.")
+@click.option("--out", type=_FOLDER, required=True, help="Folder for image, SIGSTRUCT, release.json and archive.")
+def build(main: str, source: Path, data: tuple[str, ...], name: str, version: str, key_file: Path, out: Path) -> None:
+    """Build a release: measured image, SIGSTRUCT, release.json and the archive of the three. Prints the enclave id.
+
+    The image holds what the entry point imports of its own package, of `attestation` and of `keyvault`. Other packages
+    come from the host's Python and are not measured. The same sources give the same bytes.
+    """
+    from dcupgrade.publishing.build import NodeSources, build_release, load_vendor_key
+
+    _warn(key_file)
+    archive, enclave_id = build_release(NodeSources(source, main, data), load_vendor_key(key_file), name, version, out)
+    click.echo(f"built {archive}", err=True)
+    click.echo(enclave_id)
 
 
 @release.command()

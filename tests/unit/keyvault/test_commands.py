@@ -2,6 +2,7 @@
 
 import argparse
 import datetime
+import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -17,6 +18,7 @@ from keyvault import __main__ as command
 from keyvault.build import build_vault, load_signing_key
 from keyvault.errors import KeyvaultError
 from keyvault.vault import serve
+from tests.conftest import ROOT
 from tests.doubles.vault_host import policy
 from tests.doubles.vault_kit import CpuTee, enclave_id, secs, signature_text
 
@@ -79,4 +81,26 @@ def test_the_command_line_ends_with_the_error_and_no_traceback(tmp_path: Path) -
         check=False,
     )
     assert (done.returncode, done.stdout) == (1, "")
-    assert done.stderr.startswith("STORE_READ_FAILED: ")
+    assert done.stderr.startswith("error: STORE_READ_FAILED: ")
+
+
+def run_command(*arguments: str, **options: object) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "keyvault", *arguments]
+    return subprocess.run(command, cwd=ROOT, text=True, check=False, timeout=60, stderr=subprocess.PIPE, **options)  # type: ignore[call-overload,no-any-return]
+
+
+def test_a_reader_who_has_seen_enough_is_no_error(tmp_path: Path) -> None:
+    (tmp_path / "x.sealed").write_bytes(b"x")
+    reader, writer = os.pipe()
+    os.close(reader)  # before the first byte is written
+    try:
+        done = run_command("inspect", "--store", str(tmp_path), stdout=writer)
+    finally:
+        os.close(writer)
+    assert (done.returncode, done.stderr) == (1, "")
+
+
+def test_errors_have_the_form_of_the_agents_commands(tmp_path: Path) -> None:
+    done = run_command("inspect", "--store", str(tmp_path / "absent"), stdout=subprocess.PIPE)
+    assert (done.returncode, done.stderr.split(":")[:2]) == (1, ["error", " STORE_READ_FAILED"])
+    assert run_command("--help", stdout=subprocess.PIPE).stdout.startswith("usage: keyvault ")

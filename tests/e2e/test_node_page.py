@@ -1,0 +1,91 @@
+"""docs/node-in-100-lines.md, followed word by word: only the ports are others, since those of the page may be taken."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import re
+import signal
+import stat
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from devnet.chain import DevChain
+from devnet.tools import free_port
+from tests.conftest import ROOT
+
+pytestmark = [pytest.mark.e2e, pytest.mark.slow]
+
+PAGE = (ROOT / "docs" / "node-in-100-lines.md").read_text(encoding="utf-8")
+BLOCK = re.compile(r"(<!-- not run -->\n)?```(sh|python)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
+
+
+def program() -> str:
+    return next(text for _, language, text in BLOCK.findall(PAGE) if language == "python")
+
+
+def commands() -> str:
+    return "\n".join(text for skipped, language, text in BLOCK.findall(PAGE) if language == "sh" and not skipped)
+
+
+def processes_of(folder: Path) -> list[int]:
+    """Pids whose command line names the folder."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        try:
+            if f"{folder}/".encode() in path.read_bytes():
+                found.append(int(path.parent.name))
+        except OSError:
+            continue
+    return found
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Iterator[Path]:
+    """An empty folder, with the two commands in the PATH; what was started from it is ended."""
+    (tmp_path / "bin").mkdir()
+    for name in ("dcupgrade", "keyvault"):
+        (tmp_path / "bin" / name).write_text(f'#!/bin/sh\nexec {sys.executable} -m {name} "$@"\n')
+        (tmp_path / "bin" / name).chmod(stat.S_IRWXU)
+    (tmp_path / "work" / "mynode").mkdir(parents=True)
+    yield tmp_path / "work"
+    for number, patience_s in ((signal.SIGTERM, 15.0), (signal.SIGKILL, 10.0)):
+        for pid in processes_of(tmp_path):
+            os.kill(pid, number)
+        deadline = time.monotonic() + patience_s
+        while processes_of(tmp_path) and time.monotonic() < deadline:
+            time.sleep(0.05)
+    assert processes_of(tmp_path) == []
+
+
+def test_the_node_has_about_a_hundred_lines_of_its_own() -> None:
+    lines = [line for line in program().splitlines() if line.strip() and not line.startswith(("import", "from"))]
+    assert len(lines) <= 115
+
+
+async def test_the_page_leads_to_a_node_of_ones_own_under_upgrade(shared_chain: DevChain, folder: Path) -> None:
+    (folder / "mynode" / "__init__.py").touch()
+    (folder / "mynode" / "main.py").write_text(program())
+    script = commands()
+    for port in ("6666", "6667", "6680", "8000"):
+        script = re.sub(rf"\b{port}\b", str(free_port()), script)
+    environ = {**os.environ, "PATH": f"{folder.parent}/bin:{os.environ['PATH']}", "CHAIN": shared_chain.ws_url}
+    with (folder / "output").open("wb") as output:
+        shell = await asyncio.create_subprocess_exec(
+            *("bash", "-eu", "-o", "pipefail", "-c", script),
+            **{"cwd": folder, "env": environ, "stdout": output, "stderr": output, "stdin": asyncio.subprocess.DEVNULL},
+        )
+        try:
+            code = await asyncio.wait_for(shell.wait(), 240)
+        except TimeoutError:
+            shell.kill()
+            code = -1
+    text = (folder / "output").read_text()
+    log = folder / "agent.log"
+    assert code == 0, f"{text}\n{log.read_text()[-4000:] if log.exists() else ''}"
+    assert "hello from 1.0.0" in text
+    assert re.search(r"1\.1\.0 +committed", text)

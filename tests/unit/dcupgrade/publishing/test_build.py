@@ -1,0 +1,110 @@
+"""`dcupgrade release build`: what is measured, that it can be reproduced, and what is refused."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from zipfile import ZipFile
+
+import pytest
+from click.testing import CliRunner
+from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric.rsa import RSAPrivateKey, generate_private_key
+
+from dcupgrade.commands.release import release
+from dcupgrade.errors import DcupgradeError
+from dcupgrade.publishing.build import load_vendor_key
+from process_supervisor.archive import unpack
+from process_supervisor.limits import ArchiveLimits
+
+
+@pytest.fixture(scope="module")
+def vendor(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return written(tmp_path_factory.mktemp("keys"), generate_private_key(public_exponent=3, key_size=3072))
+
+
+def written(folder: Path, key: RSAPrivateKey) -> Path:
+    path = folder / "vendor.pem"
+    path.write_bytes(
+        key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
+    )
+    path.chmod(0o600)
+    return path
+
+
+@pytest.fixture
+def source(tmp_path: Path) -> Path:
+    """A folder with a node's package: an entry point, a module that it imports, one that it does not, and data."""
+    package = tmp_path / "src" / "mynode"
+    package.mkdir(parents=True)
+    (package / "__init__.py").write_text("")
+    (package / "main.py").write_text("from keyvault.handover.key_set import KeySet\n\nfrom . import notes\n")
+    (package / "notes.py").write_text("")
+    (package / "unused.py").write_text("")
+    (package / "policy.json").write_text("{}")
+    return package.parent
+
+
+def build(source: Path, vendor: Path, out: Path, *more: str, main: str = "mynode.main:main") -> str:
+    arguments = ["build", "--main", main, "--source", str(source), "--name", "mynode", "--version", "1.0.0"]
+    done = CliRunner().invoke(release, [*arguments, "--key", str(vendor), "--out", str(out), *more])
+    if done.exception is not None:
+        raise done.exception
+    return done.stdout.strip()
+
+
+def test_the_image_holds_what_the_program_imports_and_its_data(source: Path, vendor: Path, tmp_path: Path) -> None:
+    build(source, vendor, tmp_path / "out", "--data", "mynode/policy.json")
+    names = set(ZipFile(tmp_path / "out" / "enclave.pyz").namelist())
+    assert {"mynode/main.py", "mynode/notes.py", "mynode/policy.json", "keyvault/handover/key_set.py"} <= names
+    assert not {"mynode/unused.py", "keyvault/client.py"} & names
+
+
+def test_the_archive_is_a_release_that_an_agent_unpacks(source: Path, vendor: Path, tmp_path: Path) -> None:
+    enclave_id = build(source, vendor, tmp_path / "out")
+    slot = tmp_path / "slot"
+    slot.mkdir()
+    unpack(tmp_path / "out" / "mynode-1.0.0.tar.gz", slot, ArchiveLimits(), None)
+    assert {path.name for path in slot.iterdir()} == {"enclave.pyz", "enclave.sig", "release.json"}
+    about = json.loads((slot / "release.json").read_text())
+    assert about == {"name": "mynode", "version": "1.0.0", "enclave_id": enclave_id}
+
+
+def test_the_same_sources_give_the_same_bytes_wherever_they_are(source: Path, vendor: Path, tmp_path: Path) -> None:
+    moved = tmp_path / "elsewhere"
+    first = build(source, vendor, tmp_path / "one")
+    source.rename(moved)
+    build(moved, vendor, tmp_path / "two")
+    for name in ("enclave.pyz", "enclave.sig", "mynode-1.0.0.tar.gz"):
+        assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "two" / name).read_bytes()
+    (moved / "mynode" / "notes.py").write_text("# changed\n")
+    assert build(moved, vendor, tmp_path / "three") != first
+
+
+@pytest.mark.parametrize(
+    ("main", "more"),
+    [
+        ("mynode.absent:main", ()),
+        ("other.main:main", ()),
+        ("mynode.main:main", ("--data", "mynode/absent.json")),
+    ],
+)
+def test_what_is_not_there_is_said(
+    source: Path, vendor: Path, tmp_path: Path, main: str, more: tuple[str, ...]
+) -> None:
+    with pytest.raises(DcupgradeError, match="RELEASE_BUILD_FAILED"):
+        build(source, vendor, tmp_path / "out", *more, main=main)
+
+
+def test_a_program_that_does_not_parse_is_no_traceback(source: Path, vendor: Path, tmp_path: Path) -> None:
+    (source / "mynode" / "notes.py").write_text("def (:\n")
+    with pytest.raises(DcupgradeError, match="RELEASE_BUILD_FAILED"):
+        build(source, vendor, tmp_path / "out")
+
+
+def test_a_vendor_key_that_sgx_does_not_take_is_refused(tmp_path: Path) -> None:
+    for key in (generate_private_key(public_exponent=65537, key_size=2048),):
+        with pytest.raises(DcupgradeError, match=r"RELEASE_KEY_UNREADABLE.*openssl genrsa -3"):
+            load_vendor_key(written(tmp_path, key))
+    with pytest.raises(DcupgradeError, match="RELEASE_KEY_UNREADABLE"):
+        load_vendor_key(tmp_path / "absent")
