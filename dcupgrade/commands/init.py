@@ -40,7 +40,7 @@ _FOLDER = click.Path(file_okay=False, path_type=Path)
 @click.option("--vault-token-file", type=_FILE, help="Token of a vault that is a service of its own.")
 @click.option("--simulated", is_flag=True, help="Development: simulated TEE, one endpoint believed without proofs.")
 @click.pass_obj
-def init(config_path: Path, **given: Any) -> None:
+def init(config_path: Path, /, **given: Any) -> None:
     """Write a settings file, make the folders and tokens that it names, and check the result.
 
     What is not given is asked for on a terminal. Genesis hash and checkpoint are read from the endpoints, which have to

@@ -10,7 +10,7 @@ from typing import Any
 import jsonschema
 import pytest
 
-from devnet.world import World
+from devnet.world import World, WorldError
 from tests.conftest import ROOT
 
 pytestmark = [pytest.mark.e2e, pytest.mark.slow]
@@ -18,6 +18,13 @@ pytestmark = [pytest.mark.e2e, pytest.mark.slow]
 
 def schema(name: str) -> Any:
     return json.loads((ROOT / "docs" / "schemas" / f"{name}.schema.json").read_text())
+
+
+async def refused(world: World, *arguments: str) -> str:
+    """What a command says that must fail."""
+    with pytest.raises(WorldError) as caught:
+        await world.dcupgrade(*arguments)
+    return str(caught.value)
 
 
 async def test_live_answers_follow_the_published_schemas(world: World) -> None:
@@ -68,11 +75,16 @@ async def test_live_answers_follow_the_published_schemas(world: World) -> None:
         "dcupgrade_releases_refused_total",
     }
 
+    assert "AGENT_ALREADY_RUNNING" in await refused(world, *config, "node", "stop")
     await world.stop_agent()
     told = json.loads(await world.dcupgrade(*config, "status", "--json"))
     assert told["agent"] == "not running"
     assert told["state"]["running"]["enclave_id"] == new.enclave_id
     jsonschema.validate(told, schema("status"))
+    assert await world.node.health() is not None  # the node outlives its agent
+    assert await world.dcupgrade(*config, "node", "stop", "--vault") == "node 1.1.0: ended\nvault: ended\n"
+    assert await world.node.health() is None
+    assert await world.dcupgrade(*config, "node", "stop") == "no node runs\n"
 
 
 async def test_an_operators_hold_keeps_the_old_version_until_it_is_lifted(world: World) -> None:
