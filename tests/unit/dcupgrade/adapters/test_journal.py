@@ -15,6 +15,7 @@ from dcupgrade.machine.events import Event, EventKind
 from dcupgrade.machine.state import STATE_FORMAT, ChainFacts, Name, Release, State
 from dcupgrade.machine.table import activity, step
 from dcupgrade.upgrade.ports import Entry
+from tests.doubles.journal_entries import FULL, entries
 from tests.doubles.memory_journal import MemoryJournal
 
 A, B = (Release(letter * 64, f"1.{n}.0", added_height=n + 1) for n, letter in enumerate("ab"))
@@ -269,3 +270,29 @@ def test_the_schema_version_is_written(path: Path) -> None:
     db = sqlite3.connect(path)
     assert db.execute("SELECT value FROM meta WHERE key = 'schema'").fetchone() == (str(SCHEMA_VERSION),)
     db.close()
+
+
+GOLDEN = Path(__file__).with_name("golden_journal.sql")
+"""A journal of schema 1 as the first release that wrote it left it. It is never regenerated."""
+
+
+def test_a_journal_written_by_the_first_version_is_read(path: Path) -> None:
+    db = sqlite3.connect(path)
+    db.executescript(GOLDEN.read_text(encoding="utf-8"))
+    db.close()
+    journal = Journal(path)
+    assert journal.load() == FULL
+    assert len(journal.history(100, all_events=True)) == len(entries())
+    journal.close()
+
+
+def test_what_is_written_today_is_what_the_first_version_wrote(path: Path) -> None:
+    """Every kind of event and every field, byte for byte: an older version can read the journal of this one."""
+    journal = Journal(path)
+    for entry in entries():
+        journal.append(entry)
+    journal.close()
+    db = sqlite3.connect(path)
+    written = "\n".join(db.iterdump()) + "\n"
+    db.close()
+    assert written.splitlines() == GOLDEN.read_text(encoding="utf-8").splitlines()
