@@ -14,6 +14,10 @@ CODES: dict[str, str] = {
     # settings and command line
     "NO_JOURNAL": "no agent ever ran with these settings, so there is no journal to read",
     "NO_RELEASE_SEEN": "the agent has not yet seen a release on the chain",
+    "COMMAND_EXPIRED": "an operator command waited for too long and was not carried out",
+    "COMMAND_CANCELLED": "an operator command was cancelled before the agent took it up",
+    "COMMAND_INVALID": "an operator command in the journal means nothing to this version",
+    "RELEASE_QUARANTINED": "the release failed before and is not tried again before `dcupgrade retry`",
     "AGENT_NOT_RUNNING": "the command needs the running agent, and nobody answers on its address",
     # the release manager's tools (publish.py, release_cli.py)
     "RELEASE_KEY_UNREADABLE": "a signing key file is missing or is neither a 32-byte seed nor a PKCS#8 ed25519 key",

@@ -32,7 +32,7 @@ from dcupgrade.adapters.node_slots import NodeSlots
 from dcupgrade.adapters.state_folder import lock_folders, read_or_draw_token
 from dcupgrade.adapters.vault import Vault
 from dcupgrade.adapters.vault_authorities import keep_authorities_current
-from dcupgrade.adapters.vault_process import keep_vault, look_at_vault
+from dcupgrade.adapters.vault_process import keep_vault
 from dcupgrade.adapters.webhook_posts import poster
 from dcupgrade.commands.explain import meaning_and_remedy
 from dcupgrade.machine.plan import plan
@@ -160,7 +160,6 @@ class _Parts:
         """Names and coroutines of the tasks that never end by themselves."""
         out = [("orchestrator", self.orchestrator.run()), ("watcher", self.watcher.run())]
         out.append(("tend", _tend({driver, of_nodes})))
-        out.append(("vault facts", look_at_vault(self.vault)))
         out.append(("vault authorities", keep_authorities_current(self.chain, self.vault)))
         out.append(("chain news", log_chain_news(self.watcher.health)))
         if self.fleet is not None:
@@ -262,9 +261,15 @@ async def _face(settings: Settings, journal: Journal, parts: _Parts) -> AsyncIte
     orchestrator = parts.orchestrator
 
     def status() -> dict[str, Any]:
-        vault = parts.vault.facts()
-        facts = {"node_id": settings.node.id, "tee": vault["tee"], "vault": vault, "chain": parts.watcher.health()}
-        return {**orchestrator.feed.snapshot(orchestrator.state), **facts}
+        facts = orchestrator.feed.snapshot(orchestrator.state)
+        vault = {**facts["vault"], **parts.vault.facts()}
+        return {
+            **facts,
+            "node_id": settings.node.id,
+            "tee": vault["tee"],
+            "vault": vault,
+            "chain": parts.watcher.health(),
+        }
 
     def plan_now() -> dict[str, Any]:
         state = orchestrator.state

@@ -20,8 +20,8 @@ from pathlib import Path
 from typing import Any
 
 from dcupgrade.errors import DcupgradeError
-from dcupgrade.machine.operator_commands import Command
-from dcupgrade.machine.state import STATE_FORMAT, State, state_from_json
+from dcupgrade.machine.operator_commands import Command, Outcome
+from dcupgrade.machine.state import STATE_FORMAT, Name, State, state_from_json
 from dcupgrade.upgrade.ports import Entry
 
 SCHEMA_VERSION = 1
@@ -100,7 +100,10 @@ class Journal:
             return [json.loads(text) for (text,) in self._db.execute("SELECT json FROM intents ORDER BY id")]
 
     def append(self, entry: Entry) -> None:
-        """Store one transition durably; raises JOURNAL_WRITE_FAILED, and then the journal is as it was before."""
+        """Store one transition durably. On an error the journal is as it was before.
+
+        Raises JOURNAL_WRITE_FAILED, and COMMAND_CANCELLED for a command that was cancelled meanwhile.
+        """
         text = _dump(entry.after.to_json())
         digest = hashlib.sha256(text.encode()).hexdigest()
         try:
@@ -113,10 +116,11 @@ class Journal:
                     "INSERT INTO intents (seq, json) VALUES (?, ?)",
                     [(seq, _dump(effect.to_json())) for effect in entry.wanted],
                 )
-                if entry.command_id:
-                    self._db.execute("UPDATE commands SET taken_seq = ? WHERE id = ?", (seq, entry.command_id))
+                if entry.command_id and not self._db.execute(_TAKE, (seq, entry.command_id)).rowcount:
+                    raise _cancelled(entry.command_id)
                 if seq and seq % 1000 == 0:
-                    self._db.execute("DELETE FROM events WHERE seq <= ?", (seq - HISTORY_ROWS_MAX,))
+                    for statement in _DROP_OLD:
+                        self._db.execute(statement, (seq - HISTORY_ROWS_MAX,))
         except sqlite3.Error as error:
             raise DcupgradeError(
                 code="JOURNAL_WRITE_FAILED",
@@ -127,7 +131,7 @@ class Journal:
             ) from error
 
     def commands(self) -> list[Command]:
-        """Operators' words that wait."""
+        """Operator commands that wait, oldest first; at most 100."""
         with self._reading():
             rows = self._db.execute(
                 "SELECT id, kind, who, json, at_unix_s FROM commands WHERE taken_seq IS NULL ORDER BY id LIMIT 100"
@@ -135,7 +139,7 @@ class Journal:
         return [Command(number, kind, who, json.loads(text), at) for number, kind, who, text, at in rows]
 
     def enqueue(self, kind: str, who: str, arguments: Mapping[str, Any]) -> int:
-        """Queue an operator's word for the agent; returns its number."""
+        """Queue an operator command for the agent; returns its number."""
         try:
             with self._db:
                 cursor = self._db.execute(
@@ -149,10 +153,35 @@ class Journal:
         return cursor.lastrowid or 0
 
     def command_taken(self, number: int) -> bool:
-        """Whether the agent has taken up the word with this number."""
+        """Whether the agent has taken up the command with this number."""
         with self._reading():
             row = self._db.execute("SELECT taken_seq FROM commands WHERE id = ?", (number,)).fetchone()
         return row is not None and row[0] is not None
+
+    def cancel(self, number: int, who: str) -> bool:
+        """Cancel a command that still waits; False when it is taken up, cancelled already, or there is none."""
+        try:
+            with self._db:
+                cancelled = self._db.execute(_CANCEL, (CANCELLED_SEQ, who, number)).rowcount
+        except sqlite3.Error as error:
+            raise DcupgradeError(
+                code="JOURNAL_WRITE_FAILED", what=f"journal {self.path}", why=str(error), kind="transient"
+            ) from error
+        return bool(cancelled)
+
+    def outcome(self, number: int) -> Outcome | None:
+        """What became of a command; None while it waits, or where there is none."""
+        with self._reading():
+            row = self._db.execute(_OUTCOME, (number,)).fetchone()
+        if row is None or row[0] is None:
+            return None
+        taken_seq, command, event = row
+        if taken_seq == CANCELLED_SEQ:
+            return Outcome(False, "COMMAND_CANCELLED", f"cancelled by {json.loads(command).get('cancelled_by')}")
+        found = json.loads(event).get("outcome") if event else None
+        if found is None:
+            return Outcome(True, "", "taken up")
+        return Outcome(bool(found["accepted"]), str(found["code"]), str(found["text"]))
 
     def history(self, limit: int = 100, *, all_events: bool = False) -> list[dict[str, Any]]:
         """The newest transitions, oldest first; without `all_events` only those that changed the state's name."""
@@ -244,6 +273,17 @@ _CHANGES_AFTER = (
     "SELECT seq, at_unix_s, state_before, state_after FROM events WHERE seq > ? AND state_before != state_after"
     " ORDER BY seq"
 )
+CANCELLED_SEQ = 0
+"""`commands.taken_seq` of a command that was cancelled: no event has this number."""
+_TAKE = "UPDATE commands SET taken_seq = ? WHERE id = ? AND taken_seq IS NULL"
+_CANCEL = (
+    "UPDATE commands SET taken_seq = ?, json = json_set(json, '$.cancelled_by', ?) WHERE id = ? AND taken_seq IS NULL"
+)
+_OUTCOME = (
+    "SELECT commands.taken_seq, commands.json, events.json FROM commands"
+    " LEFT JOIN events ON events.seq = commands.taken_seq WHERE commands.id = ?"
+)
+_DROP_OLD = ("DELETE FROM events WHERE seq <= ?", "DELETE FROM commands WHERE taken_seq <= ?")
 _HISTORY_KEYS = ("seq", "at_unix_s", "from", "to", "event", "reason", "detail", "running", "target")
 _INSERT_EVENT = (
     "INSERT INTO events (at_unix_s, state_before, state_after, kind, reason, detail, running, target, json)"
@@ -279,13 +319,35 @@ def _event_row(entry: Entry) -> tuple[Any, ...]:
         entry.before.name.value,
         after.name.value,
         event.kind.value,
-        event.code or after.halted or after.reason,
+        _reason(entry),
         event.detail,
         after.running.enclave_id if after.running else "",
         after.target.enclave_id if after.target else "",
-        # the target's version is for readers: events themselves carry none
-        _dump({**event.to_json(), "version": after.target.version if after.target else ""}),
+        _dump({**event.to_json(), **_for_readers(entry)}),
     )
+
+
+def _for_readers(entry: Entry) -> dict[str, Any]:
+    """What a row tells beside the event: the target's version, and what an operator command came to."""
+    out: dict[str, Any] = {}
+    if entry.after.target is not None and entry.after.target.version:
+        out["version"] = entry.after.target.version
+    if entry.outcome is not None:
+        out["outcome"] = entry.outcome.to_json()
+    return out
+
+
+def _reason(entry: Entry) -> str:
+    """Why this row is not on the straight path: of this event, or of the upgrade that is being given up."""
+    event, before, after = entry.event, entry.before, entry.after
+    if entry.outcome is not None and entry.outcome.code:
+        return entry.outcome.code
+    rests = before.name is Name.IDLE and after.name is Name.IDLE
+    return event.code or after.halted or ("" if rests else after.reason)
+
+
+def _cancelled(number: int) -> DcupgradeError:
+    return DcupgradeError(code="COMMAND_CANCELLED", what=f"command {number}", why="it was cancelled, or is taken up")
 
 
 def _open(path: Path) -> sqlite3.Connection:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 
 import aiohttp
@@ -10,9 +9,14 @@ import aiohttp
 from dcupgrade.errors import DcupgradeError
 from dcupgrade.settings.schema import Settings
 from dcupgrade.upgrade.ports import NodeHealth
+from keyvault.errors import KeyvaultError
+from keyvault.handover.messages import strict_json
 from process_supervisor import http_probe
 
 HEALTH_TIMEOUT_S = 5.0
+STATUSES = ("starting", "waiting_for_keys", "serving", "failed")
+"""What a node may say of itself; the protocol's page for node developers has their meaning."""
+TEXT_CHARS_MAX = 500
 _ENCLAVE_ID = re.compile(r"[0-9a-f]{64}")
 
 
@@ -30,19 +34,8 @@ class NodeHttp:
         answer = await http_probe.probe(f"{self.url}/health", HEALTH_TIMEOUT_S, self._session)
         if answer.status is None:
             return NodeHealth("silent", detail=answer.error or "")
-        try:
-            body = json.loads(answer.body)
-            canary = body.get("canary")
-            health = NodeHealth(
-                status=str(body["status"]),
-                enclave_id=str(body.get("enclave_id") or ""),
-                version=str(body.get("version") or ""),
-                canary=canary if isinstance(canary, bool) else None,
-                committed=bool(body.get("committed")),
-                key_set_id=str(body.get("key_set_id") or ""),
-                detail=str(body.get("detail") or body.get("error") or ""),
-            )
-        except (ValueError, KeyError, TypeError, AttributeError):
+        health = _decode_health(answer.body)
+        if health is None:
             return NodeHealth("silent", detail=f"its health report cannot be read (HTTP {answer.status})")
         if health.canary is None and self._node.canary_url and health.status == "serving":
             probed = await http_probe.probe(self._node.canary_url, HEALTH_TIMEOUT_S, self._session)
@@ -78,3 +71,27 @@ class NodeHttp:
         except (aiohttp.ClientError, TimeoutError, OSError) as error:
             why = str(error) or type(error).__name__
         raise DcupgradeError(code="COMMIT_NOT_ACKNOWLEDGED", what=f"commit of {enclave_id}", why=why, kind="transient")
+
+
+def _decode_health(body: bytes) -> NodeHealth | None:
+    """The node's health report; None where it is none. A node is not trusted to be well-formed."""
+    try:
+        value = strict_json(body, http_probe.BODY_BYTES_MAX, "the health report")
+    except KeyvaultError:
+        return None
+    status, canary = value.get("status"), value.get("canary")
+    if status not in STATUSES:
+        return None
+    return NodeHealth(
+        status=status,
+        enclave_id=_text(value.get("enclave_id")),
+        version=_text(value.get("version")),
+        canary=canary if isinstance(canary, bool) else None,
+        committed=value.get("committed") is True,
+        key_set_id=_text(value.get("key_set_id")),
+        detail=_text(value.get("detail") or value.get("error")),
+    )
+
+
+def _text(value: object) -> str:
+    return str(value)[:TEXT_CHARS_MAX] if isinstance(value, str | int | float) else ""

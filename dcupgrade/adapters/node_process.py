@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-import json
+import logging
 import os
 import sys
 import time
@@ -16,6 +16,8 @@ from dcupgrade.errors import DcupgradeError
 from dcupgrade.machine.state import Release
 from dcupgrade.settings.schema import Settings
 from dcupgrade.upgrade.ports import NodeExit
+from keyvault.errors import KeyvaultError
+from keyvault.handover.messages import strict_json
 from process_supervisor import data_lock
 from process_supervisor import host as probe
 from process_supervisor.driver import LaunchSpec, NodeDriver, NodeHandle
@@ -25,9 +27,13 @@ from process_supervisor.procfs import boot_id
 from .node_containers import PYTHON_IN_IMAGE, in_container
 
 UNLOCK_TIMEOUT_S = 10.0
+PORT_WAIT_STEPS = 100
+"""Of 50 ms each."""
 KEPT_ENVIRONMENT = ("PATH", "LANG", "LC_ALL", "TZ", "PYTHONPATH", "SSL_CERT_FILE")
 KEY_SET_MARKER = "keyset.json"
+MARKER_BYTES_MAX = 4096
 T = TypeVar("T")
+log = logging.getLogger("dcupgrade")
 
 
 class NodeProcesses:
@@ -80,7 +86,11 @@ class NodeProcesses:
         return NodeExit(f"it ended with {await handle.wait()}; log: {record.log_path}")
 
     async def stop(self, enclave_id: str) -> None:
-        """Stop a version and wait until data and port are free. Raises NODE_STOP_FAILED, DATA_LOCKED, PORT_TAKEN."""
+        """Stop a version and wait until data and port are free.
+
+        Raises NODE_STOP_FAILED, and DATA_LOCKED where its process is gone but another one holds the data. A port that
+        another program took meanwhile is no failure of the stop.
+        """
         async with self._lock:
             record = await self._driver.find(node_name(enclave_id))
             handle = await self._driver.adopt(record) if record is not None else None
@@ -92,11 +102,12 @@ class NodeProcesses:
                 await data_lock.wait_data_unlocked(self._settings.node.data_dir, UNLOCK_TIMEOUT_S)
             except ProcessSupervisorError as error:
                 raise _locked(error) from error
-            for _ in range(100):
+            for _ in range(PORT_WAIT_STEPS):
                 if probe.port_is_free(self._settings.node.port):
                     return
                 await asyncio.sleep(0.05)
-            probe.require_ports_free([self._settings.node.port])
+            # whoever has it is not the version that was stopped: the next start waits for the port, and names its owner
+            log.warning("port %d is taken after the stop of %s", self._settings.node.port, enclave_id)
 
     async def key_set_id(self) -> str:
         """The marker's key-set id in the data folder."""
@@ -150,9 +161,10 @@ async def living(driver: NodeDriver, enclave_id: str) -> NodeHandle | None:
 def key_set_id_of(data_dir: Path) -> str:
     """The key-set id in the data folder's marker; "" when there is none."""
     try:
-        text = (data_dir / KEY_SET_MARKER).read_text(encoding="utf-8")
-        return str(json.loads(text)["key_set_id"])
-    except (OSError, ValueError, KeyError, TypeError):
+        with (data_dir / KEY_SET_MARKER).open("rb") as file:
+            content = file.read(MARKER_BYTES_MAX + 1)
+        return str(strict_json(content, MARKER_BYTES_MAX, KEY_SET_MARKER).get("key_set_id", ""))
+    except (OSError, KeyvaultError):
         return ""
 
 

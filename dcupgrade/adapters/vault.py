@@ -1,4 +1,4 @@
-"""The orchestrator's ports over the real clock, chain watcher and vault client; nodes.py has that of the nodes."""
+"""The vault port over the vault's client."""
 
 from __future__ import annotations
 
@@ -37,9 +37,20 @@ class Vault:
         return self.last
 
     def facts(self) -> dict[str, Any]:
-        """What is shown of the vault, from its last answer: ``tee`` ("unknown" before it) and ``sealed_unix_s``."""
+        """What is shown of the vault, from its last answer.
+
+        "tee" ("unknown" before the first answer), "enclave_id", "key_sets" (how many), "sealed_unix_s" of the newest,
+        "permit" (a target id, or "").
+        """
         kept = [item["collected_at_unix_s"] for item in self.last.get("key_sets", ()) if not item["wiped"]]
-        return {"tee": self.last.get("tee", "unknown"), "sealed_unix_s": max(kept, default=0)}
+        permits = [str(item["target_id"]) for item in self.last.get("permits", ()) if item["state"] == "issued"]
+        return {
+            "tee": self.last.get("tee", "unknown"),
+            "enclave_id": self.last.get("enclave_id", ""),
+            "key_sets": len(kept),
+            "sealed_unix_s": max(kept, default=0),
+            "permit": permits[-1] if permits else "",
+        }
 
     async def collect(self, source_id: str, evidence: Mapping[str, Any]) -> str:
         """Have the vault take and seal the running node's key set."""
@@ -58,7 +69,7 @@ class Vault:
         return int(answer["expires_at_unix_s"])
 
     async def delivery(self, enclave_id: str) -> Delivery:
-        """How far the hand-over to an enclave is."""
+        """How far the handover to an enclave is."""
         answer = await self._client.delivery(enclave_id)
         return Delivery(str(answer["state"]), str(answer.get("code") or ""))
 

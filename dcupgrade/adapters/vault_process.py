@@ -18,14 +18,13 @@ from process_supervisor.driver import ExitStatus, LaunchSpec, NodeHandle
 from process_supervisor.process_driver import ProcessDriver
 
 from .node_process import KEPT_ENVIRONMENT
-from .vault import Vault
 
 log = logging.getLogger("dcupgrade")
 
 VAULT_NAME = "vault"
-VAULT_LOOK_S = 15.0
 VAULT_STOP_GRACE_S = 5.0
 VAULT_STEADY_S = 10.0
+VAULT_LOOK_S = 15.0
 VAULT_ANSWER_S_MAX = 10.0
 VAULT_SILENT_LOOKS_MAX = 4
 CODE_OF_SIGNALS = 128
@@ -56,21 +55,6 @@ def vault_spec(settings: Settings) -> LaunchSpec:
 
 def _path(path: Path | None) -> str:
     return "" if path is None else str(path.resolve())
-
-
-async def look_at_vault(vault: Vault) -> None:
-    """Ask the vault now and then what it is and holds, for status page and metrics."""
-    told = ""
-    while True:
-        problem = ""
-        try:
-            await vault.status()
-        except Exception as error:
-            problem = failure_of(error).detail
-            if problem != told and vault.last:
-                log.warning("the vault: %s", problem)
-        told = problem
-        await asyncio.sleep(VAULT_LOOK_S if vault.last else 1.0)
 
 
 async def keep_vault(

@@ -35,6 +35,7 @@ LAZY: dict[str, tuple[str, str, str]] = {
     "plan": ("dcupgrade.commands.status", "plan", "Tell what would be done now, and why not yet."),
     "release": ("dcupgrade.commands.release", "release", "Build, sign, verify, publish and revoke (release managers)."),
     "resume": (OPERATOR, "resume", "Leave a halted condition after its cause is mended."),
+    "retry": (OPERATOR, "retry", "Release a version from quarantine and try it again."),
     "revert": (OPERATOR, "revert", "Go back to the previous version."),
     "status": ("dcupgrade.commands.status", "status", "Show whether all is well, what runs, and what needs a person."),
     "unhold": (OPERATOR, "unhold", "Lift the hold."),

@@ -104,6 +104,11 @@ override = _word(
     "and why is journalled.",
     _id,
 )
+retry = _word(
+    "retry",
+    "Release the release on the chain (or ENCLAVE_ID only) from quarantine, and try it again at once.",
+    _id,
+)
 resume = _word("resume", "Leave a halted condition after its cause is mended (see `explain`).")
 revert = _word("revert", "Go back to the previous version, by the same rules as an automatic revert.")
 

@@ -9,7 +9,7 @@ from dcupgrade.conditions import HALTED_CODES
 
 from .events import Event, EventKind
 from .guards import Budgets, chain_facts, need, offered
-from .state import Name, Record, State
+from .state import Name, Record, Release, State
 
 Action = Callable[[State, Event, Budgets], State]
 
@@ -20,30 +20,51 @@ TRIES_COUNTED_MAX = 32
 
 
 def remember_chain(state: State, event: Event, _: Budgets) -> State:
-    """Keep what the chain says of the releases that matter here."""
+    """Keep what the chain says of the releases that matter here. New addresses of a release are a new try of it."""
     facts = chain_facts(state, event)
-    known = {item.enclave_id for item in (state.running, state.target, state.previous, facts.program) if item}
+    before, program = state.chain.program if state.chain else None, facts.program
+    if program is not None:
+        state = replace(
+            state,
+            running=_readdressed(state.running, program),
+            target=_readdressed(state.target, program),
+            previous=_readdressed(state.previous, program),
+        )
+        if before is not None and before.enclave_id == program.enclave_id and before.sources != program.sources:
+            state = _forgive_sources(state, program.enclave_id)
+    known = {item.enclave_id for item in (state.running, state.target, state.previous, program) if item}
     kept = tuple(item for item in facts.listed if item[0] in known)
     return replace(state, chain=replace(facts, listed=kept))
 
 
-def remember_word(state: State, event: Event, _: Budgets) -> State:
-    """Keep an operator's word; approval and override also lift a quarantine."""
+def _readdressed(release: Release | None, program: Release) -> Release | None:
+    """The release as the chain names it now, if it is the one that the chain names."""
+    return program if release is not None and release.enclave_id == program.enclave_id else release
+
+
+def _forgive_sources(state: State, enclave_id: str) -> State:
+    """Forget failures that were those of the addresses; not those of the version itself, nor an operator's revert."""
+    record = state.record(enclave_id)
+    of_the_version = record.reverted or record.quarantine == "OPERATOR_REVERT"
+    return state if of_the_version else state.with_record(Record(enclave_id))
+
+
+def remember_command(state: State, event: Event, _: Budgets) -> State:
+    """Keep a hold, or an approval or override of a release that is not in quarantine."""
     if event.kind is E.HOLD:
         return replace(state, hold=event.hold)
     if event.kind is E.UNHOLD:
         return replace(state, hold=None)
-    record = state.record(event.enclave_id)
-    state = state.with_record(replace(record, abandoned=0, reverted=0, quarantine="", waiting=False))
+    if not event.enclave_id or state.record(event.enclave_id).quarantine:
+        return state
     if event.kind is E.OVERRIDE:
         return replace(state, override=event.enclave_id)
     return replace(state, approved=event.enclave_id)
 
 
-def lift_quarantine(state: State, _event: Event, _: Budgets) -> State:
-    """Nothing is halted: the word can only mean the release on the chain, which may be tried again."""
-    program = state.chain.program if state.chain else None
-    return state if program is None else state.with_record(Record(program.enclave_id))
+def release_quarantine(state: State, event: Event, _: Budgets) -> State:
+    """Forget what failed about a release: it may be tried again, at once."""
+    return state.with_record(Record(event.enclave_id))
 
 
 def count_crash(state: State, event: Event, budgets: Budgets) -> State:
@@ -53,7 +74,7 @@ def count_crash(state: State, event: Event, budgets: Budgets) -> State:
 
 def note_serving(state: State, _event: Event, _: Budgets) -> State:
     """The running version serves: crashes in a row begin anew."""
-    return replace(state, crashes=0)
+    return replace(state, crashes=0, detail="" if state.crashes and not state.reason else state.detail)
 
 
 def note_request(state: State, event: Event, _: Budgets) -> State:
@@ -61,15 +82,12 @@ def note_request(state: State, event: Event, _: Budgets) -> State:
     return replace(state, revert_requested=True, reason="OPERATOR_REVERT", detail=event.detail)
 
 
-def refuse_revert(state: State, event: Event, _: Budgets) -> State:
-    """Say that there is nothing to go back to."""
-    return replace(state, reason="REVERT_IMPOSSIBLE", detail=event.detail if event.code else "")
-
-
 def begin(state: State, event: Event, _: Budgets) -> State:
-    """Take the offered release as the target of a new upgrade; what was said of it beforehand holds."""
+    """Take the offered release as the target of a new upgrade; earlier commands about it still count."""
     return replace(
         clean(state),
+        reason="",
+        detail="",
         target=need(offered(state), state, event),
         target_since_unix_s=event.at_unix_s,
         first_install=state.running is None,
@@ -223,6 +241,16 @@ def backoff_over(state: State, event: Event, _: Budgets) -> State:
 def retired(state: State, _event: Event, _: Budgets) -> State:
     """The previous version is no longer there to go back to."""
     return replace(state, previous=None, previous_until_unix_s=0.0)
+
+
+def target_gone_meanwhile(state: State, event: Event, budgets: Budgets) -> State:
+    """The new version ended after all: continue on the way back."""
+    return note_target_stopped(replace(state, halted="", resume_to=""), event, budgets)
+
+
+def halt_locked(state: State, event: Event, budgets: Budgets) -> State:
+    """The new version is gone, but the data is held by another process: the source waits for that."""
+    return note_target_stopped(halt("DATA_LOCKED", N.REVERTING)(state, event, budgets), event, budgets)
 
 
 def halt(code: str, resume_to: Name) -> Action:

@@ -19,6 +19,7 @@ class EventKind(StrEnum):
     OVERRIDE = "override"
     RESUME = "resume"
     REVERT = "revert"
+    RETRY = "retry"
     NODE_SERVING = "node_serving"
     NODE_EXITED = "node_exited"
     NODE_START_FAILED = "node_start_failed"
@@ -48,7 +49,7 @@ class EventKind(StrEnum):
     ADOPTED = "adopted"
     """A node was found beside an empty journal; written once at start-up, before the machine runs."""
     WORD_REFUSED = "word_refused"
-    """An operator's word that cannot be understood: written down as taken, never given to the machine."""
+    """An operator command that cannot be carried out: journalled as taken, never given to the machine."""
 
 
 class EffectKind(StrEnum):
@@ -108,8 +109,8 @@ class Event:
 class Effect:
     """Something to do. Two equal effects are the same piece of work, which is how a running one is recognised.
 
-    `enclave_id` is the node or release it is about. GATES carries what an operator said (`words`), so that a new word
-    starts it afresh.
+    `enclave_id` is the node or release it is about. `words` is what else it depends on, so that a change starts it
+    afresh: for GATES what operators said, for STAGE the addresses.
     """
 
     kind: EffectKind

@@ -32,8 +32,11 @@ Guard = Callable[[State, Event, Budgets], bool]
 N = Name
 
 
-MAY_PASS = ("SOURCE_WONT_START", "KEYS_UNREACHABLE", "NO_KEYS_ANYWHERE", "DATA_LOCKED")
-"""Conditions of the way back in which the source may still come up: a disk with room again, a vault that is back."""
+MAY_PASS = ("SOURCE_WONT_START", "SOURCE_SLOT_DAMAGED", "KEYS_UNREACHABLE", "NO_KEYS_ANYWHERE", "DATA_LOCKED")
+"""Conditions of the way back in which the source may still come up: a mirror that is good again, a vault that is back.
+
+A person is told, and meanwhile the source is tried on and on.
+"""
 
 
 def newer(state: State) -> Release | None:
@@ -139,6 +142,17 @@ def source_may_return(state: State) -> bool:
     return allowed and state.resume_to == N.REVERTING and state.target_stopped and state.halted in MAY_PASS
 
 
+def target_may_stop(state: State) -> bool:
+    """The way back halted because the new version could not be stopped: it is tried until it is gone."""
+    return state.resume_to == N.REVERTING and not state.target_stopped and state.halted != "PREVIOUS_REVOKED"
+
+
+def only_locked(state: State, event: Event, budgets: Budgets) -> bool:
+    """The process is gone and the source may start, but another process holds the data."""
+    may_start = state.running is not None and not source_revoked(state, event, budgets)
+    return may_start and event.code == "DATA_LOCKED"
+
+
 def source_returned(state: State, _event: Event, _: Budgets) -> bool:
     """The source serves after all, and that is what the way back was for."""
     return source_may_return(state)
@@ -149,10 +163,10 @@ def halted_otherwise(state: State, event: Event, budgets: Budgets) -> bool:
     return not waits_for_serving(state, event, budgets) and not source_may_return(state)
 
 
-def revoked_meanwhile(state: State, event: Event, budgets: Budgets) -> bool:
-    """The source was revoked while the way back was halted for another reason: that is to be said first."""
-    otherwise = state.resume_to == N.REVERTING and state.halted != "PREVIOUS_REVOKED"
-    return otherwise and source_revoked(state, event, budgets)
+def revoked_while_waiting(state: State, event: Event, budgets: Budgets) -> bool:
+    """The source is revoked while it is being tried on and on: that is what a person must know now."""
+    waits = state.resume_to == N.REVERTING and state.target_stopped and state.halted != "PREVIOUS_REVOKED"
+    return waits and source_revoked(state, event, budgets)
 
 
 def back_to(name: Name) -> Guard:

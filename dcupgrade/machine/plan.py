@@ -11,6 +11,7 @@ from .guards import newer
 from .state import Name, State
 
 PREFLIGHT = "GATE_PREFLIGHT"
+GATES_OF_ALL = ("GATE_HELD", "GATE_WINDOW_SHUT")
 GATES = ("GATE_HELD", "GATE_APPROVAL_MISSING", "GATE_WINDOW_SHUT", "GATE_NOT_MY_TURN", PREFLIGHT)
 
 
@@ -23,28 +24,32 @@ def plan(
     the host found against an upgrade ({"code", "detail"} each); it looks once the other gates are open.
     """
     target = state.target if state.name in (Name.STAGING, Name.STAGED) else newer(state)
-    if state.name is Name.HALTED:
-        return _answer("halted", [f"Halted: {state.halted}. Nothing is begun before `dcupgrade resume`."])
-    if state.name not in (Name.IDLE, Name.STAGING, Name.STAGED):
-        about = f" to {_named(state.target)}" if state.target else ""
-        return _answer("under_way", [f"An upgrade{about} is in state {state.name.value}."])
-    if state.chain is None:
-        return _answer("none", ["No finalized block was seen yet."])
-    if target is None:
-        return _answer("none", [_why_nothing(state)])
-    record = state.record(target.enclave_id)
-    if record.quarantine:
-        why = f"{_named(target)} is in quarantine ({record.quarantine}); `dcupgrade resume` gives it another try."
-        return _answer("none", [why], target.enclave_id)
     shut = shut_gates(
         rules,
-        enclave_id=target.enclave_id,
+        enclave_id=target.enclave_id if target else "",
         since_unix_s=since_unix_s,
         now_unix_s=now_unix_s,
         hold=state.hold,
         approved=state.approved,
         override=state.override,
     )
+
+    def nothing(action: str, why: str) -> dict[str, Any]:
+        return _answer(action, [why], target.enclave_id if target else "", shut)
+
+    if state.name is Name.HALTED:
+        return nothing("halted", f"Halted: {state.halted}. Nothing is begun before `dcupgrade resume`.")
+    if state.name not in (Name.IDLE, Name.STAGING, Name.STAGED):
+        about = f" to {_named(state.target)}" if state.target else ""
+        return nothing("under_way", f"An upgrade{about} is in state {state.name.value}.")
+    if state.chain is None:
+        return nothing("none", "No finalized block was seen yet.")
+    if target is None:
+        return nothing("none", _why_nothing(state))
+    quarantine = state.record(target.enclave_id).quarantine
+    if quarantine:
+        why = f"{_named(target)} is in quarantine ({quarantine}); `dcupgrade retry` gives it another try."
+        return nothing("none", why)
     if not shut and state.name is Name.STAGED:
         shut = _of_host(host)
     verb = "Would install" if state.running is None else f"Would upgrade {_named(state.running)} to"
@@ -80,7 +85,8 @@ def _why_nothing(state: State) -> str:
     return f"{_named(program)} is the version on the chain, but it is not newer than the running one, or not listed."
 
 
-def _answer(action: str, lines: Sequence[str], target: str = "", shut: Sequence[Shut] = ()) -> dict[str, Any]:
+def _answer(action: str, lines: Sequence[str], target: str, shut: Sequence[Shut]) -> dict[str, Any]:
+    """The plan; without a target only the gates that are the same for every release."""
     by_code: Mapping[str, Shut] = {item.code: item for item in shut}
     gates = [
         {
@@ -89,7 +95,7 @@ def _answer(action: str, lines: Sequence[str], target: str = "", shut: Sequence[
             "why": by_code[code].detail if code in by_code else "open",
             "opens_unix_s": by_code[code].opens_unix_s if code in by_code else None,
         }
-        for code in (GATES if target else ())
+        for code in (GATES if target else GATES_OF_ALL)
     ]
     return {"action": action, "lines": list(lines), "target": target, "gates": gates}
 

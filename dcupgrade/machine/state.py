@@ -51,6 +51,11 @@ class Release:
     signatures: tuple[bytes, ...] = ()
     added_height: int = 0
 
+    @property
+    def sources(self) -> tuple[str, ...]:
+        """Where its files may be had: URLs, then CIDs."""
+        return (self.origin_url, self.mirror_url, *self.cids)
+
     def to_json(self) -> dict[str, Any]:
         """JSON form, the inverse of `release_from_json`."""
         return {

@@ -52,7 +52,7 @@ def _rows() -> Iterable[Row]:
     yield Row(N.IDLE, E.BACKOFF_OVER, N.IDLE, None, t.backoff_over)
     yield Row(N.IDLE, E.RETIRED, N.IDLE, None, t.retired)
     yield Row(N.IDLE, E.REVERT, N.REVERTING, guards.has_previous, t.turn_back_by_hand)
-    yield Row(N.IDLE, E.REVERT, N.IDLE, None, t.refuse_revert)
+    yield Row(N.IDLE, E.REVERT, N.IDLE)
     # before the old node is touched, whatever goes wrong is abandoned
     yield Row(N.STAGING, E.STAGED, N.STAGED)
     yield Row(N.STAGING, E.STAGE_FAILED, N.ABANDONED, None, t.abandon)
@@ -89,9 +89,9 @@ def _rows() -> Iterable[Row]:
     for name in (N.LAUNCHING, N.DELIVERING, N.PROBATION):
         yield Row(name, E.REVERT, N.REVERTING, None, t.turn_back)
     yield Row(N.COMMITTED, E.COMMIT_DONE, N.IDLE, None, t.settle_committed)
-    # a version that never takes the word to commit must not keep its operator from going back
+    # a version that never takes the commit must not keep its operator from going back
     yield Row(N.COMMITTED, E.REVERT, N.REVERTING, guards.has_previous, t.turn_back_by_hand)
-    yield Row(N.COMMITTED, E.REVERT, N.COMMITTED, None, t.refuse_revert)
+    yield Row(N.COMMITTED, E.REVERT, N.COMMITTED)
     yield from _rows_of_reverting()
 
 
@@ -99,6 +99,7 @@ def _rows_of_reverting() -> Iterable[Row]:
     yield Row(N.REVERTING, E.NODE_STOPPED, N.HALTED, guards.no_source, t.halt("FIRST_INSTALL_FAILED", N.LAUNCHING))
     yield Row(N.REVERTING, E.NODE_STOPPED, N.HALTED, guards.source_revoked, t.halt("PREVIOUS_REVOKED", N.REVERTING))
     yield Row(N.REVERTING, E.NODE_STOPPED, N.REVERTING, None, t.note_target_stopped)
+    yield Row(N.REVERTING, E.STOP_FAILED, N.HALTED, guards.only_locked, t.halt_locked)
     yield Row(N.REVERTING, E.STOP_FAILED, N.HALTED, None, t.halt("TARGET_WONT_STOP", N.REVERTING))
     yield Row(N.REVERTING, E.SOURCE_SERVING, N.REVERTED, None, t.reverted)
     yield Row(N.REVERTING, E.SOURCE_FAILED, N.HALTED, None, t.halt("SOURCE_WONT_START", N.REVERTING))
@@ -107,12 +108,14 @@ def _rows_of_reverting() -> Iterable[Row]:
     yield Row(N.REVERTED, E.REVERT, N.REVERTED)
     yield Row(N.HALTED, E.RESUME, N.IDLE, guards.install_revoked, t.give_up_install)
     yield Row(N.HALTED, E.RESUME, N.LAUNCHING, guards.back_to(N.LAUNCHING), t.resume_install)
-    yield Row(N.HALTED, E.RESUME, N.HALTED, guards.revoked_meanwhile, t.halt("PREVIOUS_REVOKED", N.REVERTING))
     yield Row(N.HALTED, E.RESUME, N.REVERTING, guards.back_to(N.REVERTING), t.resume_revert)
     yield Row(N.HALTED, E.RESUME, N.IDLE, None, t.resume_idle)
     yield Row(N.HALTED, E.REVERT, N.REVERTING, guards.can_turn_back, t.resume_revert)
     yield Row(N.HALTED, E.REVERT, N.IDLE, guards.install_superseded, t.give_up_install)
     yield Row(N.HALTED, E.REVERT, N.HALTED)
+    yield Row(N.HALTED, E.NODE_STOPPED, N.HALTED, guards.no_source, t.halt("FIRST_INSTALL_FAILED", N.LAUNCHING))
+    yield Row(N.HALTED, E.NODE_STOPPED, N.HALTED, guards.source_revoked, t.halt("PREVIOUS_REVOKED", N.REVERTING))
+    yield Row(N.HALTED, E.NODE_STOPPED, N.REVERTING, None, t.target_gone_meanwhile)
     yield Row(N.HALTED, E.NODE_SERVING, N.IDLE, guards.waits_for_serving, t.resume_idle)
     yield Row(N.HALTED, E.NODE_SERVING, N.REVERTED, guards.source_returned, t.returned)
 
@@ -123,15 +126,17 @@ def _rows_everywhere() -> Iterable[Row]:
     for name in (N.LAUNCHING, N.DELIVERING, N.PROBATION):
         yield Row(name, E.CHAIN, N.REVERTING, guards.target_revoked, t.turn_back)
     yield Row(N.REVERTING, E.CHAIN, N.HALTED, guards.source_revoked, t.halt("PREVIOUS_REVOKED", N.REVERTING))
+    yield Row(N.HALTED, E.CHAIN, N.HALTED, guards.revoked_while_waiting, t.halt("PREVIOUS_REVOKED", N.REVERTING))
     for name in (N.COLLECTING, N.SEALED):
-        yield Row(name, E.HOLD, N.STAGED, None, t.remember_word)
+        yield Row(name, E.HOLD, N.STAGED, None, t.remember_command)
     for name in Name:
         yield Row(name, E.CHAIN, name, None, t.remember_chain)
         for word in (E.HOLD, E.UNHOLD, E.APPROVE, E.OVERRIDE):
             if word is not E.HOLD or name not in (N.COLLECTING, N.SEALED):
-                yield Row(name, word, name, None, t.remember_word)
+                yield Row(name, word, name, None, t.remember_command)
         if name is not N.HALTED:
-            yield Row(name, E.RESUME, name, None, t.lift_quarantine)
+            yield Row(name, E.RESUME, name)
+        yield Row(name, E.RETRY, name, None, t.release_quarantine)
     for name in (N.COLLECTING, N.ABANDONED):
         for kind in (E.NODE_EXITED, E.NODE_START_FAILED):
             yield Row(name, kind, N.HALTED, guards.source_is_hopeless, t.halt("SOURCE_WONT_START", N.IDLE))
@@ -187,14 +192,15 @@ def activity(state: State) -> tuple[Effect, ...]:
         case N.STOPPING:
             return (Effect(F.STOP_NODE, running),)
         case N.HALTED:
-            return kept
+            return (Effect(F.STOP_NODE, target),) if guards.target_may_stop(state) else kept
+        case N.STAGING:
+            return (*kept, Effect(F.STAGE, target, words=state.target.sources if state.target else ()))
         case _:
             about = running if state.name in (N.ABANDONED, N.COMMITTED, N.REVERTED, N.COLLECTING) else target
             return (*kept, Effect(_WORK[state.name], about, state.key_set_id))
 
 
 _WORK = {
-    N.STAGING: F.STAGE,
     N.COLLECTING: F.COLLECT,
     N.SEALED: F.PERMIT,
     N.LAUNCHING: F.LAUNCH,

@@ -5,19 +5,24 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import deque
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 from dcupgrade.machine.events import Event
-from dcupgrade.machine.state import Name, State
-from dcupgrade.machine.table import activity
+from dcupgrade.machine.guards import newer
+from dcupgrade.machine.operator_commands import Command
+from dcupgrade.machine.state import Release, State
+from dcupgrade.machine.table import KEEPS_NODE, activity
 
-from .ports import ClockPort
+from .ports import ClockPort, NodeHealth
 
 log = logging.getLogger("dcupgrade")
 
 SUBSCRIBER_QUEUE_MAX = 1000
 RECENT_MAX = 50
+ALARM_AFTER_S = 30.0
+"""How long node or vault may be away before that is an alarm: longer than a restart takes."""
 LOGGED_NOTES = ("retry", "journal_failed", "chain_lost")
 
 
@@ -30,7 +35,15 @@ class Feed:
         self._progress: dict[str, Mapping[str, Any]] = {}
         self._recent: deque[dict[str, Any]] = deque(maxlen=RECENT_MAX)
         self._since_unix_s = clock.now()
+        self._alarms: dict[int, tuple[str, str]] = {}
+        self._alarm_numbers = 0
+        self._node: dict[str, Any] | None = None
+        self._node_code = ""
+        self._node_away_since_s: float | None = None
+        self._vault: dict[str, Any] = {"reachable": None, "code": "", "detail": "", "since_unix_s": clock.now()}
+        self._vault_away_since_s: float | None = clock.monotonic()
         self.block_number = 0
+        self.waiting_commands: Sequence[Command] = ()
 
     def begin(self) -> None:
         """The machine takes up its state now."""
@@ -44,7 +57,12 @@ class Feed:
         return _Stream(self._subscribers)
 
     def snapshot(self, state: State) -> dict[str, Any]:
-        """Everything a status page shows: state, work under way, its progress, the chain's height."""
+        """Everything a status page shows.
+
+        `node` is None where none is installed, else {"status", "enclave_id", "version", "canary", "detail",
+        "since_unix_s"}; its status is that of NodeHealth, "stopped", or "unknown". `vault` has "reachable" (None before
+        the first answer), "code", "detail" and "since_unix_s". `commands` are the operator commands that wait.
+        """
         return {
             "state": state.to_json(),
             "since_unix_s": self._since_unix_s,
@@ -54,22 +72,97 @@ class Feed:
             "progress": {name: dict(facts) for name, facts in self._progress.items()},
             "recent": list(self._recent),
             "alarms": self.alarms(state),
+            "node": self._node,
+            "vault": dict(self._vault),
+            "commands": [command.to_json() for command in self.waiting_commands],
         }
 
     def alarms(self, state: State) -> list[dict[str, str]]:
-        """Conditions that an operator should know of, each with its code."""
-        out = []
+        """What needs a person now, each with its code."""
+        out: list[tuple[str, str]] = []
         if state.halted:
-            out.append({"code": state.halted, "detail": state.detail})
+            out.append((state.halted, state.detail))
         if state.revoked(state.running):
-            out.append({"code": "RUNNING_REVOKED", "detail": state.running.enclave_id if state.running else ""})
+            out.append(("RUNNING_REVOKED", state.running.enclave_id if state.running else ""))
         if state.crashes >= self._crashes_max:
-            out.append({"code": "NODE_CRASH_LOOP", "detail": state.detail})
-        waits = self._progress.get("retry", {})
-        if state.name is Name.COMMITTED and waits.get("what") == "commit":
-            out.append({"code": "COMMIT_NOT_ACKNOWLEDGED", "detail": str(waits["detail"])})
-        out += [{"code": item.quarantine, "detail": item.enclave_id} for item in state.records if item.quarantine]
-        return out
+            out.append(("NODE_CRASH_LOOP", state.detail))
+        elif state.name in KEEPS_NODE and self._away(self._node_away_since_s):
+            out.append(self._node_alarm())
+        if self._vault["code"] and self._away(self._vault_away_since_s):
+            out.append((self._vault["code"], self._vault["detail"]))
+        out += self._alarms.values()
+        program = newer(state)
+        quarantine = state.record(program.enclave_id).quarantine if program else ""
+        if program is not None and quarantine:
+            out.append((quarantine, f"{program.enclave_id} is not tried again before `dcupgrade retry`"))
+        return [{"code": code, "detail": detail} for code, detail in dict.fromkeys(out)]
+
+    def _away(self, since_s: float | None) -> bool:
+        return since_s is not None and self._clock.monotonic() - since_s >= ALARM_AFTER_S
+
+    def _node_alarm(self) -> tuple[str, str]:
+        node = self._node or {}
+        code = self._node_code or ("NODE_UNHEALTHY" if node.get("status") == "failed" else "NODE_NOT_READY")
+        return code, f"{node.get('status')} {node.get('detail', '')}".strip()
+
+    @contextmanager
+    def alarm(self) -> Iterator[Callable[[str, str], None]]:
+        """An alarm of one piece of work: call it with a code and a detail; with an empty code, or at its end, it ends.
+
+        Example: `with feed.alarm() as alarm: alarm("COMMIT_NOT_ACKNOWLEDGED", "HTTP 500")`.
+        """
+        self._alarm_numbers += 1
+        number = self._alarm_numbers
+
+        def alarm(code: str, detail: str) -> None:
+            if not code:
+                self._alarms.pop(number, None)
+                return
+            if self._alarms.get(number, ("", ""))[0] != code:
+                log.error("%s: %s", code, detail, extra={"event": "alarm", "code": code})
+            self._alarms[number] = (code, detail)
+
+        try:
+            yield alarm
+        finally:
+            self._alarms.pop(number, None)
+
+    def node_seen(self, release: Release | None, health: NodeHealth | None, code: str = "") -> None:
+        """The node's health at this moment; `code` where it cannot be told whether its process lives."""
+        if release is None or health is None:
+            self._node, self._node_code, self._node_away_since_s = None, "", None
+            return
+        before = self._node or {}
+        same = (before.get("status"), before.get("enclave_id")) == (health.status, release.enclave_id)
+        if not same and before:
+            level = logging.INFO if health.status == "serving" else logging.WARNING
+            log.log(level, "the node %s is %s %s", release.version, health.status, health.detail)
+        self._node_code = code
+        self._node_away_since_s = (
+            None if health.status == "serving" else self._node_away_since_s or self._clock.monotonic()
+        )
+        self._node = {
+            "status": health.status,
+            "enclave_id": release.enclave_id,
+            "version": health.version or release.version,
+            "canary": health.canary,
+            "detail": health.detail,
+            "since_unix_s": before["since_unix_s"] if same else self._clock.now(),
+        }
+
+    @property
+    def vault_reachable(self) -> bool:
+        """Whether the vault answered when it was last asked."""
+        return bool(self._vault["reachable"])
+
+    def vault_seen(self, reachable: bool, code: str, detail: str) -> None:
+        """Whether the vault answers; `code` and `detail` say why not, or in which condition it is."""
+        same = (self._vault["reachable"], self._vault["code"]) == (reachable, code)
+        if code and not same and self._vault["reachable"] is not None:
+            log.warning("the vault: %s %s", code, detail, extra={"code": code})
+        self._vault_away_since_s = (self._vault_away_since_s or self._clock.monotonic()) if code else None
+        since = self._vault["since_unix_s"] if same else self._clock.now()
+        self._vault = {"reachable": reachable, "code": code, "detail": detail, "since_unix_s": since}
 
     def note(self, name: str, facts: Mapping[str, Any]) -> None:
         """Progress of the work under way."""

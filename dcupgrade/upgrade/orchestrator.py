@@ -14,12 +14,14 @@ from dcupgrade.errors import DcupgradeError, failure_of
 from dcupgrade.machine import gates
 from dcupgrade.machine.events import Effect, Event, EventKind
 from dcupgrade.machine.guards import Budgets
-from dcupgrade.machine.operator_commands import Command, event_of
-from dcupgrade.machine.state import Name, State
+from dcupgrade.machine.operator_commands import Command, event_of, outcome_of
+from dcupgrade.machine.state import Name, Release, State
 from dcupgrade.machine.table import activity, step
 
+from .event_queue import EventQueue, Item
 from .feed import Feed
-from .performer import perform
+from .health import watch_node, watch_vault
+from .performer import failure_event, perform
 from .ports import Entry, JournalPort, Ports
 from .tools import Limits, Tools
 
@@ -32,16 +34,6 @@ class _Job:
 
     number: int
     task: asyncio.Task[None]
-
-
-@dataclass(frozen=True, slots=True)
-class _Item:
-    """Something in the queue: an event, and the effect's run or the operator command that it comes from."""
-
-    event: Event
-    effect: Effect | None = None
-    number: int = 0
-    command_id: int = 0
 
 
 def has_no_node(state: State) -> bool:
@@ -65,11 +57,12 @@ class Orchestrator:
         self._journal, self._chain, self._slots, self._processes = journal, ports.chain, ports.slots, ports.processes
         self._clock, self._budgets, self._commands_poll_s = ports.clock, budgets, commands_poll_s
         self.feed = Feed(ports.clock, budgets.crashes)
-        self._tools = Tools(ports, limits, rules, self.feed.note)
-        self._queue: asyncio.Queue[_Item] = asyncio.Queue()
+        self._tools = Tools(ports, limits, rules, self.feed.note, self.feed.alarm)
+        self._queue = EventQueue()
         self._jobs: dict[Effect, _Job] = {}
         self._numbers = 0
         self._seen_commands: set[int] = set()
+        self._condition_since_unix_s = 0.0
         self.state = State()
 
     async def run(self) -> None:
@@ -81,8 +74,15 @@ class Orchestrator:
         stored = self._journal.load()
         self.state = await self._begin(stored) if stored is None or has_no_node(stored) else stored
         self.feed.begin()
+        self._condition_since_unix_s = self._clock.now()
         log.info("taking up state %s", self.state.name, extra={"event": "start", "state": self.state.name.value})
-        sources = [asyncio.ensure_future(self._follow_chain()), asyncio.ensure_future(self._follow_commands())]
+        work = (
+            self._follow_chain(),
+            self._follow_commands(),
+            watch_node(self._tools, self.feed, lambda: self.state),
+            watch_vault(self._tools, self.feed),
+        )
+        sources = [asyncio.ensure_future(item) for item in work]
         try:
             await self._reconcile()
             while True:
@@ -100,29 +100,64 @@ class Orchestrator:
         Without a journal this is also one that is down; with a journal that never had a node, only one that runs.
         """
         before = stored or State()
-        found = await self._slots.discover()
-        if found is None or (stored is not None and not await self._processes.is_alive(found.enclave_id)):
+        found = await self._discover(stored)
+        if found is None:
             return before
         state = State(running=found, hold=before.hold, records=before.records)
         event = Event(EventKind.ADOPTED, found.enclave_id, at_unix_s=self._clock.now(), detail="no node was known")
         await self._store(Entry(before, event, state, activity(state)))
         return state
 
-    async def _take(self, item: _Item) -> None:
+    async def _discover(self, stored: State | None) -> Release | None:
+        tries = 0
+        with self.feed.alarm() as alarm:
+            while True:
+                try:
+                    found = await self._slots.discover()
+                    if found is not None and stored is not None:
+                        return found if await self._processes.is_alive(found.enclave_id) else None
+                    return found
+                except Exception as error:
+                    tries += 1
+                    failure = failure_of(error)
+                    alarm(failure.code, failure.detail)
+                    await self._clock.sleep(self._tools.pause_s(tries))
+
+    async def _take(self, item: Item) -> None:
         if item.effect is not None:
             job = self._jobs.get(item.effect)
             if job is None or job.number != item.number:
                 return  # that work is no longer wanted
-        before, event = self.state, replace(item.event, at_unix_s=self._clock.now())
+        before, event = self.state, replace(self._known_to_giver(item), at_unix_s=self._clock.now())
         after = before if event.kind is EventKind.WORD_REFUSED else step(before, event, self._budgets)[0]
-        if after != before or item.command_id:
-            await self._store(Entry(before, event, after, activity(after), item.command_id))
+        outcome = outcome_of(before, event, after) if item.command_id else None
+        if after != before or outcome is not None:
+            try:
+                await self._store(Entry(before, event, after, activity(after), item.command_id, outcome))
+            except DcupgradeError as error:
+                if error.code != "COMMAND_CANCELLED":
+                    raise
+                log.info("operator command %d was cancelled", item.command_id)
+                return
+        if outcome is not None:
+            log.info("operator command %s of %s: %s %s", event.kind.value, event.who, outcome.code, outcome.text)
+        if after.halted != before.halted:
+            self._condition_since_unix_s = event.at_unix_s
         self.state = after
         if item.effect is not None and self._jobs[item.effect].task.done():
             del self._jobs[item.effect]
         if after != before:
             self.feed.transition(before, event, after)
         await self._reconcile()
+
+    def _known_to_giver(self, item: Item) -> Event:
+        """The item's event; a `resume` accepts a revoked version only where its giver can have known that it is."""
+        event = item.event
+        revoked = self.state.halted == "PREVIOUS_REVOKED"
+        if event.kind is not EventKind.RESUME or not revoked or item.given_unix_s >= self._condition_since_unix_s:
+            return event
+        why = "it was given before this condition was known; look at it, and give it again if you accept it"
+        return replace(event, kind=EventKind.WORD_REFUSED, code=self.state.halted, detail=f"resume: {why}")
 
     async def _store(self, entry: Entry) -> None:
         """Nothing may happen that the journal does not hold: a failing write is repeated until it succeeds."""
@@ -154,18 +189,25 @@ class Orchestrator:
 
     async def _perform(self, effect: Effect, number: int, state: State) -> None:
         def emit(event: Event) -> None:
-            self._queue.put_nowait(_Item(event, effect, number))
+            self._queue.put(Item(event, effect, number))
 
-        while True:
-            try:
-                emit(await perform(self._tools, effect, state, emit))
-                return
-            except Exception as error:
-                # performers turn every expected failure into an event; what gets here is a fault of the program
-                failure = failure_of(error)
-                log.exception("effect %s failed unexpectedly", effect.kind.value)
-                self.feed.note("retry", {"what": effect.kind.value, "code": failure.code, "detail": failure.detail})
-                await self._clock.sleep(self._tools.pause_s(3))
+        tries = 0
+        with self.feed.alarm() as alarm:
+            while True:
+                try:
+                    emit(await perform(self._tools, effect, state, emit))
+                    return
+                except Exception as error:
+                    # performers turn every expected failure into an event; what gets here is a fault of the program
+                    tries += 1
+                    failure = failure_of(error)
+                    log.exception("effect %s failed unexpectedly", effect.kind.value)
+                    ended = failure_event(effect, state, error) if tries >= self._tools.limits.attempts else None
+                    if ended is not None:
+                        emit(ended)
+                        return
+                    alarm(failure.code, f"{effect.kind.value}: {failure.detail}")
+                    await self._clock.sleep(self._tools.pause_s(tries))
 
     async def _follow_chain(self) -> None:
         tries = 0
@@ -174,7 +216,7 @@ class Orchestrator:
                 async for facts in self._chain.views():
                     tries = 0
                     self.feed.block_number = facts.block_number
-                    self._queue.put_nowait(_Item(Event(EventKind.CHAIN, chain=facts)))
+                    self._queue.put(Item(Event(EventKind.CHAIN, chain=facts)))
             except Exception as error:
                 failure = failure_of(error)
                 log.warning("the chain cannot be followed: %s", failure.detail, extra={"code": failure.code})
@@ -185,29 +227,25 @@ class Orchestrator:
     async def _follow_commands(self) -> None:
         while True:
             try:
-                waiting = self._journal.commands()
+                self.feed.waiting_commands = self._journal.commands()
+                for command in self.feed.waiting_commands:
+                    if command.id not in self._seen_commands:
+                        event = await self._understood(command)
+                        self._seen_commands.add(command.id)
+                        self._queue.put(Item(event, command_id=command.id, given_unix_s=command.at_unix_s))
+                self._seen_commands &= {command.id for command in self.feed.waiting_commands}
             except Exception as error:
                 failure = failure_of(error)
                 log.warning("operator commands cannot be read: %s", failure.detail, extra={"code": failure.code})
-                waiting = []
-            for command in waiting:
-                if command.id not in self._seen_commands:
-                    self._seen_commands.add(command.id)
-                    event = await self._with_files(self._understood(command))
-                    self._queue.put_nowait(_Item(event, command_id=command.id))
             await self._clock.sleep(self._commands_poll_s)
 
-    def _understood(self, command: Command) -> Event:
-        event = event_of(command, self.state)
-        if event.kind is EventKind.WORD_REFUSED:
-            log.warning("operator command %r of %s is refused: %s", command.kind, command.who, event.detail)
-        return event
+    async def _understood(self, command: Command) -> Event:
+        """The event that the command means.
 
-    async def _with_files(self, event: Event) -> Event:
-        """A revert command, marked where the previous version's files are not good.
-
-        What serves now must not be stopped for a version that could not be started then.
+        A revert is marked where the previous version's files are not good: what serves now must not be stopped for a
+        version that could not be started then.
         """
+        event = event_of(command, self.state, self._clock.now())
         previous = self.state.previous
         if (
             event.kind is not EventKind.REVERT

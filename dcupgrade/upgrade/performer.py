@@ -7,10 +7,10 @@ that is the machine's table.
 from __future__ import annotations
 
 from dcupgrade.machine.events import Effect, EffectKind, Event, EventKind
-from dcupgrade.machine.state import State
+from dcupgrade.machine.state import Name, State
 
 from . import before_stop, running_node, stop_to_commit, way_back
-from .tools import Emit, Tools, Work, at_once
+from .tools import Emit, Tools, Work, at_once, failed
 
 WORK: dict[EffectKind, Work] = {
     EffectKind.KEEP_NODE: running_node.keep_node,
@@ -38,3 +38,24 @@ async def perform(tools: Tools, effect: Effect, state: State, emit: Emit) -> Eve
     Every failure that is expected becomes an event. What raises is a fault of the program, or cancellation.
     """
     return await WORK[effect.kind](tools, effect, state, emit)
+
+
+FAILURES: dict[EffectKind, EventKind] = {
+    EffectKind.STAGE: EventKind.STAGE_FAILED,
+    EffectKind.COLLECT: EventKind.COLLECT_FAILED,
+    EffectKind.PERMIT: EventKind.PERMIT_FAILED,
+    EffectKind.STOP_NODE: EventKind.STOP_FAILED,
+    EffectKind.LAUNCH: EventKind.LAUNCH_FAILED,
+    EffectKind.DELIVER: EventKind.DELIVERY_FAILED,
+    EffectKind.PROBATION: EventKind.UNHEALTHY,
+    EffectKind.START_SOURCE: EventKind.SOURCE_FAILED,
+}
+"""What an effect ends with that failed unexpectedly, again and again. The others are repeated indefinitely."""
+
+
+def failure_event(effect: Effect, state: State, error: Exception) -> Event | None:
+    """The event of an effect that failed unexpectedly; None for one that is repeated indefinitely."""
+    kind = FAILURES.get(effect.kind)
+    if kind is None or (kind is EventKind.STOP_FAILED and state.name is Name.HALTED):
+        return None
+    return failed(kind, error, effect.enclave_id)

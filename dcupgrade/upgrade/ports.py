@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from dcupgrade.machine.events import Effect, Event
-from dcupgrade.machine.operator_commands import Command
+from dcupgrade.machine.operator_commands import Command, Outcome
 from dcupgrade.machine.state import ChainFacts, Release, State
 
 Progress = Callable[[Mapping[str, Any]], None]
@@ -57,13 +57,17 @@ class Finding:
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """One transition as it is journalled: state, what happened, the state after it, and the work now wanted."""
+    """One transition as it is journalled: state, what happened, the state after it, and the work now wanted.
+
+    `command_id` and `outcome` are set where an operator command was the event.
+    """
 
     before: State
     event: Event
     after: State
     wanted: tuple[Effect, ...]
     command_id: int = 0
+    outcome: Outcome | None = None
 
 
 class JournalPort(Protocol):
@@ -73,7 +77,10 @@ class JournalPort(Protocol):
         """The last state, or None in a new journal."""
 
     def append(self, entry: Entry) -> None:
-        """Store one transition; raises DcupgradeError JOURNAL_WRITE_FAILED, and then nothing was stored."""
+        """Store one transition. Raises DcupgradeError, and then nothing was stored.
+
+        JOURNAL_WRITE_FAILED may pass; COMMAND_CANCELLED: the operator command was cancelled meanwhile.
+        """
 
     def commands(self) -> list[Command]:
         """Operator commands that no entry has taken up yet, oldest first."""

@@ -5,37 +5,70 @@ from __future__ import annotations
 import asyncio
 from typing import NoReturn
 
+from dcupgrade.errors import failure_of
 from dcupgrade.machine.events import Effect, Event, EventKind
-from dcupgrade.machine.state import State
+from dcupgrade.machine.state import Release, State
 
-from .tools import Emit, Tools, failed, release_of
+from .tools import Alarm, Emit, Tools, failed, release_of
 
 
 async def keep_node(tools: Tools, effect: Effect, state: State, emit: Emit) -> NoReturn:
-    """Keep the node up until that is wanted no more, and tell how it goes.
+    """Keep the node up until that is no longer wanted, and report how it does.
 
-    The journal holds already that the node is to run. So a crash is told and the node started again without
-    waiting for the crash to be stored: a full disk must not keep it down.
+    The journal holds already that the node is to run. So it is started again after a crash without waiting for the
+    crash to be stored: a full disk must not keep it down. Every failure is followed by a pause.
     """
     release = release_of(state, effect)
-    crashes = state.crashes
+    crashes, first = state.crashes, True
+    with tools.alarm() as alarm:
+        while True:
+            alive = await _is_alive(tools, effect.enclave_id, alarm)
+            if crashes and not (first and alive):
+                await tools.clock.sleep(tools.pause_s(crashes))
+            first = False
+            try:
+                if not alive:
+                    await _start(tools, release, alarm)
+            except Exception as error:
+                emit(failed(EventKind.NODE_START_FAILED, error, effect.enclave_id))
+                crashes += 1
+                continue
+            served: list[bool] = []
+            emit(await tools.until_exit(effect.enclave_id, _tell_when_serving(tools, effect, crashes, emit, served)))
+            crashes = 1 if served else crashes + 1
+
+
+async def _is_alive(tools: Tools, enclave_id: str, alarm: Alarm) -> bool:
+    """Whether the node's process lives, once that can be told. A failing look is not a crash of the node."""
+    tries = 0
     while True:
         try:
-            if not await tools.processes.is_alive(effect.enclave_id):
-                if crashes:
-                    await tools.clock.sleep(tools.pause_s(crashes))
-                await tools.processes.start(release, first_install=False)
+            alive = await tools.processes.is_alive(enclave_id)
         except Exception as error:
-            emit(failed(EventKind.NODE_START_FAILED, error, effect.enclave_id))
-            crashes += 1
-            continue
-        served: list[bool] = []
-        emit(await tools.until_exit(effect.enclave_id, _tell_when_serving(tools, effect, crashes, emit, served)))
-        crashes = 1 if served else crashes + 1
+            tries += 1
+            failure = failure_of(error)
+            alarm(failure.code, failure.detail)
+            await tools.clock.sleep(tools.pause_s(tries))
+        else:
+            if tries:
+                alarm("", "")
+            return alive
+
+
+async def _start(tools: Tools, release: Release, alarm: Alarm) -> None:
+    """Start the node; its files are fetched again where they are lost, from a mirror that may be good by now."""
+    if not await tools.slots.slot_is_good(release.enclave_id):
+        try:
+            await tools.fetch(release)
+        except Exception as error:
+            alarm("SOURCE_SLOT_DAMAGED", failure_of(error).detail)
+            raise
+    await tools.processes.start(release, first_install=False)
+    alarm("", "")
 
 
 async def _tell_when_serving(tools: Tools, effect: Effect, crashes: int, emit: Emit, served: list[bool]) -> Event:
-    """A node that crashed counts as serving only after it did so for a while: crash loops are to be seen."""
+    """After a crash, report SERVING only once the node has served for `steady_s`: a crash loop would look healthy."""
     health = await tools.wait_serving(effect.enclave_id, None)
     while crashes:
         await tools.clock.sleep(tools.limits.steady_s if health.status == "serving" else tools.limits.probe_interval_s)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dcupgrade.errors import failure_of
 from dcupgrade.machine.events import Effect, Event, EventKind
-from dcupgrade.machine.state import State
+from dcupgrade.machine.state import Name, State
 
 from .tools import Emit, Tools, failed, problem_of, release_of
 
@@ -12,13 +12,19 @@ FINAL_REFUSALS = ("PERMIT_", "RELEASE_KEY_SET_")
 """Refusals of the vault that no further try of the same target changes; others may pass."""
 
 
-async def stop_node(tools: Tools, effect: Effect, _state: State, _emit: Emit) -> Event:
-    """Stop a node's process."""
-    try:
-        await tools.retry("stop the node", lambda: tools.processes.stop(effect.enclave_id))
-    except Exception as error:
-        return failed(EventKind.STOP_FAILED, error, effect.enclave_id)
-    return Event(EventKind.NODE_STOPPED, effect.enclave_id)
+async def stop_node(tools: Tools, effect: Effect, state: State, _emit: Emit) -> Event:
+    """Stop a node's process. Where the machine has halted over it, this is tried until it succeeds."""
+    tries = 0
+    while True:
+        try:
+            await tools.retry("stop the node", lambda: tools.processes.stop(effect.enclave_id))
+        except Exception as error:
+            if state.name is not Name.HALTED:
+                return failed(EventKind.STOP_FAILED, error, effect.enclave_id)
+            tries += 1
+            await tools.clock.sleep(tools.pause_s(tries))
+        else:
+            return Event(EventKind.NODE_STOPPED, effect.enclave_id)
 
 
 async def launch(tools: Tools, effect: Effect, state: State, _emit: Emit) -> Event:
@@ -99,16 +105,15 @@ async def _watch_probation(tools: Tools, effect: Effect, state: State) -> Event:
 async def commit(tools: Tools, effect: Effect, state: State, _emit: Emit) -> Event:
     """Tell the new version that it is committed, indefinitely, and then the vault."""
     tries = 0
-    while True:
-        try:
-            await tools.node_http.commit(effect.enclave_id)
-            break
-        except Exception as error:
-            tries += 1
-            failure = failure_of(error)
-            facts = {"code": "COMMIT_NOT_ACKNOWLEDGED", "detail": failure.detail, "pause_s": tools.pause_s(tries)}
-            tools.note("retry", {"what": "commit", **facts})
-            await tools.clock.sleep(tools.pause_s(tries))
+    with tools.alarm() as alarm:
+        while True:
+            try:
+                await tools.node_http.commit(effect.enclave_id)
+                break
+            except Exception as error:
+                tries += 1
+                alarm("COMMIT_NOT_ACKNOWLEDGED", failure_of(error).detail)
+                await tools.clock.sleep(tools.pause_s(tries))
     if state.key_set_id:
         try:
             await tools.retry("tell the vault", lambda: tools.vault.committed(effect.enclave_id, state.key_set_id))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -12,11 +13,15 @@ from dcupgrade.machine.events import Effect, Event, EventKind
 from dcupgrade.machine.gates import GateRules
 from dcupgrade.machine.state import Release, State
 
-from .ports import NodeHealth, Ports
+from .ports import NodeExit, NodeHealth, Ports
 
 T = TypeVar("T")
 Emit = Callable[[Event], None]
 Note = Callable[[str, Mapping[str, Any]], None]
+"""Takes progress for people: a name, and JSON-able facts."""
+Alarm = Callable[[str, str], None]
+AlarmOfWork = Callable[[], AbstractContextManager[Alarm]]
+"""Opens an alarm that ends with the work: call it with a code and a detail, or an empty code to end it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,15 +48,15 @@ class Limits:
 
 
 class Tools:
-    """Ports, limits and gate rules of one agent. `note(name, facts)` takes progress for people and never raises."""
+    """Ports, limits and gate rules of one agent, and how work reports progress and alarms. Neither report raises."""
 
-    def __init__(self, ports: Ports, limits: Limits, rules: GateRules, note: Note) -> None:
+    def __init__(self, ports: Ports, limits: Limits, rules: GateRules, note: Note, alarm: AlarmOfWork) -> None:
         self.chain, self.vault, self.clock = ports.chain, ports.vault, ports.clock
         self.slots, self.processes, self.node_http, self.host = (
             ports.slots, ports.processes, ports.node_http, ports.host,
         )  # fmt: skip
         self.fleet = ports.fleet
-        self.limits, self.rules, self.note = limits, rules, note
+        self.limits, self.rules, self.note, self.alarm = limits, rules, note, alarm
 
     def pause_s(self, tries: int) -> float:
         """The pause after so many failed tries, seconds: doubling, bounded."""
@@ -81,7 +86,7 @@ class Tools:
 
     async def until_exit(self, enclave_id: str, work: Awaitable[Event]) -> Event:
         """The work's event, or NODE_EXITED when the node's process ends first."""
-        watch = asyncio.ensure_future(self.processes.wait_exit(enclave_id))
+        watch = asyncio.ensure_future(self._exit_of(enclave_id))
         job = asyncio.ensure_future(work)
         try:
             await asyncio.wait({watch, job}, return_when=asyncio.FIRST_COMPLETED)
@@ -94,6 +99,18 @@ class Tools:
             for task in (watch, job):
                 task.cancel()
             await asyncio.gather(watch, job, return_exceptions=True)
+
+    async def _exit_of(self, enclave_id: str) -> NodeExit:
+        """How the node's process ended. That it cannot be watched is not its end: it is watched again after a pause."""
+        tries = 0
+        while True:
+            try:
+                return await self.processes.wait_exit(enclave_id)
+            except Exception as error:
+                tries += 1
+                failure = failure_of(error)
+                self.note("retry", {"what": "watch the node", "code": failure.code, "detail": failure.detail})
+                await self.clock.sleep(self.pause_s(tries))
 
     async def wait_serving(self, enclave_id: str, deadline_s: float | None) -> NodeHealth:
         """The node's health once it serves, has failed, or the deadline is over."""

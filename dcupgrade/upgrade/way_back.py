@@ -71,7 +71,7 @@ async def _ask_about_keys(tools: Tools, source_id: str) -> str:
         if not await tools.vault.holds_keys_of(source_id, ""):
             return ""
         delivery = await tools.vault.delivery(source_id)
-        return f"the vault holds them, hand-over: {delivery.state} {delivery.code} {delivery.detail}"
+        return f"the vault holds them, handover: {delivery.state} {delivery.code} {delivery.detail}"
     except Exception as error:
         return failure_of(error).detail
 

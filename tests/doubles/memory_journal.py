@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 
 from dcupgrade.errors import DcupgradeError
-from dcupgrade.machine.operator_commands import Command
+from dcupgrade.machine.operator_commands import Command, Outcome
 from dcupgrade.machine.state import State, state_from_json
 from dcupgrade.upgrade.ports import Entry
 
@@ -21,6 +21,7 @@ class MemoryJournal:
         self.entries = 0
         self.fail_writes = False
         self.queue: list[Command] = []
+        self.outcomes: dict[int, Outcome | None] = {}
 
     def load(self) -> State | None:
         """The last state that was appended."""
@@ -35,6 +36,9 @@ class MemoryJournal:
                 why="the simulated disk is full",
                 kind="transient",
             )
+        if entry.command_id and entry.command_id not in {item.id for item in self.queue}:
+            raise DcupgradeError(code="COMMAND_CANCELLED", what=f"command {entry.command_id}", why="it was cancelled")
+        self.outcomes[entry.command_id] = entry.outcome
         self.durable = json.dumps(entry.after.to_json())
         self.entries += 1
         self.queue = [item for item in self.queue if item.id != entry.command_id]

@@ -11,7 +11,7 @@ from typing import Any
 
 from dcupgrade.machine.gates import GateRules
 from dcupgrade.machine.guards import Budgets
-from dcupgrade.machine.operator_commands import Command
+from dcupgrade.machine.operator_commands import Command, Outcome
 from dcupgrade.machine.state import Name, State
 from dcupgrade.upgrade.orchestrator import Orchestrator
 from dcupgrade.upgrade.ports import Entry
@@ -111,11 +111,19 @@ class Scene:
         assert release is not None
         return release
 
-    def say(self, word: str, **arguments: Any) -> None:
-        """An operator's word."""
+    def say(self, kind: str, **arguments: Any) -> int:
+        """Queue an operator command; its number."""
         self._numbers += 1
-        self.world.by_hand = self.world.by_hand or word == "revert"
-        self.journal.queue.append(Command(self._numbers, word, "an operator", arguments, 0.0))
+        self.world.by_hand = self.world.by_hand or kind == "revert"
+        self.journal.queue.append(Command(self._numbers, kind, "an operator", arguments, self.world.now()))
+        return self._numbers
+
+    async def outcome(self, number: int) -> Outcome:
+        """What a command came to, once the agent has taken it up."""
+        await self.until(lambda _: number in self.journal.outcomes, "an outcome")
+        outcome = self.journal.outcomes[number]
+        assert outcome is not None
+        return outcome
 
     def alarms(self) -> list[str]:
         """Codes of the alarms that an operator sees now."""

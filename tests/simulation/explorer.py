@@ -31,7 +31,7 @@ from .model import REVOKED_START, Traits, World, beginning, effect_moves, faults
 
 E = EventKind
 BUDGETS = Budgets(attempts=2, failures=2, launches=2, crashes=2, retention_s=100.0)
-WORDS = ("hold", "unhold", "approve", "override", "resume", "revert")
+WORDS = ("hold", "unhold", "approve", "override", "resume", "revert", "retry")
 
 
 @dataclass(frozen=True, slots=True)
@@ -260,16 +260,26 @@ class Explorer:
         if state.name is Name.HALTED:
             if state.halted not in HALTED_CODES:
                 self._complain(f"halted without a name ({state.halted!r})", place)
+            if state.halted in ("TARGET_WONT_STOP", "DATA_LOCKED", "SOURCE_SLOT_DAMAGED") and not cannot_run:
+                self._complain(f"waits for a person over {state.halted}, which has passed", place)
         elif state.name is Name.STAGED and state.hold is not None:
             if not serves and not cannot_run and not world.locked:
                 self._complain("waits behind a hold without a running node", place)
         elif state.name is Name.STAGED and state.first_install and world.sealed:
             return  # a first install is refused beside what an earlier one left; the gates say so
+        elif state.name is Name.IDLE and running == "a" and self._can_be_installed(state, world):
+            self._complain("does not try a release again that was published under other addresses", place)
         elif state.name in (Name.IDLE, Name.ABANDONED):
             if not serves and not cannot_run and not state.record(running).reverted:
                 self._complain("rests without a running node", place)
         else:
             self._complain(f"is stuck in {state.name.value}", place)
+
+    def _can_be_installed(self, state: State, world: World) -> bool:
+        """Whether release "b" failed by its first addresses only, and may be had from those that it has now."""
+        of_addresses = state.record("b").quarantine not in ("", "OPERATOR_REVERT") and not state.record("b").reverted
+        right = world.traits.target == "misplaced" and world.moved and world.program == "b" and "b" in world.listed
+        return right and of_addresses
 
     def _complain(self, problem: str, place: Place) -> None:
         if problem not in self._problems:
@@ -293,14 +303,14 @@ def word_event(word: str, state: State, world: World) -> Event:
         return Event(E.REVERT, code="SOURCE_SLOT_DAMAGED")
     if word == "hold":
         return Event(E.HOLD, hold=Hold("a reason", "an operator"))
-    if word in ("approve", "override"):
+    if word in ("approve", "override", "retry"):
         return Event(E(word), "b")
     return Event(E(word))
 
 
 def judge(state: State, world: World, spoken: frozenset[str]) -> Iterator[str]:
     """The invariants of the design's section 4, from the world alone."""
-    ways = {name for name in world.sealed if name in world.slots}
+    ways = world.sealed & (world.slots | world.lost)
     if world.sealed and not ways and not world.vault_keys_of:
         yield "1: the keys cannot be recovered"
     if len(world.nodes) > 1:
@@ -313,7 +323,7 @@ def judge(state: State, world: World, spoken: frozenset[str]) -> Iterator[str]:
     if "b" in world.told_commit and world.traits.target == "blind":
         yield "8: a version that cannot decrypt the old data was told to commit"
     running = state.running
-    if running and running.enclave_id not in world.slots:
+    if running and running.enclave_id not in world.slots | world.lost:
         yield "9: the files of the running version are gone"
     if running and running.enclave_id < max(world.told_commit, default="") and "revert" not in spoken:
         yield "8: the machine went back behind a commit without an operator's word"
@@ -330,6 +340,7 @@ def scenarios(*, thorough: bool) -> Iterator[Scenario]:
     """The scenarios: crashes singly and in pairs, every effect failing, every word, over all traits."""
     for target in TARGETS:
         yield Scenario(Traits(target), crashes=2, faults=1)
+    yield Scenario(Traits("misplaced"), crashes=1, faults=1)
     for target in ("good", "bad", "mute"):
         yield Scenario(Traits(target), crashes=0, faults=2)
     for source in ("broken", "forgetful", "gone"):

@@ -12,9 +12,11 @@ from dataclasses import dataclass, replace
 
 from dcupgrade.machine.events import Effect, EffectKind, Event, EventKind
 from dcupgrade.machine.state import ChainFacts, Name, Release, State
+from dcupgrade.upgrade.performer import failure_event
 
 HEIGHTS = {"a": 1, "b": 2, "c": 3}
 RELEASES = {name: Release(name, version=name, added_height=height) for name, height in HEIGHTS.items()}
+MOVED_B = replace(RELEASES["b"], origin_url="http://corrected")
 E, F = EventKind, EffectKind
 REVOKED_START = "a version known to be revoked was started"
 
@@ -23,9 +25,9 @@ REVOKED_START = "a version known to be revoked was started"
 class Traits:
     """What does not change within a run. `target` is how release "b" behaves, `source` how "a" does.
 
-    target: good, bad (its artefact is refused), dies (at start), mute (never ready), blind (cannot decrypt the canary),
-    frail (dies in probation). source: good, broken (does not start again), forgetful (cannot unseal its own keys any
-    more), gone (none: first install).
+    target: good, bad (its artefact is refused), misplaced (its first address gives something else), dies (at start),
+    mute (never ready), blind (cannot decrypt the canary), frail (dies in probation). source: good, broken (does not
+    start again), forgetful (cannot unseal its own keys any more), gone (none: first install).
     """
 
     target: str = "good"
@@ -52,6 +54,10 @@ class World:
     told_commit: frozenset[str] = frozenset()
     vault_told: bool = False
     locked: bool = False
+    moved: bool = False
+    """Whether release "b" was published again under other addresses."""
+    lost: frozenset[str] = frozenset()
+    """Releases whose files a fault took away."""
     unseen_exit: str = ""
     knew_revoked: frozenset[str] = frozenset()
     broken_rule: str = ""
@@ -79,7 +85,7 @@ class World:
 
     def facts(self) -> ChainFacts:
         """What the agent would see of the chain now."""
-        program = RELEASES.get(self.program)
+        program = MOVED_B if self.moved and self.program == "b" else RELEASES.get(self.program)
         return ChainFacts(program, tuple(sorted((name, HEIGHTS[name]) for name in self.listed)), 1)
 
 
@@ -113,6 +119,8 @@ def own_moves(world: World) -> Iterator[Move]:
             after = world.with_node(name, "serving")
             after = replace(after, sealed=world.sealed | {name}, durable=world.durable | {name})
             yield Move(f"{name} seals the keys", (after,))
+    if world.traits.target == "misplaced" and world.program == "b" and not world.moved:
+        yield Move("b's address is corrected", (replace(world, moved=True),))
     if world.vault == "down":
         yield Move("the vault comes back", (replace(world, vault="up"),))
     if world.locked:
@@ -144,6 +152,10 @@ def faults(world: World) -> Iterator[Move]:
         yield Move("the vault is replaced", (replace(world, vault="replaced"),), fault=True)
     if world.permit:
         yield Move("the permit expires", (replace(world, permit=""),), fault=True)
+    if "a" in world.slots and not world.phase("a") and "b" in world.slots:
+        yield Move(
+            "the files of a are lost", (replace(world, slots=world.slots - {"a"}, lost=frozenset("a")),), fault=True
+        )
     if not world.locked and not world.nodes:
         yield Move("another process locks the data", (replace(world, locked=True),), fault=True)
     yield from chain_moves(world)
@@ -151,6 +163,8 @@ def faults(world: World) -> Iterator[Move]:
 
 def chain_moves(world: World) -> Iterator[Move]:
     """What the network may decide."""
+    if world.program == "b" and not world.moved and world.traits.target == "bad":
+        yield Move("b is published elsewhere", (replace(world, moved=True),), fault=True)
     if world.program == "b":
         yield Move("c is published", (replace(world, program="c"),), fault=True)
         yield Move("the program is withdrawn", (replace(world, program=""),), fault=True)
@@ -163,6 +177,9 @@ def chain_moves(world: World) -> Iterator[Move]:
 def effect_moves(effect: Effect, state: State, world: World) -> Iterator[Move]:
     """How performing an effect can go in this world: what the performers do, in small steps."""
     yield from _PERFORM[effect.kind](effect, state, world)
+    ended = failure_event(effect, state, RuntimeError("a fault of the program"))
+    if ended is not None:
+        yield Move(f"{effect.kind.value} fails unexpectedly", (world,), ended, True)
 
 
 def _event(kind: EventKind, effect: Effect, code: str = "", failure: str = "", **fields: object) -> Event:
@@ -188,6 +205,9 @@ def _keep(effect: Effect, state: State, world: World) -> Iterator[Move]:
     broken = name == "a" and world.traits.source == "broken"
     if world.unseen_exit == name and not world.phase(name):
         yield Move("keep: it ended", (replace(world, unseen_exit=""),), _event(E.NODE_EXITED, effect, "NODE_EXITED"))
+    elif not world.phase(name) and name not in world.slots:
+        yield Move("keep: fetch", (_fetched(world, name),))
+        yield Move("keep: fetch fails", (world,), _event(E.NODE_START_FAILED, effect, "DOWNLOAD_UNREACHABLE"), True)
     elif not world.phase(name):
         if broken or world.locked:
             yield Move("keep: start fails", (world,), _event(E.NODE_START_FAILED, effect, "NODE_START_FAILED"))
@@ -198,6 +218,10 @@ def _keep(effect: Effect, state: State, world: World) -> Iterator[Move]:
                 yield replace(move, worlds=(move.worlds[0].breaking(REVOKED_START),)) if back else move
     elif world.phase(name) == "serving":
         yield Move("keep: it serves", (world,), _event(E.NODE_SERVING, effect))
+
+
+def _fetched(world: World, name: str) -> World:
+    return replace(world, slots=world.slots | {name}, lost=world.lost - {name})
 
 
 def _at_once(kind: EventKind) -> Perform:
@@ -214,11 +238,13 @@ def _retire(effect: Effect, state: State, world: World) -> Iterator[Move]:
 
 def _stage(effect: Effect, _state: State, world: World) -> Iterator[Move]:
     after = replace(world, slots=world.slots | {effect.enclave_id})
-    bad = effect.enclave_id == "b" and world.traits.target == "bad"
+    trait = world.traits.target if effect.enclave_id == "b" else ""
+    bad = trait == "bad" or (trait == "misplaced" and not world.moved)
     if not bad:
         yield Move("stage", (after,), _event(E.STAGED, effect))
     yield Move("stage fails", (world,), _event(E.STAGE_FAILED, effect, "DOWNLOAD_UNREACHABLE", "transient"), True)
-    yield Move("stage refuses", (world,), _event(E.STAGE_FAILED, effect, "SIGSTRUCT_BAD", "rejected"), not bad)
+    if bad or trait != "misplaced":
+        yield Move("stage refuses", (world,), _event(E.STAGE_FAILED, effect, "SIGSTRUCT_BAD", "rejected"), not bad)
 
 
 def _gates(effect: Effect, state: State, world: World) -> Iterator[Move]:
@@ -269,15 +295,17 @@ def _stop(effect: Effect, state: State, world: World) -> Iterator[Move]:
     if world.phase(name):
         # judged from the world alone, when the signal is sent
         forward = world.vault_keys_of == name and any(HEIGHTS[slot] > HEIGHTS[name] for slot in world.slots)
-        backward = any(HEIGHTS[slot] < HEIGHTS[name] and slot in world.sealed for slot in world.slots)
+        backward = any(HEIGHTS[slot] < HEIGHTS[name] for slot in (world.slots | world.lost) & world.sealed)
         if name == world.owner() and not forward and not backward:
             gone = gone.breaking("the node was stopped before release and keys were safe")
         yield Move("stop", (world, gone), done)
     elif world.locked:
-        yield Move("stop: data stays locked", (world,), replace(failed, code="DATA_LOCKED"))
+        if state.name is not Name.HALTED:
+            yield Move("stop: data stays locked", (world,), replace(failed, code="DATA_LOCKED"))
     else:
         yield Move("stop", (gone,), done)
-    yield Move("stop fails", (world,), failed, True)
+    if state.name is not Name.HALTED:  # there it is tried until it succeeds
+        yield Move("stop fails", (world,), failed, True)
 
 
 def _launch(effect: Effect, _state: State, world: World) -> Iterator[Move]:
@@ -339,7 +367,8 @@ def _start_source(effect: Effect, _state: State, world: World) -> Iterator[Move]
     failed = _event(E.SOURCE_FAILED, effect, "SOURCE_WONT_START", "invariant")
     phase = world.phase(name)
     if name not in world.slots:
-        yield Move("source: slot damaged", (world,), replace(failed, code="SOURCE_SLOT_DAMAGED"))
+        yield Move("source: fetch", (_fetched(world, name),))
+        yield Move("source: slot damaged", (world,), replace(failed, code="SOURCE_SLOT_DAMAGED"), True)
     elif phase == "serving":
         yield Move("source serves", (world,), _event(E.SOURCE_SERVING, effect))
     elif phase == "waiting" and not world.vault_keys_of:

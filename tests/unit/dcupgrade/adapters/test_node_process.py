@@ -1,6 +1,7 @@
 """Processes of nodes over a driver of the test: never two versions on one data folder, whatever was left behind."""
 
 import asyncio
+import socket
 from pathlib import Path
 from typing import Any, cast
 
@@ -10,6 +11,7 @@ from dcupgrade.adapters.node_process import NodeProcesses, node_name
 from dcupgrade.errors import DcupgradeError
 from process_supervisor.data_lock import DataLock
 from process_supervisor.driver import NodeRecord
+from process_supervisor.errors import ProcessSupervisorError
 from tests.doubles.node_driver import NEW, OLD, Driver, Handle, settings_of
 
 
@@ -99,3 +101,22 @@ async def test_no_node_may_make_keys_beside_the_marker_of_a_key_set(
         (data_dir / "keyset.json").write_text('{"key_set_id": "k"}')
     await port_over(driver, data_dir).start(NEW, first_install=first_install)
     assert ("--first-install" in driver.argv) is may
+
+
+async def test_a_port_that_another_program_took_is_no_failure_of_the_stop(
+    data_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Case B4: the way back halted over it, and nothing tried again."""
+    monkeypatch.setattr("dcupgrade.adapters.node_process.PORT_WAIT_STEPS", 1)
+    driver = Driver()
+    driver.run(NEW)
+    driver.answers.set()
+    settings = settings_of(data_dir)
+    nodes = NodeProcesses(settings, cast(Any, driver))
+    with socket.create_server(("127.0.0.1", settings.node.port)):
+        await nodes.stop(NEW.enclave_id)
+        assert not await nodes.is_alive(NEW.enclave_id)
+        with pytest.raises(ProcessSupervisorError, match="PORT_TAKEN"):
+            await nodes.start(OLD, first_install=False)
+    await nodes.start(OLD, first_install=False)
+    assert await nodes.is_alive(OLD.enclave_id)

@@ -81,7 +81,7 @@ def test_a_chain_event_without_facts_is_a_fault_of_the_program() -> None:
 def test_operators_words_and_chain_events_are_understood_in_every_state() -> None:
     known = {(row.source, row.event) for row in TABLE}
     for name in Name:
-        for kind in (E.CHAIN, E.HOLD, E.UNHOLD, E.APPROVE, E.OVERRIDE, E.RESUME, E.REVERT):
+        for kind in (E.CHAIN, E.HOLD, E.UNHOLD, E.APPROVE, E.OVERRIDE, E.RESUME, E.REVERT, E.RETRY):
             assert (name, kind) in known
 
 
@@ -109,7 +109,7 @@ def test_the_machine_keeps_the_node_up_until_it_is_to_stop() -> None:
 def test_step_gives_only_the_work_that_is_new() -> None:
     staging, effects = step(RUNNING, Event(E.BEGIN, B.enclave_id))
     assert staging.name is Name.STAGING
-    assert effects == (Effect(F.STAGE, B.enclave_id),)
+    assert effects == (Effect(F.STAGE, B.enclave_id, words=B.sources),)
     assert Effect(F.KEEP_NODE, A.enclave_id) in activity(staging)
 
 
@@ -155,11 +155,12 @@ def test_what_may_pass_is_tried_again_without_end() -> None:
     assert state.record(B.enclave_id).quarantine == ""
 
 
-@pytest.mark.parametrize("word", [E.APPROVE, E.RESUME, E.OVERRIDE])
-def test_an_operators_word_lifts_a_quarantine(word: EventKind) -> None:
+@pytest.mark.parametrize("kind", [E.APPROVE, E.RESUME, E.OVERRIDE, E.HOLD, E.UNHOLD, E.RETRY])
+def test_only_retry_lifts_a_quarantine(kind: EventKind) -> None:
     state = fail(RUNNING, "SIGSTRUCT_SIGNATURE_BAD", "rejected", Budgets())
-    state, _ = step(state, Event(word, B.enclave_id))
-    assert Effect(F.BEGIN, B.enclave_id) in activity(state)
+    state, _ = step(state, Event(kind, B.enclave_id))
+    assert (Effect(F.BEGIN, B.enclave_id) in activity(state)) is (kind is E.RETRY)
+    assert (state.approved, state.override) == ("", "")
 
 
 def test_records_of_old_releases_do_not_grow_without_bound() -> None:
@@ -194,16 +195,60 @@ def test_a_wish_to_go_back_while_the_node_stops_is_kept_until_it_has_stopped() -
     assert step(stopping, Event(E.NODE_STOPPED, A.enclave_id))[0].name is Name.LAUNCHING
 
 
-def test_a_resume_accepts_a_revoked_version_only_where_it_was_told_of_that() -> None:
+def test_a_source_that_is_revoked_while_it_is_tried_on_and_on_is_started_only_after_a_resume() -> None:
     state = replace(RUNNING, name=Name.REVERTING, target=B, target_stopped=True)
     state, _ = step(state, Event(E.SOURCE_FAILED, A.enclave_id, code="SOURCE_WONT_START"))
     assert activity(state) == (Effect(F.KEEP_NODE, A.enclave_id),)
     state, _ = step(state, Event(E.CHAIN, chain=ChainFacts(B, ((B.enclave_id, 2),))))
-    assert activity(state) == ()
-    state, _ = step(state, Event(E.RESUME))
     assert (state.name, state.halted, activity(state)) == (Name.HALTED, "PREVIOUS_REVOKED", ())
     state, _ = step(state, Event(E.RESUME))
     assert (state.name, activity(state)) == (Name.REVERTING, (Effect(F.START_SOURCE, A.enclave_id),))
+
+
+def test_a_target_that_does_not_stop_is_stopped_on_and_on_and_then_the_way_back_continues() -> None:
+    state = replace(RUNNING, name=Name.REVERTING, target=B)
+    state, _ = step(state, Event(E.STOP_FAILED, B.enclave_id, code="CONTAINER_ENGINE_UNREACHABLE"))
+    assert (state.halted, activity(state)) == ("TARGET_WONT_STOP", (Effect(F.STOP_NODE, B.enclave_id),))
+    state, _ = step(state, Event(E.NODE_STOPPED, B.enclave_id))
+    assert (state.name, state.halted) == (Name.REVERTING, "")
+    assert activity(state) == (Effect(F.START_SOURCE, A.enclave_id),)
+
+
+def test_a_target_whose_data_another_process_holds_is_gone_and_the_source_is_tried_on_and_on() -> None:
+    state = replace(RUNNING, name=Name.REVERTING, target=B)
+    state, _ = step(state, Event(E.STOP_FAILED, B.enclave_id, code="DATA_LOCKED"))
+    assert (state.halted, activity(state)) == ("DATA_LOCKED", (Effect(F.KEEP_NODE, A.enclave_id),))
+    state, _ = step(state, Event(E.NODE_SERVING, A.enclave_id))
+    assert state.name is Name.REVERTED
+
+
+ELSEWHERE = replace(B, origin_url="https://corrected.example/b")
+
+
+@pytest.mark.parametrize("failure", ["transient", "rejected"])
+def test_new_addresses_of_the_same_release_are_a_new_try(failure: str) -> None:
+    state = fail(RUNNING, "ARCHIVE_CORRUPT", failure, Budgets())
+    state, _ = step(state, Event(E.CHAIN, chain=BOTH))
+    assert Effect(F.BEGIN, B.enclave_id) not in activity(state)
+    state, _ = step(state, Event(E.CHAIN, chain=replace(BOTH, program=ELSEWHERE)))
+    assert Effect(F.BEGIN, B.enclave_id) in activity(state)
+    state, _ = step(state, Event(E.BEGIN, B.enclave_id))
+    assert state.target == ELSEWHERE
+
+
+def test_a_download_under_way_begins_anew_with_new_addresses() -> None:
+    state, _ = step(RUNNING, Event(E.BEGIN, B.enclave_id))
+    _, effects = step(state, Event(E.CHAIN, chain=replace(BOTH, program=ELSEWHERE)))
+    assert effects == (Effect(F.STAGE, B.enclave_id, words=ELSEWHERE.sources),)
+
+
+@pytest.mark.parametrize(
+    "record", [Record(B.enclave_id, quarantine="OPERATOR_REVERT"), Record(B.enclave_id, reverted=1)]
+)
+def test_new_addresses_do_not_excuse_a_version_that_failed_itself(record: Record) -> None:
+    state = RUNNING.with_record(record)
+    state, _ = step(state, Event(E.CHAIN, chain=replace(BOTH, program=ELSEWHERE)))
+    assert state.record(B.enclave_id) == record
 
 
 def test_every_halted_condition_and_reason_has_a_meaning_under_one_code() -> None:

@@ -122,11 +122,11 @@ def test_a_revert_to_files_that_are_gone_leaves_the_running_version_alone() -> N
         await scene.until_idle(second)
         (node,) = scene.world.nodes.all_living()
         scene.world.disk.remove(f"slot/{first.enclave_id}")
-        scene.say("revert")
-        state = await scene.until(lambda state: state.reason == "REVERT_IMPOSSIBLE")
-        assert first.enclave_id in state.detail
+        outcome = await scene.outcome(scene.say("revert"))
+        assert outcome.code == "REVERT_IMPOSSIBLE"
+        assert first.enclave_id in outcome.text
         assert scene.world.nodes.all_living() == [node]
-        assert state.name is Name.IDLE
+        assert scene.state.name is Name.IDLE
 
     Scene().play(act)
 

@@ -305,7 +305,7 @@ def test_a_bad_release_is_reverted_and_quarantined_until_an_operator_says_otherw
         await asyncio.sleep(60)
         assert scene.state.name is Name.IDLE
         scene.world.chain.releases[second.enclave_id] = replace(second, trait="good")
-        scene.say("approve", enclave_id=second.enclave_id)
+        scene.say("retry", enclave_id=second.enclave_id)
         await scene.until_idle(second)
 
     scene.play(act)
@@ -390,7 +390,7 @@ def test_data_locked_by_another_process_halts_and_resumes(scene: Scene) -> None:
         scene.world.nodes.locked_by_other = False
         scene.say("resume")
         await scene.until(lambda state: state.name is Name.IDLE)
-        scene.say("approve", enclave_id=second.enclave_id)
+        scene.say("retry", enclave_id=second.enclave_id)
         await scene.until_idle(second)
 
     scene.play(act)
@@ -433,8 +433,8 @@ def test_a_revert_by_hand_after_retention_is_refused(scene: Scene) -> None:
         await scene.until_idle(second)
         await asyncio.sleep(BUDGET_RETENTION_S + 5)
         assert scene.state.previous is None
-        scene.say("revert")
-        await scene.until(lambda state: state.reason == "REVERT_IMPOSSIBLE")
+        outcome = await scene.outcome(scene.say("revert"))
+        assert (outcome.accepted, outcome.code) == (False, "REVERT_IMPOSSIBLE")
         assert scene.serving() == "1.1.0"
 
     scene.play(act)

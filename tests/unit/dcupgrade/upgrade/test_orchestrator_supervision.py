@@ -8,7 +8,7 @@ import pytest
 from dcupgrade.machine.events import EffectKind, Event, EventKind
 from dcupgrade.machine.gates import GateRules, Window
 from dcupgrade.machine.state import Name
-from dcupgrade.upgrade.orchestrator import _Item
+from dcupgrade.upgrade.event_queue import Item
 from tests.doubles.scene import Scene
 from tests.simulation.simulator.nodes import Node
 
@@ -86,8 +86,7 @@ def test_an_override_goes_on_after_the_window_closed() -> None:
         scene.rules = GateRules("scene", windows=(Window(DAYS, "01:00", 22 * 3600),))
         scene.start_agent()
         second = scene.publish()
-        await scene.until_state(Name.STAGED)
-        scene.say("override", enclave_id=second.enclave_id)
+        await scene.outcome(scene.say("override", enclave_id=second.enclave_id))
         await scene.until_state(Name.SEALED)
         scene.world.wall_offset_s += 3600
         await scene.until_idle(second)
@@ -132,7 +131,7 @@ def test_a_disk_that_is_full_from_any_state_on_for_a_while_loses_nothing(name: N
         if state.previous is None:
             # a new version that could not seal its keys was reverted, and is tried again at a person's word
             assert "reverted" in scene.passed()
-            scene.say("approve", enclave_id=second.enclave_id)
+            scene.say("retry", enclave_id=second.enclave_id)
         await scene.until_idle(second)
         scene.world.judge_keys()
 
@@ -190,7 +189,7 @@ def test_a_result_of_an_earlier_run_of_the_same_work_is_dropped() -> None:
         await asyncio.sleep(1)
         (effect,) = [effect for effect in scene.agent._jobs if effect.kind is EffectKind.GATES]
         stale = Event(EventKind.GATES_OPEN, second.enclave_id)
-        scene.agent._queue.put_nowait(_Item(stale, effect, scene.agent._jobs[effect].number - 1))
+        scene.agent._queue.put(Item(stale, effect, scene.agent._jobs[effect].number - 1))
         await asyncio.sleep(1)
         assert "collecting" not in scene.passed()
 

@@ -1,0 +1,57 @@
+"""Looks at node and vault now and then, whatever the machine is doing, so that silence does not stay unnoticed."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+
+from dcupgrade.errors import failure_of
+from dcupgrade.machine.state import Name, Release, State
+
+from .feed import Feed
+from .ports import NodeHealth
+from .tools import Tools
+
+LOOK_S = 10.0
+"""With `feed.ALARM_AFTER_S` and a slow answer on top, an alarm comes within a minute."""
+PAUSE_S = 1.0
+"""Between looks at a vault that does not answer."""
+OF_TARGET = (Name.LAUNCHING, Name.DELIVERING, Name.PROBATION)
+
+
+async def watch_node(tools: Tools, feed: Feed, state: Callable[[], State]) -> None:
+    """Report the health of the version that is to run, indefinitely."""
+    while True:
+        now = state()
+        release = now.target if now.name in OF_TARGET else now.running
+        if release is None:
+            feed.node_seen(None, None)
+        else:
+            feed.node_seen(release, *await _look_at_node(tools, release))
+        await tools.clock.sleep(LOOK_S)
+
+
+async def _look_at_node(tools: Tools, release: Release) -> tuple[NodeHealth, str]:
+    """The node's health, and a code where it cannot even be told whether its process lives."""
+    try:
+        if not await tools.processes.is_alive(release.enclave_id):
+            return NodeHealth("stopped"), ""
+        return await tools.node_http.health(release.enclave_id), ""
+    except Exception as error:
+        failure = failure_of(error)
+        return NodeHealth("unknown", detail=failure.detail), failure.code
+
+
+async def watch_vault(tools: Tools, feed: Feed) -> None:
+    """Report whether the vault answers, indefinitely. The vault port keeps what it said of itself."""
+    while True:
+        try:
+            async with asyncio.timeout(LOOK_S):
+                condition = (await tools.vault.status()).get("condition") or {}
+            feed.vault_seen(True, str(condition.get("code", "")), str(condition.get("why", "")))
+        except TimeoutError:
+            feed.vault_seen(False, "VAULT_UNREACHABLE", f"no answer within {LOOK_S:.0f} s")
+        except Exception as error:
+            failure = failure_of(error)
+            feed.vault_seen(False, failure.code, failure.detail)
+        await tools.clock.sleep(LOOK_S if feed.vault_reachable else PAUSE_S)
