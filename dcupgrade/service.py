@@ -18,7 +18,7 @@ import sdnotify
 
 from attestation.network import NetworkKeys
 from chain_watcher.watch.watcher import Watcher
-from dcupgrade.adapters.chain import Chain, release_of, remember_progress, watcher_config
+from dcupgrade.adapters.chain import Chain, remember_progress, watcher_config
 from dcupgrade.adapters.clock import SystemClock
 from dcupgrade.adapters.early_fetch import Prefetcher, fetchable_early
 from dcupgrade.adapters.fleet import FleetGate
@@ -185,9 +185,8 @@ async def _assemble(
         watcher_config(settings, journal.chain_progress()),
         keys.verify,
         on_progress=remember_progress(settings, journal),
-        on_speculation=lambda program: prefetcher(release_of(program)),
     )
-    chain = Chain(watcher)
+    chain = Chain(watcher, lambda release: prefetcher(release))
     vault = Vault(
         client,
         node_url=f"http://127.0.0.1:{settings.node.port}",

@@ -1,42 +1,40 @@
-"""One endpoint of the chain: its connection, what it serves, and what it reports."""
+"""One endpoint of the chain: its connection, what it offers, and what it said."""
 
 from __future__ import annotations
 
 import asyncio
-import re
 from dataclasses import dataclass, field
 from typing import Any, Final, Literal
 
 from chain_watcher.errors import ChainWatcherError
 
-from .rpc import RpcClient, RpcError
+from .messages import RpcError, closed
+from .rpc import RpcClient
 
-EventKind = Literal["up", "down", "finalized", "best", "justification", "storage"]
-
-
+EventKind = Literal["up", "down", "finalized", "unproven", "best", "justification"]
 State = Literal["connecting", "connected", "waiting", "refused"]
 
-
-#: Methods that change what the watcher asks for; of what ``rpc_methods`` names, only these are remembered.
+#: Methods that not every node offers. What `rpc_methods` does not name is not asked for.
 READ_PROOF: Final = "state_getReadProof"
 JUSTIFICATIONS: Final = "grandpa_subscribeJustifications"
 PROVE_FINALITY: Final = "grandpa_proveFinality"
 QUERY_STORAGE: Final = "state_queryStorageAt"
-BLOCK_HASH: Final = re.compile(r"0x[0-9a-f]{64}", re.ASCII)
-
-
-ASKED_FOR: Final = frozenset({READ_PROOF, JUSTIFICATIONS, PROVE_FINALITY, QUERY_STORAGE})
+OPTIONAL_METHODS: Final = frozenset({READ_PROOF, JUSTIFICATIONS, PROVE_FINALITY, QUERY_STORAGE})
+ACCUSATIONS_KEPT: Final = 8
 
 
 @dataclass(slots=True, eq=False)
 class Endpoint:
-    """What is known of one endpoint. Heights are what it says, ``believed_number`` what the watcher took from it."""
+    """What is known of one endpoint.
+
+    `claimed_number` is the highest finalized block it announced, `believed_number` the highest that the watcher took
+    from it. `accusation` is set while it is cut off because it said what cannot be true.
+    """
 
     url: str
     state: State = "connecting"
     last_head: Any = None
     questions: RpcClient | None = None
-    hints: RpcClient | None = None
     methods: frozenset[str] = frozenset()
     claimed_number: int = -1
     believed_number: int = -1
@@ -44,7 +42,8 @@ class Endpoint:
     behind: int = 0
     behind_since: float | None = None
     unproven_since: float | None = None
-    unproven_times: int = 0
+    unproven_asked_at: float = 0.0
+    unproven_reconnected: bool = False
     failures: int = 0
     connections: int = 0
     heads: int = 0
@@ -57,30 +56,38 @@ class Endpoint:
 
     @property
     def usable(self) -> bool:
-        """Connected, on the right chain, not caught lying."""
+        """Whether it is connected, on the right chain, and not accused."""
         return self.state == "connected" and self.accusation is None and self.questions is not None
 
     def offers(self, method: str) -> bool:
-        """Whether its ``rpc_methods`` named the method."""
+        """Return whether it offers an optional method, as far as is known."""
         return method in self.methods
 
     async def ask(self, method: str, *params: Any, timeout_s: float | None = None) -> Any:
-        """One question on its questions socket, within the limits' deadline or ``timeout_s``; RpcError."""
+        """Ask one question, within the limits' deadline or `timeout_s`. Raises RPC_*.
+
+        A method that is refused as unknown is not offered any more, whatever `rpc_methods` said.
+        """
         questions = self.questions
         if questions is None:
-            raise RpcError(code="RPC_CLOSED", what=self.url, why="not connected", action="The watcher reconnects")
-        answer = await questions.call(method, list(params), timeout_s=timeout_s)
+            raise closed(self.url, "not connected")
+        try:
+            answer = await questions.call(method, list(params), timeout_s=timeout_s)
+        except RpcError as problem:
+            if problem.code == "RPC_METHOD_MISSING":
+                self.methods -= {method}
+            raise
         self.latency_s = questions.latency_s
         return answer
 
     def note_failure(self, problem: ChainWatcherError) -> None:
-        """Count a failed connection; a server's wish to be left alone is remembered."""
+        """Count a failed connection, and keep the pause that the server asked for."""
         self.failures += 1
         self.problem = problem
         self.retry_after_s = (problem.retry_after_s or 0.0) if isinstance(problem, RpcError) else 0.0
 
     def facts(self, now: float) -> dict[str, Any]:
-        """JSON-able facts for health pages."""
+        """Return JSON-able facts for status and metrics."""
         problem = self.accusation or self.problem
         return {
             "url": self.url,
@@ -104,7 +111,10 @@ class Endpoint:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Event:
-    """Something an endpoint said or did; ``value`` is JSON as received (header, hex text, storage changes)."""
+    """Something an endpoint did or said. `value` is JSON as received: a header, or a justification's hex text.
+
+    `unproven` is a finalized head above what is proven, whose justification did not come by itself.
+    """
 
     endpoint: Endpoint
     kind: EventKind

@@ -16,7 +16,7 @@ library would forge nothing, but one authority with an odd signature, accepted b
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Final
 
 import ed25519_zebra  # type: ignore[import-untyped]
@@ -30,6 +30,8 @@ from .trie import HASH_BYTES
 JUSTIFICATION_BYTES_MAX: Final = 4 << 20
 PRECOMMITS_MAX: Final = 2 * AUTHORITIES_MAX
 ANCESTRIES_MAX: Final = 4096
+#: A voter casts one vote a round, and two when it equivocates. Each signature costs some 30 microseconds.
+VOTES_PER_VOTER_MAX: Final = 4
 SIGNATURE_BYTES: Final = 64
 _PRECOMMIT_BYTES: Final = HASH_BYTES + 4 + SIGNATURE_BYTES + 32
 #: Smallest header: three hashes, a number and an empty digest.
@@ -56,6 +58,8 @@ class Justification:
     target_number: int
     precommits: tuple[Precommit, ...]
     ancestries: tuple[Header, ...]
+    #: The SCALE form that it was decoded from; empty for one that was put together.
+    encoded: bytes = field(default=b"", compare=False, repr=False)
 
     @classmethod
     def decode(cls, data: bytes) -> Justification:
@@ -74,7 +78,7 @@ class Justification:
         headers = reader.length(ANCESTRIES_MAX, _HEADER_BYTES_MIN)
         ancestries = tuple(Header.read(reader) for _ in range(headers))
         reader.finish()
-        return cls(round_number, target_hash, target_number, precommits, ancestries)
+        return cls(round_number, target_hash, target_number, precommits, ancestries, data)
 
     def encode(self) -> bytes:
         """Return the SCALE form."""
@@ -161,15 +165,22 @@ def signed_message(target_hash: bytes, target_number: int, round_number: int, se
     )
 
 
-def verify_justification(data: bytes, set_id: int, authorities: Authorities) -> Justification:
-    """Return the justification once its target is finalized by the authority set; ``target_*`` may be relied on then.
+def verify_justification(data: bytes | Justification, set_id: int, authorities: Authorities) -> Justification:
+    """Return the justification once its target is finalized by the authority set; `target_*` may be relied on then.
+
+    `data` is the SCALE form, or a justification that was decoded already.
 
     Raises SCALE_* (malformed), AUTHORITY_SET_INVALID, JUSTIFICATION_INVALID (a vote without a route to the others, an
-    unused ancestry header, a block number that contradicts a header), JUSTIFICATION_BELOW_THRESHOLD,
+    unused ancestry header, a block number that contradicts a header, more votes than the set can cast),
+    JUSTIFICATION_BELOW_THRESHOLD,
     JUSTIFICATION_SIGNATURE_BAD (any precommit, members or not, as in Substrate).
     """
     voters = VoterSet(authorities)
-    justification = Justification.decode(data)
+    justification = Justification.decode(data) if isinstance(data, bytes) else data
+    votes_max = VOTES_PER_VOTER_MAX * len(voters.weights)
+    if len(justification.precommits) > votes_max:
+        why = f"{len(justification.precommits)} votes by {len(voters.weights)} voters"
+        raise refuse("JUSTIFICATION_INVALID", _name(justification), why)
     supporters = _count_routes(justification)
     weight = _weigh(justification.precommits, supporters, voters)
     if weight < voters.threshold:
@@ -183,7 +194,7 @@ def verify_justification(data: bytes, set_id: int, authorities: Authorities) -> 
     return justification
 
 
-def verify_finality(checkpoint: Checkpoint, headers: Sequence[Header], data: bytes) -> Checkpoint:
+def verify_finality(checkpoint: Checkpoint, headers: Sequence[Header], data: bytes | Justification) -> Checkpoint:
     """Verify that a justification by the checkpoint's set finalizes ``headers``; return the checkpoint after them.
 
     ``headers`` is a chain, oldest first: the block in question up to the justification's target (often the same).

@@ -172,6 +172,11 @@ class ReadProof:
             rest = rest[1:]
             node = self._node(child) if len(child) == HASH_BYTES else decode_node(child)
 
+    @property
+    def used(self) -> list[bytes]:
+        """The items that the reads so far needed."""
+        return [item for digest, item in self._items.items() if digest in self._used]
+
     def finish(self, root: bytes) -> None:
         """Raise PROOF_SUPERFLUOUS if an item does not hang on ``root``.
 
@@ -234,3 +239,14 @@ def read_proof(root: bytes, items: Iterable[bytes], keys: Iterable[bytes]) -> di
     values = {key: proof.read(root, key) for key in keys}
     proof.finish(root)
     return values
+
+
+def needed_items(root: bytes, items: Iterable[bytes], keys: Iterable[bytes]) -> list[bytes]:
+    """Return those of `items` without which `keys` could not be read under `root`: nodes may send more than that.
+
+    Raises PROOF_INCOMPLETE, PROOF_NODE_INVALID or PROOF_TOO_LARGE.
+    """
+    proof = ReadProof(dict.fromkeys(items))
+    for key in keys:
+        proof.read(root, key)
+    return proof.used

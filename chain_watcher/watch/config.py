@@ -1,13 +1,16 @@
-"""What to watch and what to believe, what comes out, and the counts: plain values of the watcher."""
+"""What to watch and what to believe, as plain values."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Literal
 
-from chain_watcher.endpoints.pool import PoolLimits, voice
+from chain_watcher.endpoints.choice import voice
+from chain_watcher.endpoints.pool import PoolLimits
 from chain_watcher.endpoints.rpc import RpcLimits
+from chain_watcher.endpoints.tunnel import ProxyFor, no_proxy
 from chain_watcher.errors import ChainWatcherError
 from chain_watcher.proof.grandpa import checkpoint_genesis
 from chain_watcher.proof.release import BlockRef
@@ -17,7 +20,12 @@ Finality = Literal["proven", "quorum", "single"]
 
 @dataclass(frozen=True, slots=True)
 class WatchLimits:
-    """Limits of the watcher; the names carry the units."""
+    """Limits of the watcher; the names carry the units.
+
+    An event is cancelled after `patience_s` if another endpoint has one waiting. An endpoint whose events were
+    cancelled `given_up_max` times within `given_up_window_s`, without anything proven, is left alone for
+    `given_up_pause_s`.
+    """
 
     tick_s: float = 0.25
     retry_s: float = 1.0
@@ -35,9 +43,10 @@ class WatchLimits:
 class WatcherConfig:
     """What to watch and what to believe.
 
-    ``since`` is the last finalized block that the caller journalled. ``layout_hashes`` are the storage layouts that
-    are accepted; when empty, mode ``proven`` accepts the public pallet's two, and the other modes what most
-    endpoints' metadata say.
+    `since` is the last finalized block that the caller journalled, `chain_state` what the watcher reported with it.
+    `layout_hashes` are the storage layouts that are accepted; when empty, mode `proven` accepts the public pallet's
+    two, and the other modes what most endpoints' metadata say. `layouts_file` keeps layouts across starts. `proxy_for`
+    gives the HTTP proxy for an endpoint's URL (written with http:// for ws://, https:// for wss://), or None.
     """
 
     endpoints: tuple[str, ...]
@@ -49,6 +58,8 @@ class WatcherConfig:
     unsafe_unproven_reads: bool = False
     layout_hashes: tuple[str, ...] = ()
     ca_file: str | None = None
+    proxy_for: ProxyFor = no_proxy
+    layouts_file: Path | None = None
     speculate: bool = True
     since: BlockRef | None = None
     limits: WatchLimits = field(default_factory=WatchLimits)
@@ -57,7 +68,7 @@ class WatcherConfig:
 
     @property
     def genesis(self) -> str | None:
-        """The genesis hash as endpoints write it; settings may leave out the 0x."""
+        """The genesis hash as endpoints write it; the settings may leave out the 0x."""
         return None if self.genesis_hash is None else "0x" + self.genesis_hash.removeprefix("0x")
 
     def require_consistent(self) -> None:

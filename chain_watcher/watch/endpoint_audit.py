@@ -1,23 +1,27 @@
-"""After each change the other endpoints are asked for the same block: liars are named before they are needed."""
+"""After each change other endpoints are asked for the same block, so that liars are named before they are needed."""
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from typing import Final
 
 from chain_watcher.endpoints.endpoint import Endpoint
 from chain_watcher.endpoints.pool import EndpointPool
 from chain_watcher.errors import ChainWatcherError
 
-from .state_reader import BlockState, StateReader, forged, hash_text
-from .suspicion import BY_METADATA, LYING
+from .state_reader import BlockState, StateReader, ask_header, hash_text
+from .suspicion import BY_METADATA, LYING, forged
+
+#: So many endpoints are audited after a change, the longest not audited first: each may send a megabyte of metadata.
+AUDITED_MAX: Final = 16
 
 
 class Auditor:
-    """Reads an accepted state again through every other endpoint, with a reader (and layouts) of its own for each.
+    """Reads an accepted state again through other endpoints, with a reader (and layouts) of its own for each.
 
-    ``blame`` hears of what an endpoint did wrong. Where values come without proof, another value is a disagreement:
-    it is counted, and the endpoint is named only when ``outvoted`` says that a quorum stands against it.
+    `blame` gets what an endpoint did wrong. Where values come without proof, another value is a disagreement: it is
+    counted, and the endpoint is named only if `outvoted`, when a quorum stands against it.
     """
 
     def __init__(
@@ -35,11 +39,12 @@ class Auditor:
         self._blame = blame
         self._outvoted = outvoted
         self._readers: dict[str, StateReader] = {}
+        self._audited: dict[str, int] = {}
         self._newest: BlockState | None = None
         self._wake = asyncio.Event()
 
     def look_at(self, state: BlockState) -> None:
-        """Check this state soon; a newer one takes its place."""
+        """Audit this state soon; it replaces one that waits."""
         self._newest = state
         self._wake.set()
 
@@ -51,28 +56,51 @@ class Auditor:
                 self._wake.clear()
                 state = self._newest
                 if state is not None:
-                    for endpoint in self._pool.usable():
+                    for endpoint in self._next_ones(state):
                         await self._check(endpoint, state)
         finally:
             for reader in self._readers.values():
                 await reader.close()
 
+    def _next_ones(self, state: BlockState) -> list[Endpoint]:
+        others = [endpoint for endpoint in self._pool.usable() if endpoint.url != state.endpoint]
+        return sorted(others, key=lambda one: self._audited.get(one.url, -1))[:AUDITED_MAX]
+
     async def _check(self, endpoint: Endpoint, state: BlockState) -> None:
-        if endpoint.url == state.endpoint or not endpoint.usable:
+        if not endpoint.usable:
             return
+        self._audited[endpoint.url] = state.header.number
         reader = self._readers.setdefault(endpoint.url, self._make_reader())
         try:
-            header = await reader.header(endpoint, hash_text(state.header))
-            found = await reader.read(endpoint, header, self._pool.genesis_hash or "")
+            found = await self._read(reader, endpoint, state)
         except ChainWatcherError as problem:
-            if problem.code in BY_METADATA:
+            if problem.code in BY_METADATA and state.proven and any(state.values):
                 problem = forged("ENDPOINT_METADATA_FORGED", endpoint, str(problem))
             if problem.code in LYING:
                 self._blame(endpoint, problem)
+            return
+        if found is None:
             return
         self.checks += 1
         if found.values != state.values:
             self.disagreements += 1
             if self._outvoted:
-                why = f"block {header.number}: other values than the quorum's"
+                why = f"block {state.header.number}: other values than the quorum's"
                 self._blame(endpoint, forged("ENDPOINT_DISAGREES", endpoint, why))
+
+    async def _read(self, reader: StateReader, endpoint: Endpoint, state: BlockState) -> BlockState | None:
+        """Read the state; None where the endpoint does not have the block.
+
+        Metadata at fault is asked for anew first.
+        """
+        header = await ask_header(endpoint, hash_text(state.header))
+        if header is None:
+            return None
+        genesis = self._pool.genesis_hash or ""
+        try:
+            return await reader.read(endpoint, header, genesis)
+        except ChainWatcherError as problem:
+            if problem.code not in BY_METADATA:
+                raise
+            reader.layouts.forget(endpoint, genesis, state.spec_version)
+            return await reader.read(endpoint, header, genesis)

@@ -13,9 +13,11 @@ from chain_watcher.proof.evidence import SET_CHANGES_MAX, SetChange, TrustRoot, 
 from chain_watcher.proof.grandpa import Checkpoint
 from chain_watcher.proof.header import Header
 from chain_watcher.proof.layout import Layout
+from chain_watcher.proof.trie import needed_items
 
 from .grandpa_follower import ProvenDecider
-from .state_reader import forged, hash_text, proof_nodes
+from .state_reader import hash_text, read_proof_nodes
+from .suspicion import LYING, forged
 
 T = TypeVar("T")
 
@@ -36,7 +38,7 @@ STEP: Final = Bounds(count=256, size=256 << 10)
 
 @dataclass(frozen=True, slots=True)
 class ProofBase:
-    """A final block with its own justification, and the layout of its state."""
+    """A final block with its own justification (SCALE bytes), and the layout of its state."""
 
     genesis_hash: bytes
     header: Header
@@ -52,7 +54,7 @@ def not_ready(why: str) -> ChainWatcherError:
 
 
 def vault_checkpoint(vault_state: Mapping[str, Any], fallback: Checkpoint) -> Checkpoint:
-    """The authority set that the vault knows: what it learned, else what it was built with, else ``fallback``."""
+    """Return the authority set that the vault knows: what it learned, else what it was built with, else `fallback`."""
     chain = vault_state.get("chain")
     for name in ("authorities", "checkpoint"):
         known = chain.get(name) if isinstance(chain, Mapping) else None
@@ -64,7 +66,7 @@ def vault_checkpoint(vault_state: Mapping[str, Any], fallback: Checkpoint) -> Ch
 async def prove(
     pool: EndpointPool, decider: ProvenDecider, base: ProofBase, vault_state: Mapping[str, Any], pinned: Checkpoint
 ) -> dict[str, Any]:
-    """Proven evidence for ``base``, from the vault's own last known authority set on; each endpoint is tried.
+    """Proven evidence for `base`, from the vault's own last known authority set on; each endpoint is tried.
 
     Raises EVIDENCE_NOT_READY, or what the last endpoint failed with.
     """
@@ -79,7 +81,7 @@ async def next_set_changes(pool: EndpointPool, decider: ProvenDecider, start: Ch
 
     Raises EVIDENCE_NOT_READY, or what the last endpoint failed with.
     """
-    if start.set_id >= decider.checkpoint.set_id:
+    if start.set_id >= decider.follower.checkpoint.set_id:
         return []
 
     async def gather(endpoint: Endpoint) -> list[SetChange]:
@@ -96,7 +98,7 @@ async def _at_any(pool: EndpointPool, ask: Callable[[Endpoint], Awaitable[T]]) -
             return await ask(endpoint)
         except ChainWatcherError as failure:
             problem = failure
-            if failure.code.startswith("ENDPOINT_") and failure.code.endswith("_FORGED"):
+            if failure.code in LYING:
                 pool.accuse(endpoint, failure)
     raise problem
 
@@ -107,12 +109,13 @@ async def _gather(
     """Return the set changes after `start` within bounds, and whether more follow (before block `below`, if given)."""
     changes: list[SetChange] = []
     known, size = start, 0
-    while known.set_id < decider.checkpoint.set_id:
+    while known.set_id < decider.follower.checkpoint.set_id:
         if len(changes) == bounds.count or size >= bounds.size:
             return changes, True
-        found = await decider.hand_over(endpoint, known)
+        found = await decider.next_change(endpoint, known)
         if found is None:
-            why = f"it gives no proof of how set {known.set_id} ended, and set {decider.checkpoint.set_id} is in force"
+            running = decider.follower.checkpoint.set_id
+            why = f"it gives no proof of how set {known.set_id} ended, and set {running} is in force"
             raise ChainWatcherError(code="ENDPOINT_NO_JUSTIFICATIONS", what=endpoint.url, why=why, kind="transient")
         if below is not None and found.after.number >= below:
             break
@@ -125,25 +128,24 @@ async def _gather(
 async def _prove_at(endpoint: Endpoint, decider: ProvenDecider, base: ProofBase, start: Checkpoint) -> dict[str, Any]:
     changes, more = await _gather(endpoint, decider, start, EVIDENCE_CHANGES, base.header.number)
     if more:
-        why = f"the vault knows set {start.set_id}, the chain is at set {decider.checkpoint.set_id}"
+        why = f"the vault knows set {start.set_id}, the chain is at set {decider.follower.checkpoint.set_id}"
         raise not_ready(f"{why}: it is brought up to date step by step first")
-    answer = await endpoint.ask(
-        READ_PROOF, ["0x" + key.hex() for key in base.layout.proof_keys], hash_text(base.header)
-    )
-    evidence = build_evidence(
-        genesis_hash=base.genesis_hash,
-        set_changes=changes,
-        headers=[base.header],
-        justification=base.justification,
-        proof=proof_nodes(endpoint, answer),
-        layout=base.layout,
-    )
+    keys = base.layout.proof_keys
+    answer = await endpoint.ask(READ_PROOF, ["0x" + key.hex() for key in keys], hash_text(base.header))
+    nodes = read_proof_nodes(endpoint, answer)
     try:
+        evidence = build_evidence(
+            genesis_hash=base.genesis_hash,
+            set_changes=changes,
+            headers=[base.header],
+            justification=base.justification,
+            proof=needed_items(base.header.state_root, nodes, keys),
+            layout=base.layout,
+        )
         verify_evidence(evidence, TrustRoot(base.genesis_hash, start, frozenset({base.layout.hash})))
     except ChainWatcherError as problem:
-        if not problem.code.startswith("PROOF_"):
+        if problem.code != "PROOF_INCOMPLETE":
             raise  # the rest was verified before it was put together: it is not this endpoint's doing
-        raise forged(
-            "ENDPOINT_PROOF_FORGED", endpoint, f"evidence for block {base.header.number}: {problem}"
-        ) from problem
+        why = f"evidence for block {base.header.number}: {problem}"
+        raise forged("ENDPOINT_PROOF_FORGED", endpoint, why) from problem
     return evidence

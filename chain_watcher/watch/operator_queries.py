@@ -1,4 +1,4 @@
-"""What people ask of the chain: a checkpoint to pin, the list of releases."""
+"""What operators ask of the chain: a checkpoint to pin, the list of releases."""
 
 from __future__ import annotations
 
@@ -8,8 +8,9 @@ from collections.abc import AsyncIterator, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
-from chain_watcher.endpoints.pool import head_number
+from chain_watcher.endpoints import answers
 from chain_watcher.endpoints.rpc import RpcClient, RpcLimits, open_session
+from chain_watcher.endpoints.tunnel import ProxyFor, no_proxy, proxy_of
 from chain_watcher.errors import ChainWatcherError
 from chain_watcher.proof.grandpa import Checkpoint
 from chain_watcher.proof.header import decode_authorities
@@ -24,11 +25,13 @@ from .watcher import Watcher
 
 #: pallet_grandpa counts its set id up when a change is scheduled, before the new set is in force.
 PENDING_CHANGE_KEY: Final = storage_key("Grandpa", "PendingChange")
+#: An authority takes 40 bytes.
+RUNTIME_ANSWER_BYTES_MAX: Final = 512 * 1024
 
 
 @dataclass(frozen=True, slots=True)
 class CheckpointAnswer:
-    """A checkpoint that every endpoint asked gave alike, and the block hash it belongs to."""
+    """A checkpoint on which all endpoints agree, and the hash of its block."""
 
     genesis_hash: str
     block_hash: str
@@ -36,16 +39,22 @@ class CheckpointAnswer:
     endpoints: tuple[str, ...]
 
 
-async def find_genesis(urls: Iterable[str], *, ca_file: str | None = None) -> str:
-    """The genesis hash (0x-hex) on which all endpoints agree. Raises RPC_*, ENDPOINT_DISAGREES."""
+async def find_genesis(urls: Iterable[str], *, ca_file: str | None = None, proxy_for: ProxyFor = no_proxy) -> str:
+    """Return the genesis hash (0x-hex) on which all endpoints agree.
+
+    Raises RPC_*, ENDPOINT_DISAGREES, ENDPOINT_GARBAGE.
+    """
     hashes: dict[str, str] = {}
-    async with open_session() as session:
-        for url in dict.fromkeys(urls):
+    for url in dict.fromkeys(urls):
+        async with open_session(proxy_of(url, proxy_for)) as session:
             client = await RpcClient.connect(session, url, RpcLimits(), ca_file=ca_file)
             try:
-                hashes[url] = str(await client.call("chain_getBlockHash", [0]))
+                found = answers.block_hash(url, await client.call("chain_getBlockHash", [0]))
             finally:
                 await client.close()
+        if found is None:
+            raise answers.garbage(url, "its block 0 has no hash")
+        hashes[url] = found
     first, *others = hashes
     for url in others:
         if hashes[url] != hashes[first]:
@@ -55,17 +64,22 @@ async def find_genesis(urls: Iterable[str], *, ca_file: str | None = None) -> st
 
 
 async def find_checkpoint(
-    urls: Iterable[str], *, ca_file: str | None = None, limits: RpcLimits | None = None
+    urls: Iterable[str],
+    *,
+    ca_file: str | None = None,
+    proxy_for: ProxyFor = no_proxy,
+    limits: RpcLimits | None = None,
 ) -> CheckpointAnswer:
     """Ask every endpoint for the GRANDPA set at one finalized block; all have to agree.
 
-    What comes back is the endpoints' word: it is for a person to compare and to pin. Raises RPC_*, SCALE_*,
-    ENDPOINT_DISAGREES, ENDPOINT_GARBAGE.
+    The answer is the endpoints' word: it is for a person to compare and to pin. Raises RPC_*, SCALE_*,
+    ENDPOINT_DISAGREES, ENDPOINT_GARBAGE, CHECKPOINT_NOT_NOW.
     """
     limits = limits or RpcLimits()
-    async with open_session() as session, contextlib.AsyncExitStack() as stack:
+    async with contextlib.AsyncExitStack() as stack:
         clients: list[RpcClient] = []
         for url in dict.fromkeys(urls):
+            session = await stack.enter_async_context(open_session(proxy_of(url, proxy_for)))
             client = await RpcClient.connect(session, url, limits, ca_file=ca_file)
             stack.push_async_callback(client.close)
             clients.append(client)
@@ -80,21 +94,18 @@ async def find_checkpoint(
 
 
 async def _finalized_number(client: RpcClient) -> int:
-    return head_number(await client.call("chain_getHeader", [await client.call("chain_getFinalizedHead")]))
+    head = answers.block_hash(client.url, await client.call("chain_getFinalizedHead"))
+    return answers.head_number(client.url, await client.call("chain_getHeader", [head]))
 
 
 async def _authorities(client: RpcClient, number: int) -> tuple[str, str, Checkpoint]:
-    genesis = await client.call("chain_getBlockHash", [0])
-    block_hash = await client.call("chain_getBlockHash", [number])
-    try:
-        listed = bytes.fromhex(
-            (await client.call("state_call", ["GrandpaApi_grandpa_authorities", "0x", block_hash]))[2:]
-        )
-        set_id = bytes.fromhex((await client.call("state_call", ["GrandpaApi_current_set_id", "0x", block_hash]))[2:])
-    except (TypeError, KeyError, ValueError) as problem:  # KeyError: a slice of an object, from Python 3.12 on
-        raise ChainWatcherError(
-            code="ENDPOINT_GARBAGE", what=client.url, why="a runtime answer that is not hex"
-        ) from problem
+    """Genesis hash, hash of block `number`, and the set in force there."""
+    genesis = answers.block_hash(client.url, await client.call("chain_getBlockHash", [0]))
+    block_hash = answers.block_hash(client.url, await client.call("chain_getBlockHash", [number]))
+    if genesis is None or block_hash is None:
+        raise answers.garbage(client.url, f"it does not have block {number}")
+    listed = await _runtime_answer(client, "GrandpaApi_grandpa_authorities", block_hash)
+    set_id = await _runtime_answer(client, "GrandpaApi_current_set_id", block_hash)
     if await client.call("state_getStorage", ["0x" + PENDING_CHANGE_KEY.hex(), block_hash]) is not None:
         why = f"an authority set change is pending at block {number}"
         raise ChainWatcherError(
@@ -103,14 +114,19 @@ async def _authorities(client: RpcClient, number: int) -> tuple[str, str, Checkp
     reader = Reader(set_id, "GRANDPA set id")
     checkpoint = Checkpoint(number, reader.u64(), decode_authorities(listed))
     reader.finish()
-    return str(genesis), str(block_hash), checkpoint
+    return genesis, block_hash, checkpoint
+
+
+async def _runtime_answer(client: RpcClient, name: str, block_hash: str) -> bytes:
+    answer = await client.call("state_call", [name, "0x", block_hash])
+    return answers.hex_bytes(client.url, answer, RUNTIME_ANSWER_BYTES_MAX, "a runtime answer")
 
 
 @contextlib.asynccontextmanager
 async def first_view(
     config: WatcherConfig, verify: SignatureVerifier, timeout_s: float, connect_s: float | None = None
 ) -> AsyncIterator[tuple[Watcher, ChainView]]:
-    """A running watcher and its first view, believed as the settings say.
+    """Run a watcher until its first view, believed as the settings say, and as long as the context lasts.
 
     Raises WATCHER_NO_VIEW: with the endpoints' own errors when none of them is connected after `connect_s`, with the
     watcher's problem when there is no view within `timeout_s`.
@@ -142,7 +158,7 @@ def _require_a_connection(watcher: Watcher) -> None:
 
 
 def list_releases(state: BlockState, verify: SignatureVerifier) -> list[dict[str, Any]]:
-    """Every enclave id on chain, newest first: height, number of signatures, whether they are good, what it is."""
+    """Return every enclave id on chain, newest first: its height, its signatures, whether they are good, what it is."""
     heights = state.heights
     newest = max(heights.values(), default=None)
     found = []
@@ -170,7 +186,7 @@ def _refusal(enclave_id: str, signatures: tuple[bytes, ...], verify: SignatureVe
 
 
 def release_facts(view: ChainView, state: BlockState | None, verify: SignatureVerifier) -> Mapping[str, Any]:
-    """What ``chain releases`` prints: where it was read, how it is believed, the releases, what was refused."""
+    """Return what `chain releases` prints: where it was read, how it is believed, the releases, what was refused."""
     if state is None:
         raise ChainWatcherError(code="WATCHER_NO_VIEW", what="releases", why="no state was read", kind="transient")
     return {

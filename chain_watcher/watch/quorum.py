@@ -4,23 +4,36 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter, OrderedDict
+from typing import Final
 
-from chain_watcher.endpoints.endpoint import BLOCK_HASH, Endpoint, Event
-from chain_watcher.endpoints.pool import EndpointPool, voice
+from chain_watcher.endpoints import answers
+from chain_watcher.endpoints.choice import voice
+from chain_watcher.endpoints.endpoint import Endpoint, Event
+from chain_watcher.endpoints.pool import EndpointPool
 from chain_watcher.errors import ChainWatcherError
 from chain_watcher.proof.header import Header
 
-from .headers import FinalBlock, Headers
-from .state_reader import forged, hash_text
+from .headers import FinalBlock, FinalHeight, Headers
+from .state_reader import hash_text
+from .suspicion import HARMLESS, forged
+
+#: Heights for which votes are kept.
+HEIGHTS_MAX: Final = 128
 
 
 class SingleDecider:
     """The primary endpoint's word (unsafe: the mode says so)."""
 
+    learned = 0
+
     def __init__(self, pool: EndpointPool) -> None:
         self._pool = pool
 
-    async def decide(self, event: Event, last: Header | None) -> FinalBlock | None:
+    def facts(self) -> dict[str, object]:
+        """Nothing is needed for a restart."""
+        return {}
+
+    async def decide(self, event: Event, last: FinalHeight | None) -> FinalBlock | None:
         """Believe the primary's finalized heads and nobody else's."""
         if event.kind != "finalized" or event.endpoint is not self._pool.primary:
             return None
@@ -28,32 +41,40 @@ class SingleDecider:
 
 
 class QuorumDecider:
-    """``needed`` endpoints call the same hash final at a height."""
+    """A block is final once `needed` endpoints call the same hash final at its height."""
 
-    def __init__(self, pool: EndpointPool, needed: int, headers: Headers, heights_max: int = 128) -> None:
+    learned = 0
+
+    def __init__(self, pool: EndpointPool, needed: int, headers: Headers) -> None:
         self._pool = pool
         self._needed = needed
         self._headers = headers
-        self._votes: OrderedDict[int, dict[str, str]] = OrderedDict()
-        self._heights_max = heights_max
+        #: Height -> URL -> hash that was announced as final.
+        self._announced: OrderedDict[int, dict[str, str]] = OrderedDict()
 
-    async def decide(self, event: Event, last: Header | None) -> FinalBlock | None:
-        """Count votes at the event's height; as long as they are too few, endpoints that have passed it are asked."""
+    def facts(self) -> dict[str, object]:
+        """Nothing is needed for a restart."""
+        return {}
+
+    async def decide(self, event: Event, last: FinalHeight | None) -> FinalBlock | None:
+        """Count votes at the event's height. While they are too few, ask endpoints that have passed it."""
         if event.kind != "finalized":
             return None
         header = Header.from_json(event.value)
         self._headers.add(header)
         if last is not None and header.number < last.number:
             return None
-        votes = self._votes.setdefault(header.number, {})
-        while len(self._votes) > self._heights_max:
-            self._votes.popitem(last=False)
-        votes[event.endpoint.url] = hash_text(header)
-        await self._ask_others(header.number, votes)
-        return self._count(header.number, votes)
+        announced = self._announced.setdefault(header.number, {})
+        while len(self._announced) > HEIGHTS_MAX:
+            self._announced.popitem(last=False)
+        announced[event.endpoint.url] = hash_text(header)
+        votes = dict(announced)
+        if self._agreed(votes) is None:
+            await self._ask_others(header.number, votes)
+        return self._count(header.number, votes, announced)
 
     async def _ask_others(self, number: int, votes: dict[str, str]) -> None:
-        """All at once, and no longer than until they agree: the slowest is not waited for."""
+        """Ask all at once, until enough agree: the slowest is not waited for."""
         waiting = {
             asyncio.create_task(self._ask(other, number, votes))
             for other in self._pool.usable()
@@ -69,11 +90,12 @@ class QuorumDecider:
 
     async def _ask(self, other: Endpoint, number: int, votes: dict[str, str]) -> None:
         try:
-            answer = await other.ask("chain_getBlockHash", number)
+            answer = answers.block_hash(other.url, await other.ask("chain_getBlockHash", number))
         except ChainWatcherError as problem:
-            self._pool.distrust(other, problem)
+            if problem.code not in HARMLESS:
+                self._pool.distrust(other, problem)
             return
-        if isinstance(answer, str) and BLOCK_HASH.fullmatch(answer):
+        if answer is not None:
             votes[other.url] = answer
 
     def _agreed(self, votes: dict[str, str]) -> str | None:
@@ -81,14 +103,15 @@ class QuorumDecider:
         counts = Counter(one for one, _voice in {(one, voice(url)) for url, one in votes.items()})
         return next((one for one, count in counts.items() if count >= self._needed), None)
 
-    def _count(self, number: int, votes: dict[str, str]) -> FinalBlock | None:
+    def _count(self, number: int, votes: dict[str, str], announced: dict[str, str]) -> FinalBlock | None:
+        """The block that the quorum agrees on. Accused is who announced another one, not who was asked by number."""
         agreed = self._agreed(votes)
         if agreed is None:
             return None
         voters = [endpoint for endpoint in self._pool.usable() if votes.get(endpoint.url) == agreed]
         for endpoint in self._pool.usable():
-            if votes.get(endpoint.url, agreed) != agreed:
-                why = f"block {number}: {votes[endpoint.url]} instead of {agreed}"
+            if announced.get(endpoint.url, agreed) != agreed:
+                why = f"block {number}: {announced[endpoint.url]} instead of {agreed}"
                 self._pool.accuse(endpoint, forged("ENDPOINT_DISAGREES", endpoint, why))
         header = self._headers.get(bytes.fromhex(agreed[2:]))
         return FinalBlock(voters[0], header) if voters and header is not None else None

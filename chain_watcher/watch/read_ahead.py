@@ -1,43 +1,41 @@
-"""Best blocks read before they are final, so that nothing need be asked at finality."""
+"""Best blocks read before they are final, so that nothing has to be asked at finality."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, Final
 
 from chain_watcher.endpoints.endpoint import Endpoint
 from chain_watcher.errors import ChainWatcherError
 from chain_watcher.proof.header import Header
 
-from .headers import Headers
-from .state_reader import BlockState, StateReader, hash_text
+from .headers import FinalHeight, Headers
+from .state_reader import BlockState
 
-#: Values of all states that are kept: what lies over it is read again at finality.
-STATES_BYTES_MAX: Final = 4 * 1024 * 1024
+#: Values of all states that are kept; what is over it is read again at finality.
+STATES_BYTES_MAX: Final = 8 * 1024 * 1024
 
 Read = Callable[[Endpoint, Header], Awaitable[BlockState]]
 
 
 class ReadAhead:
-    """Takes hints (best heads, storage notices), reads those blocks one after the other, keeps the newest states.
+    """Takes best heads as hints, reads those blocks one after the other, keeps the newest states.
 
-    ``floor`` gives the last final block (None: nothing is read yet, hints are passed over); ``on_state`` hears of
-    every state and says whether to keep it; ``on_problem`` hears of every failure.
+    `floor` gives the last final block (None: nothing is read yet, hints are ignored). `on_state` gets every state and
+    returns whether to keep it; `on_problem` gets every failure.
     """
 
     def __init__(
         self,
-        reader: StateReader,
         read: Read,
         headers: Headers,
         *,
-        floor: Callable[[], Header | None],
+        floor: Callable[[], FinalHeight | None],
         states_max: int,
         on_state: Callable[[BlockState], bool],
         on_problem: Callable[[Endpoint, ChainWatcherError], None],
     ) -> None:
-        self._reader = reader
         self._read = read
         self._headers = headers
         self._floor = floor
@@ -51,31 +49,31 @@ class ReadAhead:
     def __len__(self) -> int:
         return len(self._states)
 
-    def hint(self, endpoint: Endpoint, value: Any) -> None:
-        """A header, or a storage notice that names a block; the oldest hint gives way."""
+    def hint(self, endpoint: Endpoint, head: Any) -> None:
+        """Queue a best head (JSON); the oldest hint is dropped."""
         if self._floor() is not None:
             if self._hints.full():
                 self._hints.get_nowait()
-            self._hints.put_nowait((endpoint, value))
+            self._hints.put_nowait((endpoint, head))
 
     async def run(self) -> None:
         """Read until cancelled."""
         while True:
-            endpoint, value = await self._hints.get()
+            endpoint, head = await self._hints.get()
             try:
-                await self._read_hint(endpoint, value)
+                await self._read_hint(endpoint, Header.from_json(head))
             except ChainWatcherError as problem:
                 self._on_problem(endpoint, problem)
 
     async def newest_of(self, endpoint: Endpoint, line: Sequence[Header]) -> BlockState | None:
-        """The state of the last block of ``line`` (oldest first) that was read; a read on its way is waited for."""
+        """Return the state of the last block of `line` (oldest first) that was read; a read under way is awaited."""
         asked, done = self._in_flight.get(line[-1].hash, (None, None))
         if done is not None and asked is endpoint:
             await done.wait()
         return next((self._states[one.hash] for one in reversed(line) if one.hash in self._states), None)
 
     def drop(self, number: int) -> list[BlockState]:
-        """Forget what lies at or below a final block; returns it."""
+        """Forget and return the states at or below a final block."""
         low = [key for key, state in self._states.items() if state.header.number <= number]
         return [self._states.pop(key) for key in low]
 
@@ -83,14 +81,7 @@ class ReadAhead:
         floor = self._floor()
         return floor is None or header.number <= floor.number or header.hash in self._states
 
-    async def _read_hint(self, endpoint: Endpoint, value: Any) -> None:
-        if isinstance(value, Mapping) and "block" in value:
-            block_hash = str(value["block"])
-            if any(hash_text(state.header) == block_hash for state in self._states.values()):
-                return
-            header = await self._reader.header(endpoint, block_hash)
-        else:
-            header = Header.from_json(value)
+    async def _read_hint(self, endpoint: Endpoint, header: Header) -> None:
         if self._is_late(header):
             return
         self._headers.add(header)

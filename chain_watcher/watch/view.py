@@ -1,22 +1,28 @@
-"""What the watcher yields: the chain's state at one final block."""
+"""What the watcher yields: the chain's state at a final block, and what a best block announces before."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import asyncio
+from collections import OrderedDict, deque
+from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass
+from typing import Final
 
 from chain_watcher.errors import ChainWatcherError
 from chain_watcher.proof.release import VerifiedRelease
 
 from .config import Finality
 
+#: Announcements that wait to be taken; the oldest are dropped.
+ANNOUNCED_MAX: Final = 8
+
 
 @dataclass(frozen=True, slots=True)
 class ChainView:
-    """The finalized state that matters. Either ``program`` or ``refusal`` is set.
+    """The finalized state that matters. Either `program` or `refusal` is set.
 
-    ``listed`` maps enclave ids to the lowest height at which they were added; ``unproven_reads`` says that values
-    were believed without a storage proof (``unsafe_unproven_reads``).
+    `listed` maps enclave ids to the lowest height at which they were added; `unproven_reads` says that values were
+    believed without a storage proof (`unsafe_unproven_reads`).
     """
 
     block_number: int
@@ -28,3 +34,57 @@ class ChainView:
     listed: Mapping[str, int]
     endpoint: str
     unproven_reads: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Announced:
+    """A release that one endpoint's best block announces BEFORE finality: a hint for fetching early, never to act on.
+
+    The signatures are good and the id is newer than the finalized program, as far as is known; the block, the URLs and
+    the height are one endpoint's word, and may never become final.
+    """
+
+    release: VerifiedRelease
+    endpoint: str
+
+
+class NewsQueue:
+    """Views and announcements that wait to be taken. Views come first, and no announcement displaces one."""
+
+    def __init__(self, views_max: int) -> None:
+        self._views: deque[ChainView] = deque(maxlen=views_max)
+        self._announced: OrderedDict[str, Announced] = OrderedDict()
+        self._wake = asyncio.Event()
+
+    def __len__(self) -> int:
+        """The number of views that wait."""
+        return len(self._views)
+
+    def put(self, news: ChainView | Announced) -> None:
+        """Queue a view, or an announcement in place of one of the same id."""
+        if isinstance(news, ChainView):
+            self._views.append(news)
+        else:
+            self._announced[news.release.enclave_id] = news
+            while len(self._announced) > ANNOUNCED_MAX:
+                self._announced.popitem(last=False)
+        self._wake.set()
+
+    async def news(self) -> AsyncIterator[ChainView | Announced]:
+        """Yield views and announcements."""
+        while True:
+            if self._views:
+                yield self._views.popleft()
+            elif self._announced:
+                yield self._announced.popitem(last=False)[1]
+            else:
+                self._wake.clear()
+                await self._wake.wait()
+
+    async def views(self) -> AsyncIterator[ChainView]:
+        """Yield views alone."""
+        while True:
+            while self._views:
+                yield self._views.popleft()
+            self._wake.clear()
+            await self._wake.wait()

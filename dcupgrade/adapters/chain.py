@@ -12,9 +12,11 @@ from chain_watcher.endpoints.pool import PoolLimits
 from chain_watcher.endpoints.rpc import RpcLimits
 from chain_watcher.proof.release import BlockRef, VerifiedRelease
 from chain_watcher.watch.config import WatcherConfig
-from chain_watcher.watch.watcher import ChainView, Watcher
+from chain_watcher.watch.view import Announced, ChainView
+from chain_watcher.watch.watcher import Watcher
 from dcupgrade.errors import DcupgradeError, why_of
 from dcupgrade.machine.state import ChainFacts, Release
+from dcupgrade.settings.derive import proxies
 from dcupgrade.settings.schema import Settings
 
 from .journal import Journal
@@ -23,14 +25,19 @@ from .journal import Journal
 class Chain:
     """The chain port over a Watcher."""
 
-    def __init__(self, watcher: Watcher) -> None:
+    def __init__(self, watcher: Watcher, announced: Callable[[Release], None]) -> None:
+        """`announced` is called with releases that a best block announces before they are final."""
         self._watcher = watcher
+        self._announced = announced
         self.listed: Mapping[str, int] = {}
         """Every id that the last finalized view lists, with its lowest height."""
 
     async def views(self) -> AsyncIterator[ChainFacts]:
         """Facts of each view; a view that could not be read for a passing reason is left out."""
-        async for view in self._watcher.views():
+        async for view in self._watcher.news():
+            if isinstance(view, Announced):
+                self._announced(release_of(view.release))
+                continue
             if view.program is None and view.refusal is not None and view.refusal.kind == "transient":
                 continue
             self.listed = view.listed
@@ -90,6 +97,8 @@ def watcher_config(settings: Settings, progress: Mapping[str, Any] | None = None
         unsafe_unproven_reads=chain.unsafe_unproven_reads,
         layout_hashes=chain.layout_hashes,
         ca_file=str(chain.ca_file) if chain.ca_file else None,
+        proxy_for=proxies(settings).proxy_for,
+        layouts_file=settings.agent.state_dir / "layouts.json",
         since=since,
         pool=PoolLimits(block_silence_s=chain.block_watchdog_s),
         rpc=RpcLimits(heartbeat_s=chain.heartbeat_s, request_timeout_s=RPC_TIMEOUT_S),

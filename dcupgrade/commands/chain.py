@@ -2,7 +2,8 @@
 
 import asyncio
 import json
-from collections.abc import Mapping
+import os
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,8 @@ from dcupgrade.settings import schema as settings
 from .local_agent import running_release
 from .progress import progress
 from .tables import print_table
+
+ProxyFor = Callable[[str], str | None]
 
 FIRST_VIEW_S = 60.0
 CONNECT_S = 10.0
@@ -36,9 +39,9 @@ def checkpoint(config_path: Path, urls: tuple[str, ...]) -> None:
     """
     from chain_watcher.watch.operator_queries import find_checkpoint
 
-    urls, ca_file = _asked(config_path, urls)
+    urls, ca_file, proxy_for = _asked(config_path, urls)
     with progress(f"asking {len(urls)} endpoint{'s' * (len(urls) != 1)}"):
-        answer = asyncio.run(find_checkpoint(urls, ca_file=ca_file))
+        answer = asyncio.run(find_checkpoint(urls, ca_file=ca_file, proxy_for=proxy_for))
     click.echo(json.dumps({"genesis_hash": answer.genesis_hash, **answer.checkpoint.to_json()}, indent=2))
     click.echo(f"block {answer.block_hash}, agreed by {len(answer.endpoints)}: {', '.join(answer.endpoints)}", err=True)
 
@@ -50,16 +53,20 @@ def genesis(config_path: Path, urls: tuple[str, ...]) -> None:
     """Print the chain's genesis hash, on which all endpoints must agree."""
     from chain_watcher.watch.operator_queries import find_genesis
 
-    urls, ca_file = _asked(config_path, urls)
-    click.echo(asyncio.run(find_genesis(urls, ca_file=ca_file)))
+    urls, ca_file, proxy_for = _asked(config_path, urls)
+    click.echo(asyncio.run(find_genesis(urls, ca_file=ca_file, proxy_for=proxy_for)))
 
 
-def _asked(config_path: Path, urls: tuple[str, ...]) -> tuple[tuple[str, ...], str | None]:
-    """The endpoints to ask, and the CA that they are checked by: those of the command line, else of the settings."""
+def _asked(config_path: Path, urls: tuple[str, ...]) -> tuple[tuple[str, ...], str | None, ProxyFor]:
+    """The endpoints to ask, the CA that they are checked by, and their proxies: of the command line or the settings."""
+    from dcupgrade.settings.derive import proxies
+    from process_supervisor.proxies import Proxies
+
     if urls:
-        return urls, None
+        return urls, None, Proxies.from_environment(os.environ).proxy_for
     loaded = load.load(config_path)
-    return loaded.chain.endpoints, str(loaded.chain.ca_file) if loaded.chain.ca_file else None
+    ca_file = str(loaded.chain.ca_file) if loaded.chain.ca_file else None
+    return loaded.chain.endpoints, ca_file, proxies(loaded).proxy_for
 
 
 @chain.command()

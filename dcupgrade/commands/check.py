@@ -21,9 +21,12 @@ from typing import Any, Literal
 import aiohttp
 import click
 
-from chain_watcher.endpoints.rpc import RpcClient, RpcLimits
+from chain_watcher.endpoints import answers
+from chain_watcher.endpoints.rpc import RpcClient, RpcLimits, open_session
+from chain_watcher.endpoints.tunnel import proxy_of
 from dcupgrade.printable import one_line
 from dcupgrade.settings import load
+from dcupgrade.settings.derive import proxies
 from dcupgrade.settings.folders import missing_files
 from dcupgrade.settings.schema import Settings
 from dcupgrade.surfaces.times import span
@@ -81,7 +84,7 @@ async def examine(settings: Settings) -> list[Finding]:
             ("page", lambda: _sync(_page, settings)),
             ("ports", lambda: _sync(_ports, settings)),
             ("managers", lambda: _sync(_managers, settings)),
-            *((f"chain {url}", partial(_endpoint, settings, session, url)) for url in settings.chain.endpoints),
+            *((f"chain {url}", partial(_endpoint, settings, url)) for url in settings.chain.endpoints),
             ("vault", lambda: _vault(settings)),
             ("node", lambda: _node(settings, session)),
         ]
@@ -175,30 +178,30 @@ def _managers(_: Settings) -> list[Finding]:
     return [good("managers", "no other manager of DCNodes runs here")]
 
 
-async def _endpoint(settings: Settings, session: aiohttp.ClientSession, url: str) -> list[Finding]:
+async def _endpoint(settings: Settings, url: str) -> list[Finding]:
     name = f"chain {url}"
     ca_file = str(settings.chain.ca_file) if settings.chain.ca_file else None
-    client = await RpcClient.connect(session, url, RpcLimits(), ca_file=ca_file)
-    try:
-        async with asyncio.timeout(CALL_S):
+    async with open_session(proxy_of(url, proxies(settings).proxy_for)) as session, asyncio.timeout(CALL_S):
+        client = await RpcClient.connect(session, url, RpcLimits(), ca_file=ca_file)
+        try:
             genesis = await client.call("chain_getBlockHash", [0])
             finalized = await client.call("chain_getFinalizedHead", [])
             header = await client.call("chain_getHeader", [finalized])
             best = await client.call("chain_getHeader", [])
             stamp = await client.call("state_getStorage", [TIMESTAMP_NOW, finalized])
             methods = await client.call("rpc_methods", [])
-    finally:
-        await client.close()
+        finally:
+            await client.close()
     if settings.chain.genesis_hash not in (None, genesis):
         text = f"genesis {genesis}, expected {settings.chain.genesis_hash}"
         return [Finding(name, "fault", text, "ENDPOINT_WRONG_GENESIS")]
-    number, lag = int(header["number"], 16), int(best["number"], 16) - int(header["number"], 16)
+    number = answers.head_number(url, header)
+    lag = answers.head_number(url, best) - number
     found = [good(name, f"block {number} is final, the best block is {lag} ahead")]
     if lag > FINALITY_LAG_WARN_BLOCKS:
         found = [Finding(name, "warning", f"finality at {number} is {lag} blocks behind", "FINALITY_LAGS")]
     found += _clock(name, stamp)
-    offered = set(methods.get("methods", []))
-    lacking = {"state_getReadProof", "grandpa_proveFinality"} - offered
+    lacking = {"state_getReadProof", "grandpa_proveFinality"} - answers.method_names(url, methods)
     if lacking and settings.chain.finality == "proven":
         text = f"it does not offer {', '.join(sorted(lacking))}, which mode `proven` needs"
         found.append(Finding(name, "fault", text, "ENDPOINT_WITHOUT_PROOFS"))
@@ -209,7 +212,7 @@ def _clock(name: str, stamp: object) -> list[Finding]:
     """Age of the last finalized block by its own timestamp (u64 milliseconds, little-endian) against this clock."""
     if not isinstance(stamp, str) or len(stamp) != 18:
         return []
-    age_s = time.time() - int.from_bytes(bytes.fromhex(stamp[2:]), "little") / 1000
+    age_s = time.time() - int.from_bytes(answers.hex_bytes(name, stamp, 8, "the timestamp"), "little") / 1000
     if age_s < -CLOCK_SKEW_WARN_S:
         text = f"the chain's time is {span(-age_s)} ahead of this host's clock"
         return [Finding(name, "warning", text, "CLOCK_SKEWED")]

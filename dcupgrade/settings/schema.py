@@ -193,8 +193,8 @@ class DownloadSettings:
         default=32768,
     )
     proxy: str = _doc(
-        "Proxy for downloads and webhooks, a URL; `off`: none; empty: HTTPS_PROXY and HTTP_PROXY of the environment. "
-        "NO_PROXY applies in each case, and loopback is never reached through a proxy.",
+        "Proxy for downloads, webhooks and the chain, a URL; `off`: none; empty: HTTPS_PROXY and HTTP_PROXY of the "
+        "environment. NO_PROXY applies in each case, and loopback is never reached through a proxy.",
         checks.proxy,
         default="",
     )

@@ -1,4 +1,4 @@
-"""A watcher at work on fake nodes, for the tests of this folder."""
+"""A watcher at work on fake nodes."""
 
 from __future__ import annotations
 
@@ -6,14 +6,12 @@ import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Callable
 from typing import Any
-from unittest import mock
 
 from chain_watcher.endpoints.pool import PoolLimits
 from chain_watcher.endpoints.rpc import RpcLimits
 from chain_watcher.proof.release import VerifiedRelease, encode_signature
 from chain_watcher.watch.config import WatcherConfig
-from chain_watcher.watch.metadata import ChainLayout, answer, from_json, read_metadata
-from chain_watcher.watch.view import ChainView
+from chain_watcher.watch.view import Announced, ChainView
 from chain_watcher.watch.watcher import Watcher
 
 from .chain_endpoint import Entry, FakeChain, FakeNode, octets, until
@@ -43,24 +41,25 @@ def publish(chain: FakeChain, enclave_id: str, height: int, version: str = "1.0.
     return chain.change(program(enclave_id, version), [entry(height, enclave_id)])
 
 
-async def read_here(metadata: str) -> ChainLayout:
-    """What the child process would answer, without the child (test_metadata.py starts real ones)."""
-    if not isinstance(metadata, str):
-        return await read_metadata(metadata)
-    return from_json(answer(metadata))
-
-
 class Watching:
-    """The watcher, what it said, and a way to wait for more."""
+    """The watcher, what it announced, and a way to wait for its views."""
 
     def __init__(self, watcher: Watcher) -> None:
         self.watcher = watcher
-        self._views = watcher.views()
-        self.speculations: list[VerifiedRelease] = []
+        self.announced: list[VerifiedRelease] = []
+        self._views: asyncio.Queue[ChainView] = asyncio.Queue()
+
+    async def take(self) -> None:
+        """Take the news until cancelled."""
+        async for news in self.watcher.news():
+            if isinstance(news, Announced):
+                self.announced.append(news.release)
+            else:
+                self._views.put_nowait(news)
 
     async def view(self, timeout_s: float = 60.0) -> ChainView:
         async with asyncio.timeout(timeout_s):
-            return await anext(self._views)
+            return await self._views.get()
 
     async def until_problem(self, code: str) -> None:
         """Wait for that problem; before it there can be others, such as that no endpoint is connected yet."""
@@ -68,7 +67,7 @@ class Watching:
 
     @property
     def waiting(self) -> int:
-        return len(self.watcher._views)
+        return self._views.qsize() + len(self.watcher._views.news)
 
 
 @contextlib.asynccontextmanager
@@ -85,21 +84,15 @@ async def watching(
             **settings,
         }
     )
-    seen: list[VerifiedRelease] = []
-    watcher = Watcher(
-        config, verify, on_progress=on_progress, on_speculation=seen.append, clock=clock, uniform=lambda: 0.5
-    )
-    patch = mock.patch("chain_watcher.watch.state_reader.read_metadata", read_here)
-    patch.start()
-    run = asyncio.create_task(watcher.run())
+    watcher = Watcher(config, verify, on_progress=on_progress, clock=clock, uniform=lambda: 0.5)
     found = Watching(watcher)
-    found.speculations = seen
+    tasks = [asyncio.create_task(watcher.run()), asyncio.create_task(found.take())]
     try:
         yield found
     finally:
-        run.cancel()
-        results = await asyncio.gather(run, return_exceptions=True)
-        patch.stop()
-        problem = results[0]
-        if isinstance(problem, Exception):
-            raise problem
+        for task in tasks:
+            task.cancel()
+        results = await asyncio.gather(*tasks, return_exceptions=True)
+        problems = [one for one in results if isinstance(one, Exception)]
+        if problems:
+            raise problems[0]

@@ -12,7 +12,7 @@ from chain_watcher.endpoints.pool import PoolLimits
 from chain_watcher.proof.release import VerifiedRelease, encode_signature
 from chain_watcher.watch.config import WatcherConfig
 from chain_watcher.watch.operator_queries import find_checkpoint
-from chain_watcher.watch.view import ChainView
+from chain_watcher.watch.view import Announced, ChainView
 from chain_watcher.watch.watcher import Watcher
 from devnet.extrinsics import Root
 
@@ -30,7 +30,7 @@ class AtWork:
     """The watcher, its views, what it saw early and what it would journal."""
 
     watcher: Watcher
-    speculations: list[VerifiedRelease]
+    announced: list[VerifiedRelease]
     progress: list[dict[str, Any]]
     views: AsyncIterator[ChainView]
     seen: list[ChainView] = field(default_factory=list)
@@ -49,18 +49,27 @@ class AtWork:
                 await asyncio.sleep(0.05)
 
 
+async def _views(watcher: Watcher, announced: list[VerifiedRelease]) -> AsyncIterator[ChainView]:
+    """Views; what is announced before finality is put aside."""
+    async for news in watcher.news():
+        if isinstance(news, Announced):
+            announced.append(news.release)
+        else:
+            yield news
+
+
 @contextlib.asynccontextmanager
 async def at_work(*urls: str, **settings: Any) -> AsyncIterator[AtWork]:
     config = WatcherConfig(
         endpoints=urls,
         **{"finality": "single", "pool": PoolLimits(backoff_first_s=0.1, backoff_max_s=0.5), **settings},
     )
-    speculations: list[VerifiedRelease] = []
+    announced: list[VerifiedRelease] = []
     progress: list[Any] = []
-    watcher = Watcher(config, verify, on_progress=progress.append, on_speculation=speculations.append)
+    watcher = Watcher(config, verify, on_progress=progress.append)
     run = asyncio.create_task(watcher.run())
     try:
-        yield AtWork(watcher, speculations, progress, watcher.views())
+        yield AtWork(watcher, announced, progress, _views(watcher, announced))
     finally:
         run.cancel()
         (problem,) = await asyncio.gather(run, return_exceptions=True)

@@ -9,8 +9,10 @@ from typing import Any
 
 import pytest
 
+from chain_watcher.endpoints.answers import head_number
+from chain_watcher.endpoints.choice import backoff_s, choose, voice
 from chain_watcher.endpoints.endpoint import Endpoint
-from chain_watcher.endpoints.pool import EndpointPool, PoolLimits, backoff_s, choose, head_number, voice
+from chain_watcher.endpoints.pool import EndpointPool, PoolLimits
 from chain_watcher.endpoints.rpc import RpcLimits
 from chain_watcher.errors import ChainWatcherError
 from tests.doubles.chain_endpoint import FakeChain, FakeNode, ManualClock, RpcFaultError, until
@@ -46,9 +48,8 @@ def test_the_highest_then_the_quickest_is_chosen() -> None:
 
 
 def test_the_back_off_grows_is_capped_and_jitters() -> None:
-    limits = PoolLimits(backoff_first_s=1.0, backoff_max_s=20.0)
-    assert [backoff_s(count, limits, 1.0) for count in (0, 1, 2, 3, 6, 5000)] == [1.0, 1.0, 2.0, 4.0, 20.0, 20.0]
-    assert backoff_s(3, limits, 0.0) == 2.0
+    assert [backoff_s(count, 1.0, 20.0, 1.0) for count in (0, 1, 2, 3, 6, 5000)] == [1.0, 1.0, 2.0, 4.0, 20.0, 20.0]
+    assert backoff_s(3, 1.0, 20.0, 0.0) == 2.0
 
 
 @pytest.mark.parametrize(
@@ -56,8 +57,8 @@ def test_the_back_off_grows_is_capped_and_jitters() -> None:
 )
 def test_heads_without_a_number(header: Any) -> None:
     with pytest.raises(ChainWatcherError, match="ENDPOINT_GARBAGE"):
-        head_number(header)
-    assert head_number({"number": "0x00000010"}) == 16
+        head_number("ws://x", header)
+    assert head_number("ws://x", {"number": "0x00000010"}) == 16
 
 
 @contextlib.asynccontextmanager
@@ -94,10 +95,10 @@ async def test_a_flood_from_one_endpoint_drowns_nobody_elses_news() -> None:
     for number in range(5000):
         pool._emit(liar, "justification", number)
         pool._emit(liar, "best", number)
-    heard = [await pool.event(1.0) for _ in range(9)]
+    heard = [await pool.events.get(1.0) for _ in range(9)]
     assert [(one.endpoint, one.kind) for one in heard if one and one.endpoint is honest] == [(honest, "justification")]
     assert [one.value for one in heard if one and one.kind == "best"] == [4996, 4997, 4998, 4999]
-    assert pool.events_dropped == 2 * 4996
+    assert pool.events.dropped == 2 * 4996
 
 
 async def test_of_the_methods_only_those_that_matter_are_remembered() -> None:
@@ -244,11 +245,11 @@ async def test_a_pool_that_is_stopped_while_it_tidies_up_leaves_no_socket_open(t
         async with pool_of(node, clock=ManualClock()) as pool:
             endpoint = pool.endpoints[0]
             await until(lambda: endpoint.usable)
-            sockets = [client._ws._response for client in (endpoint.questions, endpoint.hints) if client is not None]
+            sockets = [client._ws._response for client in (endpoint.questions,) if client is not None]
             endpoint.cut.set()
             for _ in range(turns):
                 await asyncio.sleep(0)
-        assert [socket.connection for socket in sockets] == [None, None]
+        assert [socket.connection for socket in sockets] == [None]
 
 
 # --- quorum
@@ -303,7 +304,7 @@ async def test_one_endpoint_under_two_urls_is_one_voice() -> None:
         async with watching(liar, liar.url + "/", one, finality="quorum") as watch:
             await until(lambda: len(watch.watcher.pool.usable()) == 3)
             await until(lambda: all(endpoint.heads for endpoint in watch.watcher.pool.endpoints))
-            await until(lambda: not watch.watcher.pool._events)
+            await until(lambda: not watch.watcher.pool.events)
             assert (watch.waiting, watch.watcher.health()["last_number"]) == (0, None)
         async with watching(liar, liar.url + "/", one, two, finality="quorum") as watch:
             view = await watch.view()

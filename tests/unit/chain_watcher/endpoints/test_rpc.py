@@ -17,7 +17,8 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
-from chain_watcher.endpoints.rpc import RpcClient, RpcError, RpcLimits, open_session, tls_context
+from chain_watcher.endpoints.messages import RpcError
+from chain_watcher.endpoints.rpc import RpcClient, RpcLimits, open_session, tls_context
 from chain_watcher.errors import CODES
 from tests.doubles.chain_endpoint import FakeChain, FakeNode, RpcFaultError, until
 

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-import dataclasses
 from unittest import mock
 
 from chain_watcher.endpoints.endpoint import Endpoint
-from chain_watcher.endpoints.pool import EndpointPool
+from chain_watcher.endpoints.event_queue import EventQueue
 from chain_watcher.proof.header import DigestItem, Header
 from chain_watcher.proof.layout import standard_layout
 from chain_watcher.watch import read_ahead as ahead
 from chain_watcher.watch.config import WatcherConfig, WatchLimits
-from chain_watcher.watch.headers import Headers
+from chain_watcher.watch.headers import FinalHeight, Headers
 from chain_watcher.watch.state_reader import BlockState
 from chain_watcher.watch.watcher import Watcher
 from tests.doubles import chain_makers as makers
@@ -50,10 +49,9 @@ async def test_states_read_ahead_are_kept_by_number_and_by_size() -> None:
         return state(header, sizes[header.hash])
 
     reader = ahead.ReadAhead(
-        mock.Mock(),
         read,
         Headers(100),
-        floor=lambda: dataclasses.replace(headers[0], number=0),
+        floor=lambda: FinalHeight(0, bytes(32)),
         states_max=4,
         on_state=lambda _state: True,
         on_problem=lambda _endpoint, problem: None,
@@ -78,7 +76,7 @@ async def test_an_endpoint_is_not_blamed_for_proofs_that_were_not_followed_yet()
     config = WatcherConfig(("ws://slow", "ws://other"), "single", limits=WatchLimits(patience_s=0.001, given_up_max=2))
     watcher = Watcher(config, lambda _id, _signatures: None)
     slow, other = watcher.pool.endpoints
-    with mock.patch.object(EndpointPool, "has_news_besides", lambda _pool, endpoint: endpoint is slow):
+    with mock.patch.object(EventQueue, "has_finality_besides", lambda _queue, endpoint: endpoint is slow):
         slow.unproven_since = other.unproven_since = 1.0
         await watcher._in_turn(other, asyncio.sleep(0.01))
         assert (slow.unproven_since, other.problem) == (1.0, None)

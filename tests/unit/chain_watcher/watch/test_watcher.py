@@ -109,13 +109,13 @@ async def test_the_change_leaves_at_finality_without_a_request(chain: FakeChain,
         await watch.view()
         chain.grow(publish(chain, ID_1, 2))
         await chain.announce_best()
-        await until(lambda: watch.speculations)
-        assert watch.speculations[0].enclave_id == ID_1
+        await until(lambda: watch.announced)
+        assert watch.announced[0].enclave_id == ID_1
         assert watch.waiting == 0
         asked = len(node.asked)
         await chain.finalize()
         view = await watch.view()
-        assert view.program == watch.speculations[0]
+        assert view.program == watch.announced[0]
         assert len(node.asked) == asked
         assert watch.watcher.counters.answered_ahead == 1
 
@@ -149,7 +149,7 @@ async def test_a_descendant_makes_the_speculated_block_final(chain: FakeChain, n
         await watch.view()
         changed = chain.grow(publish(chain, ID_1, 2))
         await chain.announce_best()
-        await until(lambda: watch.speculations)
+        await until(lambda: watch.announced)
         chain.grow()
         chain.grow()
         await chain.finalize()
@@ -165,12 +165,12 @@ async def test_a_speculation_that_is_never_final_leaves_only_a_counter(chain: Fa
         await watch.view()
         fork = chain.child(chain.best, publish(chain, ID_1, 2), salt=9)
         await chain.announce_best(fork)
-        await until(lambda: watch.speculations)
+        await until(lambda: watch.announced)
         await chain.advance()
         await until(lambda: watch.watcher.counters.finalized_blocks == 2)
         assert watch.waiting == 0
         assert watch.watcher.counters.speculations_never_finalized == 1
-        assert len(watch.watcher._ahead) == 0
+        assert len(watch.watcher._views._ahead) == 0
 
 
 async def test_skipped_heads_are_filled_and_linked(chain: FakeChain, node: FakeNode) -> None:
@@ -259,26 +259,7 @@ async def test_settings_that_contradict_each_other() -> None:
                 pass
 
 
-# --- history
-
-
-async def test_what_happened_while_it_was_away(chain: FakeChain, node: FakeNode) -> None:
-    since = await chain.advance(publish(chain, ID_1, 1))
-    for step in range(40):
-        change = None
-        if step == 10:
-            change = chain.change(None, [entry(1, ID_1), entry(12, ID_2)])
-        if step == 25:
-            change = chain.change(program(ID_2), [entry(12, ID_2)])
-        chain.grow(change)
-    await chain.finalize()
-    async with watching(node, since=BlockRef(1, "0x" + since.hash.hex())) as watch:
-        assert (await watch.view()).block_number == 41
-        assert watch.watcher.counters.gap_blocks == 39
-        await until(lambda: watch.watcher.history)
-        first, second = watch.watcher.health()["history"]
-        assert (first["block_number"], first["added"], first["removed"]) == (12, [ID_2], [])
-        assert (second["block_number"], second["removed"], second["program"]) == (27, [ID_1], ID_2)
+# --- the journal
 
 
 async def test_the_journalled_block_is_a_floor(chain: FakeChain, node: FakeNode) -> None:

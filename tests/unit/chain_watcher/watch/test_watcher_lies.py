@@ -219,12 +219,14 @@ async def test_a_future_height_is_never_believed(chain: ProvenChain, node: FakeN
         await until(lambda: watch.watcher.health()["last_number"] == 2)
         assert watch.waiting == 0
         endpoint = watch.watcher.pool.endpoints[0]
+        assert watch.watcher.pool.height(endpoint) == 2
         endpoint.unproven_since = -1000.0
         await until(lambda: endpoint.connections == 2)
-        assert watch.watcher.health()["lying"] == [], "its subscription may have died"
         endpoint.unproven_since = -1000.0
-        await until(lambda: watch.watcher.health()["lying"])
-        assert watch.watcher.health()["endpoints"][0]["accusations"] == ["ENDPOINT_UNPROVEN_HEIGHT"]
+        await until(lambda: endpoint.facts(0.0)["code"] == "ENDPOINT_UNPROVEN_HEIGHT")
+        assert (watch.watcher.health()["lying"], endpoint.connections) == ([], 2), "it is reconnected once, for all"
+        await chain.advance(publish(chain, ID_2, 3))
+        assert (await watch.view()).block_number == 3
 
 
 async def test_a_layout_that_nobody_pinned_stops_the_view_and_is_asked_for_once(

@@ -1,0 +1,137 @@
+"""One connection to an endpoint: three sockets, the introduction, the subscriptions, the watchdog.
+
+*Questions* are asked one at a time on a socket of their own. *Signal* carries the notifications of finality alone, so
+that nothing delays them. *Hints* carries the rest. Only the first may receive large messages.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import replace
+from types import TracebackType
+from typing import Final, Self
+
+import aiohttp
+
+from chain_watcher.errors import ChainWatcherError
+
+from . import answers
+from .clock import Clock
+from .endpoint import JUSTIFICATIONS, OPTIONAL_METHODS, Endpoint, EventKind
+from .messages import RpcError
+from .rpc import RpcClient, RpcLimits, Subscription
+
+#: What a node answers that does not offer a method, or not under this name.
+_NOT_THERE: Final = frozenset({"RPC_METHOD_MISSING", "RPC_REFUSED", "ENDPOINT_GARBAGE"})
+
+
+def wrong_genesis(endpoint: Endpoint, why: str) -> ChainWatcherError:
+    """The error for an endpoint that serves another chain."""
+    return ChainWatcherError(
+        code="ENDPOINT_WRONG_GENESIS",
+        what=endpoint.url,
+        why=why,
+        action="Point this endpoint at the right chain, or correct genesis_hash",
+    )
+
+
+class Connection:
+    """The sockets to `endpoint`; use it as a context manager, which closes them. Raises RPC_* and ENDPOINT_*."""
+
+    def __init__(
+        self,
+        session: aiohttp.ClientSession,
+        endpoint: Endpoint,
+        limits: RpcLimits,
+        *,
+        clock: Clock,
+        ca_file: str | None,
+    ) -> None:
+        self._session = session
+        self._endpoint = endpoint
+        self._limits = limits
+        self._clock = clock
+        self._ca_file = ca_file
+        self._clients: list[RpcClient] = []
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._endpoint.questions = None
+        await asyncio.gather(*(client.close() for client in self._clients))
+
+    async def introduce(self) -> str:
+        """Open the questions socket, and return the genesis hash of the endpoint's chain. ENDPOINT_WRONG_GENESIS."""
+        endpoint = self._endpoint
+        endpoint.questions = await self._connect(self._limits)
+        answer = await endpoint.ask("chain_getBlockHash", 0)
+        try:
+            genesis = answers.block_hash(endpoint.url, answer)
+        except ChainWatcherError:
+            genesis = None
+        if genesis is None:
+            raise wrong_genesis(endpoint, "its block 0 has no hash")
+        endpoint.methods = await self._methods()
+        return genesis
+
+    async def _methods(self) -> frozenset[str]:
+        """The optional methods it offers. All of them where it does not say: each is dropped once it is refused."""
+        endpoint = self._endpoint
+        try:
+            return OPTIONAL_METHODS & answers.method_names(endpoint.url, await endpoint.ask("rpc_methods"))
+        except ChainWatcherError as problem:
+            if problem.code in _NOT_THERE:
+                return OPTIONAL_METHODS
+            raise
+
+    async def subscribe(self, *, justifications: bool) -> list[tuple[EventKind, Subscription]]:
+        """Open the subscriptions. The one that tells of finality has the signal socket to itself."""
+        small = replace(self._limits, message_bytes_max=self._limits.notification_bytes_max)
+        signal, hints = await self._connect(small), await self._connect(small)
+        sources: list[tuple[EventKind, Subscription]] = []
+        if justifications and self._endpoint.offers(JUSTIFICATIONS):
+            try:
+                source = await signal.subscribe(JUSTIFICATIONS, [], "grandpa_unsubscribeJustifications")
+                sources.append(("justification", source))
+            except RpcError as problem:
+                if problem.code != "RPC_METHOD_MISSING":
+                    raise
+                self._endpoint.methods -= {JUSTIFICATIONS}
+        finalized = await (hints if sources else signal).subscribe(
+            "chain_subscribeFinalizedHeads", [], "chain_unsubscribeFinalizedHeads"
+        )
+        best = await hints.subscribe("chain_subscribeNewHeads", [], "chain_unsubscribeNewHeads")
+        return [*sources, ("finalized", finalized), ("best", best)]
+
+    async def watch_silence(self, silence_s: float) -> None:
+        """Ask when no block arrived for `silence_s`; raise ENDPOINT_SILENT if there is one, which ends the connection.
+
+        A quiet chain is no fault; a dead subscription on a live socket is.
+        """
+        endpoint = self._endpoint
+        while True:
+            quiet_s = self._clock.monotonic() - endpoint.progress_at
+            if quiet_s < silence_s:
+                await self._clock.sleep(silence_s - quiet_s)
+                continue
+            head = answers.block_hash(endpoint.url, await endpoint.ask("chain_getFinalizedHead"))
+            header = await endpoint.ask("chain_getHeader", head)
+            # A backend behind a balancer may not know another one's head yet.
+            if header is not None and answers.head_number(endpoint.url, header) > endpoint.claimed_number:
+                raise ChainWatcherError(
+                    code="ENDPOINT_SILENT",
+                    what=endpoint.url,
+                    why=f"no finalized head for {quiet_s:.0f} s although it has one",
+                    kind="transient",
+                )
+            await self._clock.sleep(silence_s)
+
+    async def _connect(self, limits: RpcLimits) -> RpcClient:
+        client = await RpcClient.connect(
+            self._session, self._endpoint.url, limits, ca_file=self._ca_file, now=self._clock.monotonic
+        )
+        self._clients.append(client)
+        return client

@@ -1,0 +1,167 @@
+"""The storage layout of a runtime: from the cache, else from an endpoint's metadata, which nobody can prove."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import OrderedDict
+from collections.abc import Callable
+from typing import Final
+
+from chain_watcher.endpoints.answers import hex_bytes
+from chain_watcher.endpoints.endpoint import Endpoint
+from chain_watcher.endpoints.messages import RpcError
+from chain_watcher.errors import ChainWatcherError
+from chain_watcher.proof.layout import Layout
+from chain_watcher.proof.metadata import METADATA_BYTES_MAX, layout_of
+
+from .layout_cache import LayoutCache
+from .suspicion import forged
+
+#: Metadata is some hundred kilobytes and comes once for each runtime.
+METADATA_TIMEOUT_S: Final = 30.0
+ANSWERS_KEPT: Final = 64
+#: For so long, metadata that was refused is not asked for again, nor metadata that does not fit the values.
+ASK_AGAIN_S: Final = 300.0
+#: So many other endpoints are asked to confirm metadata where no layout is pinned.
+WITNESSES_MAX: Final = 5
+
+
+class LayoutFinder:
+    """Finds layouts through any endpoint.
+
+    With `pins`, a layout has to have one of these hashes. Without, other endpoints (`others` gives them) are asked for
+    the same metadata, and a majority against it refuses it.
+    """
+
+    def __init__(
+        self,
+        cache: LayoutCache,
+        *,
+        pins: frozenset[str],
+        others: Callable[[Endpoint], list[Endpoint]],
+        now: Callable[[], float],
+    ) -> None:
+        self.cache = cache
+        self.asked = 0
+        self.confirmed = 0
+        self._pins = pins
+        self._others = others
+        self._now = now
+        #: What each endpoint (URL) gave for each runtime, or why it was refused, and when it was asked.
+        self._answers: OrderedDict[tuple[str, int], tuple[Layout | ChainWatcherError, float]] = OrderedDict()
+        self._anew_at: dict[tuple[str, int], float] = {}
+        self._reading: dict[tuple[str, int], asyncio.Task[Layout]] = {}
+
+    async def close(self) -> None:
+        """Cancel metadata reads that nobody awaits any more."""
+        reading = list(self._reading.values())
+        for task in reading:
+            task.cancel()
+        await asyncio.gather(*reading, return_exceptions=True)
+
+    async def save(self) -> None:
+        """Store the layouts for the next start."""
+        await asyncio.to_thread(self.cache.save)
+
+    def forget(self, endpoint: Endpoint, genesis_hash: str, version: int) -> None:
+        """Forget the layout of a runtime and what the endpoint gave for it."""
+        self.cache.drop(genesis_hash, version)
+        self._answers.pop((endpoint.url, version), None)
+
+    async def layout(self, endpoint: Endpoint, at: str, version: int, genesis_hash: str) -> Layout:
+        """Return the layout of runtime `version`; `at` is a block that this runtime is in force for.
+
+        Raises LAYOUT_NOT_PINNED, LAYOUT_INVALID, CHAIN_WITHOUT_PALLET, METADATA_UNREADABLE, ENDPOINT_METADATA_FORGED,
+        ENDPOINT_GARBAGE, RPC_*.
+        """
+        known = self.cache.get(genesis_hash, version)
+        return known if known is not None else await self.given_by(endpoint, at, version)
+
+    async def given_by(self, endpoint: Endpoint, at: str, version: int) -> Layout:
+        """Return the layout in this endpoint's own metadata, which is asked for once.
+
+        Fetching and parsing may take long: a caller that gives up waiting finds it further along the next time.
+        """
+        key = (endpoint.url, version)
+        given, asked_at = self._answers.get(key, (None, 0.0))
+        if isinstance(given, Layout):
+            return given
+        if given is not None and self._now() - asked_at < ASK_AGAIN_S:
+            raise given
+        reading = self._reading.get(key)
+        if reading is None:
+            reading = asyncio.create_task(self._read(endpoint, at, version), name=f"metadata {key}")
+            self._reading[key] = reading
+            reading.add_done_callback(lambda done: self._keep(key, done))
+        return await asyncio.shield(reading)
+
+    async def given_anew_by(self, endpoint: Endpoint, at: str, version: int) -> Layout:
+        """Ask for the metadata again, where values do not follow what was given: the layout may have changed since.
+
+        An endpoint is asked anew every `ASK_AGAIN_S`: where the chain's own values are at fault, asking does not help.
+        """
+        key = (endpoint.url, version)
+        if self._now() - self._anew_at.get(key, -ASK_AGAIN_S) >= ASK_AGAIN_S:
+            self._anew_at[key] = self._now()
+            self._answers.pop(key, None)
+            while len(self._anew_at) > ANSWERS_KEPT:
+                del self._anew_at[next(iter(self._anew_at))]
+        return await self.given_by(endpoint, at, version)
+
+    def _keep(self, key: tuple[str, int], done: asyncio.Task[Layout]) -> None:
+        self._reading.pop(key, None)
+        if done.cancelled():
+            return
+        problem = done.exception()
+        if problem is None:
+            self._answers[key] = done.result(), self._now()
+        elif (
+            isinstance(problem, ChainWatcherError) and problem.kind == "rejected" and not isinstance(problem, RpcError)
+        ):
+            self._answers[key] = problem, self._now()
+        while len(self._answers) > ANSWERS_KEPT:
+            self._answers.popitem(last=False)
+
+    async def _read(self, endpoint: Endpoint, at: str, version: int) -> Layout:
+        text, known = await self._fetch(endpoint, at, version)
+        if known is not None:
+            return known
+        found = await _parse(endpoint, text)
+        if self._pins and found.hash not in self._pins:
+            raise ChainWatcherError(
+                code="LAYOUT_NOT_PINNED",
+                what=f"{endpoint.url}, runtime {version}",
+                why=f"layout {found.hash} is none of the {len(self._pins)} pinned ones",
+                action="Where the chain's runtime was upgraded, review its layout and pin it",
+            )
+        if not self._pins:
+            await self._confirm(endpoint, at, text, found, version)
+        self.cache.accept(version, text, found)
+        return found
+
+    async def _fetch(self, endpoint: Endpoint, at: str, version: int) -> tuple[str, Layout | None]:
+        """Ask for metadata; return it, and its layout where it was accepted before."""
+        text = await endpoint.ask("state_getMetadata", at, timeout_s=METADATA_TIMEOUT_S)
+        self.asked += 1
+        return text, self.cache.accepted(version, text) if isinstance(text, str) else None
+
+    async def _confirm(self, endpoint: Endpoint, at: str, text: str, found: Layout, version: int) -> None:
+        """Raise ENDPOINT_METADATA_FORGED where more endpoints give another layout than the same."""
+        same, other = 1, 0
+        for witness in self._others(endpoint)[:WITNESSES_MAX]:
+            try:
+                answer, known = await self._fetch(witness, at, version)
+                layout = found if answer == text else known or await _parse(witness, answer)
+            except ChainWatcherError:
+                continue
+            same, other = (same + 1, other) if layout == found else (same, other + 1)
+        if other > same:
+            why = f"runtime {version}: {other} endpoints give another layout, {same} this one"
+            raise forged("ENDPOINT_METADATA_FORGED", endpoint, why)
+        self.confirmed += same - 1
+
+
+async def _parse(endpoint: Endpoint, text: object) -> Layout:
+    """Parse metadata in a thread: some 0.1 s of processor time, in which the loop keeps running."""
+    metadata = hex_bytes(endpoint.url, text, METADATA_BYTES_MAX, "metadata")
+    return await asyncio.to_thread(layout_of, metadata)
