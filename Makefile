@@ -69,6 +69,9 @@ kill-matrix: setup ## SIGKILL of every process at every journal boundary
 bench: setup ## the measurements of benchmarks/, one after the other
 	@for file in benchmarks/bench_*.py; do echo "== $$file"; .venv/bin/python "$$file"; done
 	.venv/bin/python benchmarks/bench_handover.py --replacing
+	@command -v go >/dev/null || { echo "skipped: the handover in Go"; exit 0; }; for sides in "go go" "go python" "python go"; do \
+	    set -- $$sides; echo "== handover, holder in $$1, requester in $$2"; \
+	    .venv/bin/python benchmarks/bench_handover.py --holder $$1 --requester $$2; done
 
 docs: setup ## generated pages and the documentation site (build/site)
 	.venv/bin/python docs/build.py

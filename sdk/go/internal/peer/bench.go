@@ -32,8 +32,8 @@ type part struct {
 
 // bench asks for the keys again and again, each time into an empty store, and times the parts in between, so that caches
 // are as warm or cold for them.
-func bench(node handover.Node, url string, rounds int, folder string) error {
-	parts, err := parts(node, url, folder)
+func bench(node handover.Node, url string, rounds int, folder, echo string) error {
+	parts, err := parts(node, folder, echo)
 	if err != nil {
 		return err
 	}
@@ -78,7 +78,7 @@ func ms(d time.Duration) float64 { return float64(d) / float64(time.Millisecond)
 
 func median(sorted []time.Duration) float64 { return ms(sorted[len(sorted)/2]) }
 
-func parts(node handover.Node, url, folder string) ([]part, error) {
+func parts(node handover.Node, folder, echo string) ([]part, error) {
 	own, err := handover.SelfReport(node.TEE)
 	if err != nil {
 		return nil, err
@@ -125,11 +125,11 @@ func parts(node handover.Node, url, folder string) ([]part, error) {
 			}
 			return store.Put(keys)
 		}},
-		{"round trip", 4, roundTrip(url)},
+		{"round trip", 4, roundTrip(echo)},
 	}, nil
 }
 
-// roundTrip posts as many bytes as a message has to the same server and reads as many.
+// roundTrip posts as many bytes as a message has to another process and reads as many.
 func roundTrip(url string) func() error {
 	body := bytes.Repeat([]byte{'x'}, messageBytes)
 	return func() error {

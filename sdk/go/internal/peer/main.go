@@ -4,7 +4,7 @@
 //	peer hold [-listen 127.0.0.1:0]     serve the key set over v2 and v1; says the address
 //	peer ask URL                        ask once over v2; says the key set's id, or the code of the refusal
 //	peer ask1 URL                       the same over v1
-//	peer bench URL ROUNDS FOLDER        ask ROUNDS times, sealing in FOLDER, and time the parts
+//	peer bench URL ROUNDS FOLDER ECHO   ask ROUNDS times, sealing in FOLDER, and time the parts; ECHO is another "hold"
 package main
 
 import (
@@ -63,7 +63,7 @@ func run() error {
 		if err != nil {
 			return err
 		}
-		return bench(node, flag.Arg(1), rounds, flag.Arg(3))
+		return bench(node, flag.Arg(1), rounds, flag.Arg(3), flag.Arg(4))
 	}
 	return fmt.Errorf("unknown command %q", flag.Arg(0))
 }
