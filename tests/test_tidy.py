@@ -191,8 +191,10 @@ def test_no_test_module_imports_another_one() -> None:
 
 
 def test_nothing_names_a_machine() -> None:
-    folders = [ROOT / name for name in (*PACKAGES, "tests", "docs", "benchmarks", ".ci") if (ROOT / name).is_dir()]
-    suffixes = {".py", ".md", ".sh", ".toml", ".yaml", ".yml", ".json", ".rs", ".service", ".template", ""}
+    folders = [
+        ROOT / name for name in (*PACKAGES, "tests", "docs", "benchmarks", "sdk", ".ci") if (ROOT / name).is_dir()
+    ]
+    suffixes = {".py", ".md", ".sh", ".toml", ".yaml", ".yml", ".json", ".rs", ".go", ".service", ".template", ""}
     wrong = []
     for path in (path for folder in folders for path in folder.rglob("*")):
         if path.suffix not in suffixes or not path.is_file() or "target" in path.parts or "node_modules" in path.parts:

@@ -164,8 +164,5 @@ func (n *node) state() (string, *objectStore) {
 func (n *node) keysFor() *handover.KeySet {
 	n.mu.Lock()
 	defer n.mu.Unlock()
-	if n.keys == nil {
-		return nil
-	}
 	return n.keys.Clone()
 }

@@ -51,8 +51,11 @@ func (k *KeySet) Bytes() []byte {
 	return k.data
 }
 
-// Clone returns a copy with a life of its own.
+// Clone returns a copy with a life of its own; of nil it is nil.
 func (k *KeySet) Clone() *KeySet {
+	if k == nil {
+		return nil
+	}
 	return &KeySet{data: append([]byte(nil), k.Bytes()...), id: k.id}
 }
 
