@@ -82,6 +82,7 @@ lock: ## resolve the dependencies of pyproject.toml anew, in an environment of i
 	$(LOCK) --only-build-deps --all-build-deps -o requirements.build.lock pyproject.toml
 	$(LOCK) --extra dev -o requirements.lock pyproject.toml
 	$(LOCK) -o requirements.runtime.lock pyproject.toml
+	$(RUN) keyvault.enclave_content >requirements.enclave.lock
 	$(LOCK) -o requirements.release.lock requirements.release.in
 
 install: ## install under PREFIX (default /usr/local; DESTDIR is honoured; WHEELS=folder needs no registry)

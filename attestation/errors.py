@@ -11,6 +11,7 @@ CODES: dict[str, str] = {
     "SIGSTRUCT_INVALID": "a SIGSTRUCT is not one: length, header, exponent, vendor, date or reserved bytes",
     "SIGSTRUCT_SIGNATURE_BAD": "the RSA-3072 signature of a SIGSTRUCT, or its Q1/Q2, does not verify",
     "SIGSTRUCT_MRENCLAVE_MISMATCH": "the measured image is not the one that the SIGSTRUCT signs",
+    "SIGSTRUCT_NOT_PINNED": "a SIGSTRUCT leaves open, or switches on, something that changes the seal key",
     "SIGSTRUCT_DEBUG": "a SIGSTRUCT is for a debug enclave, and a production one is wanted",
     "SIGSTRUCT_KEY_INVALID": "the signing key is not RSA-3072 with exponent 3",
     "MEASURE_LAYOUT_INVALID": "pages, sizes or an SGXS stream do not form an enclave",

@@ -4,12 +4,13 @@ The signed bytes are the 64 ASCII bytes of the enclave id (lower-case hex of MRE
 governance signs them on chain. Keys and signatures travel as multibase base32 (prefix `b`).
 """
 
+import base64
+import binascii
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 
 import ed25519_zebra  # type: ignore[import-untyped]
-import multibase
 
 from .errors import AttestationError
 
@@ -34,7 +35,7 @@ def _multibase_invalid(why: str) -> AttestationError:
 
 def encode_multibase(data: bytes) -> str:
     """Encode bytes as multibase base32 text (prefix `b`, lower case, no padding)."""
-    return str(multibase.encode("base32", data).decode("ascii")) if data else "b"
+    return "b" + base64.b32encode(data).decode("ascii").rstrip("=").lower()
 
 
 def decode_multibase(text: str) -> bytes:
@@ -46,11 +47,10 @@ def decode_multibase(text: str) -> bytes:
         raise _multibase_invalid(f"it has {len(text)} characters, over the limit of {TEXT_CHARS_MAX}")
     if not _BASE32.match(text):
         raise _multibase_invalid("it is not lower-case base32 behind the prefix b")
-    if text == "b":
-        return b""
+    digits = text[1:].upper()
     try:
-        data = bytes(multibase.decode(text))
-    except ValueError as error:
+        data = base64.b32decode(digits + "=" * (-len(digits) % 8))
+    except binascii.Error as error:
         raise _multibase_invalid("its length is impossible") from error
     if encode_multibase(data) != text:
         raise _multibase_invalid("it is not the canonical text of its value")

@@ -64,31 +64,56 @@ def _command_build(args: argparse.Namespace) -> int:
 
 def _command_verify(args: argparse.Namespace) -> int:
     """Verify a vault artefact: SIGSTRUCT over the image, and the network's signature over the enclave id."""
-    from zipfile import BadZipFile, ZipFile
+    from attestation.artefact.files import read_sigstruct, verify_artefact
+    from keyvault.vault.measured_policy import parse_policy
 
-    from attestation.artefact.files import verify_artefact
-    from keyvault.vault.measured_policy import FILE_NAME, parse_policy
+    from .build import policy_of
 
-    from .build import VAULT
-
+    if args.image is None:  # of Gramine, whose measurement its own tools make
+        sigstruct = read_sigstruct(args.sigstruct)
+        sigstruct.verify()
+        sigstruct.need_pinned_attributes()
+        sys.stdout.write(f"{sigstruct.enclave_id}  ISVSVN {sigstruct.isvsvn}, seal key pinned, image not looked at\n")
+        return 0
     enclave_id = verify_artefact(args.image, args.sigstruct)
-    try:
-        with ZipFile(args.image) as archive:
-            data = archive.read(f"keyvault/{FILE_NAME}")
-    except (BadZipFile, KeyError, OSError):
-        raise KeyvaultError(
-            code="VAULT_POLICY_INVALID",
-            what=f"{args.image} was not verified",
-            why="it is no vault image: it holds no measured policy",
-            action=f"Give the {VAULT.image_name} that `keyvault build` made.",
-        ) from None
-    policy = parse_policy(data)
+    read_sigstruct(args.sigstruct).need_pinned_attributes()
+    policy = parse_policy(policy_of(args.image))
     if args.auth_file is not None:
         policy.network.verify(enclave_id, read_signatures(read_text_file(args.auth_file, "network signature file")))
     signed = "signed by the network" if args.auth_file is not None else "network signature not looked at"
     sys.stdout.write(f"{enclave_id}  {policy.evidence_mode} evidence, {signed}\n")
     for name in policy.unsafe():
         sys.stdout.write(f"UNSAFE: {name}\n")
+    return 0
+
+
+def _command_rebuild(args: argparse.Namespace) -> int:
+    """Build the vault again and compare its enclave id with the expected one."""
+    from .build import policy_of, rebuild
+
+    policy = read_text_file(args.policy, "policy").encode("utf-8") if args.policy else policy_of(args.published)
+    sys.stdout.write(f"{rebuild(args.expect, policy, args.published)}  equal\n")
+    return 0
+
+
+def _command_content(args: argparse.Namespace) -> int:
+    """Write the folder that Gramine measures, and print its listing or compare it with an expected one."""
+    from .enclave_content import differences, listing, shown, write_content
+
+    write_content(args.image, args.out, args.extension)
+    found = listing(args.out)
+    if args.expect is None:
+        sys.stdout.write(found)
+        return 0
+    said = differences(read_text_file(args.expect, "listing"), found)
+    if said:
+        raise KeyvaultError(
+            code="VAULT_REBUILD_DIFFERS",
+            what=f"{args.out} is not the expected content",
+            why=shown(said),
+            action="Use the same release, requirements.enclave.lock, Python and compiler.",
+        )
+    sys.stdout.write("equal\n")
     return 0
 
 
@@ -142,10 +167,22 @@ def _parser() -> argparse.ArgumentParser:
     build.add_argument("--conformance", action="store_true", help="build the conformance suite instead of the vault")
     build.set_defaults(run=_command_build)
     verify = commands.add_parser("verify", help="verify a built vault")
-    verify.add_argument("--image", type=Path, required=True)
+    verify.add_argument("--image", type=Path, help="left out for Gramine's SIGSTRUCT, which measures more")
     verify.add_argument("--sigstruct", type=Path, required=True)
     verify.add_argument("--auth-file", type=Path)
     verify.set_defaults(run=_command_verify)
+    rebuild = commands.add_parser("rebuild", help="build the vault again and say whether it is the expected one")
+    rebuild.add_argument("--expect", required=True, metavar="ID", help="enclave id that the network signed")
+    given = rebuild.add_mutually_exclusive_group(required=True)
+    given.add_argument("--policy", type=Path)
+    given.add_argument("--published", type=Path, help="the published image: its policy is used, its files compared")
+    rebuild.set_defaults(run=_command_rebuild)
+    content = commands.add_parser("content", help="write the folder that Gramine measures, and print its listing")
+    content.add_argument("--image", type=Path, required=True, help="vault image that `build` made")
+    content.add_argument("--extension", type=Path, help="_egetkey.abi3.so")
+    content.add_argument("--out", type=Path, required=True, help="new folder")
+    content.add_argument("--expect", type=Path, metavar="FILE", help="listing to compare with")
+    content.set_defaults(run=_command_content)
     inspect = commands.add_parser("inspect", help="print the headers of a sealed store")
     inspect.add_argument("--store", type=Path, required=True)
     inspect.set_defaults(run=_command_inspect)

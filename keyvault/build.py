@@ -1,19 +1,22 @@
-"""Build the measured artefacts: the vault, and the conformance suite as an enclave of its own."""
+"""Build the measured artefacts: the vault, again for comparison, and the conformance suite as an enclave of its own."""
 
 from __future__ import annotations
 
 import datetime
+import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
+from zipfile import BadZipFile, ZipFile
 
 from cryptography.hazmat.primitives.asymmetric.rsa import RSAPrivateKey
 from cryptography.hazmat.primitives.serialization import load_pem_private_key
 
 from attestation.artefact.closure import import_closure
-from attestation.artefact.files import build_image, build_sigstruct, verify_artefact
+from attestation.artefact.files import build_image, build_sigstruct, measure_file, verify_artefact
 from keyvault.vault.measured_policy import FILE_NAME, parse_policy
 
+from .enclave_content import differences, image_listing, shown
 from .errors import KeyvaultError
 
 
@@ -79,3 +82,39 @@ def build_program(program: Program, policy: bytes, key: RSAPrivateKey, out: Path
 def build_vault(policy: bytes, key: RSAPrivateKey, out: Path, *, isvsvn: int = 0) -> str:
     """Write `vault.pyz` and `vault.sig` into the folder `out`; return the enclave id. See `build_program`."""
     return build_program(VAULT, policy, key, out, isvsvn=isvsvn)
+
+
+def rebuild(expected: str, policy: bytes, published: Path | None = None) -> str:
+    """Build the vault's image from this source and the policy; return its enclave id, which is `expected`.
+
+    Raises VAULT_REBUILD_DIFFERS, which names the files that differ from those in the image `published`.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        image = Path(folder) / VAULT.image_name
+        build_image(image, image_sources(VAULT, policy), f"{VAULT.module}:main")
+        found = measure_file(image).hex()
+        if found == expected:
+            return found
+        said = [] if published is None else differences(image_listing(published), image_listing(image))
+    raise KeyvaultError(
+        code="VAULT_REBUILD_DIFFERS",
+        what="this source and policy give another vault",
+        why=f"expected {expected}, found {found}: {shown(said) or 'no file was compared'}",
+        action="Check out the release that the vault was built from."
+        if published is not None
+        else "Give --published with the published image to see which files differ.",
+    )
+
+
+def policy_of(image: Path) -> bytes:
+    """Return the measured policy inside a vault image. Raises VAULT_POLICY_INVALID."""
+    try:
+        with ZipFile(image) as archive:
+            return archive.read(f"keyvault/{FILE_NAME}")
+    except (BadZipFile, KeyError, OSError):
+        raise KeyvaultError(
+            code="VAULT_POLICY_INVALID",
+            what=f"{image} was not verified",
+            why="it is no vault image: it holds no measured policy",
+            action=f"Give the {VAULT.image_name} that keyvault build made.",
+        ) from None

@@ -127,6 +127,7 @@ CODES: Final[dict[str, str]] = {
     "VAULT_INTERNAL": "the vault failed in a way that it does not expect; details are in its log",
     "VAULT_UNREACHABLE": "the vault's process cannot be reached or broke off",
     "VAULT_ANSWER_MALFORMED": "the vault answered something that is not part of its API",
+    "VAULT_REBUILD_DIFFERS": "a vault that was built again is not the expected one",
     "VAULT_START_REFUSED": "the vault cannot start as it was called",
     # sealed store
     "STORE_SEAL_KEY_UNSAFE": "the seal key is all zero, or of a simulated TEE, which the policy does not allow",

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from typing import Protocol
 
 from attestation.errors import AttestationError
-from attestation.sgx import DEBUG, MODE64BIT, XFRM_LEGACY, Attributes, need_bytes, need_ints
+from attestation.sgx import DEBUG, INIT, MODE64BIT, XFRM_LEGACY, Attributes, flag_text, need_bytes, need_ints
 
 SIGSTRUCT_SIZE = 1808
 KEY_BYTES = 384
@@ -191,6 +191,23 @@ class SigStruct:
                 expected=self.enclave_id,
                 found=measured.hex(),
             )
+
+    def need_pinned_attributes(self) -> None:
+        """Raise SIGSTRUCT_NOT_PINNED unless all that goes into a seal key besides MRENCLAVE is fixed, and switched off.
+
+        KSS, AEX-Notify (in ATTRIBUTES) and EXINFO (in MISCSELECT) change the seal key: the same image that is signed
+        with another of them once cannot open what was sealed before.
+        """
+        flags, fixed = self.attributes.flags & ~INIT, self.attribute_mask.flags | INIT
+        if fixed == (1 << 64) - 1 and flags == MODE64BIT and self.miscmask == 0xFFFF_FFFF and self.miscselect == 0:
+            return
+        raise AttestationError(
+            code="SIGSTRUCT_NOT_PINNED",
+            what=f"enclave {self.enclave_id} is not signed as a vault",
+            why=f"ATTRIBUTES are {flag_text(flags)} under the mask {self.attribute_mask.flags:#x}, MISCSELECT is "
+            f"{self.miscselect:#x} under {self.miscmask:#x}; expected are MODE64BIT and 0, with every bit fixed",
+            action="Sign it without KSS, AEX-Notify and EXINFO (docs/gramine.md).",
+        )
 
     @property
     def mrsigner(self) -> bytes:

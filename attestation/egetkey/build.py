@@ -22,8 +22,10 @@ def build(out: Path, extra: Sequence[str] = ()) -> Path:
     """Build `_egetkey.abi3.so` into folder `out` and give its path. Raises CalledProcessError."""
     target = out / "_egetkey.abi3.so"
     include = f"-I{sysconfig.get_path('include')}"
+    # Nothing of where and when it is built goes into the file: it is measured.
+    reproducible = ["-g0", f"-ffile-prefix-map={SOURCE}=egetkey", "-Wl,--build-id=none"]
     sources = [str(SOURCE / name) for name in ("egetkey.c", "module.c")]
-    command = [*compiler(), *FLAGS, *extra, include, "-shared", "-o", str(target), *sources]
+    command = [*compiler(), *FLAGS, *reproducible, *extra, include, "-shared", "-o", str(target), *sources]
     subprocess.run(command, check=True)  # noqa: S603 - fixed arguments, the operator's compiler
     return target
 

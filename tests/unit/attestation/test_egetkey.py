@@ -116,3 +116,16 @@ def main_with(arguments: list[str]) -> int:
         return main()
     finally:
         sys.argv = before
+
+
+def test_two_builds_from_different_folders_are_the_same_bytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The file is measured under Gramine: no path, time or build id goes into it."""
+    built = []
+    for name in ("one", "another folder"):
+        source, out = tmp_path / name / "source", tmp_path / name / "out"
+        shutil.copytree(SOURCE, source, ignore=shutil.ignore_patterns("__pycache__", "*.so"))
+        out.mkdir()
+        monkeypatch.setattr(build_module, "SOURCE", source)
+        built.append(build(out).read_bytes())
+    assert built[0] == built[1]
+    assert str(tmp_path).encode() not in built[0]

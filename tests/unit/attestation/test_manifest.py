@@ -41,6 +41,15 @@ def test_it_is_a_production_enclave(manifest: dict) -> None:
     assert manifest["sgx"]["isvsvn"] == 3
 
 
+def test_what_is_part_of_the_seal_key_is_no_default_of_gramines(manifest: dict) -> None:
+    assert manifest["sgx"]["use_exinfo"] is False
+    assert manifest["sgx"]["cpu_features"] == {
+        **dict.fromkeys(("avx", "avx512", "amx"), "unspecified"),
+        **dict.fromkeys(("mpx", "pkru"), "disabled"),
+    }
+    assert "seal_key" not in manifest["sgx"]  # Gramine's own two keys, which the vault does not use
+
+
 def test_no_option_is_an_insecure_one(manifest: dict) -> None:
     assert [name for name in keys(manifest) if "insecure" in name] == []
 

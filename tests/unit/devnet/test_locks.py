@@ -8,7 +8,7 @@ import pytest
 from devnet.release_builder import ROOT
 from devnet.tools import NODEJS_LOCK
 
-LOCKS = ("requirements.build.lock", "requirements.lock", "requirements.runtime.lock")
+LOCKS = ("requirements.build.lock", "requirements.lock", "requirements.runtime.lock", "requirements.enclave.lock")
 INSTALLERS = (".ci/setup", ".ci/install", "devnet/docker/Dockerfile", "devnet/tools.py", "docs/gramine.md")
 
 

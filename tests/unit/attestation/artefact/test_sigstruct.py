@@ -8,7 +8,7 @@ from cryptography.hazmat.primitives.serialization import load_pem_private_key
 
 from attestation.artefact.sigstruct import SIGSTRUCT_SIZE, SigStruct, sign_sigstruct
 from attestation.errors import AttestationError
-from attestation.sgx import MODE64BIT, Attributes
+from attestation.sgx import AEXNOTIFY, DEBUG, KSS, MODE64BIT, Attributes
 from tests.doubles.signed_enclaves import ENARX, FORTANIX, Key, rsa_key
 
 FORTANIX_SIGNER = "fb4bab3d6036ac1d730fa83d7366df1dd2dfeac194ef335d6854d8a6c6475542"
@@ -160,3 +160,23 @@ def test_fields_have_their_lengths(signed: SigStruct) -> None:
         with pytest.raises(AttestationError) as caught:
             replace(signed, **change)
         assert caught.value.code == "SGX_FIELD_INVALID"
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"attributes": Attributes(MODE64BIT | KSS, 3)},
+        {"attributes": Attributes(MODE64BIT | AEXNOTIFY, 3)},
+        {"attributes": Attributes(MODE64BIT | DEBUG, 3)},
+        {"attribute_mask": Attributes((1 << 64) - 1 - KSS, 0)},
+        {"attribute_mask": Attributes((1 << 64) - 1 - AEXNOTIFY, 0)},
+        {"miscselect": 1},
+        {"miscmask": 0xFFFF_FFFE},
+    ],
+)
+def test_what_changes_a_seal_key_must_be_fixed_and_off(change: dict) -> None:
+    signed = sign_sigstruct(Key(), b"\7" * 32, date=0x20261123)
+    signed.need_pinned_attributes()
+    with pytest.raises(AttestationError) as caught:
+        replace(signed, **change).need_pinned_attributes()
+    assert caught.value.code == "SIGSTRUCT_NOT_PINNED"
