@@ -22,7 +22,8 @@ import aiohttp
 from .driver import ExitStatus, LaunchSpec, NodeHandle, NodeRecord, not_adoptable
 from .errors import ProcessSupervisorError
 from .limits import MIB
-from .process_driver import KILL_S_MAX, LogPolicy
+from .log_files import LogPolicy
+from .process_driver import KILL_S_MAX
 
 LABEL_NODE = "dcupgrade.node"
 LABEL_COMMAND = "dcupgrade.command"

@@ -1,9 +1,11 @@
 """The lock on a node's data folder, and who holds it."""
 
 import asyncio
+import errno
 import fcntl
 import json
 import os
+import stat
 import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
@@ -12,7 +14,9 @@ from types import TracebackType
 
 from .errors import ProcessSupervisorError
 from .limits import KIB
-from .procfs import PROC
+from .procfs import PROC, command_of
+
+NOTE_BYTES_MAX = 1 * KIB
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,10 +43,10 @@ class DataLock:
         self._fd: int | None = None
 
     def acquire(self) -> None:
-        """Take the lock at once or raise DATA_LOCK_HELD, which says who has it."""
+        """Take the lock at once or raise DATA_LOCK_HELD, which says who has it. Raises DATA_LOCK_INVALID."""
         if self._fd is not None:
             return
-        fd = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o640)
+        fd = _open(self.path, os.O_RDWR | os.O_CREAT)
         try:
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
             os.ftruncate(fd, 0)
@@ -77,32 +81,59 @@ class DataLock:
 
 
 def data_lock_holder(data_dir: Path) -> LockHolder | None:
-    """Who holds the lock on a data folder, or None if it is free.
+    """Who holds the lock on a data folder, or None if it is free. Raises DATA_LOCK_INVALID.
 
     The kernel's list names the holder, but hides those in other pid namespaces (containers), and some file systems show
     other device numbers there. So a shared lock is tried after it and let go at once; ask while no node is starting.
     """
     path = data_dir / ".lock"
     try:
-        status = path.stat()
-        note = path.read_bytes()[:KIB].decode("utf-8", "replace")
+        fd = _open(path, os.O_RDONLY)
     except FileNotFoundError:
         return None
-    wanted = f"{os.major(status.st_dev):02x}:{os.minor(status.st_dev):02x}:{status.st_ino}"
-    for line in (PROC / "locks").read_text(encoding="ascii").splitlines():
-        fields = line.split()
-        # "1: FLOCK  ADVISORY  WRITE 1234 fe:00:12345 0 EOF"; waiting ones have "->" as their second field.
-        if len(fields) >= 6 and fields[1] == "FLOCK" and fields[5] == wanted:
-            pid = int(fields[4])
-            return LockHolder(pid if pid > 0 else None, _command(pid), _note(note))
-    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
     try:
-        fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return LockHolder(None, "", _note(note))
+        status = os.fstat(fd)
+        note = os.pread(fd, NOTE_BYTES_MAX, 0).decode("utf-8", "replace")
+        wanted = f"{os.major(status.st_dev):02x}:{os.minor(status.st_dev):02x}:{status.st_ino}"
+        for line in (PROC / "locks").read_text(encoding="ascii").splitlines():
+            fields = line.split()
+            # "1: FLOCK  ADVISORY  WRITE 1234 fe:00:12345 0 EOF"; waiting ones have "->" as their second field.
+            if len(fields) >= 6 and fields[1] == "FLOCK" and fields[5] == wanted:
+                pid = int(fields[4])
+                return LockHolder(pid if pid > 0 else None, command_of(pid), _note(note))
+        try:
+            fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return LockHolder(None, "", _note(note))
     finally:
         os.close(fd)
     return None
+
+
+def _open(path: Path, flags: int) -> int:
+    """Open a lock file; whatever else lies there is refused without waiting for it. Raises DATA_LOCK_INVALID."""
+    try:
+        # O_NONBLOCK: opening a FIFO must not hang; a check of the type follows.
+        fd = os.open(path, flags | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK, 0o640)
+    except FileNotFoundError:
+        raise
+    except OSError as error:
+        if error.errno in (errno.EMFILE, errno.ENFILE):
+            raise
+        raise _invalid(path, str(error.strerror)) from error
+    if not stat.S_ISREG(os.fstat(fd).st_mode):
+        os.close(fd)
+        raise _invalid(path, "it is not a plain file")
+    return fd
+
+
+def _invalid(path: Path, why: str) -> ProcessSupervisorError:
+    return ProcessSupervisorError(
+        code="DATA_LOCK_INVALID",
+        what=f"lock file {path}",
+        why=why,
+        action="Find out who put it there; then remove it while no node runs",
+    )
 
 
 def _note(text: str) -> str:
@@ -113,21 +144,13 @@ def _note(text: str) -> str:
     return str(value.get("note", ""))[:200] if isinstance(value, dict) else ""
 
 
-def _command(pid: int) -> str:
-    try:
-        data = (PROC / str(pid) / "cmdline").read_bytes()
-    except OSError:
-        return ""
-    return data.replace(b"\0", b" ").decode("utf-8", "replace").strip()[:200]
-
-
 async def wait_data_unlocked(
     data_dir: Path,
     timeout_s: float,
     clock: Callable[[], float] = time.monotonic,
     sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
 ) -> None:
-    """Return once nobody holds the data folder's lock; raises DATA_LOCK_HELD after `timeout_s` seconds."""
+    """Return once nobody holds the data folder's lock. Raises DATA_LOCK_INVALID, DATA_LOCK_HELD after `timeout_s`."""
     deadline = clock() + timeout_s
     while (holder := data_lock_holder(data_dir)) is not None:
         if clock() >= deadline:

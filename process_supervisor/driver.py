@@ -5,6 +5,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from signal import strsignal
 from typing import Literal, Protocol
 
 from .errors import ProcessSupervisorError
@@ -44,21 +45,21 @@ class LaunchSpec:
 
 @dataclass(frozen=True, slots=True)
 class ExitStatus:
-    """How a node ended. Neither `code` nor `signal` is known of a node that a former agent started."""
+    """How a node ended. Neither `code` nor `signal` may be known of a node that a former agent started.
+
+    Its text continues a sentence: "the node" "was ended by signal 9 (Killed)".
+    """
 
     code: int | None = None
     signal: int | None = None
     killed: bool = False
 
-    @property
-    def clean(self) -> bool:
-        """Whether it is known to have ended by itself with code 0."""
-        return self.code == 0
-
     def __str__(self) -> str:
         if self.code is not None:
-            return f"exit code {self.code}"
-        return f"signal {self.signal}" if self.signal is not None else "an exit status that is not known"
+            return f"ended with exit code {self.code}"
+        if self.signal is not None:
+            return f"was ended by signal {self.signal} ({strsignal(self.signal) or 'unknown'})"
+        return "ended, and its exit status is not known: another process had started it"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from .errors import ProcessSupervisorError
-from .procfs import PROC
+from .procfs import PROC, command_of, listener_of
 
 # Executables of the field's Go manager and upgrader, whose containers carry these words in name or image.
 OTHER_MANAGERS = ("dcmanager", "dcupgrade")
@@ -29,15 +29,22 @@ def port_is_free(port: int, host: str = "127.0.0.1") -> bool:
 
 
 def require_ports_free(ports: Iterable[int], host: str = "127.0.0.1") -> None:
-    """Raise PORT_TAKEN, naming all that are taken."""
+    """Raise PORT_TAKEN, naming all that are taken and who listens there. Blocking: looks at every process then."""
     taken = [port for port in ports if not port_is_free(port, host)]
     if taken:
+        owners = {owner for port in taken if (owner := port_owner(port))}
         raise ProcessSupervisorError(
             code="PORT_TAKEN",
             what=f"port {', '.join(map(str, taken))} of {host}",
-            why="something listens there",
+            why=f"{', '.join(sorted(owners)) or 'a process of another user'} listens there",
             action="Stop that program or change the port in the settings (`ss -ltnp` shows who it is)",
         )
+
+
+def port_owner(port: int) -> str:
+    """Who listens on a port, as `pid 7 (its command)`; "" where that cannot be seen. Blocking."""
+    pid = listener_of(port)
+    return "" if pid is None else f"pid {pid} ({command_of(pid) or 'unknown'})"
 
 
 def free_bytes(folder: Path) -> int:

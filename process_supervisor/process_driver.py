@@ -1,7 +1,7 @@
 """Runs nodes as processes of their own session, which outlive the agent and are found again after its death.
 
-How a start survives a crash at any instant: the child first is a shell that waits for a word on its standard input.
-The record (pid, start time, boot id) is written and synced, then the word is sent and the shell becomes the node's
+How a start survives a crash at any instant: the child first is a shell that waits for a line on its standard input.
+The record (pid, start time, boot id) is written and synced, then the line is sent and the shell becomes the node's
 program, under the same pid. An agent that dies before that closes the pipe, and the shell ends without having run
 anything; one that dies after it finds the record.
 """
@@ -11,93 +11,51 @@ import contextlib
 import os
 import shutil
 import signal
+import stat
 import subprocess
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
-from .driver import ExitStatus, LaunchSpec, NodeHandle, NodeRecord, not_adoptable
+from .driver import RECORD_CHARS_MAX, ExitStatus, LaunchSpec, NodeHandle, NodeRecord, not_adoptable
 from .errors import ProcessSupervisorError
-from .limits import MIB
-from .procfs import ProcessFacts, boot_id, open_pidfd, process_facts, session_members
+from .log_files import LogPolicy, log_of, open_log, remove_logs, tail_log, tend_log
+from .procfs import ProcessFacts, Sessions, boot_id, exit_of_stranger, living_sessions, open_pidfd, process_facts
 from .slots import sync_folder
+from .threads import in_thread
 
 KILL_S_MAX = 10.0
 POLL_S = 0.02
 LEADER_POLL_S = 0.25
-TAIL_BYTES_MAX = 1 * MIB
+REAPED_POLL_S = 0.01
+REAPED_TRIES_MAX = 3
 GO = "go"
 # No core dumps: they would hold key material. `exec` keeps pid, session and start time.
 _GATE = f'ulimit -c 0; IFS= read -r word && [ "$word" = {GO} ] && exec "$@" </dev/null; exit 125'
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class LogPolicy:
-    """A log is rotated above `size_bytes_max`; `kept` older ones stay beside it as `<name>.1` (newest) and so on."""
-
-    size_bytes_max: int = 16 * MIB
-    kept: int = 4
-
-
-def rotate_log(path: Path, policy: LogPolicy) -> bool:
-    """Rotate by copying and truncating; returns whether it was due. Blocking.
-
-    The node keeps its descriptor (opened with O_APPEND, so it goes on at the new end): no process of ours has to be
-    alive for its output to be kept. What is written between the last byte copied and the truncation is lost.
-    """
+def _reap(pidfd: int) -> tuple[int | None, int | None] | None:
+    """Exit code and signal of an ended child, which is thereby reaped; None if it is another process's child."""
     try:
-        if path.stat().st_size <= policy.size_bytes_max:
-            return False
-    except FileNotFoundError:
-        return False
-    with path.open("r+b") as log:
-        if policy.kept > 0:
-            aside = path.with_name(f"{path.name}.new")
-            try:
-                with aside.open("wb") as copy:
-                    shutil.copyfileobj(log, copy, MIB)
-            except OSError:
-                # A full disk must not cost the older ones: they move up only once this one is whole.
-                aside.unlink(missing_ok=True)
-                raise
-            for number in range(policy.kept, 1, -1):
-                older = path.with_name(f"{path.name}.{number - 1}")
-                if older.exists():
-                    os.replace(older, path.with_name(f"{path.name}.{number}"))
-            os.replace(aside, path.with_name(f"{path.name}.1"))
-        log.truncate(0)
-    return True
-
-
-def tail_log(path: Path, lines: int) -> list[str]:
-    """The last `lines` lines of a file, at most TAIL_BYTES_MAX; [] if there is none. Blocking."""
-    try:
-        with path.open("rb") as log:
-            size = log.seek(0, os.SEEK_END)
-            log.seek(max(0, size - TAIL_BYTES_MAX))
-            text = log.read(TAIL_BYTES_MAX).decode("utf-8", "replace")
-    except FileNotFoundError:
-        return []
-    return text.splitlines()[-lines:] if lines > 0 else []
-
-
-def _reap(pidfd: int) -> tuple[int | None, int | None]:
-    """Exit code and signal of an ended child, which is thereby reaped; of another's child nothing can be learned."""
-    with contextlib.suppress(ChildProcessError):
         result = os.waitid(os.P_PIDFD, pidfd, os.WEXITED | os.WNOHANG)
-        if result is not None:
-            return (result.si_status, None) if result.si_code == os.CLD_EXITED else (None, result.si_status)
-    return (None, None)
+    except ChildProcessError:
+        return None
+    if result is None:
+        return (None, None)
+    return (result.si_status, None) if result.si_code == os.CLD_EXITED else (None, result.si_status)
 
 
 class ProcessHandle:
-    """A watched process: its pidfd is waited on by the event loop, and a child of ours is reaped."""
+    """A watched process: its pidfd is waited on by the event loop, and a child of ours is reaped.
 
-    def __init__(self, record: NodeRecord, pidfd: int | None) -> None:
+    `log` is a descriptor of the file that it writes to.
+    """
+
+    def __init__(self, record: NodeRecord, pidfd: int | None, log: int | None = None) -> None:
         self._record = record
         self._pidfd = pidfd
+        self.log = log
         self._status: ExitStatus | None = None
         self._ended = asyncio.Event()
         self.kill_sent = False
@@ -129,15 +87,40 @@ class ProcessHandle:
                 signal.pidfd_send_signal(self._pidfd, number)
 
     def close(self) -> None:
-        """Stop watching; the process goes on."""
+        """Stop watching; the process continues."""
         if self._pidfd is not None:
             asyncio.get_running_loop().remove_reader(self._pidfd)
             os.close(self._pidfd)
             self._pidfd = None
+        if self.log is not None:
+            os.close(self.log)
+            self.log = None
 
     def _on_exit(self) -> None:
-        code, number = _reap(self._pidfd) if self._pidfd is not None else (None, None)
-        self.close()
+        if self._pidfd is None:
+            return
+        asyncio.get_running_loop().remove_reader(self._pidfd)
+        found = _reap(self._pidfd)
+        if found is None:
+            self._ask_about_stranger(REAPED_TRIES_MAX)
+        else:
+            self._learned(*found)
+
+    def _ask_about_stranger(self, tries: int) -> None:
+        """How a process ended that a former agent had started. While it is being reaped nobody tells."""
+        if self._pidfd is None:
+            return
+        status = exit_of_stranger(self._pidfd, self._record.pid)
+        if status is None and tries > 0:
+            asyncio.get_running_loop().call_later(REAPED_POLL_S, self._ask_about_stranger, tries - 1)
+            return
+        code = os.waitstatus_to_exitcode(status) if status is not None else None
+        self._learned(*((None, None) if code is None else (code, None) if code >= 0 else (None, -code)))
+
+    def _learned(self, code: int | None, number: int | None) -> None:
+        if self._pidfd is not None:
+            os.close(self._pidfd)
+            self._pidfd = None
         self._end(ExitStatus(code=code, signal=number, killed=self.kill_sent))
 
     def _end(self, status: ExitStatus) -> None:
@@ -154,6 +137,8 @@ class ProcessDriver:
         self._run_dir = run_dir
         self._log_policy = log_policy or LogPolicy()
         self._wall_clock = wall_clock
+        self._boot_id = boot_id()
+        self._sessions: Sessions | None = None
         self._handles: dict[tuple[int, int], ProcessHandle] = {}
 
     async def start(self, spec: LaunchSpec) -> NodeRecord:
@@ -183,9 +168,7 @@ class ProcessDriver:
         if program is None:
             raise _start_failed(spec, f"{spec.argv[:1]} is not an executable program")
         self._run_dir.mkdir(parents=True, exist_ok=True)
-        spec.log_path.parent.mkdir(parents=True, exist_ok=True)
-        flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC | os.O_NOFOLLOW
-        log = os.open(spec.log_path, flags, 0o640)
+        log = open_log(spec.log_path)
         try:
             child = subprocess.Popen(  # noqa: S603  (argv comes from the operator's settings)
                 ["/bin/sh", "-c", _GATE, "sh", program, *spec.argv[1:]],
@@ -209,7 +192,8 @@ class ProcessDriver:
             os.waitid(os.P_PIDFD, pidfd, os.WEXITED)
             os.close(pidfd)
             raise
-        self._handles[record.pid, record.start_time_ticks] = ProcessHandle(record, pidfd)
+        handle = ProcessHandle(record, pidfd, log_of(record.pid, spec.log_path))
+        self._handles[record.pid, record.start_time_ticks] = handle
         self._let_go(child.stdin, GO)
         return record
 
@@ -231,7 +215,7 @@ class ProcessDriver:
             command_digest=spec.digest,
             pid=pid,
             start_time_ticks=facts.start_time_ticks,
-            boot_id=boot_id(),
+            boot_id=self._boot_id,
             log_path=str(spec.log_path),
         )
 
@@ -251,35 +235,48 @@ class ProcessDriver:
         sync_folder(self._run_dir)
 
     async def find(self, name: str) -> NodeRecord | None:
-        """The record of the node that was last started under `name`. Raises NODE_RECORD_INVALID."""
+        """The record of the node that was last started under `name`. Raises NODE_RECORD_INVALID, NODE_NOT_WATCHED."""
         path = self._record_path(name)
         try:
-            text = path.read_text(encoding="utf-8", errors="replace")
+            text = _read_record(path)
         except FileNotFoundError:
             return None
+        except OSError as error:
+            raise _not_watched(name, str(error)) from error
         return NodeRecord.from_json(text, str(path))
 
     async def adopt(self, record: NodeRecord) -> ProcessHandle | None:
-        """Watch a node again if pid, start time and boot are those of the record; None if nothing is left of it."""
+        """Watch a node again if pid, start time and boot are those of the record; None if nothing is left of it.
+
+        Raises NODE_NOT_WATCHED where that cannot be found out now.
+        """
         key = (record.pid, record.start_time_ticks)
         known = self._handles.get(key)
         if known is not None and known.exit_status() is None:
             return known
-        if record.kind != "process" or record.boot_id != boot_id():
+        if record.kind != "process" or record.boot_id != self._boot_id:
             return None
+        try:
+            return await self._adopt(record, known)
+        except OSError as error:
+            raise _not_watched(record.name, str(error)) from error
+
+    async def _adopt(self, record: NodeRecord, known: ProcessHandle | None) -> ProcessHandle | None:
+        key = (record.pid, record.start_time_ticks)
         pidfd = open_pidfd(record.pid)
         # Looked at after the pidfd was opened: were the pid taken over in between, the start time would tell.
         facts = process_facts(record.pid)
         same = facts is not None and facts.start_time_ticks == record.start_time_ticks
         if pidfd is not None and same and facts is not None and facts.alive:
-            handle = ProcessHandle(record, pidfd)
+            log = log_of(record.pid, Path(record.log_path)) if record.log_path else None
+            handle = ProcessHandle(record, pidfd, log)
             self._handles[key] = handle
             return handle
         if pidfd is not None:
             if same:
                 _reap(pidfd)
             os.close(pidfd)
-        if not self._remains(record):
+        if not await self._remains(record):
             return None
         return known or ProcessHandle(record, None)
 
@@ -308,23 +305,25 @@ class ProcessDriver:
             command_digest="",
             pid=facts.pid,
             start_time_ticks=facts.start_time_ticks,
-            boot_id=boot_id(),
+            boot_id=self._boot_id,
         )
         self._run_dir.mkdir(parents=True, exist_ok=True)
         self._write_record(record)
         return record
 
-    @staticmethod
-    def _remains(record: NodeRecord) -> list[ProcessFacts]:
-        """Living processes of the node's session, which its dead leader left behind.
+    async def _remains(self, record: NodeRecord) -> list[ProcessFacts]:
+        """Living processes of the node's session, its leader or what a dead leader left behind.
 
         While any of them lives the kernel gives the leader's pid to nobody. So another process under that pid means
-        that the session is not the node's any more.
+        that the session is not the node's any more. One look at /proc serves for every record of a session that was
+        over by then: there may be one for each version that ever ran here.
         """
         leader = process_facts(record.pid)
         if leader is not None and leader.start_time_ticks != record.start_time_ticks:
             return []
-        members = session_members(record.pid)
+        if self._sessions is None or not self._sessions.is_over(record.pid, record.start_time_ticks):
+            self._sessions = await in_thread(living_sessions)
+        members = self._sessions.members.get(record.pid, [])
         return [item for item in members if item.start_time_ticks >= record.start_time_ticks]
 
     async def stop(self, handle: NodeHandle, grace_s: float) -> ExitStatus:
@@ -340,7 +339,7 @@ class ProcessDriver:
         handle.kill_sent = True
         if await self._signal_until_gone(handle, signal.SIGKILL, KILL_S_MAX):
             return await handle.wait()
-        left = [item.pid for item in self._remains(record)]
+        left = [item.pid for item in await self._remains(record)]
         raise ProcessSupervisorError(
             code="NODE_STOP_FAILED",
             what=f"stop of node {record.name!r}",
@@ -355,7 +354,7 @@ class ProcessDriver:
         deadline = loop.time() + seconds
         signalled: set[tuple[int, int]] = set()
         while True:
-            remains = self._remains(handle.record)
+            remains = await self._remains(handle.record)
             if not remains and handle.exit_status() is not None:
                 return True
             if loop.time() >= deadline and signalled:
@@ -389,7 +388,7 @@ class ProcessDriver:
             os.close(pidfd)
 
     async def remove(self, name: str) -> None:
-        """Forget a stopped node. Raises NODE_ALREADY_RUNNING if anything of it runs."""
+        """Forget a stopped node, and remove its logs. Raises NODE_ALREADY_RUNNING if anything of it runs."""
         record = await self.find(name)
         if record is None:
             return
@@ -401,6 +400,8 @@ class ProcessDriver:
                 action="Stop it first",
                 kind="invariant",
             )
+        if record.log_path:
+            await in_thread(remove_logs, Path(record.log_path))
         self._record_path(name).unlink(missing_ok=True)
         sync_folder(self._run_dir)
 
@@ -414,16 +415,43 @@ class ProcessDriver:
     async def tend(self) -> None:
         """Rotate the logs of all watched nodes, and forget handles of those that ended."""
         for key, handle in list(self._handles.items()):
-            if handle.record.log_path:
-                await asyncio.to_thread(rotate_log, Path(handle.record.log_path), self._log_policy)
-            if handle.exit_status() is not None and not self._remains(handle.record):
+            if handle.log is not None:
+                # A descriptor of its own: the handle may be closed while the thread works.
+                log = os.dup(handle.log)
+                try:
+                    await in_thread(tend_log, log, Path(handle.record.log_path), self._log_policy)
+                finally:
+                    os.close(log)
+            if handle.exit_status() is not None and not await self._remains(handle.record):
+                handle.close()
                 del self._handles[key]
 
     async def close(self) -> None:
-        """Let go of every node; all go on running. A child is from then on reaped by whoever inherits it."""
+        """Let go of every node; all continue to run. A child is from then on reaped by whoever inherits it."""
         for handle in self._handles.values():
             handle.close()
         self._handles.clear()
+
+
+def _read_record(path: Path) -> str:
+    """A record's text; whatever else lies under its name comes as text that is no record. Raises OSError."""
+    # O_NONBLOCK: opening a FIFO must not hang.
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+    try:
+        if not stat.S_ISREG(os.fstat(fd).st_mode):
+            return ""
+        return os.pread(fd, RECORD_CHARS_MAX + 1, 0).decode("utf-8", "replace")
+    finally:
+        os.close(fd)
+
+
+def _not_watched(name: str, why: str) -> ProcessSupervisorError:
+    return ProcessSupervisorError(
+        code="NODE_NOT_WATCHED",
+        what=f"node {name!r}",
+        why=f"whether it runs cannot be found out now: {why}",
+        action="Look at the agent's limits of open files and memory; it is tried again",
+    )
 
 
 def _start_failed(spec: LaunchSpec, why: str) -> ProcessSupervisorError:

@@ -9,7 +9,8 @@ All names below a dot are ours and unverified:
     .incoming/<id>.lock         held while this release is staged
     .aside/<id>.<n>/            a slot that failed verification, kept for a person to look at: the last ASIDE_KEPT
 
-What a release that was given up leaves in .incoming is removed when another one is staged LEFTOVER_S later.
+What a release that was given up leaves in .incoming is removed when another one is staged LEFTOVER_S later, and all of
+a release when its slot is removed.
 """
 
 import asyncio
@@ -269,15 +270,19 @@ def set_aside(slots: Path, enclave_id: str) -> Path:
 
 
 def remove_slot(slots: Path, enclave_id: str) -> None:
-    """Delete a slot for good; safe to do twice and after a crash in its middle. Blocking."""
+    """Delete a slot for good, and everything that its staging left; safe to do twice and after a crash in its middle.
+
+    Blocking. Raises STAGING_BUSY while the release is staged.
+    """
     if not is_enclave_id(enclave_id):
         raise ValueError("not an enclave id")
-    doomed = slots / ".incoming" / f"{enclave_id}.removed"
-    if doomed.exists():
-        shutil.rmtree(doomed)
-    if os.path.lexists(slots / enclave_id):
-        doomed.parent.mkdir(parents=True, exist_ok=True)
-        # Renamed first: a half-deleted folder never carries a slot's name.
-        os.rename(slots / enclave_id, doomed)
-        sync_folder(slots)
-        shutil.rmtree(doomed)
+    prepare(slots)
+    with staging_lock(slots, enclave_id):
+        if os.path.lexists(slots / enclave_id):
+            # Renamed first: a half-deleted folder never carries a slot's name.
+            doomed = slots / ".incoming" / f"{enclave_id}.removed"
+            remove_path(doomed)
+            os.rename(slots / enclave_id, doomed)
+            sync_folder(slots)
+        for path in (*(slots / ".incoming").glob(f"{enclave_id}.*"), *(slots / ".aside").glob(f"{enclave_id}.*")):
+            remove_path(path)  # the lock too, which is held to the end

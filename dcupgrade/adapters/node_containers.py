@@ -59,7 +59,7 @@ def in_container(settings: Settings, spec: LaunchSpec, slot: Path) -> LaunchSpec
     cpu = settings.node.container_cpu_volume or cpu_dir
     return dataclasses.replace(
         spec,
-        env={},
+        env={"PYTHONSAFEPATH": "1"},
         image=facts.image_id or settings.node.container_image,
         mounts={data_dir: data_dir, cpu: cpu_dir, str(slot.resolve()): str(slot.resolve())},
         writable=frozenset({data_dir, cpu}),

@@ -30,6 +30,8 @@ UNLOCK_TIMEOUT_S = 10.0
 PORT_WAIT_STEPS = 100
 """Of 50 ms each."""
 KEPT_ENVIRONMENT = ("PATH", "LANG", "LC_ALL", "TZ", "PYTHONPATH", "SSL_CERT_FILE")
+CHILD_FOLDER = Path("/")
+"""Where nodes and the vault work: a folder that nobody but root can plant modules in."""
 KEY_SET_MARKER = "keyset.json"
 MARKER_BYTES_MAX = 4096
 T = TypeVar("T")
@@ -64,7 +66,7 @@ class NodeProcesses:
             data_dir = self._settings.node.data_dir
             data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
             _require_unlocked(data_dir)
-            probe.require_ports_free([self._settings.node.port])
+            await asyncio.to_thread(probe.require_ports_free, [self._settings.node.port])
             await _to_the_end(self._driver.start(self._spec(release, first_install)))
 
     async def is_alive(self, enclave_id: str) -> bool:
@@ -83,7 +85,7 @@ class NodeProcesses:
             return NodeExit("the machine was restarted", rebooted=True)
         if handle is None:
             return NodeExit("its process is gone")
-        return NodeExit(f"it ended with {await handle.wait()}; log: {record.log_path}")
+        return NodeExit(f"it {await handle.wait()}; log: {record.log_path}")
 
     async def stop(self, enclave_id: str) -> None:
         """Stop a version and wait until data and port are free.
@@ -139,11 +141,17 @@ class NodeProcesses:
         spec = LaunchSpec(
             name=node_name(release.enclave_id),
             argv=argv,
-            env={name: os.environ[name] for name in KEPT_ENVIRONMENT if name in os.environ},
-            cwd=settings.node.data_dir.resolve(),
+            env=child_environment(),
+            cwd=CHILD_FOLDER,
             log_path=settings.agent.state_dir / "logs" / f"{node_name(release.enclave_id)}.log",
         )
         return spec if settings.node.driver == "process" else in_container(settings, spec, slot)
+
+
+def child_environment() -> dict[str, str]:
+    """The environment of nodes and the vault. No module is ever imported from the folder that they work in."""
+    kept = {name: os.environ[name] for name in KEPT_ENVIRONMENT if name in os.environ}
+    return {**kept, "PYTHONSAFEPATH": "1"}
 
 
 def node_name(enclave_id: str) -> str:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import os
 import sys
 from collections.abc import Awaitable, Callable
 from functools import partial
@@ -17,7 +16,7 @@ from keyvault.errors import KeyvaultError
 from process_supervisor.driver import ExitStatus, LaunchSpec, NodeHandle
 from process_supervisor.process_driver import ProcessDriver
 
-from .node_process import KEPT_ENVIRONMENT
+from .node_process import CHILD_FOLDER, child_environment
 
 log = logging.getLogger("dcupgrade")
 
@@ -46,9 +45,8 @@ def vault_spec(settings: Settings) -> LaunchSpec:
     return LaunchSpec(
         name=VAULT_NAME,
         argv=tuple(argv),
-        # Modules come from the installation alone: never from the folder a Python program is started in.
-        env={name: os.environ[name] for name in KEPT_ENVIRONMENT if name in os.environ} | {"PYTHONSAFEPATH": "1"},
-        cwd=settings.agent.state_dir if vault.command else Path("/"),
+        env=child_environment(),
+        cwd=settings.agent.state_dir if vault.command else CHILD_FOLDER,
         log_path=settings.agent.state_dir / "logs" / "vault.log",
     )
 

@@ -14,7 +14,7 @@ from . import checks
 from .checks import Check
 
 DEFAULT_NODE_COMMAND: tuple[str, ...] = (
-    "{python}", "-m", "attestation.simulated", "run", "--cpu", "{cpu_dir}", "--image", "{slot}/enclave.pyz",
+    "{python}", "-P", "-m", "attestation.simulated", "run", "--cpu", "{cpu_dir}", "--image", "{slot}/enclave.pyz",
     "--sigstruct", "{slot}/enclave.sig", "--", "--data", "{data_dir}", "--port", "{port}", "--upgrader", "{vault_url}",
     "--network-signature-file", "{slot}/network.sig", "{first_install_flag}",
 )  # fmt: skip

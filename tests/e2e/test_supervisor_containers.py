@@ -15,7 +15,7 @@ from process_supervisor.data_lock import data_lock_holder
 from process_supervisor.driver import ExitStatus, LaunchSpec, NodeRecord
 from process_supervisor.errors import ProcessSupervisorError
 from process_supervisor.host import other_manager_containers
-from process_supervisor.process_driver import LogPolicy
+from process_supervisor.log_files import LogPolicy
 
 pytestmark = [pytest.mark.e2e, pytest.mark.slow, pytest.mark.compose, pytest.mark.xdist_group("docker")]
 GENTLE = "import signal,sys,time; signal.signal(15, lambda *_: sys.exit(3)); print('up', flush=True); time.sleep(600)"

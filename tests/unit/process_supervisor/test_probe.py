@@ -6,6 +6,7 @@ import shutil
 import socket
 import subprocess
 import sys
+import tracemalloc
 from pathlib import Path
 
 import pytest
@@ -59,6 +60,7 @@ def test_ports() -> None:
         with pytest.raises(ProcessSupervisorError) as caught:
             require_ports_free([port])
         assert caught.value.code == "PORT_TAKEN"
+        assert f"pid {os.getpid()} (" in caught.value.why, "the owner is named"
     assert port_is_free(port)
     require_ports_free([port])
     with pytest.raises(OSError, match="Cannot assign"):
@@ -85,6 +87,38 @@ def test_the_data_lock_names_its_holder(tmp_path: Path) -> None:
     assert data_lock_holder(tmp_path) is None
     (tmp_path / ".lock").write_bytes(b"\xff[]")
     assert data_lock_holder(tmp_path) is None
+
+
+@pytest.mark.parametrize("kind", ["pipe", "folder", "link", "socket"])
+def test_what_is_no_lock_file_is_refused_at_once(tmp_path: Path, kind: str) -> None:
+    path = tmp_path / ".lock"
+    if kind == "pipe":
+        os.mkfifo(path)
+    elif kind == "folder":
+        path.mkdir()
+    elif kind == "link":
+        path.symlink_to(tmp_path / "elsewhere")
+    else:
+        with socket.socket(socket.AF_UNIX) as listener:
+            listener.bind(str(path))
+    for work in (lambda: data_lock_holder(tmp_path), DataLock(tmp_path, "node").acquire):
+        with pytest.raises(ProcessSupervisorError) as caught:
+            work()
+        assert caught.value.code == "DATA_LOCK_INVALID"
+    assert not (tmp_path / "elsewhere").exists()
+
+
+def test_a_huge_lock_file_is_not_read_into_memory(tmp_path: Path) -> None:
+    path = tmp_path / ".lock"
+    path.touch()
+    os.truncate(path, 3 << 30)
+    tracemalloc.start()
+    assert data_lock_holder(tmp_path) is None
+    with DataLock(tmp_path, "node"):
+        assert data_lock_holder(tmp_path) is not None
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 1 << 20
 
 
 def test_a_holder_that_the_kernel_hides_is_still_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
