@@ -1,16 +1,19 @@
 """Processes of nodes over a driver of the test: never two versions on one data folder, whatever was left behind."""
 
 import asyncio
+import os
 import socket
+import subprocess
 from pathlib import Path
 from typing import Any, cast
 
 import pytest
 
 from dcupgrade.adapters.node_process import NodeProcesses, node_name
+from dcupgrade.adapters.vault_process import vault_spec
 from dcupgrade.errors import DcupgradeError
 from process_supervisor.data_lock import DataLock
-from process_supervisor.driver import NodeRecord
+from process_supervisor.driver import LaunchSpec, NodeRecord
 from process_supervisor.errors import ProcessSupervisorError
 from tests.doubles.node_driver import NEW, OLD, Driver, Handle, settings_of
 
@@ -120,3 +123,24 @@ async def test_a_port_that_another_program_took_is_no_failure_of_the_stop(
             await nodes.start(OLD, first_install=False)
     await nodes.start(OLD, first_install=False)
     assert await nodes.is_alive(OLD.enclave_id)
+
+
+@pytest.mark.parametrize("child", ["node", "vault"])
+async def test_a_module_planted_in_the_data_folder_is_not_imported(data_dir: Path, child: str) -> None:
+    settings = settings_of(data_dir)
+    spec = vault_spec(settings) if child == "vault" else port_over(Driver(), data_dir)._spec(NEW, first_install=False)
+    settings.agent.state_dir.mkdir(parents=True, exist_ok=True)
+    stolen = data_dir / "stolen"
+    for folder in (data_dir, settings.agent.state_dir):
+        (folder / "argparse.py").write_text(f"open({str(stolen)!r}, 'w').close()\nraise SystemExit(9)\n")
+
+    def run(spec: LaunchSpec, argv: tuple[str, ...], cwd: Path, env: dict[str, str]) -> int:
+        return subprocess.run(argv, cwd=cwd, env=env, capture_output=True, check=False, timeout=60).returncode
+
+    assert await asyncio.to_thread(run, spec, spec.argv, spec.cwd, dict(spec.env)) != 9
+    assert not stolen.exists()
+    # The control: it is imported where nothing keeps it out.
+    unsafe = tuple(item for item in spec.argv if item != "-P")
+    env = {name: value for name, value in os.environ.items() if name != "PYTHONSAFEPATH"}
+    assert await asyncio.to_thread(run, spec, unsafe, data_dir, env) == 9
+    assert stolen.exists()
