@@ -5,12 +5,13 @@ SHELL := bash
 PYTHON ?= python3
 HANDOVER ?= v2
 SEEDS ?= 100000
+UPGRADES ?= 500
 RUN := .venv/bin/python -m
 LOCK := build/lock/bin/python -m piptools compile --quiet --strip-extras --generate-hashes --allow-unsafe \
     --no-emit-index-url --no-emit-trusted-host --no-emit-find-links
 CODE := dcupgrade chain_watcher attestation keyvault process_supervisor devnet tests benchmarks docs
 
-.PHONY: help setup demo test test-go go-if-there lint types unit e2e e2e-node e2e-compose e2e-systemd e2e-demo formal simulate kill-matrix bench docs lock clean install wheels uninstall release
+.PHONY: help setup demo test test-go go-if-there lint types unit e2e e2e-node e2e-compose e2e-systemd e2e-demo formal simulate kill-matrix soak load bench docs lock clean install wheels uninstall release
 
 help: ## list the targets
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -65,6 +66,12 @@ simulate: setup ## SEEDS=n simulated upgrades with faults
 
 kill-matrix: setup ## SIGKILL of every process at every journal boundary
 	$(RUN) tests.e2e.kill_matrix
+
+soak: setup ## UPGRADES=n upgrades in a row with kills of everything; table in build/soak.md
+	$(RUN) tests.load.soak --upgrades $(UPGRADES)
+
+load: setup ## hostile requests on every port beside honest handovers; table in build/load.md
+	$(RUN) tests.load.hostile
 
 bench: setup ## the measurements of benchmarks/, one after the other
 	@for file in benchmarks/bench_*.py; do echo "== $$file"; .venv/bin/python "$$file"; done

@@ -12,6 +12,7 @@ from devnet.node_process import is_built
 from devnet.release_builder import ReleaseKeys
 from devnet.signals import interruptible
 from devnet.world import World
+from tests.doubles.loop_watch import read_reports, watch_children
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -28,6 +29,25 @@ def ended_by_signals() -> Iterator[None]:
     """A run that is ended by SIGTERM takes down what it started, as with Ctrl-C: nodes and vaults outlive by design."""
     with interruptible():
         yield
+
+
+@pytest.fixture(scope="session")
+def loop_reports(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """Every agent that is started from here on is watched; the file names what held its loop."""
+    environment, reports = watch_children(tmp_path_factory.mktemp("watch"))
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in environment.items():
+            patch.setenv(name, value)
+        yield reports
+
+
+@pytest.fixture(autouse=True)
+def nothing_holds_the_loop(loop_reports: Path) -> Iterator[None]:
+    """A trial fails whose agent stood still, whatever else it shows."""
+    before = len(read_reports(loop_reports))
+    yield
+    held = read_reports(loop_reports)[before:]
+    assert not held, "\n".join(map(str, held))
 
 
 @pytest.fixture(scope="session")

@@ -1,0 +1,68 @@
+"""The watch over event loops names what holds them, and nothing else."""
+
+import asyncio
+import hashlib
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+from tests.doubles.loop_watch import HELD_S_MAX, read_reports, watch_children, watched_loop
+
+
+def compute() -> None:
+    began = time.thread_time()
+    while time.thread_time() - began < 2 * HELD_S_MAX:
+        hash("x")
+
+
+def block() -> None:
+    time.sleep(2 * HELD_S_MAX)
+
+
+async def test_a_callback_that_computes_is_named() -> None:
+    with watched_loop() as found:
+        asyncio.get_running_loop().call_soon(compute)
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+    assert [item.how for item in found] == ["computed"]
+    assert "in compute" in "".join(found[0].stack)
+
+
+async def test_a_blocking_call_is_named() -> None:
+    async def step() -> None:
+        block()
+
+    with watched_loop() as found:
+        await asyncio.create_task(step())
+    assert [item.how for item in found] == ["blocked"]
+    assert "in block" in str(found[0])
+
+
+async def test_a_loop_that_waits_for_others_or_for_a_processor_is_not_named() -> None:
+    stop = threading.Event()
+
+    def busy() -> None:
+        while not stop.is_set():
+            hashlib.sha256(b"x" * 1000).digest()
+
+    threads = [threading.Thread(target=busy) for _ in range(4)]
+    with watched_loop() as found:
+        for thread in threads:
+            thread.start()
+        for _ in range(20):
+            await asyncio.sleep(0.02)
+        await asyncio.to_thread(time.sleep, 2 * HELD_S_MAX)
+        stop.set()
+        for thread in threads:
+            await asyncio.to_thread(thread.join)
+    assert found == []
+
+
+def test_a_process_of_its_own_is_watched(tmp_path: Path) -> None:
+    env, report = watch_children(tmp_path)
+    code = "import asyncio, time\nasync def main(): time.sleep(0.5)\nasyncio.run(main())"
+    for argument, times in (("status", 0), ("watch", 1)):
+        subprocess.run([sys.executable, "-c", code, argument], env=env, check=True)
+        assert len(read_reports(report)) == times
