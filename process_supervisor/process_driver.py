@@ -400,6 +400,9 @@ class ProcessDriver:
                 action="Stop it first",
                 kind="invariant",
             )
+        handle = self._handles.pop((record.pid, record.start_time_ticks), None)
+        if handle is not None:
+            handle.close()  # it would put the log back
         if record.log_path:
             await in_thread(remove_logs, Path(record.log_path))
         self._record_path(name).unlink(missing_ok=True)
@@ -415,16 +418,16 @@ class ProcessDriver:
     async def tend(self) -> None:
         """Rotate the logs of all watched nodes, and forget handles of those that ended."""
         for key, handle in list(self._handles.items()):
-            if handle.log is not None:
+            if handle.exit_status() is not None and not await self._remains(handle.record):
+                handle.close()
+                del self._handles[key]
+            elif handle.log is not None:
                 # A descriptor of its own: the handle may be closed while the thread works.
                 log = os.dup(handle.log)
                 try:
                     await in_thread(tend_log, log, Path(handle.record.log_path), self._log_policy)
                 finally:
                     os.close(log)
-            if handle.exit_status() is not None and not await self._remains(handle.record):
-                handle.close()
-                del self._handles[key]
 
     async def close(self) -> None:
         """Let go of every node; all continue to run. A child is from then on reaped by whoever inherits it."""

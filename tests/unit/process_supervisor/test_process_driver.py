@@ -141,6 +141,16 @@ async def test_a_node_that_exits_at_once(driver: ProcessDriver, spec: Make) -> N
     await driver.remove("node")
 
 
+async def test_the_logs_of_a_removed_node_go_and_stay_away(driver: ProcessDriver, spec: Make) -> None:
+    made = spec(GENTLE)
+    _, handle = await running(driver, made)
+    made.log_path.with_name("node.1").write_text("older")
+    await driver.stop(handle, 20)
+    await driver.remove("node")
+    await driver.tend()
+    assert list(made.log_path.parent.iterdir()) == []
+
+
 async def test_starting_twice_starts_once(driver: ProcessDriver, spec: Make) -> None:
     record, _ = await running(driver, spec(GENTLE))
     assert await driver.start(spec(GENTLE)) == record
