@@ -48,6 +48,7 @@ CODES: dict[str, str] = {
     # doctor.py: findings of `check`
     "FOLDER_OPEN_TO_OTHERS": "a folder with keys, tokens or the journal can be read by other users",
     "HTTP_OPEN_TO_OTHERS": "the status page listens on an address that other hosts can reach",
+    "OTHER_MANAGER_RUNNING": "another manager or upgrader runs on this machine",
     "DISK_SPACE_LOW": "less space is free than the settings want to remain before an upgrade",
     "FINALITY_LAGS": "the endpoint's finalized block is old or far behind its best block",
     "CLOCK_SKEWED": "the host's clock is behind the chain's time",

@@ -87,7 +87,7 @@ class _Blocks:
                 return
             if data.strip(b"\0"):
                 break
-        raise _refuse("ARCHIVE_CORRUPT", "archive", "it goes on after its end")
+        raise _refuse("ARCHIVE_CORRUPT", "archive", "it continues after its end")
 
     def chunks(self, size: int) -> Iterator[bytes]:
         padding = -size % BLOCK

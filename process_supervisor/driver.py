@@ -174,4 +174,4 @@ class NodeDriver(Protocol):
         """Do what is due from time to time, such as rotating logs."""
 
     async def close(self) -> None:
-        """Let go of everything; nodes go on running."""
+        """Let go of everything; nodes continue to run."""

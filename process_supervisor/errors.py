@@ -57,7 +57,6 @@ CODES: dict[str, str] = {
     "NODE_RECORD_INVALID": "a node's record cannot be decoded",
     "NODE_START_FAILED": "the node's program could not be started",
     "NODE_STOP_FAILED": "processes of the node are still there after they were killed",
-    "OTHER_MANAGER_RUNNING": "another manager or upgrader runs on this machine",
     "PORT_TAKEN": "a port that the node needs is in use",
     "STAGING_BUSY": "another process is staging the same release",
     "STAGING_DISK_FULL": "there is not enough free space for the artefact",

@@ -87,15 +87,3 @@ def other_manager_containers(
         if any(name == title or image.split(":")[0].split("@")[0] == name for name in names):
             found.append(f"container {title} of {item.get('Image', '?')}")
     return sorted(found)
-
-
-def require_no_other_manager(found: Iterable[str]) -> None:
-    """Raise OTHER_MANAGER_RUNNING if anything was found: two managers would stop and start the same node."""
-    listed = list(found)
-    if listed:
-        raise ProcessSupervisorError(
-            code="OTHER_MANAGER_RUNNING",
-            what="this machine",
-            why=f"{', '.join(listed)} runs here too",
-            action="Stop and disable it, then let this agent go on",
-        )

@@ -32,7 +32,7 @@ REAPED_POLL_S = 0.01
 REAPED_TRIES_MAX = 3
 GO = "go"
 # No core dumps: they would hold key material. `exec` keeps pid, session and start time.
-_GATE = f'ulimit -c 0; IFS= read -r word && [ "$word" = {GO} ] && exec "$@" </dev/null; exit 125'
+_GATE = f'ulimit -c 0; IFS= read -r line && [ "$line" = {GO} ] && exec "$@" </dev/null; exit 125'
 
 
 def _reap(pidfd: int) -> tuple[int | None, int | None] | None:
@@ -107,7 +107,7 @@ class ProcessHandle:
             self._learned(*found)
 
     def _ask_about_stranger(self, tries: int) -> None:
-        """How a process ended that a former agent had started. While it is being reaped nobody tells."""
+        """How a process ended that a former agent had started. While it is being reaped, its status is not known."""
         if self._pidfd is None:
             return
         status = exit_of_stranger(self._pidfd, self._record.pid)
@@ -198,11 +198,11 @@ class ProcessDriver:
         return record
 
     @staticmethod
-    def _let_go(pipe: IO[bytes] | None, word: str = "") -> None:
+    def _let_go(pipe: IO[bytes] | None, line: str = "") -> None:
         if pipe is not None:
             # A shell that died already is no error here: the handle reports its end.
             with contextlib.suppress(BrokenPipeError), pipe:
-                pipe.write(f"{word}\n".encode() if word else b"")
+                pipe.write(f"{line}\n".encode() if line else b"")
 
     def _record_of(self, spec: LaunchSpec, pid: int) -> NodeRecord:
         facts = process_facts(pid)
@@ -372,7 +372,7 @@ class ProcessDriver:
     def _signal(self, handle: ProcessHandle, item: ProcessFacts, number: int) -> None:
         if item.pid == handle.record.pid:
             handle.signal_leader(number)
-            # A stopped process gets the TERM only once it goes on.
+            # A stopped process receives the TERM only once it continues.
             handle.signal_leader(signal.SIGCONT)
             return
         pidfd = open_pidfd(item.pid)

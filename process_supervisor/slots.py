@@ -42,8 +42,7 @@ class StageFacts:
     """What `stage.json` says of a slot, for people and for the driver; what it holds is verified by measuring.
 
     `digest` (SHA-256, hex) and `size` (bytes) are those of the archive that came from `source`. `image_id` is set where
-    the release is a container image. `measured` is False for an image without release files: its identity is proven
-    only at attestation.
+    the release is a container image. `measured` is always True; slots of older versions carry it too.
     """
 
     digest: str
@@ -192,8 +191,6 @@ async def open_slot(
     verify: Verify,
     extra_files: Mapping[str, bytes] | None = None,
     members: frozenset[str] = RELEASE_FILES,
-    *,
-    allow_unmeasured: bool = False,
 ) -> StagedRelease | None:
     """The release in its slot, verified anew; None if there is none. A bad slot is set aside, and None returned.
 
@@ -206,10 +203,7 @@ async def open_slot(
         facts = await asyncio.to_thread(_inspect, path, members, extra_files or {})
         if facts is None:
             return None
-        if facts.measured:
-            await verify_folder(path, enclave_id, verify)
-        elif not allow_unmeasured:
-            raise ValueError("its identity was never measured")
+        await verify_folder(path, enclave_id, verify)
     except OSError:
         raise
     except Exception:  # whatever makes it unverifiable: it is not used, and not deleted either
@@ -244,10 +238,9 @@ def _inspect(path: Path, members: frozenset[str], extra_files: Mapping[str, byte
         facts = StageFacts.from_json((path / STAGE_FILE).read_bytes())
     except FileNotFoundError as error:
         raise ValueError("the slot has no stage.json") from error
-    wanted = members if facts.measured else frozenset()
     # A crash inside write_file leaves such a file; it is no part of the release.
     asides = {f".{name}.new" for name in extra_files}
-    if not wanted <= found or found - wanted - set(extra_files) - asides - {STAGE_FILE}:
+    if not members <= found or found - members - set(extra_files) - asides - {STAGE_FILE}:
         raise ValueError(f"the slot holds {sorted(found)}")
     return facts
 

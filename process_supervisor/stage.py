@@ -51,8 +51,7 @@ class StageRequest:
     """What to stage: the signed enclave id, where it may be had, and small files that go into the slot with it.
 
     `members` are the archive's files, exactly. `extra_files` (name to content, such as the network signature) are
-    written by us and kept up to date when a slot is used again. `allow_unmeasured` lets images pass that carry no
-    release files; their identity is proven only at attestation.
+    written by us and kept up to date when a slot is used again.
     """
 
     enclave_id: str
@@ -60,7 +59,6 @@ class StageRequest:
     cids: tuple[str, ...] = ()
     members: frozenset[str] = RELEASE_FILES
     extra_files: Mapping[str, bytes] = field(default_factory=dict)
-    allow_unmeasured: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,14 +125,7 @@ async def stage(
 
 
 async def _existing(request: StageRequest, slots: Path, verify: Verify, images: Images | None) -> StagedRelease | None:
-    existing = await open_slot(
-        slots,
-        request.enclave_id,
-        verify,
-        request.extra_files,
-        request.members,
-        allow_unmeasured=request.allow_unmeasured,
-    )
+    existing = await open_slot(slots, request.enclave_id, verify, request.extra_files, request.members)
     if existing is None or images is None or not existing.facts.image_id or await images.has(existing.facts.image_id):
         return existing
     # The files are good, but the engine has lost the image they came with.
@@ -317,15 +308,14 @@ class _Staging:
             raise _needs_containers(source)
         await self.images.keep(image.image_id, self.request.enclave_id)
         path = self._incoming.with_name(f"{self.request.enclave_id}.files")
-        measured = await self.images.release_files(image.image_id, path, self.limits)
-        if not measured and not self.request.allow_unmeasured:
+        if not await self.images.release_files(image.image_id, path, self.limits):
             raise ProcessSupervisorError(
                 code="CONTAINER_IMAGE_UNMEASURED",
                 what=f"image {image.reference}",
-                why="it carries no release files, so its enclave id would be proven only at attestation",
-                action="Publish images that have their release files in /release, or allow unmeasured images",
+                why="it carries no release files, so its enclave id could not be measured",
+                action="Publish images that have their release files in /release",
             )
-        facts = StageFacts(digest=digest, size=size, source=source, image_id=image.image_id, measured=measured)
+        facts = StageFacts(digest=digest, size=size, source=source, image_id=image.image_id)
         return await self._unpack_and_name(Fetched(path, size, digest, source), facts)
 
     async def _unpack_and_name(self, fetched: Fetched, facts: StageFacts) -> StagedRelease:
@@ -334,8 +324,7 @@ class _Staging:
         try:
             await in_thread(_unpack_aside, fetched, facts, fresh, self.request, self.limits)
             self.progress(Progress("verify", fetched.source, fetched.size, fetched.size))
-            if facts.measured:
-                await verify_folder(fresh, self.request.enclave_id, self.verify)
+            await verify_folder(fresh, self.request.enclave_id, self.verify)
         except OSError:
             # Nothing is wrong with what was received: once there is room again, it is unpacked without a download.
             await in_thread(remove_path, fresh)
@@ -396,8 +385,7 @@ def _unpack_aside(
     remove_path(fresh)
     fresh.mkdir()
     fresh.chmod(0o755)  # whatever the umask: see archive.py
-    if facts.measured:
-        unpack(fetched.path, fresh, limits.archive, request.members)
+    unpack(fetched.path, fresh, limits.archive, request.members)
     write_file(fresh / STAGE_FILE, facts.to_json())
     for name, data in request.extra_files.items():
         write_file(fresh / name, data)

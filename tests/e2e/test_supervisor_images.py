@@ -141,8 +141,8 @@ def archive(private_engine: PrivateEngine, docker: aiodocker.Docker, tmp_path: P
     return tmp_path / "image.tar"
 
 
-def request(*sources: str, allow_unmeasured: bool = False) -> StageRequest:
-    return StageRequest(enclave_id=ENCLAVE, sources=sources, allow_unmeasured=allow_unmeasured)
+def request(*sources: str) -> StageRequest:
+    return StageRequest(enclave_id=ENCLAVE, sources=sources)
 
 
 async def test_an_image_is_pulled_once_and_by_its_digest_from_then_on(
@@ -204,7 +204,7 @@ async def test_the_measurement_of_an_image_decides(
     assert not (slots / ENCLAVE).exists()
 
 
-async def test_an_image_without_release_files_has_to_be_allowed(
+async def test_an_image_without_release_files_is_not_used(
     docker: aiodocker.Docker, registry: Registry, tmp_path: Path
 ) -> None:
     store, slots = ImageStore(docker), tmp_path / "slots"
@@ -212,10 +212,7 @@ async def test_an_image_without_release_files_has_to_be_allowed(
     source = f"{registry.host}/dc/node:bare"
     with pytest.raises(ProcessSupervisorError) as caught:
         await stage(request(source), slots, measure, LIMITS, images=store)
-    assert (caught.value.code, caught.value.kind) == ("CONTAINER_IMAGE_UNMEASURED", "rejected")
-    staged = await stage(request(source, allow_unmeasured=True), slots, measure, LIMITS, images=store)
-    assert not staged.facts.measured
-    assert await stage(request(source, allow_unmeasured=True), slots, measure, LIMITS, images=store) == staged
+    assert (caught.value.code, caught.value.kind) == ("CONTAINER_IMAGE_UNMEASURED", "transient")
 
 
 async def test_an_archive_of_an_image_is_loaded(

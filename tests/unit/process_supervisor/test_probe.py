@@ -22,7 +22,6 @@ from process_supervisor.host import (
     other_manager_containers,
     other_manager_processes,
     port_is_free,
-    require_no_other_manager,
     require_ports_free,
 )
 from process_supervisor.http_probe import probe
@@ -170,13 +169,9 @@ async def test_a_foreign_manager_is_found_by_its_executable(tmp_path: Path) -> N
     try:
         found = other_manager_processes([*OTHER_MANAGERS, name])
         assert f"{name} (pid {child.pid})" in found
-        with pytest.raises(ProcessSupervisorError) as caught:
-            require_no_other_manager(found)
-        assert caught.value.code == "OTHER_MANAGER_RUNNING"
     finally:
         child.kill()
         await child.wait()
-    require_no_other_manager([])
 
 
 def test_foreign_containers_are_found_and_ours_are_not() -> None:

@@ -59,8 +59,8 @@ class FakeImages:
         return True
 
 
-def request(*sources: str, allow_unmeasured: bool = False) -> StageRequest:
-    return StageRequest(enclave_id=ENCLAVE, sources=sources, allow_unmeasured=allow_unmeasured)
+def request(*sources: str) -> StageRequest:
+    return StageRequest(enclave_id=ENCLAVE, sources=sources)
 
 
 async def test_a_reference_is_resolved_once(slots: Path, limits: DownloadLimits) -> None:
@@ -122,18 +122,10 @@ async def test_the_files_of_an_image_are_measured(slots: Path, limits: DownloadL
         assert not (slots / ENCLAVE).exists()
 
 
-async def test_an_image_without_files_has_to_be_allowed(slots: Path, limits: DownloadLimits) -> None:
-    images = FakeImages(None)
+async def test_an_image_without_release_files_is_not_used(slots: Path, limits: DownloadLimits) -> None:
     with pytest.raises(ProcessSupervisorError) as caught:
-        await stage(request("dc/node:1"), slots, measure, limits, images=images)
+        await stage(request("dc/node:1"), slots, measure, limits, images=FakeImages(None))
     assert (caught.value.code, caught.value.kind) == ("CONTAINER_IMAGE_UNMEASURED", "transient")
-    allowed = request("dc/node:1", allow_unmeasured=True)
-    staged = await stage(allowed, slots, measure, limits, images=images)
-    assert not staged.facts.measured
-    assert await stage(allowed, slots, measure, limits, images=images) == staged
-    # What was let in by a setting is out when the setting is.
-    with pytest.raises(ProcessSupervisorError):
-        await stage(request("dc/node:1"), slots, measure, limits, images=images)
     assert not (slots / ENCLAVE).exists()
 
 
