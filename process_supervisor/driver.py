@@ -5,7 +5,6 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from signal import strsignal
 from typing import Literal, Protocol
 
 from .errors import ProcessSupervisorError
@@ -47,7 +46,7 @@ class LaunchSpec:
 class ExitStatus:
     """How a node ended. Neither `code` nor `signal` may be known of a node that a former agent started.
 
-    Its text continues a sentence: "the node" "was ended by signal 9 (Killed)".
+    Its text continues a sentence: "the node" "ended by signal 9".
     """
 
     code: int | None = None
@@ -58,7 +57,7 @@ class ExitStatus:
         if self.code is not None:
             return f"ended with exit code {self.code}"
         if self.signal is not None:
-            return f"was ended by signal {self.signal} ({strsignal(self.signal) or 'unknown'})"
+            return f"ended by signal {self.signal}"
         return "ended, and its exit status is not known: another process had started it"
 
 

@@ -515,5 +515,5 @@ def test_records_survive_json() -> None:
 
 def test_statuses_read_well() -> None:
     texts = [str(ExitStatus(code=1)), str(ExitStatus(signal=9))]
-    assert texts == ["ended with exit code 1", "was ended by signal 9 (Killed)"]
+    assert texts == ["ended with exit code 1", "ended by signal 9"]
     assert "not known" in str(ExitStatus())
