@@ -7,7 +7,6 @@ import click
 COMMANDS: dict[str, tuple[str, str]] = {
     "up": ("devnet.up", "Start a dev chain and keep it until interrupted."),
     "node-build": ("devnet.up", "Build the Substrate node, or say where it is built already."),
-    "pack": ("devnet.pack", "Sign an image with development keys and pack it as a release."),
     "demo": ("devnet.demo", "Run the whole upgrade trial."),
     "compose-trial": ("devnet.docker.trial", "Run the whole upgrade trial in containers."),
 }

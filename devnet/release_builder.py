@@ -121,13 +121,6 @@ class ReleaseBuilder:
         image, sigstruct, enclave_id = self._image(name, version, traits)
         return self._pack(name, version, enclave_id, {"enclave.pyz": image, "enclave.sig": sigstruct})
 
-    def pack_image(self, image: bytes, version: str, name: str) -> BuiltRelease:
-        """A release of a node that somebody else built."""
-        path = self._work(name) / "enclave.pyz"
-        path.write_bytes(image)
-        data, sigstruct, enclave_id = self._signed(path)
-        return self._pack(name, version, enclave_id, {"enclave.pyz": data, "enclave.sig": sigstruct})
-
     def changed_after_signing(self, version: str, name: str = "changed-after-signing") -> BuiltRelease:
         """An archive whose image is not the one that its SIGSTRUCT measures."""
         image, sigstruct, enclave_id = self._image(name, version, NodeTraits(features=("changed",)))
@@ -158,7 +151,7 @@ class ReleaseBuilder:
         return self._pack(name, version, enclave_id, {"enclave.sig": sigstruct}, links={"enclave.pyz": "/etc/passwd"})
 
     def _image(self, name: str, version: str, traits: NodeTraits) -> tuple[bytes, bytes, str]:
-        from attestation.artefact.files import build_image
+        from attestation.artefact.files import build_image, build_sigstruct, verify_artefact
 
         policy = {
             "version": version,
@@ -174,22 +167,13 @@ class ReleaseBuilder:
             "upgrader_ids": self.upgrader_ids,
             "handover_fault": traits.handover_fault,
         }
-        image = self._work(name) / "enclave.pyz"
+        work = self.folder / "build" / name
+        work.mkdir(parents=True, exist_ok=True)
+        image, sigstruct = work / "enclave.pyz", work / "enclave.sig"
         if self.language == "go":
             build_go_node(image, policy)
         else:
             build_image(image, node_sources(policy), NODE_MAIN)
-        return self._signed(image)
-
-    def _work(self, name: str) -> Path:
-        work = self.folder / "build" / name
-        work.mkdir(parents=True, exist_ok=True)
-        return work
-
-    def _signed(self, image: Path) -> tuple[bytes, bytes, str]:
-        from attestation.artefact.files import build_sigstruct, verify_artefact
-
-        sigstruct = image.with_name("enclave.sig")
         sigstruct.write_bytes(build_sigstruct(image, self.keys.vendor, date=SIGSTRUCT_DATE))
         return image.read_bytes(), sigstruct.read_bytes(), verify_artefact(image, sigstruct)
 

@@ -112,23 +112,37 @@ def _chain_options(command: Callable[..., None]) -> Callable[..., None]:
 
 
 @release.command()
-@click.option("--main", required=True, help="Entry point of the node, package.module:function.")
+@click.option("--main", help="Entry point of a node in Python, package.module:function.")
+@click.option("--program", type=_FILE, help="Instead of --main: a static program, built in Go for example.")
 @click.option("--source", type=_FOLDER, default=Path(), help="Folder that holds the package.  [default: this one]")
 @click.option("--data", multiple=True, help="A data file below --source that the image holds too; repeatable.")
 @click.option("--name", required=True, help="Name of the program; a hint for people.")
 @click.option("--version", required=True, help="Version as people know it, such as 1.1.0.")
 @click.option("--key", "key_file", type=_FILE, required=True, help="Vendor's key: PEM, RSA of 3,072 bits, exponent 3.")
 @click.option("--out", type=_FOLDER, required=True, help="Folder for image, SIGSTRUCT, release.json and archive.")
-def build(main: str, source: Path, data: tuple[str, ...], name: str, version: str, key_file: Path, out: Path) -> None:
+def build(
+    main: str | None,
+    program: Path | None,
+    source: Path,
+    data: tuple[str, ...],
+    name: str,
+    version: str,
+    key_file: Path,
+    out: Path,
+) -> None:
     """Build a release: measured image, SIGSTRUCT, release.json and the archive of the three. Prints the enclave id.
 
     The image holds what the entry point imports of its own package, of `attestation` and of `keyvault`. Other packages
-    come from the host's Python and are not measured. The same sources give the same bytes.
+    come from the host's Python and are not measured. The same sources give the same bytes. A static program is the
+    image itself.
     """
-    from dcupgrade.publishing.build import NodeSources, build_release, load_vendor_key
+    from dcupgrade.publishing.build import NativeProgram, NodeSources, build_release, load_vendor_key
 
+    if (main is None) == (program is None):
+        raise click.UsageError("Give either --main or --program.")
     _warn(key_file)
-    archive, enclave_id = build_release(NodeSources(source, main, data), load_vendor_key(key_file), name, version, out)
+    sources = NodeSources(source, main, data) if main is not None else NativeProgram(program or Path())
+    archive, enclave_id = build_release(sources, load_vendor_key(key_file), name, version, out)
     click.echo(f"built {archive}", err=True)
     click.echo(enclave_id)
 

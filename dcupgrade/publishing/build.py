@@ -18,6 +18,7 @@ from cryptography.hazmat.primitives.serialization import load_pem_private_key
 
 from attestation.artefact.closure import import_closure
 from attestation.artefact.files import build_image, build_sigstruct, verify_artefact
+from attestation.simulated.image import is_native, need_static
 from dcupgrade.errors import DcupgradeError, why_of
 
 OURS = ("attestation", "chain_watcher", "keyvault")
@@ -45,6 +46,13 @@ class NodeSources:
         return self.main.partition(":")[0]
 
 
+@dataclass(frozen=True, slots=True)
+class NativeProgram:
+    """A static program that was built already, in Go for example. It is the image itself."""
+
+    path: Path
+
+
 def load_vendor_key(path: Path) -> RSAPrivateKey:
     """The RSA-3072 key (e = 3) that signs the SIGSTRUCT, from an open PEM. Raises RELEASE_KEY_UNREADABLE."""
     try:
@@ -61,7 +69,9 @@ def load_vendor_key(path: Path) -> RSAPrivateKey:
     return key
 
 
-def build_release(sources: NodeSources, key: RSAPrivateKey, name: str, version: str, out: Path) -> tuple[Path, str]:
+def build_release(
+    sources: NodeSources | NativeProgram, key: RSAPrivateKey, name: str, version: str, out: Path
+) -> tuple[Path, str]:
     """Build into the folder `out`; returns the archive's path and the enclave id.
 
     `out` receives `enclave.pyz`, `enclave.sig`, `release.json`, and `NAME-VERSION.tar.gz` with the three.
@@ -70,7 +80,10 @@ def build_release(sources: NodeSources, key: RSAPrivateKey, name: str, version: 
     image, sigstruct, about = (out / each for each in NAMES)
     try:
         out.mkdir(parents=True, exist_ok=True)
-        build_image(image, _image_sources(sources), sources.main)
+        if isinstance(sources, NativeProgram):
+            image.write_bytes(_static_program(sources.path))
+        else:
+            build_image(image, _image_sources(sources), sources.main)
         sigstruct.write_bytes(build_sigstruct(image, key, date=SIGSTRUCT_DATE))
         enclave_id = verify_artefact(image, sigstruct)
         about.write_text(json.dumps({"name": name, "version": version, "enclave_id": enclave_id}) + "\n")
@@ -79,6 +92,15 @@ def build_release(sources: NodeSources, key: RSAPrivateKey, name: str, version: 
     except (OSError, ValueError, SyntaxError) as error:
         raise _failed(sources, why_of(error)) from error
     return archive, enclave_id
+
+
+def _static_program(path: Path) -> bytes:
+    """The bytes of a program that the simulated TEE can execute. Raises ENCLAVE_START_FAILED, ValueError, OSError."""
+    with path.open("rb") as file:
+        if not is_native(file.fileno()):
+            raise ValueError("it is no ELF program; a Python program is named by its entry point, with --main")
+        need_static(file.fileno())
+        return file.read()
 
 
 def _image_sources(sources: NodeSources) -> Mapping[str, Path | bytes]:
@@ -112,10 +134,11 @@ def _packed(members: Mapping[str, bytes]) -> bytes:
     return gzip.compress(tarred.getvalue(), mtime=0)
 
 
-def _failed(sources: NodeSources, why: str) -> DcupgradeError:
+def _failed(sources: NodeSources | NativeProgram, why: str) -> DcupgradeError:
+    of = sources.path if isinstance(sources, NativeProgram) else f"{sources.main} in {sources.folder}"
     return DcupgradeError(
         code="RELEASE_BUILD_FAILED",
-        what=f"the release of {sources.main} in {sources.folder}",
+        what=f"the release of {of}",
         why=why,
         action="Name the entry point as package.module:function, and the folder that holds the package.",
     )

@@ -35,20 +35,19 @@ def built(folder: Path, world: World, version: str) -> BuiltRelease:
     folder.mkdir(exist_ok=True)
     for name, code in zip(("main.go", "note.go"), blocks("go"), strict=True):
         (folder / name).write_text(code)
-    # A checkout's environment may lie elsewhere than in it, as the one of this run may.
-    checkout = folder / "checkout"
-    if not checkout.exists():
-        checkout.mkdir()
-        for name in ("sdk", "devnet", "attestation", "dcupgrade", "keyvault", "chain_watcher", "process_supervisor"):
-            (checkout / name).symlink_to(ROOT / name)
-        (checkout / ".venv").symlink_to(Path(sys.prefix))
+    commands = folder / "bin"
+    commands.mkdir(exist_ok=True)
+    (commands / "dcupgrade").write_text(f'#!/bin/sh\nexec {sys.executable} -m dcupgrade "$@"\n')
+    (commands / "dcupgrade").chmod(0o700)
     environment = {
         **os.environ,
-        "DCUPGRADE": str(checkout),
+        "PATH": f"{commands}:{os.environ['PATH']}",
+        "PYTHONPATH": str(ROOT),
+        "DCUPGRADE": str(ROOT),
         "NETWORK_KEY": world.keys.network_public,
         "GENESIS": world.genesis_hash.removeprefix("0x"),
         "VAULT_ID": world.vault_id,
-        "KEYS": str(world.folder.parent / "keys"),
+        "VENDOR_KEY": str(world.folder.parent / "keys" / "vendor.pem"),
         "VERSION": version,
         "GOWORK": "off",
     }
@@ -59,10 +58,11 @@ def built(folder: Path, world: World, version: str) -> BuiltRelease:
         )
         assert done.returncode == 0, done.stderr
         said = done.stdout
-    enclave_id, archive = (line.split()[-1] for line in said.splitlines())
-    path = world.folder / "archives" / Path(archive).name
-    path.write_bytes((folder / archive).read_bytes())
-    return BuiltRelease(path.stem, version, enclave_id, sign_enclave_id(world.keys.network, enclave_id), path)
+    enclave_id = said.split()[-1]
+    archive = folder / "releases" / version / f"mynode-{version}.tar.gz"
+    served = world.folder / "archives" / archive.name
+    served.write_bytes(archive.read_bytes())
+    return BuiltRelease(archive.stem, version, enclave_id, sign_enclave_id(world.keys.network, enclave_id), served)
 
 
 async def test_the_node_of_the_page_is_upgraded(world: World) -> None:

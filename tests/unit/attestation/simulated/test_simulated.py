@@ -18,6 +18,7 @@ from attestation.simulated.cpu import CPUSVN_LEVELS, SoftwareCpu
 from attestation.simulated.image import is_native, private_copy
 from attestation.simulated.root_keys import init_cpu, load_root_keys, set_cpusvn
 from tests.doubles import intel_sim
+from tests.doubles.elf import INTERPRETER, LOAD, elf
 from tests.doubles.signed_enclaves import Key
 from tests.unit.attestation.conftest import DATE
 
@@ -151,22 +152,15 @@ def test_what_is_no_image_is_not_loaded(tmp_path: Path, monkeypatch: pytest.Monk
     assert refused(lambda: private_copy(tmp_path / "none")).code == "ARTEFACT_UNREADABLE"
 
 
-def elf(*kinds: int, elf_class: int = 2) -> bytes:
-    """A 64-bit little-endian ELF header with program headers of these types behind it."""
-    header = b"\x7fELF" + bytes([elf_class, 1]) + bytes(26) + (64).to_bytes(8, "little") + bytes(14)
-    header += (56).to_bytes(2, "little") + len(kinds).to_bytes(2, "little") + bytes(6)
-    return header + b"".join(kind.to_bytes(4, "little") + bytes(52) for kind in kinds)
-
-
 def test_a_native_image_is_one_by_its_measured_bytes_and_must_be_static(
     tmp_path: Path, artefact: tuple[Path, Path], signer: RSAPrivateKey
 ) -> None:
     image, sigstruct = artefact
     for content, native, why in (
         (image.read_bytes(), False, ""),
-        (elf(1, 2), True, ""),
-        (elf(1, 3, 1), True, "not measured"),
-        (elf(1, elf_class=1), True, "64-bit"),
+        (elf(LOAD, 2), True, ""),
+        (elf(LOAD, INTERPRETER, LOAD), True, "not measured"),
+        (elf(LOAD, elf_class=1), True, "64-bit"),
         (Path("/bin/true").read_bytes(), True, "not measured"),
         (b"\x7fELF", True, ""),  # left to the kernel, which refuses it
     ):
@@ -189,7 +183,7 @@ def test_a_native_image_is_one_by_its_measured_bytes_and_must_be_static(
 
 def test_only_a_native_image_lies_in_memory_that_can_be_executed(artefact: tuple[Path, Path]) -> None:
     image = artefact[0]
-    for content, executable in ((image.read_bytes(), False), (elf(1), True)):
+    for content, executable in ((image.read_bytes(), False), (elf(LOAD), True)):
         image.write_bytes(content)
         copy, _ = private_copy(image)
         try:

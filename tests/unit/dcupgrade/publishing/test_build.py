@@ -11,11 +11,13 @@ from click.testing import CliRunner
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric.rsa import RSAPrivateKey, generate_private_key
 
+from attestation.errors import AttestationError
 from dcupgrade.commands.release import release
 from dcupgrade.errors import DcupgradeError
 from dcupgrade.publishing.build import load_vendor_key
 from process_supervisor.archive import unpack
 from process_supervisor.limits import ArchiveLimits
+from tests.doubles.elf import INTERPRETER, LOAD, elf
 
 
 @pytest.fixture(scope="module")
@@ -108,3 +110,33 @@ def test_a_vendor_key_that_sgx_does_not_take_is_refused(tmp_path: Path) -> None:
             load_vendor_key(written(tmp_path, key))
     with pytest.raises(DcupgradeError, match="RELEASE_KEY_UNREADABLE"):
         load_vendor_key(tmp_path / "absent")
+
+
+def build_program(program: bytes, vendor: Path, folder: Path) -> str:
+    (folder / "node").write_bytes(program)
+    arguments = ["build", "--program", str(folder / "node"), "--name", "mynode", "--version", "1.0.0"]
+    done = CliRunner().invoke(release, [*arguments, "--key", str(vendor), "--out", str(folder / "out")])
+    if done.exception is not None:
+        raise done.exception
+    return done.stdout.strip()
+
+
+def test_a_static_program_is_the_image_itself(vendor: Path, tmp_path: Path) -> None:
+    enclave_id = build_program(elf(LOAD), vendor, tmp_path)
+    unpack(tmp_path / "out" / "mynode-1.0.0.tar.gz", tmp_path / "slot", ArchiveLimits(), None)
+    assert (tmp_path / "slot" / "enclave.pyz").read_bytes() == elf(LOAD)
+    assert json.loads((tmp_path / "slot" / "release.json").read_text())["enclave_id"] == enclave_id
+
+
+def test_a_program_that_the_tee_would_refuse_is_not_packed(vendor: Path, tmp_path: Path) -> None:
+    with pytest.raises(AttestationError, match="not measured"):
+        build_program(elf(LOAD, INTERPRETER), vendor, tmp_path)
+    with pytest.raises(DcupgradeError, match="--main"):
+        build_program(b"#!/bin/sh", vendor, tmp_path)
+
+
+def test_a_release_is_of_one_kind(vendor: Path, tmp_path: Path) -> None:
+    rest = ["--name", "n", "--version", "1", "--key", str(vendor), "--out", str(tmp_path)]
+    for kind in ([], ["--main", "a.b:c", "--program", str(vendor)]):
+        done = CliRunner().invoke(release, ["build", *kind, *rest])
+        assert "either --main or --program" in done.output
