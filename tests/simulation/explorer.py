@@ -329,10 +329,16 @@ def judge(state: State, world: World, spoken: frozenset[str]) -> Iterator[str]:
         yield "8: the machine went back behind a commit without an operator's word"
     if "revert" in spoken and state.revert_requested and state.name in (Name.LAUNCHING, Name.DELIVERING):
         yield "10: an operator's wish to go back was passed over"
+    by_hand = state.record("b").quarantine == "OPERATOR_REVERT"
+    if "b" in world.told_commit and running and running.enclave_id == "a" and "revert" in spoken:
+        begun = state.target is not None and state.target.enclave_id == "b" and state.name in BEGUN
+        if begun and "retry" not in spoken and not by_hand and not state.revert_requested:
+            yield "11: what an operator went back from was begun again without `retry`"
     if world.went_back and "revert" not in spoken:
         yield "8: an older node was started after the commit without an operator's word"
 
 
+BEGUN = (Name.STAGING, Name.STAGED, Name.COLLECTING, Name.SEALED)
 TARGETS = ("good", "bad", "dies", "mute", "blind", "frail")
 
 

@@ -98,6 +98,23 @@ def _commits_to_the_source(state: State, event: Event, budgets: guards.Budgets) 
     return replace(t.commit(state, event, budgets), running=state.running, previous=state.target)
 
 
+def _never_stop(_: State, wanted: tuple[Effect, ...]) -> tuple[Effect, ...]:
+    return tuple(effect for effect in wanted if effect.kind is not F.STOP_NODE)
+
+
+def _tries_on_and_on(state: State, wanted: tuple[Effect, ...]) -> tuple[Effect, ...]:
+    waits = state.name is N.HALTED and state.resume_to == N.REVERTING and state.target_stopped
+    return (Effect(F.KEEP_NODE, state.running.enclave_id),) if waits and state.running else wanted
+
+
+def _keeps_records(state: State, event: Event, budgets: guards.Budgets) -> State:
+    return replace(t.remember_chain(state, event, budgets), records=state.records)
+
+
+def _lifts_every_quarantine(state: State, _event: Event, _: guards.Budgets) -> State:
+    return replace(state, records=())
+
+
 MUTANTS: dict[str, tuple[Rows, Activity, Scenario]] = {
     "stops the node as soon as the release is staged": (
         _edge(N.STAGED, E.GATES_OPEN, _to(N.STOPPING)), _keep_activity, CALM),
@@ -151,6 +168,23 @@ MUTANTS: dict[str, tuple[Rows, Activity, Scenario]] = {
     "halts without a name": (
         _edge(N.REVERTING, E.STOP_FAILED, _act(None)), _keep_activity, SICK),
     "cannot leave halted": (_edge(N.HALTED, E.RESUME, _drop), _keep_activity, SPOKEN),
+    "gives up on a new version that would not stop": (
+        _same, _in(N.HALTED, _never_stop), Scenario(Traits("blind"), faults=2)),
+    "gives up on a source whose files were lost": (
+        _same, _in(N.HALTED, _keep_nothing), Scenario(Traits("blind"), faults=2)),
+    "waits for an operator once the data is free again": (
+        _same, _in(N.HALTED, _keep_nothing), Scenario(Traits("dies"), faults=2)),
+    "remembers the failures of addresses that were corrected": (
+        _edge(N.IDLE, E.CHAIN, _act(_keeps_records)), _keep_activity, Scenario(Traits("misplaced"), faults=1)),
+    "does not know that an effect can fail unexpectedly": (
+        _edge(N.PROBATION, E.UNHEALTHY, _drop), _keep_activity, CALM),
+    "starts a source that was revoked while it waited": (
+        _edge(N.HALTED, E.CHAIN, _drop, "revoked_while_waiting"), _tries_on_and_on,
+        Scenario(Traits("blind"), faults=3)),
+    "takes an approval for an end of the quarantine": (
+        _edge(N.IDLE, E.APPROVE, _act(t.release_quarantine)), _keep_activity, Scenario(Traits("good"), words=2)),
+    "takes a resume for an end of the quarantine": (
+        _edge(N.IDLE, E.RESUME, _act(_lifts_every_quarantine)), _keep_activity, Scenario(Traits("good"), words=2)),
     "takes a hold for an order to stop": (_edge(N.COLLECTING, E.HOLD, _to(N.STOPPING)), _keep_activity, SPOKEN),
 }  # fmt: skip
 """Name of the bug -> (change of the table, change of the wanted work, scenario that shows it)."""

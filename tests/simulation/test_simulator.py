@@ -1,5 +1,6 @@
 """The seeded simulator finds nothing, replays exactly, and catches planted bugs."""
 
+import asyncio
 import json
 import logging
 import os
@@ -11,11 +12,13 @@ from typing import Any
 
 import pytest
 
+from dcupgrade.machine import guards
 from dcupgrade.machine import table as machine
 from dcupgrade.machine.events import Effect, EffectKind, Event, EventKind
 from dcupgrade.machine.state import Name, State
+from dcupgrade.upgrade.event_queue import Item
 from dcupgrade.upgrade.orchestrator import Orchestrator
-from dcupgrade.upgrade.performer import WORK
+from dcupgrade.upgrade.performer import WORK, perform
 from dcupgrade.upgrade.tools import Emit, Tools
 from keyvault.vault import decisions as core
 from tests.simulation.simulator.driver import simulate
@@ -39,7 +42,7 @@ def test_no_seed_breaks_an_invariant() -> None:
     assert sum(outcome.upgrades for outcome in outcomes) == SEEDS * 10
     endings = {name for outcome in outcomes for name in outcome.endings}
     assert endings == {"committed", "reverted", "abandoned", "halted"}
-    assert len({name for outcome in outcomes for name in outcome.faults}) == 16
+    assert len({name for outcome in outcomes for name in outcome.faults}) == 20
 
 
 def test_a_seed_replays_exactly_in_another_process() -> None:
@@ -105,6 +108,59 @@ def test_a_stop_that_does_not_wait_is_noticed(monkeypatch: pytest.MonkeyPatch) -
 
     monkeypatch.setitem(WORK, EffectKind.STOP_NODE, hasty)
     assert "2: " in first_violation(20)
+
+
+def test_a_retry_without_a_pause_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Case A2: one that repeats itself takes the whole processor, and the agent answers nobody."""
+    monkeypatch.setattr(Tools, "pause_s", lambda *_: 0.0)
+    assert "without a pause" in first_violation(40)
+
+
+def health_fails_now_and_then(world: SimulatedWorld) -> None:
+    """Every tenth look at a node dies of a fault of the program."""
+    real, looks = world.nodes.health, 0
+
+    def health(enclave_id: str) -> Any:
+        nonlocal looks
+        looks += 1
+        if looks % 10 == 0:
+            raise RecursionError("maximum recursion depth exceeded")
+        return real(enclave_id)
+
+    world.nodes.health = health  # type: ignore[method-assign]
+
+
+def test_an_effect_that_dies_of_an_unexpected_error_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Case A3."""
+    assert first_violation(10, health_fails_now_and_then) == ""
+
+    async def dies(self: Any, effect: Effect, number: int, state: State) -> None:
+        def emit(event: Event) -> None:
+            self._queue.put(Item(event, effect, number))
+
+        emit(await perform(self._tools, effect, state, emit))
+
+    monkeypatch.setattr(Orchestrator, "_perform", dies)
+    assert "5: it does not come to rest" in first_violation(10, health_fails_now_and_then)
+
+
+def port_is_taken_after_a_stop(world: SimulatedWorld) -> None:
+    """Another program takes the port between stop and start, and keeps it."""
+    real = world.nodes.stop
+
+    async def stop(enclave_id: str) -> None:
+        await real(enclave_id)
+        world.nodes.port_taken = True
+        asyncio.get_running_loop().call_later(300.0, setattr, world.nodes, "port_taken", False)
+
+    world.nodes.stop = stop  # type: ignore[method-assign]
+
+
+def test_a_way_back_that_gives_up_on_what_passes_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Cases B4 and C3: nobody says a word in the end, and the node is to come back all the same."""
+    assert first_violation(10, port_is_taken_after_a_stop) == ""
+    monkeypatch.setattr(guards, "source_may_return", lambda _: False)
+    assert "5: it does not come to rest" in first_violation(20, port_is_taken_after_a_stop)
 
 
 def test_a_machine_that_skips_collecting_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -28,7 +28,7 @@ from dcupgrade.upgrade.tools import Limits
 from keyvault.errors import KeyvaultError
 from tests.doubles.memory_journal import MemoryJournal
 
-from .loop import PowerCut, SimulatedLoop
+from .loop import BusyLoopError, PowerCut, SimulatedLoop
 from .world import Published, SimulatedWorld, ViolationError
 
 LIMITS = Limits(
@@ -38,6 +38,15 @@ LIMITS = Limits(
 BUDGETS = Budgets(attempts=3, failures=1, launches=3, crashes=4, retention_s=50.0)
 PATIENCE_S = 60.0
 REST_S_MAX = 5000.0
+PASSES = ("TARGET_WONT_STOP", "DATA_LOCKED", "SOURCE_SLOT_DAMAGED", "SOURCE_WONT_START", "KEYS_UNREACHABLE")
+"""Conditions that must end by themselves once there are no more faults: nobody says a word."""
+PORTS = (
+    *[("nodes", name) for name in ("is_alive", "start", "wait_exit", "stop", "stage", "slot_is_good", "preflight")],
+    *[("nodes", name) for name in ("health", "commit", "key_set_id", "remove_slot")],
+    *[("vault", name) for name in ("status", "collect", "permit", "delivery", "committed", "holds_keys_of")],
+    ("chain", "evidence"),
+)
+"""What may raise where it is called, or answer late."""
 TRAITS = ("good", "good", "good", "good", "good", "hungry", "dies", "mute", "blind", "frail")
 
 
@@ -88,6 +97,7 @@ class Life:
         self._agent_task: asyncio.Task[None] | None = None
         self._word = 0
         self._waited_halted = 0
+        self._disturbed: set[tuple[str, str]] = set()
 
     def run(self) -> Outcome:
         """Live until the end or a violation."""
@@ -107,7 +117,7 @@ class Life:
             except PowerCut:
                 if not self._survives_power_cut():
                     break
-            except (ViolationError, DcupgradeError) as error:
+            except (ViolationError, BusyLoopError, DcupgradeError) as error:
                 self.outcome.violation = str(error)
                 break
             finally:
@@ -256,7 +266,8 @@ class Life:
             if state.halted not in HALTED_CODES:
                 self.world.violate(f"5: halted without a name: {state.halted!r}")
             self._waited_halted += 1
-            if self._waited_halted % 10 == 0 and not self.journal.queue:
+            passes = self.phase == "liveness" and state.halted in PASSES
+            if self._waited_halted % 10 == 0 and not self.journal.queue and not passes:
                 program = newer(state)
                 superseded = state.halted == "FIRST_INSTALL_FAILED" and program not in (None, state.target)
                 self._say("revert" if superseded and self.phase == "liveness" else "resume")
@@ -277,7 +288,10 @@ class Life:
     def _heal(self) -> None:
         world = self.world
         world.disk.full = world.nodes.locked_by_other = world.nodes.port_taken = world.nodes.stop_hangs = False
-        world.vault.replaced = False
+        world.vault.replaced = world.chain.breaks = False
+        for owner_name, name in sorted(self._disturbed):
+            self._calm(owner_name, name)
+        self._disturbed.clear()
         world.vault.up = world.chain.reachable = True
         world.nodes.downloads_fail = 0.0
         self.journal.fail_writes = False
@@ -302,6 +316,10 @@ class Life:
             ("revoked", self._revoke),
             ("operator's word", self._speak),
             ("stranger asks", self._stranger_asks),
+            ("port raises", self._port_raises),
+            ("port pauses", self._port_pauses),
+            ("chain breaks off", lambda: self._for_a_while(self.world.chain, "breaks", True, 10)),
+            ("files lost", self._lose_files),
         ]
         while True:
             await asyncio.sleep(self.rng.expovariate(1.0 / self.roughness_s))
@@ -313,6 +331,56 @@ class Life:
         before = {"up": True, "reachable": True, "downloads_fail": 0.0}.get(name, False)
         setattr(owner, name, value)
         asyncio.get_running_loop().call_later(self.rng.uniform(0.1, seconds_max), setattr, owner, name, before)
+
+    async def _port_raises(self) -> None:
+        """A port raises where it is called, by a fault of the host, of the program, or of what it reaches."""
+        error = self.rng.choice(
+            (
+                OSError(24, "Too many open files"),
+                RecursionError("maximum recursion depth exceeded"),
+                DcupgradeError(code="CONTAINER_ENGINE_UNREACHABLE", what="engine", why="away", kind="transient"),
+                DcupgradeError(code="NODE_RECORD_INVALID", what="record", why="not JSON", kind="invariant"),
+            )
+        )
+
+        def raises(*_: Any, **__: Any) -> Any:
+            raise error
+
+        self._disturb(lambda _: raises)
+
+    async def _port_pauses(self) -> None:
+        """A port answers, but late."""
+        pause_s = self.rng.uniform(1.0, 30.0)
+
+        def late(real: Callable[..., Any]) -> Callable[..., Any]:
+            async def port(*arguments: Any, **named: Any) -> Any:
+                await asyncio.sleep(pause_s)
+                return await real(*arguments, **named)
+
+            return port
+
+        self._disturb(late)
+
+    def _disturb(self, change: Callable[[Callable[..., Any]], Callable[..., Any]]) -> None:
+        """Put something in the place of a port for a while."""
+        owner_name, name = self.rng.choice(PORTS)
+        owner = getattr(self.world, owner_name)
+        real = getattr(type(owner), name).__get__(owner)
+        setattr(owner, name, change(real))
+        self._disturbed.add((owner_name, name))
+        asyncio.get_running_loop().call_later(self.rng.uniform(0.1, 20), self._calm, owner_name, name)
+
+    def _calm(self, owner_name: str, name: str) -> None:
+        vars(getattr(self.world, owner_name)).pop(name, None)
+
+    async def _lose_files(self) -> None:
+        """The files of a version that does not run are gone, or those of the running one."""
+        slots = sorted(name for name in self.world.disk.safe if name.startswith("slot/"))
+        if slots:
+            name = self.rng.choice(slots)
+            self.world.lost.add(name.removeprefix("slot/"))
+            self.world.disk.safe.pop(name, None)
+            self.world.disk.loose.pop(name, None)
 
     async def _kill_agent(self) -> None:
         nodes = {node for node in self.world.nodes.all_living()}

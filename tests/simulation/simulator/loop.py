@@ -16,6 +16,13 @@ class DeadlockError(Exception):
     """Nothing is left to do, and nothing will ever be."""
 
 
+class BusyLoopError(Exception):
+    """Something repeats itself without a pause: in reality it would take the whole processor."""
+
+
+STEPS_WITHOUT_TIME_MAX = 20_000
+
+
 class PowerCut(KeyboardInterrupt):
     """The power goes, in the middle of whatever runs. Not an Exception, so that no handler stops it."""
 
@@ -25,12 +32,18 @@ class _Selector:
 
     def __init__(self, loop: SimulatedLoop) -> None:
         self._loop = loop
+        self._steps = 0
 
     def select(self, timeout: float | None) -> list[Any]:
         if timeout is None:
             raise DeadlockError
         if timeout > 0:
             self._loop.now_s += timeout
+            self._steps = 0
+        self._steps += 1
+        if self._steps > STEPS_WITHOUT_TIME_MAX:
+            self._steps = 0
+            raise BusyLoopError(f"{STEPS_WITHOUT_TIME_MAX} steps of the loop without a pause")
         return []
 
 

@@ -137,6 +137,7 @@ class Chain:
         self.releases: dict[str, Published] = {}
         self.history: dict[int, tuple[str, dict[str, int]]] = {}
         self.reachable = True
+        self.breaks = False
         self._changed = asyncio.Event()
         self._entries: EntryList | None = None
         self._record()
@@ -192,6 +193,8 @@ class Chain:
         """Facts now and after every change, while the chain can be reached."""
         seen = -1
         while True:
+            if self.breaks:
+                raise DcupgradeError(code="ENDPOINT_GARBAGE", what="views", why="broken off", kind="transient")
             if not self.reachable:
                 await asyncio.sleep(1.0)
                 continue
@@ -347,6 +350,8 @@ class SimulatedWorld:
         self.wall_offset_s = 0.0
         self.by_hand = False
         """Whether an operator asked to go back: only then may a node stop that has no successor."""
+        self.lost: set[str] = set()
+        """Slots that a fault took away."""
         self.violation = ""
         self._done: set[str] = set()
 
@@ -404,11 +409,14 @@ class SimulatedWorld:
             return
         safe = self.disk.safe
         by_node = any(
-            name.startswith("node/") and name != "node/keyset" and value == key and safe.get(f"slot/{name[5:]}")
+            name.startswith("node/") and name != "node/keyset" and value == key and self._has_files(name[5:])
             for name, value in safe.items()
         )
         if not by_node and safe.get(f"vault/keys/{key}") != key:
             self.violate("1: the keys cannot be recovered")
+
+    def _has_files(self, enclave_id: str) -> bool:
+        return bool(self.disk.safe.get(f"slot/{enclave_id}")) or enclave_id in self.lost
 
     def judge_release(self, enclave_id: str, release: core.Release) -> None:
         """3: keys go back to the id they came from, or to the program of the block that the permit names."""
@@ -433,8 +441,7 @@ class SimulatedWorld:
             return
         height = self.chain.releases[enclave_id].height
         successor = any(
-            release.height > height and self.disk.safe.get(f"slot/{name}")
-            for name, release in self.chain.releases.items()
+            release.height > height and self._has_files(name) for name, release in self.chain.releases.items()
         )
         if not successor or (node.key and self.disk.safe.get(f"vault/keys/{node.key}") != node.key):
             self.violate(f"4: {node.release.version} was stopped before release and keys were safe")
