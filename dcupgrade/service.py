@@ -20,7 +20,6 @@ from attestation.network import NetworkKeys
 from chain_watcher.watch.watcher import Watcher
 from dcupgrade.adapters.chain import Chain, remember_progress, watcher_config
 from dcupgrade.adapters.clock import SystemClock
-from dcupgrade.adapters.early_fetch import Prefetcher, fetchable_early
 from dcupgrade.adapters.fleet import FleetGate
 from dcupgrade.adapters.fleet_open import open_engine
 from dcupgrade.adapters.journal import Journal
@@ -36,7 +35,6 @@ from dcupgrade.adapters.vault_process import keep_vault
 from dcupgrade.adapters.webhook_posts import poster
 from dcupgrade.commands.explain import meaning_and_remedy
 from dcupgrade.machine.plan import plan
-from dcupgrade.machine.state import Release
 from dcupgrade.settings.derive import budgets, gate_rules, limits, proxies
 from dcupgrade.settings.schema import Settings
 from dcupgrade.surfaces.chain_log import log_chain_news
@@ -147,21 +145,20 @@ class _Parts:
     def __init__(
         self,
         orchestrator: Orchestrator,
-        watcher: Watcher,
         chain: Chain,
         vault: Vault,
         rules: gates.GateRules,
         fleet: FleetGate | None,
     ) -> None:
-        self.orchestrator, self.watcher, self.chain, self.vault, self.rules = orchestrator, watcher, chain, vault, rules
+        self.orchestrator, self.chain, self.vault, self.rules = orchestrator, chain, vault, rules
         self.fleet = fleet
 
     def tasks(self, settings: Settings, driver: ProcessDriver, of_nodes: NodeDriver) -> list[tuple[str, Any]]:
         """Names and coroutines of the tasks that never end by themselves."""
-        out = [("orchestrator", self.orchestrator.run()), ("watcher", self.watcher.run())]
+        out = [("orchestrator", self.orchestrator.run()), ("watcher", self.chain.watcher.run())]
         out.append(("tend", _tend({driver, of_nodes})))
         out.append(("vault authorities", keep_authorities_current(self.chain, self.vault)))
-        out.append(("chain news", log_chain_news(self.watcher.health)))
+        out.append(("chain news", log_chain_news(self.chain.watcher.health)))
         if self.fleet is not None:
             out.append(("fleet", self.fleet.keep(lambda: self.orchestrator.state)))
         if settings.vault.start:
@@ -181,12 +178,8 @@ async def _assemble(
     client = VaultClient(settings.vault.url, read_or_draw_token(settings.token_file))
     stack.push_async_callback(client.close)
     keys = NetworkKeys.parse(settings.chain.network_keys, settings.chain.threshold)
-    watcher = Watcher(
-        watcher_config(settings, journal.chain_progress()),
-        keys.verify,
-        on_progress=remember_progress(settings, journal),
-    )
-    chain = Chain(watcher, lambda release: prefetcher(release))
+    config = watcher_config(settings, journal.chain_progress())
+    chain = Chain(Watcher(config, keys.verify, on_progress=remember_progress(settings, journal)))
     vault = Vault(
         client,
         node_url=f"http://127.0.0.1:{settings.node.port}",
@@ -204,18 +197,6 @@ async def _assemble(
         settings, driver, slots, node_http, first_install_allowed=first_install, sealed_copies=sealed_copies
     )
     clock = SystemClock()
-
-    def wanted(enclave_id: str) -> bool:
-        state = orchestrator.state
-        known = (state.running, state.target, state.previous, state.chain.program if state.chain else None)
-        return any(release is not None and release.enclave_id == enclave_id for release in known)
-
-    def fetchable(release: Release) -> Release | None:
-        return fetchable_early(release, orchestrator.state, chain.listed, settings.download.early_hosts)
-
-    prefetcher = Prefetcher(slots, fetchable, wanted, clock.sleep)
-    stack.push_async_callback(prefetcher.close)
-    slots.give_way = prefetcher.give_way
     rules = gate_rules(settings)
     fleet = None
     if (engine := open_engine(settings)) is not None:
@@ -239,7 +220,7 @@ async def _assemble(
         rules=rules,
         commands_poll_s=0.25,
     )
-    return _Parts(orchestrator, watcher, chain, vault, rules, fleet)
+    return _Parts(orchestrator, chain, vault, rules, fleet)
 
 
 async def _tend(drivers: Collection[NodeDriver]) -> None:
@@ -267,7 +248,7 @@ async def _face(settings: Settings, journal: Journal, parts: _Parts) -> AsyncIte
             "node_id": settings.node.id,
             "tee": vault["tee"],
             "vault": vault,
-            "chain": parts.watcher.health(),
+            "chain": parts.chain.watcher.health(),
         }
 
     def plan_now() -> dict[str, Any]:

@@ -18,6 +18,7 @@ from dcupgrade.errors import DcupgradeError, why_of
 from dcupgrade.machine.state import ChainFacts, Release
 from dcupgrade.settings.derive import proxies
 from dcupgrade.settings.schema import Settings
+from dcupgrade.upgrade.ports import Announcement
 
 from .journal import Journal
 
@@ -25,33 +26,29 @@ from .journal import Journal
 class Chain:
     """The chain port over a Watcher."""
 
-    def __init__(self, watcher: Watcher, announced: Callable[[Release], None]) -> None:
-        """`announced` is called with releases that a best block announces before they are final."""
-        self._watcher = watcher
-        self._announced = announced
-        self.listed: Mapping[str, int] = {}
-        """Every id that the last finalized view lists, with its lowest height."""
+    def __init__(self, watcher: Watcher) -> None:
+        self.watcher = watcher
 
-    async def views(self) -> AsyncIterator[ChainFacts]:
-        """Facts of each view; a view that could not be read for a passing reason is left out."""
-        async for view in self._watcher.news():
-            if isinstance(view, Announced):
-                self._announced(release_of(view.release))
-                continue
-            if view.program is None and view.refusal is not None and view.refusal.kind == "transient":
-                continue
-            self.listed = view.listed
-            yield chain_facts(view)
+    async def news(self) -> AsyncIterator[Announcement | ChainFacts]:
+        """What best blocks announce, and facts of each final view.
+
+        A view that could not be read for a passing reason is left out.
+        """
+        async for news in self.watcher.news():
+            if isinstance(news, Announced):
+                yield Announcement(release_of(news.release))
+            elif news.program is not None or news.refusal is None or news.refusal.kind != "transient":
+                yield chain_facts(news)
 
     async def evidence(self, target_id: str, source_id: str, vault_state: Mapping[str, Any]) -> Mapping[str, Any]:
         """What the vault needs, from the watcher."""
-        return await self._watcher.evidence(target_id, source_id, dict(vault_state))
+        return await self.watcher.evidence(target_id, source_id, dict(vault_state))
 
     async def next_set_changes(self, vault_state: Mapping[str, Any]) -> Sequence[Mapping[str, Any]]:
         """One step of the set changes that the vault does not know; empty when it is up to date or pins no set."""
         if vault_state["chain"].get("checkpoint") is None:
             return ()
-        return await self._watcher.next_set_changes(vault_state)
+        return await self.watcher.next_set_changes(vault_state)
 
 
 def chain_facts(view: ChainView) -> ChainFacts:

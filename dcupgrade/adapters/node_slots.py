@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
-from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -38,16 +37,10 @@ class NodeSlots:
     def __init__(self, settings: Settings, driver: NodeDriver, images: ImageStore | None = None) -> None:
         self._settings, self._driver, self._images = settings, driver, images
         self.folder = settings.agent.state_dir / "slots"
-        self.give_way: Callable[[str], Awaitable[None]] = _nothing
         self._good: dict[str, tuple[tuple[int, ...], ...]] = {}
 
-    async def stage(self, release: Release, progress: Progress) -> None:
-        """Download, verify and name the release; an early fetch of it gives way, and what it has is kept."""
-        await self.give_way(release.enclave_id)
-        await self.fetch(release, progress)
-
-    async def fetch(self, release: Release, progress: Progress, *, allow_file_urls: bool = False) -> None:
-        """Download and verify into the release's slot, whatever an early fetch does. Raises what `stage.stage` does."""
+    async def stage(self, release: Release, progress: Progress, *, allow_file_urls: bool = False) -> None:
+        """Download, verify and name the release. Raises what `process_supervisor.stage.stage` does."""
         limits = replace(download_limits(self._settings), allow_file_urls=allow_file_urls)
         await self._stage(release, limits, progress, self._images)
 
@@ -119,10 +112,6 @@ class NodeSlots:
         version = json.loads((slot / "release.json").read_text(encoding="utf-8")).get("version", "")
         texts = (slot / "network.sig").read_text(encoding="ascii").split()
         return Release(enclave_id, version=str(version), signatures=tuple(decode_multibase(item) for item in texts))
-
-
-async def _nothing(_: str) -> None:
-    """No early fetch is under way."""
 
 
 def verify_folder(folder: Path) -> str:

@@ -97,7 +97,7 @@ async def _adopt(loaded: Settings, container: str | None, source: str | None) ->
             why = f"{loaded.node.data_dir} is not the folder that this node works on: its key set is {marked or 'none'}"
             raise not_adoptable("the node", why, "Correct node.data_dir")
         release = await _release(loaded, running, source)
-        await host.slots.fetch(release, lambda _: None, allow_file_urls=source is not None)
+        await host.slots.stage(release, lambda _: None, allow_file_urls=source is not None)
         name = node_name(release.enclave_id)
         if await living(host.driver, release.enclave_id) is None:
             by_container = loaded.node.driver == "container"

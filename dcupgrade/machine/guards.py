@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
+from chain_watcher.proof.release import newer
 from dcupgrade.conditions import HALTED_CODES
 from dcupgrade.errors import DcupgradeError
 
@@ -39,24 +40,28 @@ A person is told, and meanwhile the source is tried on and on.
 """
 
 
-def newer(state: State) -> Release | None:
-    """The release on the chain, if it is signed, and newer than the running one (equal heights are not newer)."""
+def newer_release(state: State) -> Release | None:
+    """The release on the chain, if it is signed, and newer than the running one."""
     program = state.chain.program if state.chain else None
     if program is None or state.chain is None or not state.chain.lists(program.enclave_id):
         return None
     if state.running is None:
         return program
-    heights = dict(state.chain.listed)
-    # a running version that is listed no more counts as the oldest
-    height = heights.get(state.running.enclave_id, -1)
-    if program.enclave_id == state.running.enclave_id or program.added_height <= height:
+    if program.enclave_id == state.running.enclave_id:
         return None
-    return program
+    height = dict(state.chain.listed).get(state.running.enclave_id)
+    return program if newer(height, program.added_height) else None
+
+
+def is_newer(release: Release, running: Release | None, listed: Mapping[str, int]) -> bool:
+    """Whether a release that may not be final yet is newer than the running one; `listed` has final lowest heights."""
+    height = listed.get(release.enclave_id, release.added_height)
+    return newer(listed.get(running.enclave_id) if running else None, height)
 
 
 def offered(state: State) -> Release | None:
     """The newer release on the chain, unless it is quarantined or its backoff is not over."""
-    program = newer(state)
+    program = newer_release(state)
     if program is None:
         return None
     record = state.record(program.enclave_id)
@@ -186,7 +191,7 @@ def install_revoked(state: State, event: Event, budgets: Budgets) -> bool:
 
 def install_superseded(state: State, _event: Event, _: Budgets) -> bool:
     """The first install failed, and the chain names another release to install."""
-    program = newer(state)
+    program = newer_release(state)
     about = state.target.enclave_id if state.target else ""
     return state.resume_to == N.LAUNCHING and program is not None and program.enclave_id != about
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from .events import Event, EventKind
-from .guards import newer
+from .guards import newer_release
 from .state import Hold, Name, State
 
 ARGUMENTS = {
@@ -138,7 +138,7 @@ def _meaning_of(command: Command, state: State) -> Event:
             raise ValueError(f"until_unix_s is {until_unix_s}")
         return Event(kind, who=command.who, detail=detail, hold=Hold(detail, command.who, until_unix_s))
     if kind in (EventKind.APPROVE, EventKind.OVERRIDE, EventKind.RETRY):
-        about = state.target or newer(state)
+        about = state.target or newer_release(state)
         enclave_id = str(arguments.get("enclave_id") or (about.enclave_id if about else ""))
         return Event(kind, enclave_id, who=command.who, detail=detail)
     return Event(kind, who=command.who, detail=detail)

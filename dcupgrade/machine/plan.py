@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from .gates import GateRules, Shut, shut_gates
-from .guards import newer
+from .guards import newer_release
 from .state import Name, State
 
 PREFLIGHT = "GATE_PREFLIGHT"
@@ -23,7 +23,7 @@ def plan(
     ``action``: "none", "upgrade", "install", "wait", "under_way" or "halted". ``host`` is what the agent's last look at
     the host found against an upgrade ({"code", "detail"} each); it looks once the other gates are open.
     """
-    target = state.target if state.name in (Name.STAGING, Name.STAGED) else newer(state)
+    target = state.target if state.name in (Name.STAGING, Name.STAGED) else newer_release(state)
     shut = shut_gates(
         rules,
         enclave_id=target.enclave_id if target else "",

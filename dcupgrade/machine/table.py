@@ -213,7 +213,7 @@ _WORK = {
 
 
 def _idle_activity(state: State) -> tuple[Effect, ...]:
-    program = guards.newer(state)
+    program = guards.newer_release(state)
     out: list[Effect] = []
     if program is not None:
         record = state.record(program.enclave_id)

@@ -25,6 +25,7 @@ def limits(settings: Settings) -> Limits:
         probation_s=node.probation_s,
         probe_interval_s=node.probe_interval_s,
         remove_previous=upgrade.remove_previous,
+        early_hosts=settings.download.early_hosts,
         confirmed=("durable",) if node.protocol == "v2" else ("durable", "received", "delivered"),
     )
 

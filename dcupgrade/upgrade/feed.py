@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from dcupgrade.machine.events import Event
-from dcupgrade.machine.guards import newer
+from dcupgrade.machine.guards import newer_release
 from dcupgrade.machine.operator_commands import Command
 from dcupgrade.machine.state import Release, State
 from dcupgrade.machine.table import KEEPS_NODE, activity
@@ -91,7 +91,7 @@ class Feed:
         if self._vault["code"] and self._away(self._vault_away_since_s):
             out.append((self._vault["code"], self._vault["detail"]))
         out += self._alarms.values()
-        program = newer(state)
+        program = newer_release(state)
         quarantine = state.record(program.enclave_id).quarantine if program else ""
         if program is not None and quarantine:
             out.append((quarantine, f"{program.enclave_id} is not tried again before `dcupgrade retry`"))

@@ -18,11 +18,12 @@ from dcupgrade.machine.operator_commands import Command, event_of, outcome_of
 from dcupgrade.machine.state import Name, Release, State
 from dcupgrade.machine.table import activity, step
 
+from .early_fetch import EarlyFetch
 from .event_queue import EventQueue, Item
 from .feed import Feed
 from .health import watch_node, watch_vault
 from .performer import failure_event, perform
-from .ports import Entry, JournalPort, Ports
+from .ports import Announcement, Entry, JournalPort, Ports
 from .tools import Limits, Tools
 
 log = logging.getLogger("dcupgrade")
@@ -57,7 +58,8 @@ class Orchestrator:
         self._journal, self._chain, self._slots, self._processes = journal, ports.chain, ports.slots, ports.processes
         self._clock, self._budgets, self._commands_poll_s = ports.clock, budgets, commands_poll_s
         self.feed = Feed(ports.clock, budgets.crashes)
-        self._tools = Tools(ports, limits, rules, self.feed.note, self.feed.alarm)
+        self._early = EarlyFetch(ports.slots, ports.clock, lambda: self.state, limits.early_hosts)
+        self._tools = Tools(ports, limits, rules, self._early, self.feed.note, self.feed.alarm)
         self._queue = EventQueue()
         self._jobs: dict[Effect, _Job] = {}
         self._numbers = 0
@@ -92,6 +94,7 @@ class Orchestrator:
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
+            await self._early.close()
             self._jobs.clear()
 
     async def _begin(self, stored: State | None) -> State:
@@ -211,12 +214,17 @@ class Orchestrator:
 
     async def _follow_chain(self) -> None:
         tries = 0
+        listed: dict[str, int] = {}
         while True:
             try:
-                async for facts in self._chain.views():
+                async for news in self._chain.news():
                     tries = 0
-                    self.feed.block_number = facts.block_number
-                    self._queue.put(Item(Event(EventKind.CHAIN, chain=facts)))
+                    if isinstance(news, Announcement):
+                        self._early.announced(news.release, listed)
+                        continue
+                    listed = dict(news.listed)
+                    self.feed.block_number = news.block_number
+                    self._queue.put(Item(Event(EventKind.CHAIN, chain=news)))
             except Exception as error:
                 failure = failure_of(error)
                 log.warning("the chain cannot be followed: %s", failure.detail, extra={"code": failure.code})

@@ -99,11 +99,18 @@ class ClockPort(Protocol):
         """Wait."""
 
 
-class ChainPort(Protocol):
-    """The finalized chain."""
+@dataclass(frozen=True, slots=True)
+class Announcement:
+    """A signed release at a best block: it may be fetched early, and nothing else, since it is not final."""
 
-    def views(self) -> AsyncIterator[ChainFacts]:
-        """What the chain says now and after each change."""
+    release: Release
+
+
+class ChainPort(Protocol):
+    """The chain: what is final, and what may become so."""
+
+    def news(self) -> AsyncIterator[Announcement | ChainFacts]:
+        """What the final chain says now and after each change, and between them what best blocks announce."""
 
     async def evidence(self, target_id: str, source_id: str, vault_state: Mapping[str, Any]) -> Mapping[str, Any]:
         """What the vault needs in order to permit a target."""
@@ -139,6 +146,9 @@ class SlotsPort(Protocol):
 
     async def stage(self, release: Release, progress: Progress) -> None:
         """Download and verify into the release's slot; returns at once when it is there."""
+
+    async def fetch_early(self, release: Release) -> None:
+        """The same for a release that is not final yet; only a verified folder comes of it."""
 
     async def slot_is_good(self, enclave_id: str) -> bool:
         """Whether the version's files are there and are what they were when they were verified."""

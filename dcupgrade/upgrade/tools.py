@@ -13,6 +13,7 @@ from dcupgrade.machine.events import Effect, Event, EventKind
 from dcupgrade.machine.gates import GateRules
 from dcupgrade.machine.state import Release, State
 
+from .early_fetch import EarlyFetch
 from .ports import NodeExit, NodeHealth, Ports
 
 T = TypeVar("T")
@@ -29,7 +30,8 @@ class Limits:
     """Times and counts of the performers; all in seconds unless named otherwise.
 
     `confirmed` lists the vault's delivery states that count as confirmed: over handover v1 nothing is confirmed, and
-    "delivered" has to do.
+    "delivered" has to do. `early_hosts` may be asked for releases that are not final yet, besides those that final ones
+    name.
     """
 
     attempts: int = 5
@@ -45,12 +47,16 @@ class Limits:
     launches: int = 3
     remove_previous: bool = False
     confirmed: tuple[str, ...] = ("durable",)
+    early_hosts: tuple[str, ...] = ()
 
 
 class Tools:
     """Ports, limits and gate rules of one agent, and how work reports progress and alarms. Neither report raises."""
 
-    def __init__(self, ports: Ports, limits: Limits, rules: GateRules, note: Note, alarm: AlarmOfWork) -> None:
+    def __init__(
+        self, ports: Ports, limits: Limits, rules: GateRules, early: EarlyFetch, note: Note, alarm: AlarmOfWork
+    ) -> None:
+        self._early = early
         self.chain, self.vault, self.clock = ports.chain, ports.vault, ports.clock
         self.slots, self.processes, self.node_http, self.host = (
             ports.slots, ports.processes, ports.node_http, ports.host,
@@ -123,7 +129,8 @@ class Tools:
             await self.clock.sleep(self.pace_s(waited))
 
     async def fetch(self, release: Release) -> None:
-        """Download and verify a release, with its progress reported."""
+        """Download and verify a release, with its progress reported; what an early fetch has of it is continued."""
+        await self._early.give_way(release.enclave_id)
         await self.slots.stage(release, lambda facts: self.note("download", facts))
 
 

@@ -104,12 +104,16 @@ class Scene:
 
     def publish(self, trait: str = "good") -> Published:
         """Put a newer release on the chain."""
-        enclave_id = hashlib.sha256(f"scene {self._numbers}".encode()).hexdigest()
+        enclave_id = self.next_id()
         self.world.chain.publish(Published(enclave_id, f"1.{self._numbers}.0", 0, trait))
         self._numbers += 1
         release = self.world.chain.program
         assert release is not None
         return release
+
+    def next_id(self) -> str:
+        """The enclave id of the release that is published next."""
+        return hashlib.sha256(f"scene {self._numbers}".encode()).hexdigest()
 
     def say(self, kind: str, **arguments: Any) -> int:
         """Queue an operator command; its number."""

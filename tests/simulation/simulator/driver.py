@@ -19,7 +19,7 @@ from typing import Any
 from dcupgrade.conditions import HALTED_CODES
 from dcupgrade.errors import DcupgradeError
 from dcupgrade.machine.gates import GateRules
-from dcupgrade.machine.guards import Budgets, newer
+from dcupgrade.machine.guards import Budgets, newer_release
 from dcupgrade.machine.operator_commands import Command
 from dcupgrade.machine.state import Name, State
 from dcupgrade.upgrade.orchestrator import Orchestrator
@@ -42,7 +42,7 @@ PASSES = ("TARGET_WONT_STOP", "DATA_LOCKED", "SOURCE_SLOT_DAMAGED", "SOURCE_WONT
 """Conditions that must end by themselves once there are no more faults: nobody says a word."""
 PORTS = (
     *[("nodes", name) for name in ("is_alive", "start", "wait_exit", "stop", "stage", "slot_is_good", "preflight")],
-    *[("nodes", name) for name in ("health", "commit", "key_set_id", "remove_slot")],
+    *[("nodes", name) for name in ("health", "commit", "key_set_id", "remove_slot", "fetch_early")],
     *[("vault", name) for name in ("status", "collect", "permit", "delivery", "committed", "holds_keys_of")],
     ("chain", "evidence"),
 )
@@ -214,12 +214,23 @@ class Life:
     async def _publish_all(self) -> None:
         while self.outcome.upgrades < self.upgrades:
             first = self.outcome.upgrades == 0
+            if self.rng.random() < 0.5:
+                await self._announce()
             self._publish("good" if first else self.rng.choice(TRAITS))
             await self._rest_or_patience(REST_S_MAX if first else PATIENCE_S)
 
+    async def _announce(self) -> None:
+        """A best block names the next release before it is final, or one that never will be."""
+        number = self.rng.choice((self.outcome.upgrades, self.outcome.upgrades, -1))
+        self.world.chain.announce(Published(self._id(number), f"1.{number}.0", 0, "good"))
+        await asyncio.sleep(self.rng.uniform(0.0, 2.0))
+
+    def _id(self, number: int) -> str:
+        return hashlib.sha256(f"{self.outcome.seed} {number}".encode()).hexdigest()
+
     def _publish(self, trait: str) -> None:
         number = self.outcome.upgrades
-        enclave_id = hashlib.sha256(f"{self.outcome.seed} {number}".encode()).hexdigest()
+        enclave_id = self._id(number)
         self.world.chain.publish(Published(enclave_id, f"1.{number}.0", 0, trait))
         self.outcome.upgrades += 1
 
@@ -245,7 +256,7 @@ class Life:
             return False
         if not self.world.chain.reachable:
             return False
-        program = newer(state)
+        program = newer_release(state)
         seen, there = state.chain.program, self.world.chain.program
         if seen is not None and there is not None and seen.enclave_id != there.enclave_id:
             return False
@@ -268,7 +279,7 @@ class Life:
             self._waited_halted += 1
             passes = self.phase == "liveness" and state.halted in PASSES
             if self._waited_halted % 10 == 0 and not self.journal.queue and not passes:
-                program = newer(state)
+                program = newer_release(state)
                 superseded = state.halted == "FIRST_INSTALL_FAILED" and program not in (None, state.target)
                 self._say("revert" if superseded and self.phase == "liveness" else "resume")
         elif state is not None and state.name is Name.STAGED and state.first_install and not self.world.told_commit:

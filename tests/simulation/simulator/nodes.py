@@ -116,6 +116,9 @@ class Nodes:
         progress({"done_bytes": 1})
         self.world.disk.write(f"slot/{release.enclave_id}", "verified")
 
+    async def fetch_early(self, release: Release) -> None:
+        await self.stage(release, lambda _: None)
+
     async def discover(self) -> Release | None:
         return None
 

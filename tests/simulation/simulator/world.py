@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import random
+from collections import deque
 from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
@@ -21,7 +22,7 @@ from chain_watcher.proof.release import (
 )
 from dcupgrade.errors import DcupgradeError
 from dcupgrade.machine.state import ChainFacts, Release
-from dcupgrade.upgrade.ports import Delivery, Ports
+from dcupgrade.upgrade.ports import Announcement, Delivery, Ports
 from keyvault.errors import KeyvaultError
 from keyvault.vault import decisions as core
 from keyvault.vault.chain_state import ChainState, Entry
@@ -138,6 +139,7 @@ class Chain:
         self.history: dict[int, tuple[str, dict[str, int]]] = {}
         self.reachable = True
         self.breaks = False
+        self.announced: deque[Announcement] = deque(maxlen=4)
         self._changed = asyncio.Event()
         self._entries: EntryList | None = None
         self._record()
@@ -189,8 +191,15 @@ class Chain:
         heights = lowest_heights((entry.enclave_id, entry.height) for entry in self._entries.entries)
         return ChainFacts(release, tuple(sorted(heights.items())), self.number)
 
-    async def views(self) -> AsyncIterator[ChainFacts]:
-        """Facts now and after every change, while the chain can be reached."""
+    def announce(self, release: Published) -> None:
+        """A best block names a release; it may never become final."""
+        self.announced.append(
+            Announcement(Release(release.enclave_id, release.version, "http://a/1", added_height=self.number + 1))
+        )
+        self._changed.set()
+
+    async def news(self) -> AsyncIterator[Announcement | ChainFacts]:
+        """Facts now and after every change, and what was announced, while the chain can be reached."""
         seen = -1
         while True:
             if self.breaks:
@@ -198,6 +207,8 @@ class Chain:
             if not self.reachable:
                 await asyncio.sleep(1.0)
                 continue
+            while self.announced:
+                yield self.announced.popleft()
             if seen != self.number:
                 seen = self.number
                 yield self.facts()
@@ -455,7 +466,9 @@ class SimulatedWorld:
             self.violate(f"8: {name} was told to commit before its keys were safe on its disk")
 
     def judge_start(self, enclave_id: str) -> None:
-        """8: after a commit only an operator's word brings an older version back."""
+        """3 and 8: only what was final is started; after a commit only an operator brings an older version back."""
+        if enclave_id not in self.chain.releases:
+            self.violate(f"3: {enclave_id[:8]} is started, which was never final")
         if self.told_commit and not self.by_hand:
             told = self.chain.releases[self.told_commit[-1]].height
             if self.chain.releases[enclave_id].height < told:

@@ -9,29 +9,21 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import replace
-from typing import Protocol
 from urllib.parse import urlsplit
 
 from dcupgrade.errors import failure_of
+from dcupgrade.machine.guards import is_newer
 from dcupgrade.machine.state import Release, State
+
+from .ports import ClockPort, SlotsPort
 
 log = logging.getLogger("dcupgrade")
 
 KEEP_S = 900.0
 """A prefetched release that is not wanted by then is removed; finality is minutes behind at the worst."""
 AT_ONCE_MAX = 2
-
-
-class Slots(Protocol):
-    """The part of the nodes port that is used here."""
-
-    async def fetch_early(self, release: Release) -> None:
-        """Download and verify into the release's slot."""
-
-    async def remove_slot(self, enclave_id: str) -> None:
-        """Delete the version's files."""
 
 
 def fetchable_early(
@@ -41,9 +33,7 @@ def fetchable_early(
 
     `listed` has the ids of the last finalized view with their lowest heights, `hosts` the settings' further hosts.
     """
-    height = listed.get(release.enclave_id, release.added_height)
-    running = state.running.enclave_id if state.running else ""
-    if height <= listed.get(running, -1):
+    if not is_newer(release, state.running, listed):
         return None
     final = (state.running, state.target, state.previous, state.chain.program if state.chain else None)
     known = {_host(url) for item in final if item for url in (item.origin_url, item.mirror_url)}
@@ -64,36 +54,34 @@ def _host(url: str) -> str:
         return ""
 
 
-class Prefetcher:
-    """Call it with each release that was seen at a best block; the same one again changes nothing.
+class EarlyFetch:
+    """The early fetches of one agent. `state` is the machine's state now, `hosts` what the settings allow besides."""
 
-    `fetchable` gives the release with what may be asked for it before it is final, or None. `wanted(enclave id)` says
-    whether the machine has taken the release up meanwhile (or runs it): then its slot is the machine's. `sleep` is the
-    clock's.
-    """
-
-    def __init__(
-        self,
-        slots: Slots,
-        fetchable: Callable[[Release], Release | None],
-        wanted: Callable[[str], bool],
-        sleep: Callable[[float], Awaitable[None]],
-    ) -> None:
-        self._slots, self._fetchable, self._wanted, self._sleep = slots, fetchable, wanted, sleep
+    def __init__(self, slots: SlotsPort, clock: ClockPort, state: Callable[[], State], hosts: Collection[str]) -> None:
+        self._slots, self._clock, self._state, self._hosts = slots, clock, state, hosts
         self._tasks: dict[str, asyncio.Task[None]] = {}
 
-    def __call__(self, release: Release) -> None:
-        """Begin to fetch, unless it is under way, wanted already, or two others are."""
+    def announced(self, release: Release, listed: Mapping[str, int]) -> None:
+        """Begin to fetch a release from a best block, unless it is under way, wanted already, or two others are.
+
+        `listed` has the ids of the last finalized view with their lowest heights.
+        """
         enclave_id = release.enclave_id
-        if enclave_id in self._tasks or self._wanted(enclave_id) or len(self._tasks) >= AT_ONCE_MAX:
+        if enclave_id in self._tasks or self._is_wanted(enclave_id) or len(self._tasks) >= AT_ONCE_MAX:
             return
-        fetchable = self._fetchable(release)
+        fetchable = fetchable_early(release, self._state(), listed, self._hosts)
         if fetchable is None:
             log.info("%s is not fetched before it is final: no host that it names is known", enclave_id)
             return
         task = asyncio.ensure_future(self._fetch(fetchable))
         self._tasks[enclave_id] = task
         task.add_done_callback(lambda _: self._tasks.pop(enclave_id, None))
+
+    def _is_wanted(self, enclave_id: str) -> bool:
+        """Whether the machine has taken the release up, or runs it: then its slot is the machine's."""
+        state = self._state()
+        known = (state.running, state.target, state.previous, state.chain.program if state.chain else None)
+        return any(release is not None and release.enclave_id == enclave_id for release in known)
 
     async def give_way(self, enclave_id: str) -> None:
         """End the early fetch of a release: the machine has taken it up. What was received so far is kept."""
@@ -113,8 +101,8 @@ class Prefetcher:
         try:
             await self._slots.fetch_early(release)
             log.info("fetched %s early, before it is final", release.enclave_id, extra={"event": "prefetched"})
-            await self._sleep(KEEP_S)
-            if not self._wanted(release.enclave_id):
+            await self._clock.sleep(KEEP_S)
+            if not self._is_wanted(release.enclave_id):
                 await self._slots.remove_slot(release.enclave_id)
         except Exception as error:
             # the machine fetches it again when it is final, and says then what stands in the way

@@ -1,24 +1,29 @@
+"""Early fetches: only of what may be asked for, never in the machine's way, and nothing of them stays for ever."""
+
 import asyncio
+from typing import Any, cast
 
 import pytest
 
-from dcupgrade.adapters.early_fetch import AT_ONCE_MAX, KEEP_S, Prefetcher, fetchable_early
 from dcupgrade.errors import DcupgradeError
-from dcupgrade.machine.state import ChainFacts, Release, State
+from dcupgrade.machine.state import ChainFacts, Name, Release, State
+from dcupgrade.upgrade.early_fetch import AT_ONCE_MAX, KEEP_S, EarlyFetch, fetchable_early
+from tests.doubles.scene import Scene
+from tests.simulation.simulator.world import Published
+
+A = Release("a" * 64, origin_url="https://known.example/a.tar")
 
 
 class World:
+    """The slots, the clock and the machine's state of one test."""
+
     def __init__(self) -> None:
         self.staged: list[str] = []
         self.removed: list[str] = []
-        self.taken_up: set[str] = set()
         self.refuse = False
-        self.refused: set[str] = set()
+        self.state = State()
         self.waits: list[asyncio.Future[None]] = []
-        self.prefetch = Prefetcher(self, self.fetchable, self.taken_up.__contains__, self.sleep)
-
-    def fetchable(self, release: Release) -> Release | None:
-        return None if release.enclave_id in self.refused else release
+        self.early = EarlyFetch(cast(Any, self), cast(Any, self), lambda: self.state, ["known.example"])
 
     async def fetch_early(self, release: Release) -> None:
         if self.refuse:
@@ -33,7 +38,8 @@ class World:
         self.waits.append(asyncio.get_running_loop().create_future())
         return self.waits[-1]
 
-    async def settle(self) -> None:
+    async def announce(self, release: Release = A) -> None:
+        self.early.announced(release, {})
         for _ in range(10):
             await asyncio.sleep(0)
 
@@ -41,63 +47,68 @@ class World:
 async def test_a_release_is_fetched_once_and_removed_when_it_never_becomes_final() -> None:
     world = World()
     for _ in range(3):
-        world.prefetch(Release("a" * 64))
-        await world.settle()
-    assert world.staged == ["a" * 64]
+        await world.announce()
+    assert world.staged == [A.enclave_id]
     world.waits[0].set_result(None)
-    await world.settle()
-    assert world.removed == ["a" * 64]
+    for _ in range(10):
+        await asyncio.sleep(0)
+    assert world.removed == [A.enclave_id]
 
 
 async def test_a_release_that_the_machine_took_up_is_left_alone() -> None:
     world = World()
-    world.prefetch(Release("a" * 64))
-    await world.settle()
-    world.taken_up.add("a" * 64)
+    await world.announce()
+    world.state = State(target=A)
     world.waits[0].set_result(None)
-    await world.settle()
-    world.prefetch(Release("a" * 64))
-    await world.settle()
-    assert (world.staged, world.removed) == (["a" * 64], [])
+    await world.announce()
+    await world.announce()
+    assert (world.staged, world.removed) == ([A.enclave_id], [])
 
 
 async def test_an_early_fetch_gives_way_to_the_machine_and_leaves_its_slot() -> None:
     world = World()
-    world.prefetch(Release("a" * 64))
-    await world.settle()
-    await world.prefetch.give_way("a" * 64)
-    await world.prefetch.give_way("b" * 64)
-    assert (world.staged, world.removed) == (["a" * 64], [])
+    await world.announce()
+    await world.early.give_way(A.enclave_id)
+    await world.early.give_way("b" * 64)
+    assert (world.staged, world.removed) == ([A.enclave_id], [])
 
 
 async def test_a_failed_fetch_may_be_tried_again() -> None:
     world = World()
     world.refuse = True
-    world.prefetch(Release("a" * 64))
-    await world.settle()
+    await world.announce()
     world.refuse = False
-    world.prefetch(Release("a" * 64))
-    await world.settle()
-    assert world.staged == ["a" * 64]
-    await world.prefetch.close()
+    await world.announce()
+    assert world.staged == [A.enclave_id]
+    await world.early.close()
 
 
 async def test_forks_cannot_fill_the_disk() -> None:
     world = World()
     for number in range(10):
-        world.prefetch(Release(f"{number:064x}"))
-    await world.settle()
+        await world.announce(Release(f"{number:064x}", origin_url=A.origin_url))
     assert len(world.staged) == AT_ONCE_MAX
-    await world.prefetch.close()
+    await world.early.close()
     assert world.removed == []
 
 
 async def test_what_may_not_be_asked_for_early_is_not() -> None:
     world = World()
-    world.refused.add("a" * 64)
-    world.prefetch(Release("a" * 64))
-    await world.settle()
+    await world.announce(Release("a" * 64, origin_url="https://evil.example/a.tar"))
     assert world.staged == []
+
+
+def test_a_release_is_there_before_it_is_final_and_is_begun_only_then() -> None:
+    async def act(scene: Scene) -> None:
+        first = await scene.installed()
+        coming = Published(scene.next_id(), "1.1.0", 0, "good")
+        scene.world.chain.announce(coming)
+        await asyncio.sleep(5)
+        assert scene.world.disk.read(f"slot/{coming.enclave_id}") == "verified"
+        assert (scene.state.name, scene.serving()) == (Name.IDLE, first.version)
+        await scene.until_idle(scene.publish())
+
+    Scene().play(act)
 
 
 OLD, RUNNING, NEW = "a" * 64, "b" * 64, "c" * 64
