@@ -165,7 +165,7 @@ def test_every_shell_that_is_named_exists() -> None:
 
 @pytest.mark.parametrize("package", ["dcupgrade", "chain_watcher", "attestation", "keyvault"])
 def test_a_package_shows_few_entries_at_its_top(package: str) -> None:
-    entries = {path.relative_to(ROOT / package).parts[0] for path in sources(package)}
+    entries = {path.name for path in (ROOT / package).iterdir() if not path.name.startswith("__")} - {"py.typed"}
     assert len(entries) <= 14
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from dcupgrade.errors import DcupgradeError
 
 PACKAGES = ("dcupgrade", "chain_watcher", "attestation", "keyvault", "process_supervisor")
-RUNBOOK = Path(__file__).resolve().parents[1] / "runbook"
+RUNBOOK = Path(__file__).resolve().parent / "runbook"
 """The pages of docs/runbook, which every installation carries inside of the package."""
 
 

@@ -219,8 +219,8 @@ def test_what_is_installed_knows_where_it_is(host: Path) -> None:
     assert "ExecStart=/opt/dcupgrade/bin/dcupgrade " in (units / "dcupgrade.service").read_text()
     assert not any("/usr/local" in unit.read_text() for unit in units.iterdir())
     source = host / "opt/dcupgrade/lib/dcupgrade/current/src"
-    assert (source / "dcupgrade" / "runbook" / "halted.md").is_file()
-    assert (source / "dcupgrade" / "schemas" / "status.schema.json").is_file()
+    assert (source / "dcupgrade" / "commands" / "runbook" / "halted.md").is_file()
+    assert (source / "dcupgrade" / "surfaces" / "schemas" / "status.schema.json").is_file()
     assert (source / "dcupgrade" / "commands" / "explain.py").is_file()
     installer(host, "uninstall", "/opt/dcupgrade")
     assert not (host / "opt/dcupgrade/lib/dcupgrade").exists()

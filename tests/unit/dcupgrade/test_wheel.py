@@ -40,8 +40,8 @@ def test_the_wheel_explains_a_code_with_its_remedy(wheel: Path, tmp_path: Path) 
 
 def test_the_wheel_holds_schemas_page_and_units(wheel: Path) -> None:
     for name in (
-        *("schemas/status.schema.json", "surfaces/page/index.html", "deploy/systemd/dcupgrade.service"),
-        *("deploy/systemd/dcupgrade.sysusers", "deploy/prometheus/alerts.yaml", "runbook/README.md"),
+        *("surfaces/schemas/status.schema.json", "surfaces/page/index.html", "deploy/systemd/dcupgrade.service"),
+        *("deploy/systemd/dcupgrade.sysusers", "deploy/prometheus/alerts.yaml", "commands/runbook/README.md"),
     ):
         assert (wheel / "dcupgrade" / name).is_file(), name
 
