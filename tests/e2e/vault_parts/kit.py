@@ -62,10 +62,12 @@ class Process:
         deadline = time.monotonic() + timeout_s
         assert self.popen.stdout is not None
         while b"\n" not in self.buffer:
-            left = deadline - time.monotonic()
-            open_still = not self.popen.stdout.closed
-            ready = open_still and select.select([self.popen.stdout], [], [], max(left, 0))[0]
-            chunk = os.read(self.popen.stdout.fileno(), 65536) if ready else b""
+            chunk = b""
+            if not self.popen.stdout.closed:
+                poll = select.poll()  # `select` takes no descriptor above 1,023
+                poll.register(self.popen.stdout, select.POLLIN)
+                if poll.poll(max(deadline - time.monotonic(), 0) * 1000):
+                    chunk = os.read(self.popen.stdout.fileno(), 65536)
             if not chunk:
                 raise AssertionError(f"no more output; log:\n{self.log.read_text()}")
             self.buffer += chunk

@@ -163,6 +163,12 @@ def test_multibase_is_that_of_the_multibase_library(size: int) -> None:
     assert encode_multibase(data) == expected
 
 
+def test_the_longest_text_is_read_in_a_time_that_nobody_notices() -> None:
+    """Strangers send such texts: a decoder of quadratic time held the vault's loop for most of a second."""
+    data = bytes(range(256)) * 300
+    assert decode_multibase(encode_multibase(data)) == data
+
+
 def test_multibase_is_bounded() -> None:
     assert refused(lambda: decode_multibase("b" + "a" * TEXT_CHARS_MAX)).code == "MULTIBASE_INVALID"
 
