@@ -3,6 +3,7 @@
 import difflib
 import functools
 import importlib
+import re
 from pathlib import Path
 
 from dcupgrade.errors import DcupgradeError
@@ -52,4 +53,4 @@ def meaning_and_remedy(code: str) -> tuple[str, str]:
 
 
 def _plain(markdown: str) -> str:
-    return markdown.replace("**", "").replace("`", "").strip()
+    return re.sub(r"\[([^]]+)\]\([^)]*\)", r"\1", markdown).replace("**", "").replace("`", "").strip()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import re
 import signal
@@ -33,15 +34,16 @@ def commands() -> str:
 
 
 def processes_of(folder: Path) -> list[int]:
-    """Pids whose command line names the folder."""
+    """Pids of what was started from the folder: its command line names it, or it works there, as the agent does."""
     found = []
-    for path in Path("/proc").glob("[0-9]*/cmdline"):
+    for path in Path("/proc").glob("[0-9]*"):
         try:
-            if f"{folder}/".encode() in path.read_bytes():
-                found.append(int(path.parent.name))
+            works_in = os.readlink(path / "cwd")
+            if f"{folder}/".encode() in (path / "cmdline").read_bytes() or works_in.startswith(f"{folder}/"):
+                found.append(int(path.name))
         except OSError:
             continue
-    return found
+    return [pid for pid in found if pid != os.getpid()]
 
 
 @pytest.fixture
@@ -55,7 +57,8 @@ def folder(tmp_path: Path) -> Iterator[Path]:
     yield tmp_path / "work"
     for number, patience_s in ((signal.SIGTERM, 15.0), (signal.SIGKILL, 10.0)):
         for pid in processes_of(tmp_path):
-            os.kill(pid, number)
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, number)
         deadline = time.monotonic() + patience_s
         while processes_of(tmp_path) and time.monotonic() < deadline:
             time.sleep(0.05)

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import re
 import shutil
@@ -137,6 +138,8 @@ async def test_revert_asks_first_and_an_alarm_fits_a_small_screen(world: World, 
 async def test_the_page_can_be_read_without_scripts(world: World, browser: Browser) -> None:
     old = world.builder.good("1.0.0")
     await world.install(old)
+    while (await world.status() or {})["overview"]["level"] != "good":  # noqa: ASYNC110 - the agent looks now and then
+        await asyncio.sleep(0.2)
     context = await browser.new_context(java_script_enabled=False)
     page = await context.new_page()
     await page.goto(address(world))
