@@ -16,6 +16,8 @@ CODES: dict[str, str] = {
     "NO_RELEASE_SEEN": "the agent has not yet seen a release on the chain",
     "COMMAND_EXPIRED": "an operator command waited for too long and was not carried out",
     "COMMAND_CANCELLED": "an operator command was cancelled before the agent took it up",
+    "COMMAND_WAITS": "the agent runs, and has not taken up an operator command yet",
+    "COMMAND_NOT_WAITING": "there is no operator command of that number that waits",
     "COMMAND_INVALID": "an operator command in the journal means nothing to this version",
     "RELEASE_QUARANTINED": "the release failed before and is not tried again before `dcupgrade retry`",
     "AGENT_NOT_RUNNING": "the command needs the running agent, and nobody answers on its address",

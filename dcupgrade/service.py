@@ -147,11 +147,12 @@ class _Parts:
         orchestrator: Orchestrator,
         chain: Chain,
         vault: Vault,
+        processes: NodeProcesses,
         rules: gates.GateRules,
         fleet: FleetGate | None,
     ) -> None:
         self.orchestrator, self.chain, self.vault, self.rules = orchestrator, chain, vault, rules
-        self.fleet = fleet
+        self.processes, self.fleet = processes, fleet
 
     def tasks(self, settings: Settings, driver: ProcessDriver, of_nodes: NodeDriver) -> list[tuple[str, Any]]:
         """Names and coroutines of the tasks that never end by themselves."""
@@ -202,11 +203,12 @@ async def _assemble(
     if (engine := open_engine(settings)) is not None:
         stack.push_async_callback(engine.aclose)
         fleet = FleetGate(engine, settings.node.id, settings.fleet.reverts_max, clock)
+    processes = NodeProcesses(settings, driver)
     ports = Ports(
         chain=chain,
         vault=vault,
         slots=slots,
-        processes=NodeProcesses(settings, driver),
+        processes=processes,
         node_http=node_http,
         host=preflight,
         clock=clock,
@@ -220,7 +222,7 @@ async def _assemble(
         rules=rules,
         commands_poll_s=0.25,
     )
-    return _Parts(orchestrator, chain, vault, rules, fleet)
+    return _Parts(orchestrator, chain, vault, processes, rules, fleet)
 
 
 async def _tend(drivers: Collection[NodeDriver]) -> None:
@@ -242,9 +244,10 @@ async def _face(settings: Settings, journal: Journal, parts: _Parts) -> AsyncIte
 
     def status() -> dict[str, Any]:
         facts = orchestrator.feed.snapshot(orchestrator.state)
-        vault = {**facts["vault"], **parts.vault.facts()}
+        vault, node = {**facts["vault"], **parts.vault.facts()}, facts["node"]
         return {
             **facts,
+            "node": node and {**node, "process": parts.processes.runs_as(node["enclave_id"])},
             "node_id": settings.node.id,
             "tee": vault["tee"],
             "vault": vault,
@@ -264,6 +267,7 @@ async def _face(settings: Settings, journal: Journal, parts: _Parts) -> AsyncIte
         history=lambda limit, every: journal.history(limit, all_events=every),
         counts=journal.counts,
         enqueue=journal.enqueue,
+        outcome=lambda number: outcome.to_json() if (outcome := journal.outcome(number)) else None,
         explain=meaning_and_remedy,
         token=read_or_draw_token(settings.agent.state_dir / "operator.token"),
         allowed_hosts=frozenset(settings.agent.allowed_hosts),

@@ -20,7 +20,7 @@ from keyvault.errors import KeyvaultError
 from keyvault.handover.messages import strict_json
 from process_supervisor import data_lock
 from process_supervisor import host as probe
-from process_supervisor.driver import LaunchSpec, NodeDriver, NodeHandle
+from process_supervisor.driver import LaunchSpec, NodeDriver, NodeHandle, NodeRecord
 from process_supervisor.errors import ProcessSupervisorError
 from process_supervisor.procfs import boot_id
 
@@ -45,6 +45,12 @@ class NodeProcesses:
         self._settings, self._driver = settings, driver
         self._lock = asyncio.Lock()
         self._slots = settings.agent.state_dir / "slots"
+        self._seen: tuple[str, str] = ("", "")
+
+    def runs_as(self, enclave_id: str) -> str:
+        """`pid 123` or `container 0123456789ab`, by the last look at the version; empty where it was not alive."""
+        seen_id, text = self._seen
+        return text if seen_id == enclave_id else ""
 
     async def start(self, release: Release, *, first_install: bool) -> None:
         """Start a version, or find it running. Raises DATA_LOCKED, PORT_TAKEN, ANOTHER_NODE_RUNS, NODE_START_FAILED."""
@@ -71,7 +77,9 @@ class NodeProcesses:
 
     async def is_alive(self, enclave_id: str) -> bool:
         """Whether the version's process lives."""
-        return await living(self._driver, enclave_id) is not None
+        handle = await living(self._driver, enclave_id)
+        self._seen = (enclave_id, _runs_as(handle.record)) if handle is not None else ("", "")
+        return handle is not None
 
     async def wait_exit(self, enclave_id: str) -> NodeExit:
         """Return when the version's process is gone."""
@@ -157,6 +165,10 @@ def child_environment() -> dict[str, str]:
 def node_name(enclave_id: str) -> str:
     """The name by which the driver knows a version."""
     return f"node-{enclave_id[:20]}" if enclave_id else f"node-{hashlib.sha256(b'').hexdigest()[:20]}"
+
+
+def _runs_as(record: NodeRecord) -> str:
+    return f"pid {record.pid}" if record.kind == "process" else f"container {record.container_id[:12]}"
 
 
 async def living(driver: NodeDriver, enclave_id: str) -> NodeHandle | None:

@@ -23,6 +23,7 @@ OPERATOR = "dcupgrade.commands.operator"
 LAZY: dict[str, tuple[str, str, str]] = {
     "adopt": ("dcupgrade.commands.adopt", "adopt", "Take over a node that runs already."),
     "approve": (OPERATOR, "approve", "Approve the release on the chain."),
+    "cancel": (OPERATOR, "cancel", "Withdraw an operator command that waits."),
     "chain": ("dcupgrade.commands.chain", "chain", "Look at the chain: releases, and the checkpoint to pin."),
     "check": ("dcupgrade.commands.check", "check", "Examine host, chain, vault and node: the doctor."),
     "diagram": (OPERATOR, "diagram", "Print the upgrade machine as a Mermaid diagram."),
@@ -34,8 +35,8 @@ LAZY: dict[str, tuple[str, str, str]] = {
     "override": (OPERATOR, "override", "Open all gates for one release, in an emergency."),
     "plan": ("dcupgrade.commands.status", "plan", "Tell what would be done now, and why not yet."),
     "release": ("dcupgrade.commands.release", "release", "Build, sign, verify, publish and revoke (release managers)."),
-    "resume": (OPERATOR, "resume", "Leave a halted condition after its cause is mended."),
-    "retry": (OPERATOR, "retry", "Release a version from quarantine and try it again."),
+    "resume": (OPERATOR, "resume", "Leave a halted condition after its cause is fixed."),
+    "retry": (OPERATOR, "retry", "Lift a quarantine and try the release again."),
     "revert": (OPERATOR, "revert", "Go back to the previous version."),
     "status": ("dcupgrade.commands.status", "status", "Show whether all is well, what runs, and what needs a person."),
     "unhold": (OPERATOR, "unhold", "Lift the hold."),

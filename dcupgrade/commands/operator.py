@@ -5,7 +5,6 @@ A command is not lost when the agent is down, and the history tells who gave it 
 
 import getpass
 import os
-import sys
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -19,13 +18,14 @@ from dcupgrade.machine.operator_commands import require_valid
 from dcupgrade.settings import load
 
 from .local_agent import ask_agent, open_journal
+from .tables import local_time
 
 ANSWER_WAIT_S = 5.0
 HOLD_HOURS_MAX = 87600.0
 
 
-def _word(name: str, teach: str, *options: Callable[[Any], Any]) -> click.Command:
-    """A command that queues the operator's word ``name`` in the journal."""
+def _command(name: str, teach: str, *options: Callable[[Any], Any]) -> click.Command:
+    """A command that queues the operator command `name` in the journal, and says what came of it."""
 
     @click.option("--reason", "-r", default="", help="Why; goes into the history.")
     @click.pass_obj
@@ -41,23 +41,44 @@ def _word(name: str, teach: str, *options: Callable[[Any], Any]) -> click.Comman
             raise click.UsageError(str(error)) from error
         number = journal.enqueue(name, who, told)
         if ask_agent(loaded, "/healthz") is None:
-            click.echo(
-                f"{name}: queued. The agent is not running, or serves no HTTP: it takes this up when it is there."
-            )
+            click.echo(f"{name}: queued as command {number}; {_while_down(journal, number)}")
             return
-        deadline = time.monotonic() + ANSWER_WAIT_S
-        while time.monotonic() < deadline:
-            if journal.command_taken(number):
-                click.echo(f"{name}: taken up by the agent.")
-                return
-            time.sleep(0.05)
-        click.echo(f"{name}: queued, but not taken up within {ANSWER_WAIT_S:.0f} s. See `dcupgrade status`.", err=True)
-        sys.exit(1)
+        _tell_outcome(name, journal, number)
 
     made: Any = command
     for option in options:
         made = option(made)
     return click.command(name, help=teach)(made)
+
+
+def _while_down(journal: Journal, number: int) -> str:
+    """What becomes of a command that nobody takes up now."""
+    [expires] = [command.expires_unix_s for command in journal.commands() if command.id == number] or [None]
+    until = f" until {local_time(expires)}" if expires else ""
+    return (
+        f"the agent does not run, or serves no HTTP. It takes this up when it runs{until}. "
+        f"`dcupgrade cancel {number}` withdraws it."
+    )
+
+
+def _tell_outcome(name: str, journal: Journal, number: int) -> None:
+    """Wait briefly for what came of a command, and print it. Raises DcupgradeError with the code of a refusal."""
+    deadline = time.monotonic() + ANSWER_WAIT_S
+    while (outcome := journal.outcome(number)) is None and time.monotonic() < deadline:
+        time.sleep(0.05)
+    if outcome is None:
+        raise DcupgradeError(
+            code="COMMAND_WAITS",
+            what=f"{name}, command {number}",
+            why=f"the agent did not take it up within {ANSWER_WAIT_S:.0f} s",
+            action=f"It still waits: see `dcupgrade status`, or withdraw it with `dcupgrade cancel {number}`.",
+            kind="transient",
+        )
+    if not outcome.accepted:
+        code = outcome.code or "COMMAND_INVALID"
+        action = f"See `dcupgrade explain {code}`."
+        raise DcupgradeError(code=code, what=name, why=outcome.text or "refused", action=action)
+    click.echo(f"{name}: {outcome.text}.")
 
 
 def _offered(journal: Journal) -> str:
@@ -87,30 +108,52 @@ def _who() -> str:
 
 
 _id = click.argument("enclave_id", default="")
-hold = _word(
+hold = _command(
     "hold",
-    "Start no upgrade until `unhold`, or for --hours. What is under way before `stopping` waits; later states go on.",
+    "Start no upgrade until `unhold`, or for --hours. An upgrade that has not yet stopped the node waits too.",
     click.option(
-        "--hours", type=click.FloatRange(min=0, min_open=True, max=HOLD_HOURS_MAX), help="End by itself after so long."
+        "--hours",
+        type=click.FloatRange(min=0, min_open=True, max=HOLD_HOURS_MAX),
+        help="End by itself after this many hours.",
     ),
 )
-unhold = _word("unhold", "Lift the hold.")
-approve = _word(
-    "approve", "Approve the release on the chain (or ENCLAVE_ID only), where settings ask for approval.", _id
+unhold = _command("unhold", "Lift the hold.")
+approve = _command(
+    "approve",
+    "Approve the release on the chain (or ENCLAVE_ID only), where settings ask for it; lifts no quarantine.",
+    _id,
 )
-override = _word(
+override = _command(
     "override",
     "Open all gates but the host's preflight for ENCLAVE_ID (else the release on the chain), in an emergency; who "
     "and why is journalled.",
     _id,
 )
-retry = _word(
+retry = _command(
     "retry",
-    "Release the release on the chain (or ENCLAVE_ID only) from quarantine, and try it again at once.",
+    "Lift the quarantine of the release on the chain (or of ENCLAVE_ID only), and try it again at once.",
     _id,
 )
-resume = _word("resume", "Leave a halted condition after its cause is mended (see `explain`).")
-revert = _word("revert", "Go back to the previous version, by the same rules as an automatic revert.")
+resume = _command("resume", "Leave a halted condition after its cause is fixed (see `explain`).")
+revert = _command("revert", "Go back to the previous version, by the same rules as an automatic revert.")
+
+
+@click.command()
+@click.argument("number", type=click.IntRange(1))
+@click.pass_obj
+def cancel(config_path: Path, number: int) -> None:
+    """Withdraw the operator command NUMBER that waits; `status` lists those that do."""
+    journal = open_journal(load.load(config_path))
+    if journal.cancel(number, _who()):
+        click.echo(f"command {number} is withdrawn.")
+        return
+    outcome = journal.outcome(number)
+    raise DcupgradeError(
+        code="COMMAND_NOT_WAITING",
+        what=f"command {number}",
+        why=f"it does not wait any more: {outcome.text}" if outcome else "there is none of that number",
+        action="`dcupgrade status` lists what waits.",
+    )
 
 
 @click.command()

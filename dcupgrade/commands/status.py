@@ -38,6 +38,7 @@ def status(config_path: Path, as_json: bool, exit_code: bool) -> None:
         journal = open_journal(loaded)
         stored = journal.load()
         facts = {"agent": "not running", "state": stored.to_json() if stored else None, "now_unix_s": time.time()}
+        facts["commands"] = [command.to_json() for command in journal.commands()]
         written = max((row["at_unix_s"] for row in journal.history(1, all_events=True)), default=0.0)
     facts.setdefault("overview", overview(facts, None, meaning_and_remedy))
     if as_json:
@@ -63,6 +64,8 @@ def _rows(told: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
         yield ("needs you", f"{need['code']}: {need['detail'] or need['what']}")
         yield ("", need["what"])
         yield ("  do", need["remedy"])
+    for command in told["queued"]:
+        yield ("queued", f"{command['text']} (`dcupgrade cancel {command['id']}`)")
     for card in told["cards"]:
         yield (card["name"], card["headline"])
         yield from ((f"  {name}", text) for name, text in card["facts"])

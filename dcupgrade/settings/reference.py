@@ -75,12 +75,15 @@ def _keys(cls: Any) -> Iterator[str]:
         yield f"# {field.metadata['doc']}"
         if field.default is attrs.NOTHING:
             yield f"{field.name} = {_toml(REQUIRED.get(field.name, ''))}"
+        elif field.default is not None:
+            yield f"# {field.name} = {_toml(field.default)}"
         else:
-            yield (
-                f"# {field.name} = {_toml(field.default)}"
-                if field.default is not None
-                else f"# {field.name} =  # not set"
-            )
+            yield f"# {field.name} = {_toml(_sample(field.type))}  # not set"
+
+
+def _sample(kind: Any) -> Any:
+    """A value in the place of one that has no default: taking the `#` away gives valid TOML."""
+    return "/etc/…" if Path in typing.get_args(kind) else "…"
 
 
 def _inner(kind: Any) -> Any:

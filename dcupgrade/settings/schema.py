@@ -71,7 +71,7 @@ class ChainSettings:
     ca_file: Path | None = _doc("CA certificates that alone are accepted for wss endpoints.", default=None)
     heartbeat_s: float = _doc("WebSocket heartbeat, seconds.", checks.at_least(0.1), default=10.0)
     block_watchdog_s: float = _doc(
-        "An endpoint without a finalized block for so long is left, seconds.", checks.at_least(1), default=60.0
+        "Seconds without a finalized block before the next endpoint is used.", checks.at_least(1), default=60.0
     )
 
 
@@ -170,7 +170,7 @@ class UpgradeSettings:
         "The new node must have confirmed the keys within so many seconds.", checks.at_least(1), default=120.0
     )
     retention_s: float = _doc(
-        "The previous version is kept so long after commit, seconds.", checks.at_least(0), default=1209600.0
+        "Seconds to keep the previous version after commit.", checks.at_least(0), default=1209600.0
     )
     remove_previous: bool = _doc("Remove the previous version's slot after retention.", default=False)
     free_space_min_bytes: int = _doc(
@@ -185,7 +185,7 @@ class DownloadSettings:
     size_max_bytes: int = _doc("Largest artefact, bytes.", checks.at_least(1), default=2147483648)
     unpacked_max_bytes: int = _doc("Largest unpacked artefact, bytes.", checks.at_least(1), default=8589934592)
     stall_s: float = _doc(
-        "A source that sends nothing for so long is left, seconds.", checks.at_least(0.1), default=30.0
+        "Seconds without data before the next source is used.", checks.at_least(0.1), default=30.0
     )
     slow_bytes_per_s: int = _doc(
         "While a source gives less, the next one is asked beside it; bytes per second.",

@@ -55,7 +55,8 @@ class Site:
 
     ``status`` and ``plan`` give JSON-able facts, ``events`` a stream of them, ``history(limit, all)`` journal rows,
     ``counts`` transitions by name, ``enqueue(kind, who, arguments)`` queues an operator's word and gives its number.
-    ``explain(code)`` gives what a code means and what to do about it.
+    ``outcome(number)`` gives what came of one, None while it waits. ``explain(code)`` gives what a code means and what
+    to do about it.
     """
 
     status: Callable[[], dict[str, Any]]
@@ -64,6 +65,7 @@ class Site:
     history: Callable[[int, bool], list[dict[str, Any]]]
     counts: Callable[[], Mapping[str, float]]
     enqueue: Callable[[str, str, Mapping[str, Any]], int]
+    outcome: Callable[[int], Mapping[str, Any] | None]
     explain: Explain
     token: str
     allowed_hosts: frozenset[str] = field(default_factory=frozenset)
@@ -92,6 +94,7 @@ def make_app(site: Site, *, keep_alive_s: float = KEEP_ALIVE_S) -> web.Applicati
             web.get("/api/v1/history", face.history),
             web.get("/api/v1/upgrades", face.upgrades),
             web.get("/api/v1/machine", face.machine),
+            web.get("/api/v1/commands/{number:[0-9]{1,15}}", face.command),
             web.get("/api/v1/events", face.events),
             web.post("/api/v1/actions/{action}", face.act),
         ]
@@ -193,6 +196,9 @@ class _Face:
             return _error(400, "HTTP_REFUSED", f"limit is a number from 1 to {UPGRADES_MAX}")
         rows = self._site.history(limit * ROWS_PER_UPGRADE, False)
         return web.json_response({"upgrades": upgrades(rows, limit, self._site.status()["now_unix_s"])})
+
+    async def command(self, request: web.Request) -> web.Response:
+        return web.json_response({"outcome": self._site.outcome(int(request.match_info["number"]))})
 
     async def machine(self, _: web.Request) -> web.Response:
         return web.json_response({"states": [name.value for name in Name], "edges": picture.edges()})

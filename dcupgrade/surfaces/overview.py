@@ -49,6 +49,7 @@ NODE_WORDS = {
     "failed": ("bad", "says that it failed"),
     "silent": ("bad", "does not answer"),
     "stopped": ("bad", "not running"),
+    "unknown": ("attention", "not asked yet"),
 }
 
 
@@ -57,17 +58,14 @@ def overview(status: Facts, plan: Facts | None, explain: Explain) -> dict[str, A
 
     `status` is the status answer without this overview, `plan` the plan answer, None where there is no agent to ask.
     `facts` of a card are pairs of name and text. `attention` has for each alarm its `code`, `detail`, what it means
-    (`what`) and what to do (`remedy`).
+    (`what`) and what to do (`remedy`). `queued` has for each operator command that waits its `id` and a `text`.
     """
     cards = [_node(status), _vault(status), _chain(status), _release(status, plan)]
     attention = [_attention(alarm, explain) for alarm in _alarms(status)]
     level = max([*(card["level"] for card in cards), _level_of_machine(status, attention)], key=LEVELS.index)
-    return {
-        "level": level,
-        "headline": _headline(status, plan, cards, attention),
-        "cards": cards,
-        "attention": attention,
-    }
+    headline = _headline(status, plan, cards, attention)
+    queued = [_queued(command) for command in status.get("commands") or []]
+    return {"level": level, "headline": headline, "cards": cards, "attention": attention, "queued": queued}
 
 
 def named(release: Facts | None) -> str:
@@ -165,7 +163,10 @@ def _vault(status: Facts) -> Card:
         ("build", str(vault.get("enclave_id") or "")),
         ("detail", str(vault.get("detail") or "")),
     ]
-    return _card("vault", "good", "ok", facts) if reachable else _card("vault", "attention", "does not answer", facts)
+    if not reachable:
+        return _card("vault", "attention", "does not answer", facts)
+    code = vault.get("code")
+    return _card("vault", "attention" if code else "good", f"answers, with {code}" if code else "ok", facts)
 
 
 def _chain(status: Facts) -> Card:
@@ -248,6 +249,14 @@ def _hold(hold: Facts | None, now_unix_s: float | None) -> str:
 
 def _card(name: str, level: str, headline: str, facts: Sequence[tuple[str, str]] = ()) -> Card:
     return {"name": name, "level": level, "headline": headline, "facts": [list(pair) for pair in facts if pair[1]]}
+
+
+def _queued(command: Facts) -> dict[str, Any]:
+    reason = (command.get("arguments") or {}).get("reason")
+    expires = command.get("expires_unix_s")
+    text = f"{command['kind']} by {command['who'] or '?'}, given {iso(command['at_unix_s'])}"
+    text += (f", refused after {iso(expires)}" if expires else "") + (f": {reason}" if reason else "")
+    return {"id": command["id"], "text": text}
 
 
 def _attention(alarm: Facts, explain: Explain) -> dict[str, str]:

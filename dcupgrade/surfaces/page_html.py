@@ -52,7 +52,7 @@ def page(status: Facts, plan: Facts, upgrades: Sequence[Facts]) -> str:
         cards="".join(map(_card, told["cards"])),
         way=_way(status, upgrades),
         gates=_gates(plan),
-        queued=_queue(status.get("commands") or ()),
+        queued=_queue(told["queued"]),
         upgrades="".join(map(_upgrade, upgrades)) or "<p>There was no upgrade yet.</p>",
         plot=downtime_svg(upgrades),
         machine=_machine(status["state"]["name"]),
@@ -200,11 +200,8 @@ def _queue(commands: Sequence[Facts]) -> str:
 
 
 def _queued(command: Facts) -> str:
-    expires = f", expires {_time(command['expires_unix_s'])}" if command.get("expires_unix_s") else ""
-    reason = f": {_text(command['reason'])}" if command.get("reason") else ""
     withdraw = f'<span class="quiet">(<code>dcupgrade cancel {int(command["id"])}</code> withdraws it)</span>'
-    given = f"by {escape(command['who'])}, given {_time(command['at_unix_s'])}"
-    return f"<li><b>{escape(command['kind'])}</b> {given}{expires}{reason} {withdraw}</li>"
+    return f"<li>{_text(command['text'])} {withdraw}</li>"
 
 
 def _upgrade(item: Facts) -> str:
@@ -250,7 +247,8 @@ def _endpoints(chain: Facts) -> str:
 def sensible_actions(status: Facts, plan: Facts) -> dict[str, bool]:
     """Which actions would do something now; the agent decides again when one is given."""
     state = status["state"]
-    shut = {gate["name"] for gate in plan.get("gates") or () if not gate["open"]}
+    waits = plan.get("action") == "wait"
+    shut = {gate["name"] for gate in plan.get("gates") or () if waits and not gate["open"]}
     hold = state.get("hold")
     held = bool(hold and not (hold.get("until_unix_s") and hold["until_unix_s"] <= status["now_unix_s"]))
     quarantined = any(record.get("quarantine") for record in state.get("records") or ())
@@ -260,7 +258,8 @@ def sensible_actions(status: Facts, plan: Facts) -> dict[str, bool]:
         "override": bool(shut - {"GATE_PREFLIGHT"}),
         "hold": not held,
         "unhold": bool(hold),
-        "resume": state["name"] == "halted" or quarantined,
+        "retry": quarantined,
+        "resume": state["name"] == "halted",
         "revert": bool(state.get("previous")) or under_way or state["name"] == "halted",
     }
 
@@ -270,6 +269,7 @@ ACTION_WORDS = {
     "override": "Override gates",
     "hold": "Hold",
     "unhold": "Lift the hold",
+    "retry": "Try again",
     "resume": "Resume",
     "revert": "Revert…",
 }

@@ -131,7 +131,7 @@ def _no_secret(settings: WebhookSettings, why: str) -> DcupgradeError:
         code="WEBHOOK_SECRET_UNREADABLE",
         what=f"webhook of {_host(settings)}",
         why=why,
-        action="Mend webhooks.secret_file; nothing is sent unsigned instead.",
+        action="Correct webhooks.secret_file; nothing is sent unsigned instead.",
     )
 
 

@@ -4,6 +4,8 @@
 
 const REFRESH_PAUSE_MS = 500;
 const REFRESH_EVERY_MS = 10000;
+const OUTCOME_TRIES = 25;
+const OUTCOME_PAUSE_MS = 200;
 const byId = (id) => document.getElementById(id);
 const shown = new Map();
 let waiting = null;
@@ -103,8 +105,18 @@ async function act(event) {
     body: JSON.stringify(body),
   });
   const told = await answer.json();
-  byId("answer").textContent = answer.ok ? `${action}: queued as command ${told.queued}` : `${told.code}: ${told.why}`;
+  byId("answer").textContent = answer.ok ? `${action}: ${await outcome(told.queued)}` : `${told.code}: ${told.why}`;
   refreshSoon();
+}
+
+// What came of a command; the agent takes one up within a moment.
+async function outcome(number) {
+  for (let tries = 0; tries < OUTCOME_TRIES; tries += 1) {
+    const answer = await (await fetch(`/api/v1/commands/${number}`)).json();
+    if (answer.outcome) return answer.outcome.accepted ? answer.outcome.text : `refused: ${answer.outcome.code} ${answer.outcome.text}`;
+    await new Promise((done) => { setTimeout(done, OUTCOME_PAUSE_MS); });
+  }
+  return `queued as command ${number}`;
 }
 
 async function copy(event) {

@@ -1,6 +1,8 @@
 import io
 import json
+import re
 import sys
+import tomllib
 from pathlib import Path
 
 import click
@@ -184,3 +186,10 @@ def test_an_error_of_the_host_is_told_once_and_without_its_number(tmp_path: Path
 )
 def test_the_reason_of_an_error_reads_as_a_sentence_goes_on(error: Exception, told: str) -> None:
     assert why_of(error) == told
+
+
+def test_taking_the_comment_signs_away_from_the_example_gives_valid_toml(config: Path) -> None:
+    text = run(config, "config", "example")[1]
+    bare = re.sub(r"^# (\w+ = |\[)", r"\1", text, flags=re.MULTILINE)
+    assert tomllib.loads(bare)["chain"]["ca_file"] == "/etc/…"
+    assert "# not set" in bare

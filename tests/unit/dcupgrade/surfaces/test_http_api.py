@@ -76,6 +76,7 @@ class FakeAgent:
             history=self.history,
             counts=lambda: {"probation>committed": 3, "collecting>sealed": 4, "downtime_s": 1.5, "idle>halted": 1},
             enqueue=self.enqueue,
+            outcome=lambda number: {"accepted": True, "code": "", "text": "done"} if number == 1 else None,
             explain=lambda code: (f"{code} means", f"do about {code}"),
             token="the token",
             allowed_hosts=frozenset({"node.example"}),
@@ -248,6 +249,12 @@ async def test_metrics_tell_state_outcomes_and_alarms(client: TestClient[Any, An
 @pytest.mark.parametrize(("limit", "status"), [("5", 200), ("0", 400), ("x", 400), ("99999", 400), ("9" * 5000, 400)])
 async def test_history_takes_a_bounded_limit(client: TestClient[Any, Any], limit: str, status: int) -> None:
     assert (await client.get(f"/api/v1/history?limit={limit}")).status == status
+
+
+async def test_what_came_of_a_command_can_be_asked(client: TestClient[Any, Any]) -> None:
+    assert (await (await client.get("/api/v1/commands/1")).json())["outcome"]["text"] == "done"
+    assert await (await client.get("/api/v1/commands/2")).json() == {"outcome": None}
+    assert (await client.get("/api/v1/commands/x")).status == 404
 
 
 async def test_upgrades_are_grouped_from_enough_rows(client: TestClient[Any, Any], agent: FakeAgent) -> None:

@@ -85,7 +85,14 @@ def test_the_page_is_whole_and_nothing_of_strangers_becomes_markup() -> None:
         upgrade(*FORWARD, who="<eve>", reason="<X>", detail="<y>"),
         alarms=[{"code": "RUNNING_REVOKED", "detail": "<u>" + "c" * 64}],
         commands=[
-            {"id": 7, "kind": "revert", "who": "<who>", "reason": "<why>", "at_unix_s": 1.0, "expires_unix_s": 2.0}
+            {
+                "id": 7,
+                "kind": "revert",
+                "who": "<who>",
+                "arguments": {"reason": "<why>"},
+                "at_unix_s": 1.0,
+                "expires_unix_s": 2,
+            }
         ],
     )
     parser = Balanced()
@@ -147,7 +154,10 @@ def test_a_step_that_came_twice_shows_its_whole_time() -> None:
         (replace(CURRENT, previous=OLD), {"hold", "revert"}),
         (replace(CURRENT, name=Name.PROBATION, running=OLD, target=NEW), {"hold", "revert"}),
         (replace(CURRENT, name=Name.HALTED, halted="X"), {"hold", "resume", "revert"}),
-        (replace(CURRENT, running=OLD, records=(Record(NEW.enclave_id, quarantine="X"),)), {"hold", "resume"}),
+        (
+            replace(CURRENT, running=OLD, records=(Record(NEW.enclave_id, quarantine="X"),)),
+            {"hold", "retry"},
+        ),
     ],
 )
 def test_actions_are_offered_where_they_make_sense(state: State, sensible: set[str]) -> None:
