@@ -184,9 +184,7 @@ class DownloadSettings:
 
     size_max_bytes: int = _doc("Largest artefact, bytes.", checks.at_least(1), default=2147483648)
     unpacked_max_bytes: int = _doc("Largest unpacked artefact, bytes.", checks.at_least(1), default=8589934592)
-    stall_s: float = _doc(
-        "Seconds without data before the next source is used.", checks.at_least(0.1), default=30.0
-    )
+    stall_s: float = _doc("Seconds without data before the next source is used.", checks.at_least(0.1), default=30.0)
     slow_bytes_per_s: int = _doc(
         "While a source gives less, the next one is asked beside it; bytes per second.",
         checks.at_least(1),
