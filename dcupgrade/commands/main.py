@@ -15,7 +15,6 @@ from typing import Any
 import click
 
 from dcupgrade import __version__
-from dcupgrade.adapters import chain
 from dcupgrade.errors import why_of
 from dcupgrade.settings import load
 
@@ -146,6 +145,7 @@ def watch(ctx: click.Context, first_install: bool, dry_run: bool) -> None:
     """Watch the chain and upgrade the node: the service itself."""
     loaded = _settings(ctx)
     if dry_run:
+        from dcupgrade.adapters import chain
         from dcupgrade.settings.folders import require_files
         from dcupgrade.surfaces import webhooks
 

@@ -132,7 +132,8 @@ async def test_revert_asks_first_and_an_alarm_fits_a_small_screen(world: World, 
         await page.set_viewport_size({"width": width, "height": 900})
         assert await page.evaluate(SIDEWAYS) == 0, width
         assert await audit(page) == []
-        await picture(page, tmp_path, f"page-alarm-{width}.png")
+    await page.set_viewport_size({"width": 320, "height": 900})
+    await picture(page, tmp_path, "page-alarm-320.png")
 
 
 async def test_the_page_can_be_read_without_scripts(world: World, browser: Browser) -> None:

@@ -1,6 +1,7 @@
 import io
 import json
 import re
+import subprocess
 import sys
 import tomllib
 from pathlib import Path
@@ -13,6 +14,7 @@ from dcupgrade import __version__
 from dcupgrade.commands import explain as codes
 from dcupgrade.commands import main as cli
 from dcupgrade.errors import DcupgradeError, why_of
+from tests.conftest import ROOT
 from tests.doubles.command_line import KEY, run
 
 
@@ -193,3 +195,12 @@ def test_taking_the_comment_signs_away_from_the_example_gives_valid_toml(config:
     bare = re.sub(r"^# (\w+ = |\[)", r"\1", text, flags=re.MULTILINE)
     assert tomllib.loads(bare)["chain"]["ca_file"] == "/etc/…"
     assert "# not set" in bare
+
+
+@pytest.mark.parametrize("module", ["main", "status", "history", "operator", "explain"])
+def test_what_an_operator_types_often_imports_nothing_heavy(module: str) -> None:
+    """`--help` stays quick: 2 s of it were imports of aiohttp that only `watch` needs."""
+    heavy = '{"aiohttp", "rich", "cryptography", "substrateinterface", "prometheus_client"}'
+    program = f"import sys, dcupgrade.commands.{module}; print(sorted({heavy} & set(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout == "[]\n"
