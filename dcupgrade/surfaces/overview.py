@@ -42,6 +42,8 @@ TROUBLE = {"retry": "tried again", "journal_failed": "journal", "chain_lost": "c
 """Notes of the agent about what fails for now, and how they are called here."""
 NODE_AWAY = (Name.STOPPING, Name.LAUNCHING, Name.DELIVERING, Name.REVERTING)
 """States in which no serving node is what the machine wants."""
+OF_TARGET = (Name.LAUNCHING, Name.DELIVERING, Name.PROBATION)
+"""States in which the node that is to serve is the new version."""
 NODE_WORDS = {
     "serving": ("good", "serving"),
     "starting": ("attention", "starting"),
@@ -137,6 +139,9 @@ def _node(status: Facts) -> Card:
     if node is None:
         headline = "not known" if state.get("running") else "none is installed"
         return _card("node", "attention" if status.get("agent") == "not running" else "good", headline)
+    expected = state.get("target") if name in OF_TARGET else state.get("running")
+    if expected and node.get("enclave_id") not in (None, expected["enclave_id"]):
+        return _card("node", "busy", f"{named(expected)} was not asked yet: the version has just changed")
     level, headline = NODE_WORDS.get(str(node.get("status")), ("attention", str(node.get("status"))))
     if level != "good" and name in NODE_AWAY:
         level, headline = "busy", f"{headline}, as the upgrade wants it"

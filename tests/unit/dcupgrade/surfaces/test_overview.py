@@ -61,6 +61,13 @@ def test_a_node_that_is_down_is_the_first_thing_said(status: str, headline: str)
     assert (answers["level"], answers["headline"]) == ("bad", f"The node is down: {headline}.")
 
 
+def test_a_look_at_the_version_before_is_not_shown_as_the_node_of_now() -> None:
+    probation = replace(CURRENT, name=Name.PROBATION, running=OLD, target=NEW)
+    before = {"status": "serving", "enclave_id": OLD.enclave_id, "version": "1.0.0"}
+    assert card(told(probation, node=before), "node")[1].startswith("1.1.0 was not asked yet")
+    assert card(told(probation, node={**before, "enclave_id": NEW.enclave_id}), "node")[1] == "serving"
+
+
 @pytest.mark.parametrize("name", [Name.STOPPING, Name.LAUNCHING, Name.DELIVERING, Name.REVERTING])
 def test_a_node_that_the_upgrade_stopped_is_no_trouble(name: Name) -> None:
     state = replace(CURRENT, name=name, running=OLD, target=NEW)
