@@ -8,6 +8,7 @@ import (
 	"net"
 	"net/http"
 	"sync"
+	"syscall"
 	"time"
 )
 
@@ -21,14 +22,14 @@ const (
 )
 
 // Server serves a handler on loopback so that a stranger on the host cannot starve it: requests of other hosts than
-// loopback and of browsers are refused on every path, and of 512 connections the oldest that is not being answered gives
-// way to a newcomer.
+// loopback and of browsers are refused on every path, and of 512 connections the one whose client has been silent for
+// longest gives way to a newcomer: idle, in the middle of its request, or not reading its answer.
 //
 // The zero value of the limits is not usable; make a Server with [NewServer].
 type Server struct {
 	http *http.Server
 	mu   sync.Mutex
-	// waiting holds the connections whose next request is not complete yet, oldest first.
+	// waiting holds the connections that wait for their client, longest silent first.
 	waiting *list.List
 	open    int
 	max     int
@@ -88,13 +89,15 @@ func (s *Server) guard(handler http.Handler) http.Handler {
 	})
 }
 
-// wait puts a connection among those that can give way.
-func (s *Server) wait(c *conn) {
+// wait puts a connection among those that can give way, and tells whether it was not there already.
+func (s *Server) wait(c *conn) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if c.place == nil && !c.gone {
-		c.place = s.waiting.PushBack(c)
+	if c.place != nil || c.gone {
+		return false
 	}
+	c.place = s.waiting.PushBack(c)
+	return true
 }
 
 // work takes a connection out of them: its request is complete, and being answered.
@@ -112,16 +115,24 @@ func (s *Server) admit(c *conn) (victim *conn, ok bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.open >= s.max {
-		oldest := s.waiting.Front()
-		if oldest == nil {
+		if victim = s.oldest(); victim == nil {
 			return nil, false
 		}
-		victim = oldest.Value.(*conn)
-		s.drop(victim)
 	}
 	s.open++
 	c.place = s.waiting.PushBack(c)
 	return victim, true
+}
+
+// oldest drops the connection that has waited for longest, and returns nil where none waits. The caller holds the lock.
+func (s *Server) oldest() *conn {
+	front := s.waiting.Front()
+	if front == nil {
+		return nil
+	}
+	victim := front.Value.(*conn)
+	s.drop(victim)
+	return victim
 }
 
 // drop forgets a connection. The caller holds the lock.
@@ -145,6 +156,9 @@ type guardedListener struct {
 func (l *guardedListener) Accept() (net.Conn, error) {
 	for {
 		raw, err := l.Listener.Accept()
+		if (errors.Is(err, syscall.EMFILE) || errors.Is(err, syscall.ENFILE)) && l.cutOldest() {
+			continue
+		}
 		if err != nil {
 			return nil, err
 		}
@@ -160,6 +174,14 @@ func (l *guardedListener) Accept() (net.Conn, error) {
 	}
 }
 
+// cutOldest frees a descriptor where the process has none left.
+func (l *guardedListener) cutOldest() bool {
+	l.server.mu.Lock()
+	victim := l.server.oldest()
+	l.server.mu.Unlock()
+	return victim != nil && victim.Conn.Close() == nil
+}
+
 // conn is one connection in the server's count.
 type conn struct {
 	net.Conn
@@ -168,8 +190,11 @@ type conn struct {
 	gone   bool
 }
 
-// Write gives a client that does not read its answers ten seconds.
+// Write gives a client that does not read its answers ten seconds, if nobody needs its place meanwhile.
 func (c *conn) Write(data []byte) (int, error) {
+	if c.server.wait(c) {
+		defer c.server.work(c)
+	}
 	c.Conn.SetWriteDeadline(time.Now().Add(writeTimeout))
 	return c.Conn.Write(data)
 }

@@ -7,7 +7,9 @@ import (
 	"io"
 	"net"
 	"net/http"
+	"os"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 )
@@ -84,6 +86,59 @@ func TestConnectionsThatWaitGiveWayToNewcomers(t *testing.T) {
 			}
 		})
 	}
+}
+
+func TestAClientThatDoesNotReadItsAnswerGivesWay(t *testing.T) {
+	address := serve(t, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if r.URL.Path == "/large" {
+			w.Write(make([]byte, 64<<20)) // more than the buffers of a connection
+			return
+		}
+		io.WriteString(w, "fine")
+	}), 4)
+	for range 4 {
+		io.WriteString(dial(t, address), "GET /large HTTP/1.1\r\nHost: localhost\r\n\r\n")
+	}
+	// Well before their time to read is over.
+	for began := time.Now(); time.Since(began) < writeTimeout*8/10; {
+		c := dial(t, address)
+		io.WriteString(c, "GET / HTTP/1.1\r\nHost: localhost\r\n\r\n")
+		if answer, err := http.ReadResponse(bufio.NewReader(c), nil); err == nil && answer.StatusCode == 200 {
+			return
+		}
+	}
+	t.Error("clients that do not read keep everybody else out")
+}
+
+func TestAProcessWithoutDescriptorsCutsTheLongestSilentOff(t *testing.T) {
+	listener := &refusing{left: 1}
+	server := NewServer(fine)
+	guarded := &guardedListener{listener, server}
+	first, err := guarded.Accept()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := guarded.Accept(); err == nil {
+		t.Fatal("it accepted where nothing could give way any more")
+	}
+	if _, err := first.Write([]byte("x")); err == nil {
+		t.Error("the silent connection is still there")
+	}
+}
+
+// refusing accepts so many connections and then has no descriptor left.
+type refusing struct {
+	net.Listener
+	left int
+}
+
+func (r *refusing) Accept() (net.Conn, error) {
+	if r.left == 0 {
+		return nil, &net.OpError{Op: "accept", Err: os.NewSyscallError("accept4", syscall.EMFILE)}
+	}
+	r.left--
+	ours, _ := net.Pipe()
+	return ours, nil
 }
 
 func TestARequestThatIsBeingAnsweredKeepsItsConnection(t *testing.T) {
