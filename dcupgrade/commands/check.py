@@ -21,6 +21,7 @@ from typing import Any, Literal
 import aiohttp
 import click
 
+from attestation.artefact.files import read_sigstruct
 from chain_watcher.endpoints import answers
 from chain_watcher.endpoints.rpc import RpcClient, RpcLimits, open_session
 from chain_watcher.endpoints.tunnel import proxy_of
@@ -85,6 +86,7 @@ async def examine(settings: Settings) -> list[Finding]:
             ("ports", lambda: _sync(_ports, settings)),
             ("managers", lambda: _sync(_managers, settings)),
             *((f"chain {url}", partial(_endpoint, settings, url)) for url in settings.chain.endpoints),
+            ("vault signature", lambda: _sync(_vault_signature, settings)),
             ("vault", lambda: _vault(settings)),
             ("node", lambda: _node(settings, session)),
         ]
@@ -220,6 +222,14 @@ def _clock(name: str, stamp: object) -> list[Finding]:
         text = f"the last finalized block is {span(age_s)} old by this host's clock, or this clock is ahead"
         return [Finding(name, "warning", text, "FINALITY_LAGS")]
     return [good(name, f"the last finalized block is {max(0.0, age_s):.0f} s old")]
+
+
+def _vault_signature(settings: Settings) -> list[Finding]:
+    """Compare what the vault is signed with and what its seal key depends on. Empty where the agent starts no image."""
+    if settings.vault.sigstruct is None:
+        return []
+    read_sigstruct(settings.vault.sigstruct).need_pinned_attributes()
+    return [good("vault signature", "what its seal key depends on is pinned")]
 
 
 async def _vault(settings: Settings) -> list[Finding]:

@@ -1,11 +1,14 @@
 import json
 import struct
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import jsonschema
 import pytest
 
+from attestation.artefact.sigstruct import sign_sigstruct
+from attestation.sgx import AEXNOTIFY, MODE64BIT, Attributes
 from dcupgrade.adapters.journal import Journal
 from dcupgrade.commands import check as doctor
 from dcupgrade.machine.events import Event, EventKind
@@ -15,6 +18,7 @@ from dcupgrade.settings import schema as settings
 from dcupgrade.upgrade.ports import Entry
 from tests.conftest import ROOT
 from tests.doubles.command_line import run
+from tests.doubles.signed_enclaves import Key
 
 
 def made(tmp_path: Path, **sections: object) -> settings.Settings:
@@ -49,6 +53,19 @@ async def test_a_vaults_service_without_its_token_here_is_a_fault(tmp_path: Path
     [finding] = await doctor._vault(settings)
     assert (finding.grade, finding.code) == ("fault", "AGENT_STATE_UNUSABLE")
     assert str(token) in finding.text
+
+
+async def test_a_vault_that_is_signed_with_something_that_changes_its_seal_key_is_a_fault(tmp_path: Path) -> None:
+    signed = sign_sigstruct(Key(), bytes(32), date=0x20261123)
+    for sigstruct, expected in (
+        (signed, ("good", "")),
+        (replace(signed, miscselect=1), ("fault", "SIGSTRUCT_NOT_PINNED")),
+        (replace(signed, attributes=Attributes(MODE64BIT | AEXNOTIFY, 3)), ("fault", "SIGSTRUCT_NOT_PINNED")),
+    ):
+        file = tmp_path / "vault.sig"
+        file.write_bytes(sigstruct.encode())
+        vault = {"command": ["vault"], "url": "http://127.0.0.1:10", "sigstruct": str(file)}
+        assert grades(await doctor.examine(made(tmp_path, vault=vault)), "vault signature") == {expected}
 
 
 async def test_what_this_user_may_not_see_is_told_as_such() -> None:
