@@ -113,7 +113,7 @@ class VaultClient:
             ) from None
 
     async def health(self) -> dict[str, Any]:
-        """Return ``{"status": "ok", "enclave_id", "tee"}``; needs no token."""
+        """Return `{"status": "ok", "enclave_id", "tee"}`; needs no token."""
         return self._object(await self._send("GET", "/healthz", None, _TIMEOUT_S), f"GET {self._base_url}/healthz")
 
     async def status(self) -> dict[str, Any]:
@@ -123,9 +123,9 @@ class VaultClient:
     async def collect(
         self, node_url: str, source_id: str, *, protocol: str = "v2", evidence: Mapping[str, Any] | None = None
     ) -> dict[str, Any]:
-        """Let the vault take the running node's key set; returns ``{"key_set_id", "source_id", "epoch"}``.
+        """Let the vault take the running node's key set; returns `{"key_set_id", "source_id", "epoch"}`.
 
-        When it returns, the sealed copy was read back from disk and unsealed. ``evidence`` as in ``permit``; a vault
+        When it returns, the sealed copy was read back from disk and unsealed. `evidence` as in `permit`; a vault
         whose policy has require_listed_vault needs it before the first collection.
         """
         value: dict[str, Any] = {"node_url": node_url, "source_id": source_id, "protocol": protocol}
@@ -134,18 +134,18 @@ class VaultClient:
         return await self._call("POST", "/vault/collect", value, _COLLECT_TIMEOUT_S)
 
     async def advance(self, set_changes: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-        """Bring the vault's authority set up to date by some steps; returns ``{"set_id", "block_number"}``."""
+        """Bring the vault's authority set up to date by some steps; returns `{"set_id", "block_number"}`."""
         return await self._call("POST", "/vault/advance", {"set_changes": list(set_changes)}, _COLLECT_TIMEOUT_S)
 
     async def permit(
         self, source_id: str, target_id: str, key_set_id: str, evidence: Mapping[str, Any]
     ) -> dict[str, Any]:
-        """Ask for a release permit; returns ``{"target_id", "block_number", "block_hash", "expires_at_unix_s"}``."""
+        """Ask for a release permit; returns `{"target_id", "block_number", "block_hash", "expires_at_unix_s"}`."""
         value = {"source_id": source_id, "target_id": target_id, "key_set_id": key_set_id, "evidence": evidence}
         return await self._call("POST", "/vault/permit", value)
 
     async def delivery(self, target_id: str) -> dict[str, Any]:
-        """Return ``{"state", "code", "instances"}`` of the hand-over to a target."""
+        """Return `{"state", "code", "instances"}` of the hand-over to a target."""
         return await self._call("GET", f"/vault/delivery/{target_id}")
 
     async def retain(self, key_set_id: str, until_unix_s: int) -> dict[str, Any]:

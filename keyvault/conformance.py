@@ -1,6 +1,6 @@
 """Conformance suite of handover v2 for any node that holds keys: run it against the node's own address.
 
-Without a TEE it tries what everybody on the host can try. Inside a TEE whose enclave the node accepts (``--image``) it
+Without a TEE it tries what everybody on the host can try. Inside a TEE whose enclave the node accepts (`--image`) it
 also makes real handovers; the keys it is given are wiped at once and go nowhere.
 """
 
@@ -35,7 +35,7 @@ class NonconformanceError(Exception):
 
 @dataclass(frozen=True)
 class Result:
-    """Outcome of one check: ``found`` is empty where the node conforms."""
+    """Outcome of one check: `found` is empty where the node conforms."""
 
     name: str
     why: str
@@ -44,7 +44,7 @@ class Result:
 
 @dataclass
 class Node:
-    """The node under test. ``party`` is the suite's own side inside a TEE, or None."""
+    """The node under test. `party` is the suite's own side inside a TEE, or None."""
 
     session: aiohttp.ClientSession
     url: str
@@ -104,15 +104,15 @@ async def find_genesis(session: aiohttp.ClientSession, url: str) -> bytes:
     """Return the genesis hash (32 bytes) that a node names when it refuses a stranger's; raises CONFORMANCE_FAILED."""
     strange = os.urandom(32)
     _, answer = await Node(session, url, strange).post("hello", Node(session, url, strange).hello())
-    told = set(re.findall(r"\b[0-9a-f]{64}\b", answer.decode("utf-8", "replace"))) - {strange.hex()}
-    if len(told) != 1:
+    named = set(re.findall(r"\b[0-9a-f]{64}\b", answer.decode("utf-8", "replace"))) - {strange.hex()}
+    if len(named) != 1:
         raise KeyvaultError(
             code="CONFORMANCE_FAILED",
             what=f"{url} was not tried",
             why="it does not say which genesis hash it expects",
             action="Give its chain's with --genesis.",
         )
-    return bytes.fromhex(told.pop())
+    return bytes.fromhex(named.pop())
 
 
 def _code(body: bytes) -> str:
@@ -379,7 +379,7 @@ async def run_suite(node: Node) -> list[Result]:
         except NonconformanceError as error:
             found = str(error)
         except Exception as error:
-            # Whatever a foreign node answers, the suite goes on; codes are told, values are not.
+            # Whatever a foreign node answers, the suite continues; it reports codes, never values.
             found = str(getattr(error, "code", type(error).__name__)) + ": " + str(getattr(error, "why", ""))
         results.append(Result(name, why, found))
     return results

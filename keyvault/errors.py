@@ -12,10 +12,10 @@ KINDS: Final[tuple[Kind, ...]] = ("transient", "rejected", "invariant")
 
 
 class KeyvaultError(Exception):
-    """A refusal or failure with a stable code; ``str()`` gives ``CODE: what: why. action``.
+    """A refusal or failure with a stable code; `str()` gives `CODE: what: why. action`.
 
-    ``kind`` says who must act: ``transient`` (ask again later), ``rejected`` (this request is refused, the same bytes
-    cannot succeed), ``invariant`` (stop and keep everything; a person must look).
+    `kind` says who must act: `transient` (ask again later), `rejected` (this request is refused, the same bytes
+    cannot succeed), `invariant` (stop and keep everything; a person must look).
     """
 
     def __init__(self, *, code: str, what: str, why: str, action: str = "", kind: Kind = "rejected") -> None:

@@ -1,7 +1,7 @@
 """What a DCNode needs for handover v2: ask for its keys when it starts, and hand them to the upgrader when asked.
 
-The example in docs/protocol.md and ``devnet/reference_node`` use nothing else. Sealing the keys is the node's own work;
-``keyvault.store.sealed_store.SealedStore`` is there for it.
+The example in docs/protocol.md and `devnet/reference_node` use nothing else. Sealing the keys is the node's own work;
+`keyvault.store.sealed_store.SealedStore` is there for it.
 """
 
 from __future__ import annotations
@@ -76,10 +76,10 @@ async def request_key_set(
 ) -> KeySet:
     """Ask the upgrader for this node's keys until it gives them, seal them, and confirm.
 
-    ``seal`` writes the keys sealed to disk, reads them back, unseals them, opens the canary of older data if there is
-    any, and returns whether there was one; an exception of it ends the whole call unconfirmed. ``wanted`` is the key
+    `seal` writes the keys sealed to disk, reads them back, unseals them, opens the canary of older data if there is
+    any, and returns whether there was one; an exception of it ends the whole call unconfirmed. `wanted` is the key
     set id of the node's marker, or "". Transient refusals (no permit yet, upgrader not up) are retried until
-    ``deadline_s`` has passed; everything else is raised. The caller wipes the returned key set.
+    `deadline_s` has passed; everything else is raised. The caller wipes the returned key set.
     """
     give_up_at = time.monotonic() + deadline_s
     pause_s = _POLL_S_FIRST
@@ -127,7 +127,7 @@ async def request_keys(
     wanted: str = "",
     deadline_s: float = 600.0,
 ) -> bytes:
-    """``request_key_set`` for nodes that handle their keys as bytes. ``seal`` returns True if a canary was opened."""
+    """`request_key_set` for nodes that handle their keys as bytes. `seal` returns True if a canary was opened."""
     signatures = (network_signature,) if isinstance(network_signature, bytes) else tuple(network_signature)
 
     async def seal_bytes(key_set: KeySet) -> bool:
@@ -145,7 +145,7 @@ class NodeHandover:
 
     Give it to `keyvault.handover.http_server.add_handover_routes`.
 
-    ``keys`` returns the node's current keys as a new key set (wiped here after use), or None while it has none.
+    `keys` returns the node's current keys as a new key set (wiped here after use), or None while it has none.
     """
 
     def __init__(
@@ -187,7 +187,7 @@ class NodeHandover:
         return self._holder.on_received(body, time.monotonic()).answer
 
     async def on_durable(self, body: bytes) -> bytes:
-        """Acknowledge that the upgrader sealed the keys, and remember who did (``collected_by``)."""
+        """Acknowledge that the upgrader sealed the keys, and remember who did (`collected_by`)."""
         confirmation = self._holder.on_durable(body, time.monotonic())
         self.collected_by = confirmation.requester_id
         return confirmation.answer

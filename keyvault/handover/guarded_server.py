@@ -19,7 +19,7 @@ from aiohttp import web
 log = logging.getLogger("keyvault")
 
 HEADER_TIMEOUT_S: Final = 10.0
-#: A client that does not read its answers may keep them waiting for so long.
+#: Seconds after which a client that does not read its answer is cut off.
 READING_TIMEOUT_S: Final = 10.0
 #: Connections at once: several times what the port accepts in one round of the event loop (its backlog of 100).
 CONNECTIONS_MAX: Final = 512

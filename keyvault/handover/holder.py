@@ -50,7 +50,7 @@ class Limits:
     """Bounds of the holder's memory and patience; times in seconds."""
 
     session_ttl_s: float = 60.0
-    #: From delivery to ``durable``: the target seals, reads back and opens its canary in that time, or asks again.
+    #: From delivery to `durable`: the target seals, reads back and opens its canary in that time, or asks again.
     delivery_ttl_s: float = 900.0
     #: So many that pushing an honest requester out takes more hellos than the port accepts in the time it needs.
     sessions_max: int = 16_384
@@ -68,7 +68,7 @@ class _Session:
 class VerifiedRequest:
     """A request whose sender was verified; what it may get is still to be decided.
 
-    ``requester_id`` is the verified enclave id, ``wanted`` the key set it asks for ("" for any).
+    `requester_id` is the verified enclave id, `wanted` the key set it asks for ("" for any).
     """
 
     session: bytes
@@ -92,7 +92,7 @@ class _Delivery:
 
 @dataclass(frozen=True)
 class Confirmation:
-    """What a verified ``received`` or ``durable`` says, and the answer to send once it is recorded."""
+    """What a verified `received` or `durable` says, and the answer to send once it is recorded."""
 
     requester_id: str
     key_set_id: str
@@ -106,7 +106,7 @@ def _expired(table: Mapping[bytes, _Session | _Delivery], now: float) -> list[by
 
 
 class Holder:
-    """The holder's side: open sessions and deliveries under way. ``now``: any clock in seconds that never goes back."""
+    """The holder's side: open sessions and deliveries under way. `now`: any clock in seconds that never goes back."""
 
     def __init__(self, party: Party, limits: Limits | None = None) -> None:
         self._party = party
@@ -117,7 +117,7 @@ class Holder:
 
     @property
     def sessions_open(self) -> int:
-        """How many sessions are held now (expired ones are dropped at the next ``sweep``)."""
+        """How many sessions are held now (expired ones are dropped at the next `sweep`)."""
         return len(self._sessions)
 
     def sweep(self, now: float) -> None:
@@ -239,7 +239,7 @@ class Holder:
         """Verify the receipt: only who decrypted the delivery can make it. A repeated receipt is answered again."""
         fields = messages.RECEIVED.decode(body)
         entry = self._delivery(fields["session"], now, "receipt")
-        if not entry.durable:  # afterwards the receipt key is wiped, and a stronger word was given
+        if not entry.durable:  # afterwards the receipt key is wiped: `durable` says more
             mac = self._party.crypto.mac(entry.receipt_key, RECEIVED_TAG + entry.transcript)
             if not hmac.compare_digest(mac, fields["mac"]):
                 raise protocol_error(
@@ -250,9 +250,9 @@ class Holder:
         return Confirmation(entry.requester.enclave_id, entry.key_set_id, False, answer)
 
     def on_durable(self, body: bytes, now: float) -> Confirmation:
-        """Verify the attested word that the key set is sealed and readable at the requester. May be repeated."""
+        """Verify the attested confirmation that the requester sealed the key set and read it back. May be repeated."""
         fields = messages.DURABLE.decode(body)
-        entry = self._delivery(fields["session"], now, "word that the keys are durable")
+        entry = self._delivery(fields["session"], now, "confirmation that the keys are durable")
         if not entry.received:
             raise protocol_error("HANDOVER_OUT_OF_ORDER", "durable was refused", "the receipt did not come before it")
         report = decode_report(fields["report"], "durable")

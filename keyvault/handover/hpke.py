@@ -1,4 +1,4 @@
-"""The real cryptography of the handover: HPKE of the ``cryptography`` package, HMAC-SHA256, the system's randomness.
+"""The real cryptography of the handover: HPKE of the `cryptography` package, HMAC-SHA256, the system's randomness.
 
 HPKE base mode, KEM MLKEM768_X25519 as the package has it, KDF HKDF-SHA256, AEAD AES-256-GCM. A public key on the wire
 is the ML-KEM-768 key (1,184 bytes) followed by the X25519 key (32 bytes).
@@ -41,10 +41,10 @@ def load_private_key(data: bytes) -> MLKEM768X25519PrivateKey:
 
 
 class RealCrypto:
-    """``keyvault.handover.party.Crypto`` with real primitives."""
+    """`keyvault.handover.party.Crypto` with real primitives."""
 
     def random(self, size: int) -> bytes:
-        """Return ``size`` bytes from the operating system."""
+        """Return `size` bytes from the operating system."""
         return os.urandom(size)
 
     def kem_generate(self) -> tuple[MLKEM768X25519PrivateKey, bytes]:
@@ -54,7 +54,7 @@ class RealCrypto:
         return MLKEM768X25519PrivateKey(mlkem, x25519), public
 
     def kem_seal(self, public_key: bytes, info: bytes, plaintext: bytearray) -> bytes:
-        """Return encapsulation (1,120 bytes) and AEAD output. Raises ``HANDOVER_MESSAGE_MALFORMED`` on a bad key."""
+        """Return encapsulation (1,120 bytes) and AEAD output. Raises `HANDOVER_MESSAGE_MALFORMED` on a bad key."""
         try:
             if len(public_key) != KEM_PUBLIC_KEY_BYTES:
                 raise ValueError("wrong length")
@@ -71,7 +71,7 @@ class RealCrypto:
             ) from None
 
     def kem_open(self, private_key: MLKEM768X25519PrivateKey, info: bytes, ciphertext: bytes) -> bytearray:
-        """Return the plaintext in a buffer that can be wiped; raises ``HANDOVER_CIPHERTEXT_BAD``."""
+        """Return the plaintext in a buffer that can be wiped; raises `HANDOVER_CIPHERTEXT_BAD`."""
         try:
             return bytearray(_SUITE.decrypt(ciphertext, private_key, info))
         except (InvalidTag, ValueError):

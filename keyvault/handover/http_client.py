@@ -140,9 +140,9 @@ async def fetch_key_set(session: aiohttp.ClientSession, base_url: str, requester
 async def confirm(
     session: aiohttp.ClientSession, base_url: str, requester: Requester, sealing: Awaitable[bool]
 ) -> None:
-    """Confirm twice: the receipt travels while ``sealing`` is awaited, ``durable`` follows both.
+    """Confirm twice: the receipt travels while `sealing` is awaited, `durable` follows both.
 
-    ``sealing`` seals the key set, reads it back, and returns whether a canary of older data was opened. Its exception,
+    `sealing` seals the key set, reads it back, and returns whether a canary of older data was opened. Its exception,
     or that of a message, is raised; nothing is left running.
     """
     receipt = asyncio.ensure_future(_insist(session, f"{base_url}/v2/received", requester.received))
@@ -169,7 +169,7 @@ async def _insist(session: aiohttp.ClientSession, url: str, message: Callable[[]
 
 
 def node_base_url(url: str) -> str:
-    """Return a node's address without a slash at its end; raises ``VAULT_NODE_URL_REFUSED``.
+    """Return a node's address without a slash at its end; raises `VAULT_NODE_URL_REFUSED`.
 
     A node is plain http on this machine: scheme, host and port, nothing else.
     """

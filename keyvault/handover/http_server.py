@@ -1,6 +1,6 @@
 """HTTP serving that the vault and nodes share: who may ask, bounded bodies in time, errors as JSON, handover routes.
 
-Refusals travel as ``{"code", "what", "why", "action", "kind"}`` with status 409 (rejected), 503 (transient) or 500
+Refusals travel as `{"code", "what", "why", "action", "kind"}` with status 409 (rejected), 503 (transient) or 500
 (invariant).
 """
 
@@ -39,7 +39,7 @@ _STATUS_BY_CODE: Final = {
 
 
 def as_keyvault_error(error: Exception) -> KeyvaultError:
-    """Return any error of this side as one that may be told; what is not ours is told by its type only."""
+    """Return an error of this side in the form that peers may see. Of a foreign error they see the type only."""
     if isinstance(error, KeyvaultError):
         return error
     if isinstance(error, AttestationError):
@@ -55,8 +55,8 @@ def as_keyvault_error(error: Exception) -> KeyvaultError:
 
 def error_response(error: Exception) -> web.Response:
     """Return the HTTP answer for an error."""
-    told = as_keyvault_error(error)
-    return web.json_response(told.to_json(), status=_STATUS_BY_CODE.get(told.code, _STATUS[told.kind]))
+    shown = as_keyvault_error(error)
+    return web.json_response(shown.to_json(), status=_STATUS_BY_CODE.get(shown.code, _STATUS[shown.kind]))
 
 
 def shown_path(request: web.Request) -> str:
@@ -92,7 +92,7 @@ def is_loopback_host(value: str) -> bool:
 
 
 def refuse_browsers(request: web.Request) -> None:
-    """Raise ``HANDOVER_MESSAGE_MALFORMED`` for what a web page sends: it reaches loopback too, and could flood it."""
+    """Raise `HANDOVER_MESSAGE_MALFORMED` for what a web page sends: it reaches loopback too, and could flood it."""
     if "Origin" in request.headers or "Sec-Fetch-Site" in request.headers:
         raise KeyvaultError(
             code="HANDOVER_MESSAGE_MALFORMED",
@@ -103,7 +103,7 @@ def refuse_browsers(request: web.Request) -> None:
 
 
 async def read_body(request: web.Request, limit: int) -> bytes:
-    """Return the body of at most ``limit`` bytes, which must arrive within 10 s."""
+    """Return the body of at most `limit` bytes, which must arrive within 10 s."""
     if request.content_length is not None and request.content_length > limit:
         raise _too_large(limit)
     body = bytearray()
@@ -141,7 +141,7 @@ _LOGGED_MAX: Final = 256
 
 
 def log_refusal(error: KeyvaultError | AttestationError) -> None:
-    """Log a refusal once: who polls every second and is refused alike each time is not worth a line each time."""
+    """Log a refusal once in ten minutes: a client that polls every second would fill the log."""
     text, now = str(error), time.monotonic()
     if now - _logged.get(text, -_LOG_AGAIN_AFTER_S) < _LOG_AGAIN_AFTER_S:
         return
@@ -184,7 +184,7 @@ def new_app() -> web.Application:
 
 
 class HandoverPort(Protocol):
-    """Whoever answers the four messages of a holder; see ``keyvault.handover.holder.Holder``."""
+    """Whoever answers the four messages of a holder; see `keyvault.handover.holder.Holder`."""
 
     async def on_hello(self, body: bytes) -> bytes:
         """Return the challenge."""
@@ -200,7 +200,7 @@ class HandoverPort(Protocol):
 
 
 def add_handover_routes(app: web.Application, port: HandoverPort) -> None:
-    """Add ``POST /v2/hello``, ``/v2/request``, ``/v2/received``, ``/v2/durable``."""
+    """Add `POST /v2/hello`, `/v2/request`, `/v2/received`, `/v2/durable`."""
 
     def route(step: Callable[[bytes], Awaitable[bytes]]) -> Callable[[web.Request], Awaitable[web.Response]]:
         async def handle(request: web.Request) -> web.Response:

@@ -1,7 +1,7 @@
 """A key set in memory: opaque bytes that are never printed and can be overwritten.
 
-The bytes live in one ``bytearray``, so that ``wipe`` really overwrites them. Copies that libraries make as immutable
-``bytes`` (HPKE and AES-GCM return such) cannot be wiped; docs/secrets.md lists them.
+The bytes live in one `bytearray`, so that `wipe` really overwrites them. Copies that libraries make as immutable
+`bytes` (HPKE and AES-GCM return such) cannot be wiped; docs/secrets.md lists them.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ def key_set_id(data: bytes | bytearray | memoryview) -> str:
 class KeySet:
     """Application keys of a node: 1 to 65,536 opaque bytes, with their id. Not printable, not picklable, wipeable.
 
-    Takes a copy of ``data``; the caller wipes or drops its own. Raises ``KEY_SET_SIZE_INVALID``.
+    Takes a copy of `data`; the caller wipes or drops its own. Raises `KEY_SET_SIZE_INVALID`.
     """
 
     __slots__ = ("_buffer", "_wiped", "key_set_id")
@@ -44,7 +44,7 @@ class KeySet:
         self.key_set_id = key_set_id(self._buffer)
 
     def view(self) -> memoryview:
-        """Return a read-only view of the bytes; it must not outlive the key set. Raises ``KEY_SET_WIPED``."""
+        """Return a read-only view of the bytes; it must not outlive the key set. Raises `KEY_SET_WIPED`."""
         if self._wiped:
             raise KeyvaultError(
                 code="KEY_SET_WIPED",
@@ -56,7 +56,7 @@ class KeySet:
 
     @property
     def buffer(self) -> bytearray:
-        """The bytearray itself, for locking its pages; use ``view`` to read."""
+        """The bytearray itself, for locking its pages; use `view` to read."""
         return self._buffer
 
     def wipe(self) -> None:

@@ -73,7 +73,7 @@ def strict_json(body: bytes | bytearray, limit: int, what: str) -> dict[str, Any
     try:
         value = json.loads(body.decode("utf-8"), object_pairs_hook=_no_duplicates, parse_constant=_no_constant)
     except (ValueError, RecursionError) as error:
-        # The text of a decoding error can quote the input, and the input can hold secrets: only its kind is told.
+        # The text of a decoding error can quote the input, and the input can hold secrets: report its type only.
         reason = str(error) if str(error) in {"a key occurs twice"} else type(error).__name__
         raise _malformed(what, f"it is not strict JSON ({reason})") from None
     if not isinstance(value, dict):
@@ -184,7 +184,7 @@ class Shape:
     limit: int = SMALL_MESSAGE_BYTES_MAX
 
     def decode(self, body: bytes | bytearray) -> dict[str, Any]:
-        """Return the decoded fields; raises ``HANDOVER_MESSAGE_MALFORMED`` or ``HANDOVER_MESSAGE_TOO_LARGE``."""
+        """Return the decoded fields; raises `HANDOVER_MESSAGE_MALFORMED` or `HANDOVER_MESSAGE_TOO_LARGE`."""
         return self.check(strict_json(body, self.limit, self.name))
 
     def session(self, body: bytes | bytearray) -> tuple[bytes, dict[str, Any]]:

@@ -1,7 +1,7 @@
 """What the pure modules are handed from outside: TEE, cryptography, and the judgement over a peer.
 
 The vault, nodes and the simulator pass different implementations; nothing in the protocol or the release decision knows
-which. ``Tee`` is the part of ``attestation.tee.driver.TeeDriver`` that is used here.
+which. `Tee` is the part of `attestation.tee.driver.TeeDriver` that is used here.
 """
 
 from __future__ import annotations
@@ -25,23 +25,23 @@ class Tee(Protocol):
         """Return what a peer needs to make a report for this enclave."""
 
     def report(self, target: TargetInfo, report_data: bytes) -> Report:
-        """Return a report of this enclave for ``target`` with 64 bytes of REPORTDATA."""
+        """Return a report of this enclave for `target` with 64 bytes of REPORTDATA."""
 
     def verify(self, report: Report) -> None:
         """Raise unless the report was made for this enclave on this CPU (its MAC)."""
 
     def seal_key(self, request: KeyRequest) -> bytes:
-        """Return the 16-byte key of EGETKEY for ``request``."""
+        """Return the 16-byte key of EGETKEY for `request`."""
 
     def self_report(self) -> Report:
         """Return a report of this enclave, for its own identity and CPUSVN."""
 
 
 class Crypto(Protocol):
-    """Randomness, HPKE and MAC of the handover. The real one is ``keyvault.handover.hpke``."""
+    """Randomness, HPKE and MAC of the handover. The real one is `keyvault.handover.hpke`."""
 
     def random(self, size: int) -> bytes:
-        """Return ``size`` unpredictable bytes."""
+        """Return `size` unpredictable bytes."""
 
     def kem_generate(self) -> tuple[Any, bytes]:
         """Return a fresh private key (opaque here) and its 1,216-byte public key."""
@@ -50,7 +50,7 @@ class Crypto(Protocol):
         """Return the HPKE base-mode ciphertext: encapsulation and AEAD output. Raises on a bad public key."""
 
     def kem_open(self, private_key: Any, info: bytes, ciphertext: bytes) -> bytearray:
-        """Return the plaintext as a wipeable buffer, or raise ``HANDOVER_CIPHERTEXT_BAD``."""
+        """Return the plaintext as a wipeable buffer, or raise `HANDOVER_CIPHERTEXT_BAD`."""
 
     def mac(self, key: bytes | bytearray, data: bytes) -> bytes:
         """Return a 32-byte MAC (HMAC-SHA256)."""
@@ -64,7 +64,7 @@ VerifyPeer = Callable[[Report, Sequence[bytes]], str]
 class Party:
     """What one side brings into every handover.
 
-    ``genesis_hash`` 32 bytes; ``network_signatures`` 64 bytes each, over this side's own enclave id.
+    `genesis_hash` 32 bytes; `network_signatures` 64 bytes each, over this side's own enclave id.
     """
 
     genesis_hash: bytes

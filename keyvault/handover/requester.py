@@ -37,8 +37,8 @@ def _out_of_order(what: str, why: str) -> KeyvaultError:
 class Requester:
     """One try of a requester to get a key set. Call the steps in order; a failed step ends the try.
 
-    ``party.verify_peer`` must refuse every holder that may not push keys to this side.
-    ``wanted`` is the id of the key set that must come, or "" for any.
+    `party.verify_peer` must refuse every holder that may not push keys to this side.
+    `wanted` is the id of the key set that must come, or "" for any.
     """
 
     def __init__(self, party: Party, wanted: str = "") -> None:
@@ -56,7 +56,7 @@ class Requester:
 
     @property
     def holder(self) -> Report:
-        """The holder's verified report, once ``on_challenge`` has returned."""
+        """The holder's verified report, once `on_challenge` has returned."""
         if self._holder is None:
             raise _out_of_order("the step was refused", "no challenge was verified yet")
         return self._holder
@@ -157,9 +157,9 @@ class Requester:
         return messages.RECEIVED.encode(session=self._session, mac=mac)
 
     def durable(self, *, canary: bool) -> bytes:
-        """Return the attested word that the key set was sealed, read back from disk and unsealed.
+        """Return the attested confirmation that the key set was sealed, read back from disk and unsealed.
 
-        ``canary`` tells whether a record of older data was opened with it too (false where there is none).
+        `canary` tells whether a record of older data was opened with it too (false where there is none).
         May be made again after a lost answer.
         """
         if self._step != "done":
@@ -172,7 +172,7 @@ class Requester:
         )
 
     def acknowledged(self, body: bytes, state: str) -> None:
-        """Verify the holder's answer to ``received`` or ``durable``: it only says that the message arrived."""
+        """Verify the holder's answer to `received` or `durable`: it only says that the message arrived."""
         fields = messages.ACKNOWLEDGED.decode(body)
         self._check_session(fields["session"], "acknowledgement")
         if fields["state"] != state:

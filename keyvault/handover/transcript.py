@@ -47,7 +47,7 @@ def protocol_error(code: str, what: str, why: str, action: str = "", kind: Kind 
 
 
 def decode_report(data: bytes, what: str) -> Report:
-    """Decode 432 bytes of a message's REPORT; raises ``HANDOVER_MESSAGE_MALFORMED``. Proves nothing yet."""
+    """Decode 432 bytes of a message's REPORT; raises `HANDOVER_MESSAGE_MALFORMED`. Proves nothing yet."""
     try:
         return Report.decode(data)
     except AttestationError as error:
@@ -55,7 +55,7 @@ def decode_report(data: bytes, what: str) -> Report:
 
 
 def check_report_data(report: Report, expected: bytes, what: str) -> None:
-    """Raise ``HANDOVER_REPORTDATA_MISMATCH`` unless the report binds this very conversation, role and message."""
+    """Raise `HANDOVER_REPORTDATA_MISMATCH` unless the report binds this very conversation, role and message."""
     if not hmac.compare_digest(report.report_data, expected):
         raise protocol_error(
             "HANDOVER_REPORTDATA_MISMATCH",
@@ -70,7 +70,7 @@ def _identity(report: Report) -> bytes:
 
 
 def check_same_enclave(report: Report, first: Report, what: str) -> None:
-    """Raise ``HANDOVER_PEER_CHANGED`` unless both reports are of one enclave in all that identifies it."""
+    """Raise `HANDOVER_PEER_CHANGED` unless both reports are of one enclave in all that identifies it."""
     if _identity(report) != _identity(first):
         raise protocol_error(
             "HANDOVER_PEER_CHANGED",

@@ -1,6 +1,6 @@
 """Handover protocol v1, the one DCNodes in the field speak, with stricter checks; pure: bytes in, bytes out.
 
-Layouts and order of messages follow the public Go programs (``dcnetio/dcupgrade`` 0.1.8, ``dcnetio/dcmanager``).
+Layouts and order of messages follow the public Go programs (`dcnetio/dcupgrade` 0.1.8, `dcnetio/dcmanager`).
 Both roles are here: the requester R asks for a secret, the holder H has it. What the field's programs leave
 out and this side does: a challenge is used once and expires, reports of debug or uninitialised enclaves are refused
 (by the acceptance policy), and the holder of step 6 must be the enclave that gave the challenge in step 1.
@@ -56,7 +56,7 @@ def decode_report(data: bytes) -> Report:
 
 
 def challenge_bytes(random: bytes) -> bytes:
-    """A number below 2^128 as v1 writes it: big-endian without leading zeros. ``random`` is 16 bytes."""
+    """A number below 2^128 as v1 writes it: big-endian without leading zeros. `random` is 16 bytes."""
     if len(random) != 16:
         raise ValueError("a v1 challenge is drawn from 16 random bytes")
     return random.lstrip(b"\0")
@@ -65,7 +65,7 @@ def challenge_bytes(random: bytes) -> bytes:
 def box_seal(recipient: bytes, plaintext: bytes, *, nonce: bytes, ephemeral: bytes) -> bytes:
     """Encrypt to an ed25519 public key: nonce (24), ephemeral X25519 key (32), NaCl box.
 
-    ``recipient`` is a raw ed25519 key (32 bytes), ``ephemeral`` an X25519 secret (32) used once.
+    `recipient` is a raw ed25519 key (32 bytes), `ephemeral` an X25519 secret (32) used once.
     Raises KeyvaultError V1_KEY_INVALID where the recipient's key is no point of the curve or of low order.
     """
     secret = nacl.public.PrivateKey(ephemeral)
@@ -74,7 +74,7 @@ def box_seal(recipient: bytes, plaintext: bytes, *, nonce: bytes, ephemeral: byt
 
 
 def box_open(seed: bytes, ciphertext: bytes) -> bytes:
-    """Decrypt what was encrypted to the ed25519 key of ``seed`` (32 bytes).
+    """Decrypt what was encrypted to the ed25519 key of `seed` (32 bytes).
 
     Raises KeyvaultError V1_MESSAGE_INVALID (too short, too long) or V1_DECRYPT_FAILED.
     """
@@ -92,7 +92,7 @@ def box_open(seed: bytes, ciphertext: bytes) -> bytes:
 class V1Requester:
     """Role R for one handover: two queries out, two answers in, the secret at the end.
 
-    ``party.verify_peer`` decides on the holder when its network signature comes, in step 6, before anything is
+    `party.verify_peer` decides on the holder when its network signature comes, in step 6, before anything is
     decrypted; step 2 carries none, and gives the holder nothing that is not public.
     """
 
@@ -102,11 +102,11 @@ class V1Requester:
         self._holder: str | None = None
 
     def random_query(self) -> dict[str, str]:
-        """Query of ``GET /teerandom``: an untargeted report, which only says whom to target."""
+        """Query of `GET /teerandom`: an untargeted report, which only says whom to target."""
         return {"verifyreport": encode_multibase(encode_report(self._party.tee.self_report()))}
 
     def secret_query(self, challenge: bytes) -> dict[str, str]:
-        """Query of ``GET /secret``, made from the holder's report (448 bytes) whose REPORTDATA is the challenge."""
+        """Query of `GET /secret`, made from the holder's report (448 bytes) whose REPORTDATA is the challenge."""
         if not challenge:
             raise _refused("/teerandom")
         report = decode_report(challenge)
@@ -121,7 +121,7 @@ class V1Requester:
         }
 
     def open(self, body: bytes) -> KeySet:
-        """The secret out of the answer to ``/secret``; verifies the holder before it decrypts. Ends the session."""
+        """The secret out of the answer to `/secret`; verifies the holder before it decrypts. Ends the session."""
         if not body:
             raise _refused("/secret")
         fields = decode_answer(body)

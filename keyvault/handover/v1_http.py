@@ -28,7 +28,7 @@ VERSION_BYTES_MAX: Final = 512
 
 
 class V1Port(Protocol):
-    """Whoever answers v1: the vault, or a node. ``now_s`` is a monotonic clock."""
+    """Whoever answers v1: the vault, or a node. `now_s` is a monotonic clock."""
 
     @property
     def v1_holder(self) -> V1Holder:
@@ -42,7 +42,7 @@ class V1Port(Protocol):
 
 
 def add_v1_routes(app: web.Application, port: V1Port) -> None:
-    """Add ``GET /teerandom`` and ``GET /secret``; refusals are logged with their code, the caller is told little."""
+    """Add `GET /teerandom` and `GET /secret`; a refusal is logged with its code, and the caller gets the code alone."""
 
     async def teerandom(request: web.Request) -> web.Response:
         body = port.v1_holder.challenge(request.query, now_s=port.now_s())
@@ -61,7 +61,7 @@ def add_upgrader_routes(
 ) -> None:
     """Add what managers in the field ask an upgrader: `/version`, `/secretflag`, `/upgradeflag`.
 
-    `version` is `<enclave id>@<version>`. The original's `/exit`, which ends it at anybody's word, is not among them.
+    `version` is `<enclave id>@<version>`. The original's `/exit`, which anybody may call, is not among them.
     """
 
     def telling(text: Callable[[], str]) -> Handler:

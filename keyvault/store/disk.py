@@ -23,13 +23,13 @@ class Disk(Protocol):
         """Return a file's bytes, or None if it is absent."""
 
     def write(self, name: str, data: bytes) -> None:
-        """Create a file (mode 0600) or overwrite it in place with ``data``; not yet safe against a crash."""
+        """Create a file (mode 0600) or overwrite it in place with `data`; not yet safe against a crash."""
 
     def sync(self, name: str) -> None:
         """Make a file's bytes survive a crash, and its name where it is new or was renamed and the host can."""
 
     def rename(self, old: str, new: str) -> None:
-        """Rename atomically, replacing ``new``; not yet safe against a crash."""
+        """Rename atomically, replacing `new`; not yet safe against a crash."""
 
     def remove(self, name: str) -> None:
         """Unlink a file; not yet safe against a crash."""
@@ -52,7 +52,7 @@ class FolderDisk:
                 _sync_path(path.parent)
 
     def lock(self) -> None:
-        """Take the folder for this process until ``close``; raises ``STORE_WRITE_FAILED`` if another has it."""
+        """Take the folder for this process until `close`; raises `STORE_WRITE_FAILED` if another has it."""
         try:
             fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
@@ -94,7 +94,7 @@ class FolderDisk:
             file.truncate()
 
     def sync(self, name: str) -> None:
-        """fsync a file and forget its pages, so that the next ``read`` asks the disk and not the memory behind it."""
+        """fsync a file and forget its pages, so that the next `read` asks the disk and not the memory behind it."""
         fd = self._open(name, os.O_RDONLY)
         try:
             os.fsync(fd)

@@ -92,9 +92,9 @@ def _invalid(why: str) -> KeyvaultError:
 
 
 def decode_header(data: bytes) -> Header:
-    """Decode and judge the form of a whole sealed file's header; proves nothing before ``open_sealed``.
+    """Decode and judge the form of a whole sealed file's header; proves nothing before `open_sealed`.
 
-    Raises ``STORE_FORMAT_INVALID``.
+    Raises `STORE_FORMAT_INVALID`.
     """
     if not HEADER_BYTES + TAG_BYTES <= len(data) <= FILE_BYTES_MAX:
         raise _invalid(f"it has {len(data)} bytes")
@@ -123,7 +123,7 @@ def _cipher(seal_key: bytes, header: Header) -> AESGCM:
 
 
 def check_seal_key(seal_key: bytes, tee_kind: str, allow_simulated: bool) -> None:
-    """Raise ``STORE_SEAL_KEY_UNSAFE`` for an all-zero key, or one of a simulated TEE where that is not allowed."""
+    """Raise `STORE_SEAL_KEY_UNSAFE` for an all-zero key, or one of a simulated TEE where that is not allowed."""
     if allow_simulated and any(seal_key):
         return
     if not any(seal_key) or tee_kind == "simulated":
@@ -137,14 +137,14 @@ def check_seal_key(seal_key: bytes, tee_kind: str, allow_simulated: bool) -> Non
 
 
 def seal(header: Header, seal_key: bytes, plaintext: bytes | bytearray | memoryview) -> bytes:
-    """Return the whole file for ``plaintext``; the header's length field is set here."""
+    """Return the whole file for `plaintext`; the header's length field is set here."""
     header = replace(header, plaintext_bytes=len(plaintext))
     associated = header.encode()
     return associated + _cipher(seal_key, header).encrypt(header.nonce, plaintext, associated)
 
 
 def open_sealed(data: bytes, seal_key: bytes) -> tuple[Header, bytearray]:
-    """Return header and plaintext (a wipeable buffer); raises ``STORE_FORMAT_INVALID``, ``STORE_UNSEAL_FAILED``."""
+    """Return header and plaintext (a wipeable buffer); raises `STORE_FORMAT_INVALID`, `STORE_UNSEAL_FAILED`."""
     header = decode_header(data)
     try:
         plaintext = _cipher(seal_key, header).decrypt(header.nonce, data[HEADER_BYTES:], data[:HEADER_BYTES])

@@ -1,7 +1,7 @@
 """The sealed store on disk: one name, two generations, and nothing that cannot be read is ever deleted.
 
 A write goes aside, is synced, renamed over the *older* generation, folder and file are synced, and the file is read
-back through a new descriptor and unsealed before ``put`` returns. So a crash at any instant leaves the newer generation
+back through a new descriptor and unsealed before `put` returns. So a crash at any instant leaves the newer generation
 as it was. The vault and nodes both use it.
 """
 
@@ -47,14 +47,14 @@ class Entry:
 
 @dataclass
 class Opened:
-    """An unsealed payload; the caller wipes ``payload`` when it is key material."""
+    """An unsealed payload; the caller wipes `payload` when it is key material."""
 
     header: Header
     payload: bytearray
 
 
 class SealedStore:
-    """Sealed files of one enclave. ``random`` gives n unpredictable bytes; ``allow_simulated`` is a measured setting.
+    """Sealed files of one enclave. `random` gives n unpredictable bytes; `allow_simulated` is a measured setting.
 
     Not for use from several threads or processes at once; the folder's lock guards the latter.
     """
@@ -131,7 +131,7 @@ class SealedStore:
         return self._unseal(file, data)
 
     def _unseal(self, file: str, data: bytes) -> Opened:
-        """Open what is, or is to be, in ``file``."""
+        """Open what is, or is to be, in `file`."""
         header = sealed.decode_header(data)
         if header.sealer != self._own.mrenclave:
             raise self._other_enclave(file, header.sealer.hex())
@@ -178,8 +178,8 @@ class SealedStore:
     def get(self, kind: int, name: str) -> Opened:
         """Return the newest copy that opens; a copy sealed under an older CPUSVN is sealed anew.
 
-        On a full disk it is returned all the same, and sealed anew the next time. ``name`` is a key set id, or "" for
-        facts. Raises ``STORE_MISSING``, or what kept the last copy from opening.
+        On a full disk it is returned all the same, and sealed anew the next time. `name` is a key set id, or "" for
+        facts. Raises `STORE_MISSING`, or what kept the last copy from opening.
         """
         base = self._base_name(kind, name)
         best, generation, problems = self._newest_good(base)
@@ -205,7 +205,7 @@ class SealedStore:
         payload: bytes | bytearray | memoryview,
         store_id: bytes | None = None,
     ) -> int:
-        """Seal ``payload`` as the next generation and return its epoch, after it was read back from disk and unsealed.
+        """Seal `payload` as the next generation and return its epoch, after it was read back from disk and unsealed.
 
         `source`: the 32-byte release id (zero for facts). `store_id`: 8 bytes, by default those of the store.
 
@@ -281,9 +281,9 @@ class SealedStore:
             )
 
     def wipe(self, kind: int, name: str) -> None:
-        """Overwrite and unlink the copies of ``name`` that this enclave can open; others are kept.
+        """Overwrite and unlink the copies of `name` that this enclave can open; others are kept.
 
-        What a crash left aside of them goes too. Raises ``STORE_READ_FAILED``, ``STORE_WRITE_FAILED``.
+        What a crash left aside of them goes too. Raises `STORE_READ_FAILED`, `STORE_WRITE_FAILED`.
         """
         base = self._base_name(kind, name)
         self._newest.pop(base, None)
@@ -333,6 +333,6 @@ def _write_failed(what: str, error: OSError, left: str) -> KeyvaultError:
         code="STORE_WRITE_FAILED",
         what=what,
         why=os.strerror(error.errno) if error.errno else type(error).__name__,
-        action=f"Free space or mend the disk; {left}.",
+        action=f"Free space or repair the disk; {left}.",
         kind="transient",
     )

@@ -181,7 +181,7 @@ def _dumps(value: object) -> str:
 def vault_app(vault: Vault, token: str, facts: dict[str, object] | None = None) -> web.Application:
     """Return the vault's application; serve it with `keyvault.handover.guarded_server.GuardedServer`.
 
-    ``facts`` are shown by /vault/status as they are (hygiene of the process).
+    `facts` are shown by /vault/status as they are (hygiene of the process).
     """
     app = new_app()
     guard, api = TokenGuard(token), _AgentApi(vault, facts or {})

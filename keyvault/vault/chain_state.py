@@ -1,6 +1,6 @@
 """What the vault knows of the chain at one finalized block, and the decoding of unproven evidence.
 
-``ChainState`` is the one value the release decision reads. In the mode "proven" it is built from a verified
+`ChainState` is the one value the release decision reads. In the mode "proven" it is built from a verified
 justification and storage proof; in the other modes it is only the agent's claim, which a vault accepts only when its
 measured policy says so.
 """
@@ -32,7 +32,7 @@ UNPROVEN_MODES: Final = ("single", "quorum")
 
 @dataclass(frozen=True)
 class Entry:
-    """One entry of ``EnclaveIds``: height at which it was added, enclave id, network signature as on chain (text)."""
+    """One entry of `EnclaveIds`: height at which it was added, enclave id, network signature as on chain (text)."""
 
     height: int
     enclave_id: str
@@ -43,8 +43,8 @@ class Entry:
 class ChainState:
     """The two storage items at one finalized block.
 
-    ``mode`` "proven", "quorum" or "single"; hashes 64 lower-case hex characters; ``program_id`` is the enclave id in
-    ``DcProgram`` or None; ``authorities`` is the GRANDPA set known after this block, in JSON, or None.
+    `mode` "proven", "quorum" or "single"; hashes 64 lower-case hex characters; `program_id` is the enclave id in
+    `DcProgram` or None; `authorities` is the GRANDPA set known after this block, in JSON, or None.
     """
 
     mode: str
@@ -65,12 +65,12 @@ class ChainState:
 
 
 def malformed(why: str) -> KeyvaultError:
-    """Return ``VAULT_EVIDENCE_MALFORMED`` with its reason."""
+    """Return `VAULT_EVIDENCE_MALFORMED` with its reason."""
     return KeyvaultError(code="VAULT_EVIDENCE_MALFORMED", what="the chain evidence was refused", why=why)
 
 
 def exact_fields(value: object, names: frozenset[str], where: str) -> Mapping[str, Any]:
-    """Return ``value`` as an object with exactly these fields."""
+    """Return `value` as an object with exactly these fields."""
     if not isinstance(value, dict):
         raise malformed(f"{where} is not an object")
     if value.keys() != names:
@@ -79,14 +79,14 @@ def exact_fields(value: object, names: frozenset[str], where: str) -> Mapping[st
 
 
 def whole_number(value: object, high: int, where: str) -> int:
-    """Return ``value`` as a number from 0 to ``high``."""
+    """Return `value` as a number from 0 to `high`."""
     if type(value) is not int or not 0 <= value <= high:
         raise malformed(f"{where} is not a number from 0 to {high}")
     return value
 
 
 def short_text(value: object, where: str) -> str:
-    """Return ``value`` as text of at most 2,048 characters."""
+    """Return `value` as text of at most 2,048 characters."""
     if not isinstance(value, str) or len(value) > TEXT_CHARS_MAX:
         raise malformed(f"{where} is not text of at most {TEXT_CHARS_MAX} characters")
     return value
@@ -120,7 +120,7 @@ def decode_unproven(value: object) -> ChainState:
     """Decode evidence of the modes "single" and "quorum": the agent's claim, checked for its form only.
 
     Entries whose id is no enclave id are left out: one bad entry on the chain does not hide the good ones.
-    Raises ``VAULT_EVIDENCE_MALFORMED``.
+    Raises `VAULT_EVIDENCE_MALFORMED`.
     """
     fields = exact_fields(value, _FIELDS, "the evidence")
     if fields["mode"] not in UNPROVEN_MODES:
@@ -145,7 +145,7 @@ def decode_unproven(value: object) -> ChainState:
 
 
 def trust_root(genesis_hash: str, checkpoint: Mapping[str, Any], layouts: tuple[str, ...]) -> TrustRoot:
-    """Return what is pinned; raises ``VAULT_POLICY_INVALID`` for a checkpoint that is not one."""
+    """Return what is pinned; raises `VAULT_POLICY_INVALID` for a checkpoint that is not one."""
     try:
         parsed = Checkpoint.from_json(dict(checkpoint))
     except ChainWatcherError as error:
@@ -159,7 +159,7 @@ def trust_root(genesis_hash: str, checkpoint: Mapping[str, Any], layouts: tuple[
 
 
 def verify_proven(evidence: object, trust: TrustRoot) -> ChainState:
-    """Return the proven state of the chain; raises the codes of ``chain_watcher.proof.evidence`` as KeyvaultError.
+    """Return the proven state of the chain; raises the codes of `chain_watcher.proof.evidence` as KeyvaultError.
 
     Entries whose id or signature is no ASCII text are left out: one bad entry does not hide the good ones.
     """

@@ -1,7 +1,7 @@
 """Who may have which keys: the vault's decisions, pure. Facts and verified evidence in, new facts or a refusal out.
 
 Every function takes the facts and returns new ones; the caller seals them to disk before it acts on them. Time comes
-in as ``now`` (unix seconds, by the host's clock: there is no trusted time, see docs/threat-model.md).
+in as `now` (unix seconds, by the host's clock: there is no trusted time, see docs/threat-model.md).
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ VerifySignatures = Callable[[str, tuple[str, ...]], None]
 class Rules:
     """The part of the measured policy that decides on release. Times in seconds, hashes as 64 hex characters.
 
-    ``evidence_modes``: accepted modes of evidence; ``floor_number``: block of the embedded checkpoint;
-    ``transitions``: allowed (source id, target id) pairs, or None for any.
+    `evidence_modes`: accepted modes of evidence; `floor_number`: block of the embedded checkpoint;
+    `transitions`: allowed (source id, target id) pairs, or None for any.
     """
 
     genesis_hash: str
@@ -46,7 +46,7 @@ class Rules:
 
 @dataclass(frozen=True)
 class Release:
-    """The decision that a requester gets a key set: as the permitted ``target``, or as the ``source`` it came from."""
+    """The decision that a requester gets a key set: as the permitted `target`, or as the `source` it came from."""
 
     facts: Facts
     key_set_id: str
@@ -60,7 +60,7 @@ def _refuse(code: str, what: str, why: str, action: str = "", kind: Kind = "reje
 def admit_evidence(facts: Facts, rules: Rules, state: ChainState, now: int) -> Facts:
     """Return the facts with this finalized block taken in: floor, heights, own listing, authority set.
 
-    Raises ``VAULT_EVIDENCE_*``: a mode the measured policy does not accept, another chain, a block below the floor or
+    Raises `VAULT_EVIDENCE_*`: a mode the measured policy does not accept, another chain, a block below the floor or
     another block at the floor, too old or from the future.
     """
     what = "the chain evidence was refused"
@@ -194,7 +194,7 @@ def decide_permit(
     key_set_id: str,
     now: int,
 ) -> tuple[Facts, Permit | KeyvaultError]:
-    """Decide on a release permit from evidence that ``admit_evidence`` took into ``facts`` before.
+    """Decide on a release permit from evidence that `admit_evidence` took into `facts` before.
 
     Returns new facts and either the permit or the refusal. A refused target loses a permit it had, so that a
     revocation seen in time is obeyed. The same request on the same block gives the same permit; on a newer block it
@@ -284,11 +284,11 @@ def _check_target(
 
 
 def decide_release(facts: Facts, rules: Rules, requester_id: str, wanted: str, now: int) -> Release:
-    """Decide which key set a verified requester gets; ``wanted`` names one or is "".
+    """Decide which key set a verified requester gets; `wanted` names one or is "".
 
     The exact source of a set may have it back at any time, without permit or chain. Otherwise a live permit must name
     the requester; each hand-out is counted. An id that the vault has itself seen removed from the chain's list gets
-    nothing. Raises ``NO_PERMIT_YET`` (transient), ``PERMIT_*`` and ``RELEASE_*``.
+    nothing. Raises `NO_PERMIT_YET` (transient), `PERMIT_*` and `RELEASE_*`.
     """
     if requester_id in facts.revoked:
         raise _refuse(
@@ -360,7 +360,7 @@ def _permit_refusal(permit: Permit, rules: Rules, now: int) -> KeyvaultError | N
 
 
 def record_progress(facts: Facts, key_set_id: str, target_id: str, state: str, now: int) -> Facts:
-    """Return the facts after a verified ``received`` or ``durable`` of a permitted target; never steps back.
+    """Return the facts after a verified `received` or `durable` of a permitted target; never steps back.
 
     A source that got its own set back has no permit, and changes nothing.
     """
@@ -374,7 +374,7 @@ def record_progress(facts: Facts, key_set_id: str, target_id: str, state: str, n
 
 
 def record_committed(facts: Facts, key_set_id: str, target_id: str, now: int) -> Facts:
-    """Return the facts after the agent's word that the upgrade is committed; retention is counted from here."""
+    """Return the facts after the agent reported the commit of an upgrade. Retention is counted from here."""
     permit = facts.permits.get(key_set_id)
     if permit is None or permit.target_id != target_id or permit.state != "durable":
         raise _refuse(
@@ -398,7 +398,7 @@ def record_retain(facts: Facts, key_set_id: str, until_unix_s: int) -> Facts:
 
 
 def wipeable(facts: Facts, rules: Rules, now: int) -> list[str]:
-    """Return the key sets whose sealed copy may go: durable at the target, committed, and retention over."""
+    """Return the key sets whose sealed copy may be wiped: durable at the target, committed, retention over."""
     return [
         permit.key_set_id
         for permit in facts.permits.values()

@@ -20,7 +20,7 @@ _libc: Final = ctypes.CDLL(None, use_errno=True)
 def harden_process() -> dict[str, object]:
     """Forbid core dumps, attaching by the same user and gaining privileges, and lock all memory where that is allowed.
 
-    Returns what was reached: ``core_dumps`` and ``dumpable`` (both False where it worked) and ``memory_locked``
+    Returns what was reached: `core_dumps` and `dumpable` (both False where it worked) and `memory_locked`
     ("all", or "key sets" where only single buffers can be locked).
     """
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))

@@ -1,6 +1,6 @@
 """The vault's measured policy: a JSON file inside its image, and therefore part of its enclave id.
 
-Settings from the host can only tighten it (``tighten``). docs/protocol.md and the README list the fields.
+Settings from the host can only tighten it (`tighten`). docs/protocol.md and the README list the fields.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ _YEARS_10_S: Final = 10 * 366 * 24 * 3600
 
 @dataclass(frozen=True)
 class VaultPolicy:
-    """The measured policy. Times in seconds; ``genesis_hash`` 64 hex characters.
+    """The measured policy. Times in seconds; `genesis_hash` 64 hex characters.
 
-    ``evidence_mode``: weakest mode of chain evidence that is accepted ("quorum" and "single" are the agent's claim and
-    need ``unsafe_unproven_evidence``). ``checkpoint``: pinned block and GRANDPA set for the mode "proven".
-    ``layouts``: SHA-256 of the storage layouts accepted in that mode, empty for any.
-    ``allow_v1``: enclave ids handover v1 may be spoken with, or all.
+    `evidence_mode`: weakest mode of chain evidence that is accepted ("quorum" and "single" are the agent's claim and
+    need `unsafe_unproven_evidence`). `checkpoint`: pinned block and GRANDPA set for the mode "proven".
+    `layouts`: SHA-256 of the storage layouts accepted in that mode, empty for any.
+    `allow_v1`: enclave ids handover v1 may be spoken with, or all.
     """
 
     network: NetworkKeys
@@ -50,7 +50,7 @@ class VaultPolicy:
     transitions: frozenset[tuple[str, str]] | None = None
 
     def rules(self, vault_id: str) -> Rules:
-        """Return the part of the policy that ``keyvault.vault.decisions`` decides by."""
+        """Return the part of the policy that `keyvault.vault.decisions` decides by."""
         modes = MODES[: MODES.index(self.evidence_mode) + 1] if self.unsafe_unproven_evidence else ("proven",)
         floor = self.checkpoint["block_number"] if self.checkpoint is not None else 0
         return Rules(
@@ -159,14 +159,14 @@ def _invalid(mistakes: list[str]) -> KeyvaultError:
         code="VAULT_POLICY_INVALID",
         what=f"the vault's policy has {len(mistakes)} mistake(s)",
         why="; ".join(mistakes),
-        action="Mend the policy file and build the vault again.",
+        action="Fix the policy file and build the vault again.",
     )
 
 
 def parse_policy(data: bytes) -> VaultPolicy:
-    """Decode a policy file strictly: unknown fields are refused, and all mistakes are told at once.
+    """Decode a policy file strictly: unknown fields are refused, and all mistakes are reported together.
 
-    Raises ``VAULT_POLICY_INVALID``.
+    Raises `VAULT_POLICY_INVALID`.
     """
     try:
         value = strict_json(data, POLICY_BYTES_MAX, "vault policy")
@@ -231,8 +231,8 @@ _TIGHTER: Final[Mapping[str, Callable[[Any, Any], bool]]] = {
 def tighten(policy: VaultPolicy, data: bytes) -> VaultPolicy:
     """Return the policy with the host's settings (a JSON object with some of its fields) laid over it.
 
-    Raises ``VAULT_SETTING_LOOSENS`` if one is weaker than the measured value or is not the host's to give, and
-    ``VAULT_POLICY_INVALID`` if one is malformed.
+    Raises `VAULT_SETTING_LOOSENS` if one is weaker than the measured value or is not the host's to give, and
+    `VAULT_POLICY_INVALID` if one is malformed.
     """
     try:
         value = strict_json(data, POLICY_BYTES_MAX, "host settings")

@@ -1,6 +1,6 @@
 """What the vault remembers across restarts besides the keys: heights, permits, deliveries. Immutable values, and JSON.
 
-It is one sealed file (kind FACTS of ``keyvault.store.sealed_file``), which wiping keys does not touch.
+It is one sealed file (kind FACTS of `keyvault.store.sealed_file`), which wiping keys does not touch.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ PERMIT_STATES: Final = ("issued", "delivered", "received", "durable")
 
 @dataclass(frozen=True)
 class Permit:
-    """A release permit: this key set may go to this target until ``expires_at_unix_s``.
+    """A release permit: this key set may go to this target until `expires_at_unix_s`.
 
-    ``instances`` counts how often it was handed out; ``state`` is one of PERMIT_STATES; ``durable_at_unix_s`` and
-    ``committed_at_unix_s`` are 0 until then. ``kept_s``: for how long the vault itself has run since the commit, by a
+    `instances` counts how often it was handed out; `state` is one of PERMIT_STATES; `durable_at_unix_s` and
+    `committed_at_unix_s` are 0 until then. `kept_s`: for how long the vault itself has run since the commit, by a
     clock that does not jump.
     """
 
@@ -45,8 +45,8 @@ class Permit:
 class Collected:
     """A key set that was collected and sealed.
 
-    ``source_id`` is the enclave id it came from last, ``epoch`` that of its sealed file, ``wiped`` whether its file was
-    overwritten after the retention time; the agent can only raise ``retain_until_unix_s``.
+    `source_id` is the enclave id it came from last, `epoch` that of its sealed file, `wiped` whether its file was
+    overwritten after the retention time; the agent can only raise `retain_until_unix_s`.
     """
 
     key_set_id: str
@@ -61,10 +61,10 @@ class Collected:
 class Facts:
     """Everything the release decision remembers.
 
-    ``floor_number`` and ``floor_hash``: highest finalized block seen; ``vault_listed``: whether the vault's own id was
-    in the list there; ``authorities``: GRANDPA set known after it (proven mode) or None; ``add_heights``: lowest height
-    ever seen of each enclave id; ``revoked``: those of them that were missing from the list at the floor;
-    ``collected`` and ``permits`` by key set id (at most one permit for a key set).
+    `floor_number` and `floor_hash`: highest finalized block seen; `vault_listed`: whether the vault's own id was
+    in the list there; `authorities`: GRANDPA set known after it (proven mode) or None; `add_heights`: lowest height
+    ever seen of each enclave id; `revoked`: those of them that were missing from the list at the floor;
+    `collected` and `permits` by key set id (at most one permit for a key set).
     """
 
     floor_number: int = 0
@@ -126,7 +126,7 @@ def _build(kind: type[Any], value: object) -> Any:
 
 
 def decode_facts(data: bytes | bytearray) -> Facts:
-    """Decode what ``Facts.encode`` made; raises ``STORE_FORMAT_INVALID``."""
+    """Decode what `Facts.encode` made; raises `STORE_FORMAT_INVALID`."""
     try:
         value = json.loads(data)
     except ValueError:

@@ -34,7 +34,7 @@ from .vault import Vault
 
 log = logging.getLogger("keyvault")
 
-#: Signals whose default action would end the vault without a word, and that mean nothing here.
+#: Signals that mean nothing here, and whose default action would end the vault without a log line.
 _IGNORED: Final = (
     *(signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2, signal.SIGALRM, signal.SIGVTALRM, signal.SIGPROF),
     *(signal.SIGIO, signal.SIGPWR, signal.SIGXCPU, signal.SIGXFSZ),
@@ -64,7 +64,7 @@ def parser() -> argparse.ArgumentParser:
 def main() -> int:
     """Run the vault inside its TEE; returns the exit code. Errors go to standard error under their code."""
     args = parser().parse_args()
-    for number in _IGNORED:  # until the vault serves; by default they would end it without a word
+    for number in _IGNORED:  # until the vault serves
         signal.signal(number, signal.SIG_IGN)
     writer = LogWriter()
     writer.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s %(message)s"))

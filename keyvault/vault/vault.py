@@ -51,16 +51,16 @@ _COUNT_EVERY_S: Final = 3600.0
 
 @dataclass(frozen=True)
 class Clocks:
-    """``unix_s`` for permits and retention (the host's word), ``monotonic_s`` for sessions."""
+    """`unix_s` for permits and retention (the host's word), `monotonic_s` for sessions."""
 
     unix_s: Callable[[], float] = time.time
     monotonic_s: Callable[[], float] = time.monotonic
 
 
 class Vault:
-    """One vault over one sealed store. Call ``start`` first.
+    """One vault over one sealed store. Call `start` first.
 
-    ``signatures``: the network's over this vault's own enclave id, 64 bytes each.
+    `signatures`: the network's over this vault's own enclave id, 64 bytes each.
     """
 
     def __init__(
@@ -179,12 +179,12 @@ class Vault:
             try:
                 await confirm(session, base_url, requester, _sealed_already())
             except KeyvaultError as error:
-                # The keys are sealed and read back; that the node could not be told changes nothing of it.
+                # The keys are sealed and read back; a node that does not hear of it changes nothing.
                 log.warning("the source did not take the confirmation: %s", error)
         return answer
 
     async def _collect_v1(self, base_url: str, source_id: str) -> dict[str, Any]:
-        """The older protocol: only by the agent's explicit word, and only where the measured policy allows it."""
+        """Collect over v1: only if the agent asks for it, and only where the measured policy allows it."""
         self._check_v1(source_id)
         verify = peer_verifier(self._tee, self._acceptance, Role.SOURCE, frozenset({source_id}))
         async with aiohttp.ClientSession() as session:
@@ -212,7 +212,7 @@ class Vault:
         return self._clocks.monotonic_s()
 
     def keep(self, key_set: KeySet, source_id: str) -> dict[str, Any]:
-        """Seal a collected key set beside all others; ``put`` returns only after it was read back and unsealed."""
+        """Seal a collected key set beside all others; `put` returns only after it was read back and unsealed."""
         lock_key_set(key_set)
         epoch = self._store.put(KIND_KEY_SET, key_set.key_set_id, bytes.fromhex(source_id), key_set.view())
         self._save(core.record_collected(self._facts, key_set.key_set_id, source_id, epoch, self._now()))
@@ -253,9 +253,9 @@ class Vault:
         return {"set_id": current["set_id"], "block_number": current["block_number"]}
 
     async def permit(self, source_id: str, target_id: str, key_set_id: str, evidence: object) -> dict[str, Any]:
-        """Verify the evidence and issue (or renew, or repeat) the release permit; sealed before it is told.
+        """Verify the evidence and issue (or renew, or repeat) the release permit; it is sealed before it is returned.
 
-        The old node is stopped on this word, so the sealed copy must open now, whenever it was read back last.
+        The agent then stops the old node, so the sealed copy must open now, whenever it was read back last.
         """
         self._check_condition()
         admitted, state = await self._admit(evidence)
@@ -320,7 +320,7 @@ class Vault:
         }
 
     def committed(self, target_id: str, key_set_id: str) -> dict[str, Any]:
-        """Take the agent's word that the upgrade is committed."""
+        """Record that the upgrade is committed."""
         self._check_condition()
         self._count_kept(everything=True)
         facts = core.record_committed(self._facts, key_set_id, target_id, self._now())
@@ -404,7 +404,7 @@ class Vault:
     def hand_out(self, requester_id: str, wanted: str = "") -> KeySet:
         """Decide on a verified requester, seal the count of hand-outs, and return the key set; the caller wipes it.
 
-        Both handover protocols come through here; raises what ``core.decide_release`` raises.
+        Both handover protocols come through here; raises what `core.decide_release` raises.
         """
         try:
             release = core.decide_release(self._facts, self._rules, requester_id, wanted, self._now())
@@ -452,7 +452,7 @@ class Vault:
         return confirmation.answer
 
     async def on_durable(self, body: bytes) -> bytes:
-        """Take the word that the keys are durable at the target; sealed before it is acknowledged."""
+        """Record that the keys are durable at the target; it is sealed before it is acknowledged."""
         confirmation = self._holder.on_durable(body, self._clocks.monotonic_s())
         facts = core.record_progress(
             self._facts, confirmation.key_set_id, confirmation.requester_id, "durable", self._now()
