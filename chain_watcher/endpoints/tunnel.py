@@ -58,39 +58,57 @@ class TunnelConnector(aiohttp.BaseConnector):
         proxy, host, port = self._proxy, req.url.host or "", req.url.port or 0
         tls = proxy.scheme == "https"
         try:
-            reader, writer = await asyncio.open_connection(
-                proxy.hostname, proxy.port or (443 if tls else 80), ssl=tls or None, limit=HEAD_BYTES_MAX
+            transport, answer = await loop.create_connection(
+                _ProxyAnswer, proxy.hostname or "", proxy.port or (443 if tls else 80), ssl=tls or None
             )
         except OSError as problem:
             raise aiohttp.ClientConnectionError(f"proxy {proxy.hostname}: {problem}") from problem
         try:
-            await self._ask_for_tunnel(reader, writer, f"[{host}]:{port}" if ":" in host else f"{host}:{port}")
+            await self._ask_for_tunnel(transport, answer, f"[{host}]:{port}" if ":" in host else f"{host}:{port}")
             protocol = self._factory()
+            tunnel: asyncio.BaseTransport | None = transport
             if req.is_ssl():
                 context = req.ssl if isinstance(req.ssl, ssl.SSLContext) else ssl.create_default_context()
-                secured = await loop.start_tls(writer.transport, protocol, context, server_hostname=host)
-                if secured is None:
-                    raise aiohttp.ClientConnectionError(f"{host}: the connection ended during the TLS handshake")
-                protocol.connection_made(secured)
+                tunnel = await loop.start_tls(transport, protocol, context, server_hostname=host)
             else:
-                writer.transport.set_protocol(protocol)
-                protocol.connection_made(writer.transport)
+                transport.set_protocol(protocol)
+            if tunnel is None:
+                raise aiohttp.ClientConnectionError(f"{host}: the connection ended during the TLS handshake")
+            protocol.connection_made(tunnel)
         except BaseException:
-            writer.transport.abort()
+            transport.abort()
             raise
         return protocol
 
-    async def _ask_for_tunnel(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, target: str) -> None:
+    async def _ask_for_tunnel(self, transport: asyncio.Transport, answer: _ProxyAnswer, target: str) -> None:
         head = f"CONNECT {target} HTTP/1.1\r\nHost: {target}\r\n"
         if self._proxy.username is not None:
             user = f"{unquote(self._proxy.username)}:{unquote(self._proxy.password or '')}"
             head += f"Proxy-Authorization: Basic {base64.b64encode(user.encode()).decode()}\r\n"
-        writer.write(f"{head}\r\n".encode())
-        try:
-            answer = await reader.readuntil(b"\r\n\r\n")
-        except (asyncio.IncompleteReadError, asyncio.LimitOverrunError) as problem:
-            raise aiohttp.ClientConnectionError(f"proxy {self._proxy.hostname}: no answer to CONNECT") from problem
-        status = answer.split(b" ", 2)[1:2]
-        if status != [b"200"]:
-            line = answer.split(b"\r\n", 1)[0][:80].decode("latin-1")
-            raise aiohttp.ClientConnectionError(f"proxy {self._proxy.hostname} refused the tunnel to {target}: {line}")
+        transport.write(f"{head}\r\n".encode())
+        line = await answer.first_line
+        if line.split(b" ", 2)[1:2] != [b"200"]:
+            text = line[:80].decode("latin-1") or "no answer"
+            raise aiohttp.ClientConnectionError(f"proxy {self._proxy.hostname} refused the tunnel to {target}: {text}")
+
+
+class _ProxyAnswer(asyncio.Protocol):
+    """Takes the proxy's answer to CONNECT; what follows it belongs to the tunnel, and nothing does before we speak."""
+
+    def __init__(self) -> None:
+        self.first_line: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
+        self._head = b""
+
+    def data_received(self, data: bytes) -> None:
+        """Collect until the empty line that ends the head."""
+        self._head += data
+        if b"\r\n\r\n" in self._head or len(self._head) > HEAD_BYTES_MAX:
+            self._end(self._head.split(b"\r\n", 1)[0] if len(self._head) <= HEAD_BYTES_MAX else b"")
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """An answer that ends early is none."""
+        self._end(b"")
+
+    def _end(self, line: bytes) -> None:
+        if not self.first_line.done():
+            self.first_line.set_result(line)

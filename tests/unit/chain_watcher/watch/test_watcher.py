@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
+from pathlib import Path
 
 import pytest
 
 from chain_watcher.errors import ChainWatcherError
 from chain_watcher.proof.release import BlockRef
+from chain_watcher.watch.config import WatcherConfig
+from chain_watcher.watch.view import ANNOUNCED_MAX, Announced, ChainView
+from chain_watcher.watch.watcher import Watcher
 from devnet.tools import free_port
-from tests.doubles.chain_endpoint import FakeChain, FakeNode, until
+from tests.doubles.chain_endpoint import Entry, FakeChain, FakeNode, until
 from tests.doubles.metadata_maker import PROGRAM_FIELDS, make_metadata
-from tests.doubles.watching import BAD, ID_1, ID_2, entry, program, publish, watching
+from tests.doubles.watching import BAD, ID_1, ID_2, ID_3, QUICK, entry, program, publish, verify, watching
 
 
 @pytest.fixture
@@ -285,3 +289,70 @@ async def test_another_history_than_the_journalled_one_is_a_lie(chain: FakeChain
     async with watching(node, since=BlockRef(1, "0x" + known.hash.hex())) as watch:
         await until(lambda: watch.watcher.health()["lying"])
         assert watch.waiting == 0
+
+
+# --- announcements before finality (case B7)
+
+
+@pytest.mark.parametrize(
+    ("entries", "named", "announced"),
+    [
+        ([entry(2, ID_1), entry(9, ID_2)], ID_2, True),
+        ([entry(2, ID_1), entry(2, ID_2)], ID_2, False),  # not newer than the finalized program
+        ([entry(9, ID_1), entry(9, ID_2)], ID_1, False),  # the same program, its height made up
+        ([entry(9, ID_3), entry(2, ID_1)], ID_3, False),  # an old id that was removed: its lowest height counts
+        ([entry(5, ID_2, BAD)], ID_2, False),
+    ],
+)
+async def test_only_a_newer_release_is_announced(
+    chain: FakeChain, node: FakeNode, entries: list[Entry], named: str, announced: bool
+) -> None:
+    """A best block is one endpoint's word: it may be made up, with an old signed id."""
+    await chain.advance(chain.change(program(ID_3), [entry(1, ID_3)]))
+    async with watching(node) as watch:
+        await watch.view()
+        for _ in range(2):
+            await chain.advance(chain.change(program(ID_1), [entry(2, ID_1)]))
+        assert (await watch.view()).program is not None
+        read, before = watch.watcher.counters.speculated, len(watch.announced)
+        made_up = chain.child(chain.best, chain.change(program(named, "9.0.0"), entries), salt=4)
+        await chain.announce_best(made_up)
+        await until(lambda: watch.watcher.counters.speculated > read)
+        await until(lambda: len(watch.announced) == before + announced)
+        assert [one.enclave_id for one in watch.announced[before:]] == ([named] if announced else [])
+        assert watch.waiting == 0
+
+
+async def test_the_same_announcement_is_made_once_and_displaces_no_view(chain: FakeChain, node: FakeNode) -> None:
+    await chain.advance()
+    config = WatcherConfig((node.url,), "single", pool=QUICK)
+    watcher = Watcher(config, verify)
+    run = asyncio.create_task(watcher.run())
+    await until(lambda: len(watcher._views.news) == 1)
+    for number in range(20):
+        enclave_id = f"{number:064x}"
+        block = chain.child(chain.best, publish(chain, enclave_id, 5 + number), salt=number)
+        await chain.announce_best(block)
+        await chain.announce_best(block)
+        await until(lambda number=number: watcher.counters.speculated > number)
+    queue = watcher._views.news
+    assert (len(queue), len(queue._announced)) == (1, ANNOUNCED_MAX)
+    news = watcher.news()
+    assert isinstance(await anext(news), ChainView)
+    first = await anext(news)
+    assert isinstance(first, Announced)
+    assert first.endpoint == node.url
+    run.cancel()
+    await asyncio.gather(run, return_exceptions=True)
+
+
+async def test_a_restart_with_stored_layouts_asks_for_no_metadata(
+    chain: FakeChain, node: FakeNode, tmp_path: Path
+) -> None:
+    await chain.advance(publish(chain, ID_1, 1))
+    file = tmp_path / "layouts.json"
+    for asked in (1, 1):
+        async with watching(node, layouts_file=file) as watch:
+            assert (await watch.view()).program is not None
+            await until(file.exists)
+        assert node.count("state_getMetadata") == asked
