@@ -53,7 +53,7 @@ async def serve(blocks: int) -> None:
                 spec += 1
                 chain.set_code(spec, make_metadata(fields=(*PROGRAM_FIELDS, "mirr_cids"), pallet_index=30 + spec))
             elif number % 1000 == 7:
-                chain.hand_over(chain.voters)
+                chain.change_set(chain.voters)
             elif number % 50 == 0 or number % (blocks // 4) == 1:
                 enclave_id = f"{number:064x}"
                 change = chain.change(program(enclave_id, f"1.0.{number}", cids=cids), [entry(number, enclave_id)])

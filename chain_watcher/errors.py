@@ -8,10 +8,10 @@ Kind = Literal["transient", "rejected", "invariant"]
 
 
 class ChainWatcherError(Exception):
-    """A refusal with a stable code; ``str()`` gives ``CODE: what: why. action``.
+    """A refusal with a stable code; `str()` gives `CODE: what: why. action`.
 
-    ``kind`` says who must act: ``transient`` (try again, perhaps elsewhere), ``rejected`` (this input or release is
-    refused, trying again with the same bytes cannot help), ``invariant`` (stop and keep everything).
+    `kind` says who must act: `transient` (try again, perhaps elsewhere), `rejected` (this input or release is
+    refused, trying again with the same bytes cannot help), `invariant` (stop and keep everything).
     """
 
     def __init__(self, *, code: str, what: str, why: str, action: str = "", kind: Kind = "rejected") -> None:

@@ -11,7 +11,7 @@ _LOOK_AGAIN_S: Final = 0.25
 
 
 async def in_turn(work: Coroutine[Any, Any, None], patience_s: float, others_wait: Callable[[], bool]) -> bool:
-    """Do ``work`` (what it raises passes through). False: given up after ``patience_s`` because others wait."""
+    """Do `work` (what it raises passes through). False: given up after `patience_s` because others wait."""
     task = asyncio.ensure_future(work)
     wait_s = patience_s
     try:

@@ -10,14 +10,14 @@ the storage layouts that may be used to read values. The evidence brings the res
      "proof": ["0x..", ...],
      "layout": {...}}
 
-``set_changes`` leads from the pinned set to the current one (``headers``: the block that orders the change, up to the
-block that the justification finalizes, oldest first). ``header`` is the SCALE form of the block in question, ``route``
-(may be left out) the headers from its child to the block that ``justification`` finalizes. ``proof`` is the answer to
-``state_getReadProof(layout.proof_keys, block)``.
+`set_changes` leads from the pinned set to the current one (`headers`: the block that orders the change, up to the
+block that the justification finalizes, oldest first). `header` is the SCALE form of the block in question, `route`
+(may be left out) the headers from its child to the block that `justification` finalizes. `proof` is the answer to
+`state_getReadProof(layout.proof_keys, block)`.
 
 Order of verification: form and sizes, pinned genesis and layout, each set change by the set before it, the block by
 the last set, the values under its state root, and the genesis hash again, this time as the chain's own state holds it
-(``System.BlockHash(0)``): two chains that share authority keys do not pass for one another.
+(`System.BlockHash(0)`): two chains that share authority keys do not pass for one another.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from .header import Header
 from .layout import GENESIS_HASH_KEY, Layout, RawEntry, RawProgram, standard_layout
 from .release import BlockRef, ChainEntry, VerifiedRelease, encode_signature
 from .scale import refuse
-from .trie import HASH_BYTES, read_proof
+from .trie import read_proof
 
 #: All decoded bytes of one piece of evidence together.
 EVIDENCE_BYTES_MAX: Final = 16 << 20
@@ -60,11 +60,11 @@ class TrustRoot:
 
 @dataclass(frozen=True, slots=True)
 class ProvenState:
-    """The chain's word at a finalized block; made by ``verify_evidence`` only.
+    """The chain's word at a finalized block; made by `verify_evidence` only.
 
-    ``hash`` is 0x and 64 hex characters; ``timestamp_ms`` is the block's own time since 1970; ``entries`` and
-    ``program`` are the chain's bytes (``release.read_entries`` and ``release.verify_release`` judge them);
-    ``checkpoint`` is the newest authority set that the evidence proves, to be kept instead of the old one.
+    `hash` is 0x and 64 hex characters; `timestamp_ms` is the block's own time since 1970; `entries` and
+    `program` are the chain's bytes (`release.read_entries` and `release.verify_release` judge them);
+    `checkpoint` is the newest authority set that the evidence proves, to be kept instead of the old one.
     """
 
     number: int
@@ -82,7 +82,7 @@ class ProvenState:
 
 @dataclass(frozen=True, slots=True)
 class SetChange:
-    """Proof that one authority set handed over to the next; ``headers`` oldest first, the last one justified."""
+    """Proof that one authority set followed another; `headers` oldest first, the last one justified."""
 
     headers: tuple[Header, ...]
     justification: bytes
@@ -106,7 +106,7 @@ def build_evidence(
     proof: Sequence[bytes],
     layout: Layout,
 ) -> dict[str, Any]:
-    """Return the JSON form; ``headers`` is the block in question and its route, oldest first (ValueError if empty)."""
+    """Return the JSON form; `headers` is the block in question and its route, oldest first (ValueError if empty)."""
     if not headers:
         raise ValueError("evidence needs the header of its block")
     return {
@@ -161,7 +161,7 @@ def claimed_evidence(
 
 
 def verify_evidence(evidence: object, trust: TrustRoot, *, floor: int = 0) -> ProvenState:
-    """Return the proven state; ``floor`` is the lowest acceptable block number (from what was proven before).
+    """Return the proven state; `floor` is the lowest acceptable block number (from what was proven before).
 
     Set changes that lie before the pinned checkpoint are passed over, so that a repeated request still verifies.
 
@@ -206,9 +206,9 @@ def verify_evidence(evidence: object, trust: TrustRoot, *, floor: int = 0) -> Pr
 
 
 def follow_set_changes(checkpoint: Checkpoint, set_changes: Sequence[SetChange]) -> Checkpoint:
-    """Return the checkpoint after verified hand-overs; those not above the checkpoint are passed over.
+    """Return the checkpoint after verified set changes; those not above the checkpoint are passed over.
 
-    Raises what ``verify_finality`` raises, and EVIDENCE_INVALID for a set change that changes nothing.
+    Raises what `verify_finality` raises, and EVIDENCE_INVALID for a set change that changes nothing.
     """
     for change in set_changes:
         if change.headers and change.headers[-1].number <= checkpoint.number:
@@ -268,16 +268,8 @@ class _Decoder:
         return SetChange(headers, self.blob(fields["justification"], "justification"))
 
 
-def genesis_from_text(text: str) -> bytes:
-    """Return a genesis hash given as 64 hex characters with or without 0x (EVIDENCE_INVALID otherwise)."""
-    genesis = _from_hex(text.removeprefix("0x"))
-    if genesis is None or len(genesis) != HASH_BYTES:
-        raise _invalid("a genesis hash is 32 bytes of lower-case hex")
-    return genesis
-
-
 def _from_hex(digits: str) -> bytes | None:
-    """Decode lower-case hex and nothing else (``fromhex`` would skip spaces and take capitals); None otherwise."""
+    """Decode lower-case hex and nothing else (`fromhex` would skip spaces and take capitals); None otherwise."""
     try:
         data = bytes.fromhex(digits)
     except ValueError:

@@ -1,6 +1,6 @@
 """GRANDPA finality: justifications, and the authority sets that follow from a pinned checkpoint.
 
-Sources: Substrate's ``GrandpaJustification::verify_with_voter_set`` and ``finality_grandpa::validate_commit``; the
+Sources: Substrate's `GrandpaJustification::verify_with_voter_set` and `finality_grandpa::validate_commit`; the
 signed message is 0x01 + target hash + u32 number + u64 round + u64 set id; the threshold is
 total - (total - 1) // 3 of the summed weights.
 
@@ -8,7 +8,7 @@ Where Substrate's own versions differ this module takes what is sound in all of 
 descendants count (older nodes; newer ones send such votes only together with votes that make the target the ghost),
 votes below the target do not count but may be there (newer nodes).
 
-Signatures are verified by ``ed25519_zebra``, the library that Substrate itself uses: ZIP-215 rules. The edge: ZIP-215
+Signatures are verified by `ed25519_zebra`, the library that Substrate itself uses: ZIP-215 rules. The edge: ZIP-215
 accepts non-canonical points and multiplies by the cofactor, OpenSSL and libsodium refuse (some of) that. A stricter
 library would forge nothing, but one authority with an odd signature, accepted by the chain, could hide finality.
 """
@@ -41,7 +41,7 @@ _CHECKPOINT_MEMBERS: Final = frozenset({"block_number", "set_id", "authorities"}
 
 @dataclass(frozen=True, slots=True)
 class Precommit:
-    """One signed precommit: a vote for a block by the authority with the ed25519 key ``authority``."""
+    """One signed precommit: a vote for a block by the authority with the ed25519 key `authority`."""
 
     target_hash: bytes
     target_number: int
@@ -92,7 +92,7 @@ class Justification:
 
 
 class VoterSet:
-    """The weights of an authority set, as Substrate's ``VoterSet``: zero weights left out, repeated keys summed."""
+    """The weights of an authority set, as Substrate's `VoterSet`: zero weights left out, repeated keys summed."""
 
     __slots__ = ("threshold", "total", "weights")
 
@@ -111,7 +111,7 @@ class VoterSet:
 
 @dataclass(frozen=True, slots=True)
 class Checkpoint:
-    """The authority set ``set_id``, in force for blocks above ``number`` (0: from genesis on)."""
+    """The authority set `set_id`, in force for blocks above `number` (0: from genesis on)."""
 
     number: int
     set_id: int
@@ -126,8 +126,8 @@ class Checkpoint:
     def from_json(cls, value: object) -> Checkpoint:
         """Read that form strictly. Raises CHECKPOINT_INVALID, AUTHORITY_SET_INVALID.
 
-        ``genesis_hash`` may stand beside the members, as ``chain checkpoint`` prints it: it says which chain the
-        checkpoint is of, and ``checkpoint_genesis`` reads it.
+        `genesis_hash` may stand beside the members, as `chain checkpoint` prints it: it says which chain the
+        checkpoint is of, and `checkpoint_genesis` reads it.
         """
         if not isinstance(value, Mapping) or set(value) - {"genesis_hash"} != _CHECKPOINT_MEMBERS:
             raise _bad_checkpoint("members are block_number, set_id and authorities, and genesis_hash at will")
@@ -195,18 +195,18 @@ def verify_justification(data: bytes | Justification, set_id: int, authorities: 
 
 
 def verify_finality(checkpoint: Checkpoint, headers: Sequence[Header], data: bytes | Justification) -> Checkpoint:
-    """Verify that a justification by the checkpoint's set finalizes ``headers``; return the checkpoint after them.
+    """Verify that a justification by the checkpoint's set finalizes `headers`; return the checkpoint after them.
 
-    ``headers`` is a chain, oldest first: the block in question up to the justification's target (often the same).
+    `headers` is a chain, oldest first: the block in question up to the justification's target (often the same).
     All of them are final when this returns. The checkpoint returned is the given one, or the next set where the
     headers hold an authority change that is in force after the target.
 
-    A ScheduledChange at N with delay d ends its set at N + d: the target must not lie beyond, and the hand-over is
+    A ScheduledChange at N with delay d ends its set at N + d: the target must not lie beyond, and the change is
     proven by a target at N + d exactly. A ForcedChange is followed once the old set itself finalized its block
     (Substrate applies it on import, without finality; a change that the old set never finalizes cannot be proven, and
     needs a checkpoint pinned by a person).
 
-    Raises what ``verify_justification`` and ``require_chain`` raise, JUSTIFICATION_WRONG_TARGET,
+    Raises what `verify_justification` and `require_chain` raise, JUSTIFICATION_WRONG_TARGET,
     FINALITY_BEFORE_CHECKPOINT (a block not above the checkpoint), AUTHORITY_CHANGE_INVALID (target beyond the set's
     last block, two changes at once) and AUTHORITY_SET_INVALID (the next set is unusable).
     """
@@ -225,7 +225,7 @@ def verify_finality(checkpoint: Checkpoint, headers: Sequence[Header], data: byt
 
 
 def _follow(checkpoint: Checkpoint, headers: Sequence[Header]) -> Checkpoint:
-    """Apply the authority change that finalized ``headers`` hold, if it is in force after the last of them."""
+    """Apply the authority change that finalized `headers` hold, if it is in force after the last of them."""
     target = headers[-1]
     pending: tuple[int, Authorities] | None = None
     for header in headers:

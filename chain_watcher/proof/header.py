@@ -39,7 +39,7 @@ Authorities = tuple[tuple[bytes, int], ...]
 
 @dataclass(frozen=True, slots=True)
 class DigestItem:
-    """One digest item; ``engine`` is empty for Other and RuntimeEnvironmentUpdated, ``data`` for the latter."""
+    """One digest item; `engine` is empty for Other and RuntimeEnvironmentUpdated, `data` for the latter."""
 
     kind: int
     engine: bytes
@@ -54,7 +54,7 @@ class DigestItem:
 
 @dataclass(frozen=True)
 class Header:
-    """A block header; hashes are 32 bytes, ``number`` is a u32, ``digest`` keeps the order of the items."""
+    """A block header; hashes are 32 bytes, `number` is a u32, `digest` keeps the order of the items."""
 
     parent_hash: bytes
     number: int
@@ -109,7 +109,7 @@ class Header:
 
     @cached_property
     def encoded(self) -> bytes:
-        """The SCALE form; equal to what ``decode`` was given, since decoding is strict."""
+        """The SCALE form; equal to what `decode` was given, since decoding is strict."""
         parts = [self.parent_hash, encode_compact(self.number), self.state_root, self.extrinsics_root]
         parts += [encode_compact(len(self.digest)), *(item.encode() for item in self.digest)]
         return b"".join(parts)
@@ -142,9 +142,9 @@ class Header:
 
 @dataclass(frozen=True, slots=True)
 class AuthorityChange:
-    """An ordered change: ``authorities`` take over after ``delay`` more blocks.
+    """An ordered change: `authorities` take over after `delay` more blocks.
 
-    ``forced_after`` is None for a ScheduledChange; for a ForcedChange it is the median last finalized block number.
+    `forced_after` is None for a ScheduledChange; for a ForcedChange it is the median last finalized block number.
     """
 
     authorities: Authorities
@@ -166,9 +166,9 @@ class GrandpaNotice:
 
 
 def decode_grandpa_log(data: bytes) -> AuthorityChange | GrandpaNotice:
-    """Decode the data of a ``FRNK`` consensus item to its last byte. Raises SCALE_*, HEADER_DIGEST_INVALID.
+    """Decode the data of a `FRNK` consensus item to its last byte. Raises SCALE_*, HEADER_DIGEST_INVALID.
 
-    Index (sp-consensus-grandpa ``ConsensusLog``): 1 ScheduledChange(list, u32), 2 ForcedChange(u32, list, u32),
+    Index (sp-consensus-grandpa `ConsensusLog`): 1 ScheduledChange(list, u32), 2 ForcedChange(u32, list, u32),
     3 OnDisabled(u64), 4 Pause(u32), 5 Resume(u32).
     """
     reader = Reader(data, "GRANDPA digest")
@@ -188,13 +188,13 @@ def decode_grandpa_log(data: bytes) -> AuthorityChange | GrandpaNotice:
 
 
 def read_authorities(reader: Reader) -> Authorities:
-    """Read a vector of (ed25519 key, u64 weight), as in digests, ``Grandpa.Authorities`` and the runtime's API."""
+    """Read a vector of (ed25519 key, u64 weight), as in digests, `Grandpa.Authorities` and the runtime's API."""
     count = reader.length(AUTHORITIES_MAX, _AUTHORITY_BYTES)
     return tuple((reader.take(HASH_BYTES), reader.u64()) for _ in range(count))
 
 
 def decode_authorities(data: bytes) -> Authorities:
-    """Decode such a vector to its last byte (``GrandpaApi_grandpa_authorities``). Raises SCALE_*."""
+    """Decode such a vector to its last byte (`GrandpaApi_grandpa_authorities`). Raises SCALE_*."""
     reader = Reader(data, "GRANDPA authorities")
     authorities = read_authorities(reader)
     reader.finish()
@@ -217,13 +217,6 @@ def require_chain(headers: Sequence[Header]) -> None:
             raise refuse("HEADER_PARENT_MISMATCH", "block header", why)
 
 
-def require_hash(header: Header, block_hash: bytes) -> None:
-    """Raise HEADER_HASH_MISMATCH unless ``header`` hashes to ``block_hash``."""
-    if header.hash != block_hash:
-        why = f"block {header.number} hashes to 0x{header.hash.hex()}, not to 0x{block_hash.hex()}"
-        raise refuse("HEADER_HASH_MISMATCH", "block header", why)
-
-
 def _invalid(why: str) -> ChainWatcherError:
     return refuse("HEADER_INVALID", "block header", why)
 
@@ -240,7 +233,7 @@ def _read_item(reader: Reader) -> DigestItem:
 
 
 def _hex(value: Any, name: str, size: int | None) -> bytes:
-    """Decode ``0x`` and hex digits (either case, nothing else; ``bytes.fromhex`` would skip spaces)."""
+    """Decode `0x` and hex digits (either case, nothing else; `bytes.fromhex` would skip spaces)."""
     if not isinstance(value, str) or len(value) > 2 * HEADER_BYTES_MAX or not value.startswith("0x"):
         raise _invalid(f"{name} is not 0x and hex")
     try:

@@ -8,13 +8,13 @@ hash where evidence is verified::
      "dc_program":  {"prefix": "DcNode", "item": "DcProgram", "type": TYPE},
      "now":         {"prefix": "Timestamp", "item": "Now", "type": TYPE}}
 
-TYPE is ``"u8"`` to ``"u256"``, ``"bool"``, ``"bytes"`` (a ``Vec<u8>``), ``{"compact": "u32"}``, ``{"vec": TYPE}``,
-``{"array": [COUNT, TYPE]}``, ``{"option": TYPE}``, ``{"tuple": [TYPE, ...]}`` or
-``{"struct": [[NAME, TYPE], ...]}``. Newtypes (a composite with one unnamed field: BoundedVec, BTreeSet) are
+TYPE is `"u8"` to `"u256"`, `"bool"`, `"bytes"` (a `Vec<u8>`), `{"compact": "u32"}`, `{"vec": TYPE}`,
+`{"array": [COUNT, TYPE]}`, `{"option": TYPE}`, `{"tuple": [TYPE, ...]}` or
+`{"struct": [[NAME, TYPE], ...]}`. Newtypes (a composite with one unnamed field: BoundedVec, BTreeSet) are
 flattened, so that one storage layout has one description and one hash.
 
-Storage keys are twox128(prefix) + twox128(item). Bytes stay ``bytes``: a ``Vec<u8>`` that holds the text ``0xabcd``
-is six bytes and never the two bytes ``ab cd``.
+Storage keys are twox128(prefix) + twox128(item). Bytes stay `bytes`: a `Vec<u8>` that holds the text `0xabcd`
+is six bytes and never the two bytes `ab cd`.
 """
 
 from __future__ import annotations
@@ -31,8 +31,8 @@ from chain_watcher.errors import ChainWatcherError
 
 from .scale import U64_MAX, Reader, refuse
 
-#: Largest storage value that is decoded, bytes.
-VALUE_BYTES_MAX: Final = 1 << 20
+#: Largest storage value that is decoded, bytes. An entry of EnclaveIds takes 175: some 11,900 fit.
+VALUE_BYTES_MAX: Final = 2 << 20
 _DEPTH_MAX: Final = 16
 _TYPE_NODES_MAX: Final = 256
 _ARRAY_LENGTH_MAX: Final = 4096
@@ -50,7 +50,7 @@ TypeTree = Any
 
 @dataclass(frozen=True, slots=True)
 class RawEntry:
-    """One entry of ``EnclaveIds`` as stored: the fields are the chain's bytes, not yet judged."""
+    """One entry of `EnclaveIds` as stored: the fields are the chain's bytes, not yet judged."""
 
     height: int
     enclave_id: bytes
@@ -59,7 +59,7 @@ class RawEntry:
 
 @dataclass(frozen=True, slots=True)
 class RawProgram:
-    """``DcProgram`` as stored: the chain's bytes, not yet judged; ``mirr_cids`` is empty in the 4-field layout."""
+    """`DcProgram` as stored: the chain's bytes, not yet judged; `mirr_cids` is empty in the 4-field layout."""
 
     origin_url: bytes
     mirror_url: bytes
@@ -83,18 +83,18 @@ def storage_key(prefix: str, item: str) -> bytes:
     return twox128(prefix.encode()) + twox128(item.encode())
 
 
-#: ``System.BlockHash(0)``: the genesis hash, which frame-system never prunes (``finalize``: "keep genesis hash").
+#: `System.BlockHash(0)`: the genesis hash, which frame-system never prunes (`finalize`: "keep genesis hash").
 #: Proven together with the items it ties a state to one chain, even where two chains share authority keys.
 GENESIS_HASH_KEY: Final = storage_key("System", "BlockHash") + twox64_concat(bytes(4))
 
 
 class Layout:
-    """A checked layout; ``from_json`` builds it, ``hash`` (hex SHA-256 of its canonical form) is what gets pinned."""
+    """A checked layout; `from_json` builds it, `hash` (hex SHA-256 of its canonical form) is what gets pinned."""
 
     __slots__ = ("_entry_order", "_json", "_program_order", "hash", "keys")
 
     def __init__(self, value: Mapping[str, Any]) -> None:
-        """Check ``value`` (the JSON form above); LAYOUT_INVALID for anything that cannot be decoded by it."""
+        """Check `value` (the JSON form above); LAYOUT_INVALID for anything that cannot be decoded by it."""
         if not isinstance(value, Mapping) or set(value) != {"format", *_ITEMS}:
             raise _invalid("a layout has the members format, enclave_ids, dc_program and now")
         if type(value["format"]) is not int or value["format"] != _FORMAT:
@@ -108,7 +108,7 @@ class Layout:
         keys = {name: storage_key(item["prefix"], item["item"]) for name, item in items.items()}
         if len(set(keys.values())) != len(keys):
             raise _invalid("two items share a storage key")
-        #: Storage key (32 bytes) of ``enclave_ids``, ``dc_program`` and ``now``.
+        #: Storage key (32 bytes) of `enclave_ids`, `dc_program` and `now`.
         self.keys: Mapping[str, bytes] = keys
         canonical = json.dumps(self._json, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
         self.hash = hashlib.sha256(_HASH_TAG + canonical.encode("ascii")).hexdigest()
@@ -119,7 +119,7 @@ class Layout:
         return cls(value)
 
     def to_json(self) -> dict[str, Any]:
-        """Return a JSON value of which ``from_json`` makes an equal layout (a copy)."""
+        """Return a JSON value of which `from_json` makes an equal layout (a copy)."""
         copy: dict[str, Any] = json.loads(json.dumps(self._json))
         return copy
 
@@ -134,11 +134,11 @@ class Layout:
 
     @property
     def proof_keys(self) -> tuple[bytes, ...]:
-        """The keys to ask ``state_getReadProof`` for: both items, the timestamp, the genesis hash."""
+        """The keys to ask `state_getReadProof` for: both items, the timestamp, the genesis hash."""
         return (*(self.keys[name] for name in _ITEMS), GENESIS_HASH_KEY)
 
     def decode_enclave_ids(self, value: bytes | None) -> tuple[RawEntry, ...]:
-        """Decode ``EnclaveIds``; an absent value is the empty set. Raises SCALE_*."""
+        """Decode `EnclaveIds`; an absent value is the empty set. Raises SCALE_*."""
         if value is None:
             return ()
         rows = self._decode("enclave_ids", value)
@@ -146,7 +146,7 @@ class Layout:
         return tuple(RawEntry(row[height], row[enclave_id], row[signature]) for row in rows)
 
     def decode_dc_program(self, value: bytes | None) -> RawProgram | None:
-        """Decode ``DcProgram``; None when absent (or stored as an empty option). Raises SCALE_*."""
+        """Decode `DcProgram`; None when absent (or stored as an empty option). Raises SCALE_*."""
         if value is None:
             return None
         row = self._decode("dc_program", value)
@@ -157,7 +157,7 @@ class Layout:
         return RawProgram(**fields)
 
     def decode_now(self, value: bytes | None) -> int:
-        """Decode the timestamp pallet's ``Now``: milliseconds since 1970. LAYOUT_MISMATCH when absent or over u64."""
+        """Decode the timestamp pallet's `Now`: milliseconds since 1970. LAYOUT_MISMATCH when absent or over u64."""
         if value is None:
             raise refuse("LAYOUT_MISMATCH", "now", "the chain has no timestamp")
         now = self._decode("now", value)
@@ -199,10 +199,10 @@ def standard_layout(*, fields: int, prefix: str = "DcNode") -> Layout:
 
 
 def type_from_registry(types: Mapping[int, Mapping[str, Any]], type_id: int) -> TypeTree:
-    """Return the TYPE of ``type_id`` in a V14 portable registry: id -> the type's JSON form (``path``, ``def``).
+    """Return the TYPE of `type_id` in a V14 portable registry: id -> the type's JSON form (`path`, `def`).
 
-    ``def`` holds one of composite, variant, sequence, array, tuple, primitive, compact. Newtypes are flattened,
-    ``Option`` is the only enum. Raises LAYOUT_INVALID.
+    `def` holds one of composite, variant, sequence, array, tuple, primitive, compact. Newtypes are flattened,
+    `Option` is the only enum. Raises LAYOUT_INVALID.
     """
     return _registry_type(types, type_id, 0, [_TYPE_NODES_MAX])
 
@@ -212,7 +212,7 @@ def _invalid(why: str) -> ChainWatcherError:
 
 
 def _registry_type(types: Mapping[int, Mapping[str, Any]], type_id: int, depth: int, left: list[int]) -> TypeTree:
-    """``left`` holds the number of types still allowed: types that share parts could unfold without end."""
+    """`left` holds the number of types still allowed: types that share parts could unfold without end."""
     left[0] -= 1
     if depth > _DEPTH_MAX or left[0] < 0:
         raise _invalid("a type of the metadata is nested too deeply or too large")
@@ -314,7 +314,7 @@ def _read_struct(body: list[Any], depth: int, budget: int) -> tuple[TypeTree, in
 
 
 def _plain(name: str) -> str:
-    """``mirr_cids``, ``MirrCids`` and ``mirrCids`` are one name: chains and clients spell fields differently."""
+    """`mirr_cids`, `MirrCids` and `mirrCids` are one name: chains and clients spell fields differently."""
     return name.replace("_", "").lower()
 
 

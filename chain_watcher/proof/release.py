@@ -1,8 +1,8 @@
-"""From the chain's bytes to a ``VerifiedRelease``: who may run, by which signatures, and which of two is newer.
+"""From the chain's bytes to a `VerifiedRelease`: who may run, by which signatures, and which of two is newer.
 
-Nothing else may build a ``VerifiedRelease``; whoever holds one needs no second look at the chain's fields.
+Nothing else may build a `VerifiedRelease`; whoever holds one needs no second look at the chain's fields.
 Rules (chain.md): an enclave id is 64 lower-case hex characters of MRENCLAVE; a network signature is canonical
-multibase base32 (prefix ``b``, lower case, no padding) of 64 bytes; several entries for one id carry the signatures
+multibase base32 (prefix `b`, lower case, no padding) of 64 bytes; several entries for one id carry the signatures
 of M of N keys; the lowest height of an id counts; equal heights are not newer; a removed source is the oldest.
 """
 
@@ -43,9 +43,9 @@ _TOKEN: Final = object()
 
 @dataclass(frozen=True, slots=True)
 class ChainEntry:
-    """One entry of ``EnclaveIds`` with a well-formed id.
+    """One entry of `EnclaveIds` with a well-formed id.
 
-    ``signature`` is the 64 raw bytes, or empty where the chain's text is not canonical: such an entry counts for
+    `signature` is the 64 raw bytes, or empty where the chain's text is not canonical: such an entry counts for
     the height of its id and for nothing else.
     """
 
@@ -56,7 +56,7 @@ class ChainEntry:
 
 @dataclass(frozen=True, slots=True)
 class EntryList:
-    """``EnclaveIds`` read: entries in chain order, and an error for each refused entry or signature (256 at most)."""
+    """`EnclaveIds` read: entries in chain order, and an error for each refused entry or signature (256 at most)."""
 
     entries: tuple[ChainEntry, ...]
     refused: tuple[ChainWatcherError, ...]
@@ -64,7 +64,7 @@ class EntryList:
 
 @dataclass(frozen=True, slots=True)
 class BlockRef:
-    """A block by number and hash (``0x`` and 64 lower-case hex characters)."""
+    """A block by number and hash (`0x` and 64 lower-case hex characters)."""
 
     number: int
     hash: str
@@ -76,10 +76,10 @@ class BlockRef:
 
 @dataclass(frozen=True, slots=True)
 class VerifiedRelease:
-    """The version the chain wants to run, with a verified network signature; built by ``verify_release`` only.
+    """The version the chain wants to run, with a verified network signature; built by `verify_release` only.
 
-    ``signatures`` are raw ed25519 signatures over the 64 ASCII bytes of ``enclave_id``; ``added_height`` is the
-    lowest height of the id's entries; ``block_number`` and ``block_hash`` say in which state it was seen.
+    `signatures` are raw ed25519 signatures over the 64 ASCII bytes of `enclave_id`; `added_height` is the
+    lowest height of the id's entries; `block_number` and `block_hash` say in which state it was seen.
     """
 
     enclave_id: str
@@ -134,7 +134,7 @@ def encode_signature(signature: bytes) -> bytes:
 
 
 def read_entries(raw_entries: Iterable[RawEntry]) -> EntryList:
-    """Read the entries of ``EnclaveIds``; a bad entry is refused by itself and does not hide the good ones."""
+    """Read the entries of `EnclaveIds`; a bad entry is refused by itself and does not hide the good ones."""
     entries: list[ChainEntry] = []
     refused: list[ChainWatcherError] = []
     for raw in raw_entries:
@@ -184,12 +184,12 @@ def newer(source: int | None, target: int) -> bool:
 def verify_release(
     program: RawProgram | None, entries: Sequence[ChainEntry], verify: SignatureVerifier, block: BlockRef
 ) -> VerifiedRelease:
-    """Return the release that ``program`` names, once its entry and its network signatures are good.
+    """Return the release that `program` names, once its entry and its network signatures are good.
 
-    Raises (kind ``rejected`` unless the verifier's own error says otherwise): RELEASE_PROGRAM_ABSENT (nothing on
+    Raises (kind `rejected` unless the verifier's own error says otherwise): RELEASE_PROGRAM_ABSENT (nothing on
     chain), RELEASE_ENTRY_WITHOUT_PROGRAM (ids listed, no program), RELEASE_ID_INVALID, RELEASE_FIELD_INVALID,
     RELEASE_PROGRAM_WITHOUT_ENTRY, RELEASE_SIGNATURE_ENCODING (no entry of the id has a readable signature),
-    RELEASE_SIGNATURE_REFUSED (``verify`` raised; the cause is chained).
+    RELEASE_SIGNATURE_REFUSED (`verify` raised; the cause is chained).
     """
     if program is None:
         if entries:
@@ -239,7 +239,7 @@ def _verify_signatures(enclave_id: str, signatures: tuple[bytes, ...], verify: S
 
 
 def _text(name: str, raw: bytes, maximum: int) -> str:
-    """Return printable text of at most ``maximum`` bytes; it ends up in commands, logs and pages."""
+    """Return printable text of at most `maximum` bytes; it ends up in commands, logs and pages."""
     if len(raw) > maximum:
         raise refuse("RELEASE_FIELD_INVALID", name, f"{len(raw)} bytes, at most {maximum}")
     try:

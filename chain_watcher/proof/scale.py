@@ -4,7 +4,7 @@ Layout: https://docs.polkadot.com/polkadot-protocol/parachain-basics/data-encodi
 compact integers in four modes by the low two bits of the first byte, vectors as compact length and items).
 
 Strict means: every byte is used, compact integers are in their shortest form, lengths are bounded before anything is
-allocated. Only ``ChainWatcherError`` with a ``SCALE_*`` code escapes.
+allocated. Only `ChainWatcherError` with a `SCALE_*` code escapes.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ _COMPACT_BYTES_MAX: Final = 67
 
 
 def refuse(code: str, what: str, why: str) -> ChainWatcherError:
-    """Build the error for bytes that are refused for good (kind ``rejected``)."""
+    """Build the error for bytes that are refused for good (kind `rejected`)."""
     return ChainWatcherError(code=code, what=what, why=why, kind="rejected")
 
 
 class Reader:
-    """Reads SCALE values from ``data`` in order; ``finish()`` demands that nothing is left.
+    """Reads SCALE values from `data` in order; `finish()` demands that nothing is left.
 
-    ``what`` names the thing being decoded in error messages.
+    `what` names the thing being decoded in error messages.
     """
 
     __slots__ = ("data", "position", "what")
@@ -44,7 +44,7 @@ class Reader:
         return len(self.data) - self.position
 
     def take(self, count: int) -> bytes:
-        """Return the next ``count`` bytes (SCALE_TRUNCATED when there are fewer)."""
+        """Return the next `count` bytes (SCALE_TRUNCATED when there are fewer)."""
         start = self.position
         end = start + count
         if end > len(self.data):
@@ -53,7 +53,7 @@ class Reader:
         return self.data[start:end]
 
     def uint(self, size: int) -> int:
-        """Return a fixed-width little-endian unsigned integer of ``size`` bytes."""
+        """Return a fixed-width little-endian unsigned integer of `size` bytes."""
         return int.from_bytes(self.take(size), "little")
 
     def u8(self) -> int:
@@ -76,9 +76,9 @@ class Reader:
         return value == 1
 
     def compact(self, maximum: int = U32_MAX) -> int:
-        """Return a compact integer in its shortest form, at most ``maximum``.
+        """Return a compact integer in its shortest form, at most `maximum`.
 
-        Raises SCALE_COMPACT_NOT_CANONICAL for a longer form than needed, SCALE_TOO_LARGE over ``maximum``.
+        Raises SCALE_COMPACT_NOT_CANONICAL for a longer form than needed, SCALE_TOO_LARGE over `maximum`.
         """
         start = self.position
         first = self.uint(1)
@@ -100,14 +100,14 @@ class Reader:
         return value
 
     def length(self, maximum: int, item_bytes: int = 1) -> int:
-        """Return a vector's length: at most ``maximum`` items of at least ``item_bytes`` that still fit the data."""
+        """Return a vector's length: at most `maximum` items of at least `item_bytes` that still fit the data."""
         count = self.compact(maximum)
         if count * item_bytes > self.left:
             raise refuse("SCALE_TRUNCATED", self.what, f"{count} items wanted, {self.left} bytes left")
         return count
 
     def blob(self, maximum: int = U32_MAX) -> bytes:
-        """Return a ``Vec<u8>`` of at most ``maximum`` bytes."""
+        """Return a `Vec<u8>` of at most `maximum` bytes."""
         return self.take(self.length(maximum))
 
     def finish(self) -> None:
@@ -117,7 +117,7 @@ class Reader:
 
 
 def encode_compact(value: int) -> bytes:
-    """Return the shortest compact form of ``value`` (0 to 2**536 - 1; ValueError outside)."""
+    """Return the shortest compact form of `value` (0 to 2**536 - 1; ValueError outside)."""
     if value < 0:
         raise ValueError("compact integers are not negative")
     if value < 2**6:
@@ -133,5 +133,5 @@ def encode_compact(value: int) -> bytes:
 
 
 def encode_blob(data: bytes) -> bytes:
-    """Return ``data`` as a ``Vec<u8>``: compact length and the bytes."""
+    """Return `data` as a `Vec<u8>`: compact length and the bytes."""
     return encode_compact(len(data)) + data

@@ -42,8 +42,8 @@ EMPTY_ROOT: Final = blake2b_256(_EMPTY_NODE)
 class TrieNode(NamedTuple):
     """A decoded trie node.
 
-    ``partial`` is the partial key as hex digits (one per nibble); ``value`` is None, the inline value, or (``hashed``)
-    the 32-byte hash of the value; ``children`` has 16 places with None, a 32-byte hash or an inline node (< 32 bytes).
+    `partial` is the partial key as hex digits (one per nibble); `value` is None, the inline value, or (`hashed`)
+    the 32-byte hash of the value; `children` has 16 places with None, a 32-byte hash or an inline node (< 32 bytes).
     """
 
     partial: str
@@ -128,7 +128,7 @@ def _decode_children(reader: Reader, bitmap: int) -> list[bytes | None]:
 
 
 class ReadProof:
-    """The items of a ``state_getReadProof`` answer, found by hash; use ``read`` per key, then ``finish``."""
+    """The items of a `state_getReadProof` answer, found by hash; use `read` per key, then `finish`."""
 
     __slots__ = ("_items", "_nodes", "_used")
 
@@ -150,7 +150,7 @@ class ReadProof:
         self._used: set[bytes] = set()
 
     def read(self, root: bytes, key: bytes) -> bytes | None:
-        """Return what ``key`` holds under ``root``, or None when it is proven absent.
+        """Return what `key` holds under `root`, or None when it is proven absent.
 
         Raises PROOF_INCOMPLETE when an item on the way is missing, PROOF_NODE_INVALID when one is malformed.
         """
@@ -178,7 +178,7 @@ class ReadProof:
         return [item for digest, item in self._items.items() if digest in self._used]
 
     def finish(self, root: bytes) -> None:
-        """Raise PROOF_SUPERFLUOUS if an item does not hang on ``root``.
+        """Raise PROOF_SUPERFLUOUS if an item does not hang on `root`.
 
         Items that hang on it without a read key needing them pass: proofs of several keys are read one by one.
         """
@@ -197,7 +197,7 @@ class ReadProof:
             raise refuse("PROOF_SUPERFLUOUS", "storage proof", f"{unused} items hang on nothing")
 
     def _links(self, node: TrieNode, reached: set[bytes]) -> Iterable[bytes]:
-        """Yield the node items below ``node`` that are there; note value items in ``reached`` (never decoded)."""
+        """Yield the node items below `node` that are there; note value items in `reached` (never decoded)."""
         if node.hashed and node.value in self._items:
             reached.add(node.value)
         for child in node.children:
@@ -228,9 +228,9 @@ class ReadProof:
 
 
 def read_proof(root: bytes, items: Iterable[bytes], keys: Iterable[bytes]) -> dict[bytes, bytes | None]:
-    """Return key -> value (None: proven absent) under ``root``; all of ``items`` must hang on ``root``.
+    """Return key -> value (None: proven absent) under `root`; all of `items` must hang on `root`.
 
-    Raises PROOF_INCOMPLETE, PROOF_NODE_INVALID, PROOF_SUPERFLUOUS or PROOF_TOO_LARGE; ValueError when ``root`` has
+    Raises PROOF_INCOMPLETE, PROOF_NODE_INVALID, PROOF_SUPERFLUOUS or PROOF_TOO_LARGE; ValueError when `root` has
     not 32 bytes.
     """
     if len(root) != HASH_BYTES:

@@ -7,6 +7,7 @@ parent (after `set_code` in N the layout is still the old one). frame-system wri
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final
@@ -17,7 +18,7 @@ from chain_watcher.endpoints.messages import RpcError
 from chain_watcher.errors import ChainWatcherError
 from chain_watcher.proof.header import Header
 from chain_watcher.proof.layout import VALUE_BYTES_MAX, Layout, RawProgram, storage_key
-from chain_watcher.proof.release import ChainEntry, lowest_heights, read_entries
+from chain_watcher.proof.release import ChainEntry, EntryList, lowest_heights, read_entries
 from chain_watcher.proof.scale import Reader
 from chain_watcher.proof.trie import PROOF_BYTES_MAX, PROOF_NODES_MAX, ReadProof
 
@@ -27,6 +28,8 @@ from .suspicion import forged
 #: `Option<LastRuntimeUpgradeInfo>`: Compact<u32> spec version, then the spec's name (frame-system).
 LAST_UPGRADE_KEY: Final = storage_key("System", "LastRuntimeUpgrade")
 ZERO_ROOT: Final = bytes(32)
+#: `EnclaveIds` over this size is decoded in a thread: some 370 entries, a few milliseconds.
+LARGE_BYTES: Final = 64 * 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,6 +95,8 @@ class StateReader:
         self._unproven_allowed = unproven_allowed
         #: The runtime of the last state that was read: version and layout.
         self._current: tuple[int, Layout] | None = None
+        #: The last `EnclaveIds`: layout hash and bytes, and the entries. Most blocks change nothing.
+        self._entries: tuple[tuple[str, bytes | None], EntryList] = (("", None), EntryList((), ()))
 
     async def close(self) -> None:
         """Cancel what is still being read for nobody."""
@@ -122,7 +127,7 @@ class StateReader:
             values = await self._values(endpoint, header, layout)
         proven = not self._unproven(endpoint, header)
         try:
-            state = _decode(header, values, layout, version, endpoint.url, proven=proven)
+            state = await self._decode(header, values, layout, version, endpoint.url, proven=proven)
         except ChainWatcherError as problem:
             if not proven:
                 raise
@@ -145,7 +150,7 @@ class StateReader:
         try:
             layout = await self.layouts.given_anew_by(endpoint, _parent_or_self(header), version)
             values = await self._values(endpoint, header, layout)
-            return _decode(header, values, layout, version, endpoint.url, proven=True)
+            return await self._decode(header, values, layout, version, endpoint.url, proven=True)
         except ChainWatcherError as still:
             if isinstance(still, RpcError) or still.code.startswith("ENDPOINT_"):
                 raise
@@ -211,6 +216,40 @@ class StateReader:
         answer = await endpoint.ask("state_getStorage", "0x" + key.hex(), hash_text(header))
         return answers.storage_value(endpoint.url, answer, VALUE_BYTES_MAX)
 
+    async def _decode(
+        self,
+        header: Header,
+        values: Mapping[bytes, bytes | None],
+        layout: Layout,
+        version: int,
+        url: str,
+        *,
+        proven: bool,
+    ) -> BlockState:
+        ids, program, now = (values[layout.keys[name]] for name in ("enclave_ids", "dc_program", "now"))
+        listed = await self._listed(layout, ids)
+        return BlockState(
+            header=header,
+            timestamp_ms=layout.decode_now(now) if now is not None else 0,
+            program=layout.decode_dc_program(program),
+            entries=listed.entries,
+            refused_entries=listed.refused,
+            values=(ids, program),
+            layout=layout,
+            spec_version=version,
+            proven=proven,
+            endpoint=url,
+        )
+
+    async def _listed(self, layout: Layout, ids: bytes | None) -> EntryList:
+        """The entries of `EnclaveIds`. Thousands take a tenth of a second: in a thread, so that the loop runs on."""
+        key, (known, listed) = (layout.hash, ids), self._entries
+        if known != key:
+            large = ids is not None and len(ids) > LARGE_BYTES
+            listed = await asyncio.to_thread(_entries, layout, ids) if large else _entries(layout, ids)
+            self._entries = key, listed
+        return listed
+
     async def _asked_version(self, endpoint: Endpoint, block_hash: str) -> int:
         return answers.spec_version(endpoint.url, await endpoint.ask("state_getRuntimeVersion", block_hash))
 
@@ -223,29 +262,8 @@ def _spec_version(value: bytes | None) -> int | None:
     return None if value is None else Reader(value, "LastRuntimeUpgrade").compact()
 
 
-def _decode(
-    header: Header,
-    values: Mapping[bytes, bytes | None],
-    layout: Layout,
-    spec: int,
-    url: str,
-    *,
-    proven: bool,
-) -> BlockState:
-    ids, program, now = (values[layout.keys[name]] for name in ("enclave_ids", "dc_program", "now"))
-    listed = read_entries(layout.decode_enclave_ids(ids))
-    return BlockState(
-        header=header,
-        timestamp_ms=layout.decode_now(now) if now is not None else 0,
-        program=layout.decode_dc_program(program),
-        entries=listed.entries,
-        refused_entries=listed.refused,
-        values=(ids, program),
-        layout=layout,
-        spec_version=spec,
-        proven=proven,
-        endpoint=url,
-    )
+def _entries(layout: Layout, value: bytes | None) -> EntryList:
+    return read_entries(layout.decode_enclave_ids(value))
 
 
 def state_facts(state: BlockState) -> dict[str, Any]:

@@ -173,7 +173,7 @@ class FakeChain:
         self.blocks: dict[bytes, Block] = {genesis.hash: genesis}
         self.main: list[Block] = [genesis]
         self.justifications: dict[int, bytes] = {}
-        self.handovers: dict[int, int] = {}
+        self.set_ends: dict[int, int] = {}
         self.finalized = 0
         self.nodes: list[FakeNode] = []
 
@@ -253,13 +253,13 @@ class FakeChain:
         votes = [target + one.sign(message).signature + bytes(one.verify_key) for one in signers]
         return round_number.to_bytes(8, "little") + target + vec(votes) + vec([])
 
-    def hand_over(self, voters: list[SigningKey], delay: int = 0) -> Block:
+    def change_set(self, voters: list[SigningKey], delay: int = 0) -> Block:
         """A block whose digest schedules the next authority set."""
         listed = vec([bytes(one.verify_key) + (1).to_bytes(8, "little") for one in voters])
         change = b"\x01" + listed + delay.to_bytes(4, "little")
         block = self.grow(digest=(b"\x04FRNK" + octets(change),))
         self.justifications[block.number] = self.justify(block)
-        self.handovers[block.number] = self.set_id
+        self.set_ends[block.number] = self.set_id
         self.voters, self.set_id = voters, self.set_id + 1
         return block
 
@@ -493,7 +493,7 @@ class FakeNode:
 
     def grandpa_proveFinality(self, number: int) -> str | None:  # noqa: N802
         """The proof for the last block of the set that finalized ``number``; none in the running set below a vote."""
-        last = min((at for at in self.chain.handovers if at >= number), default=None)
+        last = min((at for at in self.chain.set_ends if at >= number), default=None)
         if last is None:
             last = max((at for at in self.chain.justifications if at >= number), default=None)
         if last is None or last > self.chain.finalized:

@@ -85,8 +85,9 @@ def make_metadata(
     with_pallet: bool = True,
     sudo: bool = True,
     version: int = 14,
+    filler: int = 0,
 ) -> bytes:
-    """Metadata bytes with magic. ``fields`` may hold ``MirrCids`` (a Vec<Bytes>)."""
+    """Metadata bytes with magic. `fields` may hold `MirrCids` (a Vec<Bytes>); `filler` adds unused types."""
     registry = Registry([])
     u8, u32, u64 = registry.primitive(3), registry.primitive(5), registry.primitive(6)
     registry.primitive(2)
@@ -119,6 +120,9 @@ def make_metadata(
         ("frame_system", "LastRuntimeUpgradeInfo"),
     )
     unit = registry.tuple([])
+    for number in range(filler):
+        members: list[tuple[str | None, int]] = [(f"a_member_of_some_length_{at}", u32) for at in range(12)]
+        registry.composite(members, ("a_pallet_of_the_chain", "types", f"Filler{number}"))
     pallets = [
         pallet(
             "System", 0, [entry("Number", u32, default=True), entry("LastRuntimeUpgrade", upgrade, default=False)], None

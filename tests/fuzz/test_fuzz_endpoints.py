@@ -61,7 +61,7 @@ def chain_with_everything() -> ProvenChain:
     chain = ProvenChain()
     for number in range(1, 4):
         chain.grow(publish(chain, ID_1, number))
-    chain.hand_over(voters("fuzz"))
+    chain.change_set(voters("fuzz"))
     for number in range(5, 8):
         chain.grow(publish(chain, ID_2, number))
     chain.finalized = chain.best.number

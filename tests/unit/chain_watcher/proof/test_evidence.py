@@ -12,7 +12,6 @@ from chain_watcher.proof.evidence import (
     build_evidence,
     claimed_evidence,
     follow_set_changes,
-    genesis_from_text,
     verify_evidence,
 )
 from chain_watcher.proof.grandpa import Checkpoint
@@ -330,9 +329,3 @@ def test_claims(case):
     assert claimed_evidence(mode="quorum", **options)["program"] is None
     with pytest.raises(ValueError, match="quorum or single"):
         claimed_evidence(mode="proven", **options)
-
-
-def test_genesis_hashes_as_text():
-    assert genesis_from_text("0x" + GENESIS.hex()) == genesis_from_text(GENESIS.hex()) == GENESIS
-    for text in ("", "0x", GENESIS.hex().upper(), GENESIS.hex()[:-2], GENESIS.hex() + "00", "0x0x" + GENESIS.hex()[4:]):
-        assert code_of(lambda text=text: genesis_from_text(text)) == "EVIDENCE_INVALID"

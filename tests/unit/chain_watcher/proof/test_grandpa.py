@@ -90,7 +90,7 @@ def test_synthetic_cases_with_a_flipped_bit(synthetic):
             assert found[1], (case["name"], bit)
 
 
-def test_synthetic_hand_over(synthetic):
+def test_a_synthetic_change_of_the_set(synthetic):
     cases = {case["name"]: case for case in synthetic["cases"]}
     old, new = cases["set change block signed by old set"], cases["block 5 signed by new set"]
     header = Header.decode(raw(old["header"]))

@@ -6,6 +6,7 @@ from hypothesis import strategies as st
 
 from chain_watcher.proof.layout import (
     GENESIS_HASH_KEY,
+    VALUE_BYTES_MAX,
     Layout,
     RawEntry,
     RawProgram,
@@ -102,9 +103,9 @@ def test_values_are_strict_and_bounded():
     for cut in range(len(value)):
         assert code_of(lambda cut=cut: FIVE.decode_enclave_ids(value[:cut])) == "SCALE_TRUNCATED"
     assert code_of(lambda: FIVE.decode_enclave_ids(value + b"\0")) == "SCALE_TRAILING_BYTES"
-    assert code_of(lambda: FIVE.decode_enclave_ids(bytes((1 << 20) + 1))) == "SCALE_TOO_LARGE"
-    assert code_of(lambda: FIVE.decode_enclave_ids(compact(1 << 20))) == "SCALE_TRUNCATED"
-    assert code_of(lambda: FIVE.decode_enclave_ids(compact((1 << 20) + 1))) == "SCALE_TOO_LARGE"
+    assert code_of(lambda: FIVE.decode_enclave_ids(bytes(VALUE_BYTES_MAX + 1))) == "SCALE_TOO_LARGE"
+    assert code_of(lambda: FIVE.decode_enclave_ids(compact(VALUE_BYTES_MAX))) == "SCALE_TRUNCATED"
+    assert code_of(lambda: FIVE.decode_enclave_ids(compact(VALUE_BYTES_MAX + 1))) == "SCALE_TOO_LARGE"
     long_form = b"\x05\x00" + entry_bytes(1, b"id", b"sig")
     assert code_of(lambda: FIVE.decode_enclave_ids(long_form)) == "SCALE_COMPACT_NOT_CANONICAL"
 

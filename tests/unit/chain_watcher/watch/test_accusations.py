@@ -147,7 +147,7 @@ async def test_an_honest_node_is_never_accused(
         settings = {"finality": finality, "since": since, "limits": limits}
         async with proven(chain, node, one, two, **settings) as watch:
             await until(lambda: len(watch.watcher.pool.usable()) == 3)
-            chain.hand_over(voters("next"))
+            chain.change_set(voters("next"))
             await chain.announce_best()
             await chain.finalize()
             await node.cut()

@@ -20,7 +20,7 @@ from chain_watcher.watch.layout_finder import ASK_AGAIN_S, LayoutFinder
 from chain_watcher.watch.state_reader import StateReader
 from tests.doubles.chain_endpoint import Block, FakeChain, FakeNode, until
 from tests.doubles.metadata_maker import PROGRAM_FIELDS, make_metadata
-from tests.doubles.watching import ID_1, program, publish
+from tests.doubles.watching import ID_1, entry, program, publish
 
 
 class Direct(Endpoint):
@@ -220,3 +220,16 @@ async def test_metadata_is_compared_by_its_layout_and_not_by_its_bytes() -> None
         else:
             await reader.read(endpoint, header_of(chain.best), chain.genesis_hash)
             assert reader.layouts.confirmed == confirmed
+
+
+async def test_ten_thousand_entries_are_decoded_once_for_all_blocks_that_change_nothing() -> None:
+    chain = FakeChain()
+    entries = [entry(number + 1, f"{number:064x}") for number in range(10_000)]
+    chain.grow(chain.change(program(ID_1), [*entries, entry(1, ID_1)]))
+    endpoint, reader = direct(chain), reader_of()
+    first = await reader.read(endpoint, header_of(chain.best), chain.genesis_hash)
+    assert (len(first.entries), first.heights[ID_1]) == (10_001, 1)
+    second = await reader.read(endpoint, header_of(chain.grow()), chain.genesis_hash)
+    assert second.entries is first.entries
+    third = await reader.read(endpoint, header_of(chain.grow(chain.change(None, entries))), chain.genesis_hash)
+    assert len(third.entries) == 10_000

@@ -64,7 +64,7 @@ async def test_authority_sets_are_followed_live(chain: ProvenChain, node: FakeNo
     async with proven(chain, node, on_progress=seen.append) as watch:
         await watch.view()
         for number in range(3):
-            chain.hand_over(voters(f"set {number}"))
+            chain.change_set(voters(f"set {number}"))
             await chain.announce_best()
             await chain.finalize()
             await chain.advance()
@@ -83,7 +83,7 @@ async def test_authority_sets_are_followed_while_away(chain: ProvenChain, node: 
     for number in range(3):
         for _ in range(6):
             chain.grow()
-        chain.hand_over(voters(f"away {number}"))
+        chain.change_set(voters(f"away {number}"))
     for _ in range(70):
         chain.grow()
     await chain.advance(publish(chain, ID_1, 50))
@@ -99,7 +99,7 @@ async def test_evidence_for_a_vault_that_knows_the_beginning_of_a_long_set(chain
     await chain.advance({standard_layout(fields=4).proof_keys[-1]: bytes.fromhex(chain.genesis_hash[2:])})
     for _ in range(60):
         chain.grow()
-    chain.hand_over(voters("later"))
+    chain.change_set(voters("later"))
     await chain.advance(publish(chain, ID_1, 63))
     truth = node.grandpa_proveFinality
 
@@ -126,7 +126,7 @@ async def test_a_long_set_is_left_by_a_question_near_its_end(
     truth = node.grandpa_proveFinality
 
     def bounded(number: int) -> str | None:
-        last = min((at for at in chain.handovers if at >= number), default=chain.finalized)
+        last = min((at for at in chain.set_ends if at >= number), default=chain.finalized)
         if last - number > headers_max:
             raise RpcFaultError(-32008, "Response is too big")
         return truth(number)
@@ -140,7 +140,7 @@ async def test_a_long_set_is_left_by_a_question_near_its_end(
         await node.stop()
         for _ in range(10):
             chain.grow()
-        chain.hand_over(voters("after a long set"))
+        chain.change_set(voters("after a long set"))
         for _ in range(60):
             chain.grow()
         await node.start()
@@ -189,7 +189,7 @@ async def test_a_change_that_takes_effect_after_a_restart(chain: ProvenChain, no
     since = BlockRef(last["number"], last["hash"])
     chain.grow()
     await chain.advance(publish(chain, ID_1, 5))
-    chain.handovers[5] = 0
+    chain.set_ends[5] = 0
     chain.voters, chain.set_id = following, 1
     await chain.advance()
     async with proven(chain, node, since=since, chain_state=last["chain_state"]) as watch:
@@ -204,7 +204,7 @@ async def test_sets_that_changed_while_another_mode_was_in_use_are_followed(
 ) -> None:
     """The journal names a block, but not the set that was in force there."""
     await chain.advance()
-    chain.hand_over(voters("unseen"))
+    chain.change_set(voters("unseen"))
     for _ in range(8):
         last = await chain.advance()
     since = BlockRef(last.number, "0x" + last.hash.hex())
@@ -253,7 +253,7 @@ async def test_evidence_verifies_from_the_vaults_own_checkpoint(chain: ProvenCha
         await watch.view()
         middle = None
         for number in range(2):
-            chain.hand_over(voters(f"set {number}"))
+            chain.change_set(voters(f"set {number}"))
             await chain.announce_best()
             await chain.finalize()
             await until(lambda: watch.watcher.health()["last_number"] == chain.finalized)
@@ -287,7 +287,7 @@ async def test_a_vault_that_is_far_behind_is_led_to_the_running_set_in_steps(
     async with proven(chain, node) as watch:
         await watch.view()
         for number in range(3):
-            chain.hand_over(voters(f"set {number}"))
+            chain.change_set(voters(f"set {number}"))
             await chain.finalize()
         await chain.advance()
         await until(lambda: watch.watcher.health()["last_number"] == chain.finalized)
@@ -308,7 +308,7 @@ async def test_evidence_that_cannot_be_completed_accuses_nobody(chain: ProvenCha
     async with proven(chain, node) as watch:
         await watch.view()
         for number in range(2):
-            chain.hand_over(voters(f"set {number}"))
+            chain.change_set(voters(f"set {number}"))
             await chain.finalize()
         await chain.advance(publish(chain, ID_1, 4))
         await until(lambda: watch.watcher.health()["last_number"] == chain.finalized)
