@@ -94,6 +94,21 @@ async def test_authority_sets_are_followed_while_away(chain: ProvenChain, node: 
         assert watch.watcher.counters.set_changes == 3
 
 
+async def test_catching_up_over_many_set_changes_is_not_taken_for_slowness(chain: ProvenChain, node: FakeNode) -> None:
+    """Turns end while another endpoint has news; each set that was proven in one is kept."""
+    for number in range(100):
+        chain.grow()
+        chain.change_set(voters(f"set {number % 5}"))
+    block = chain.grow(publish(chain, ID_1, 201))
+    chain.justifications[block.number] = chain.justify(block)
+    await chain.finalize(announce=False)
+    limits = WatchLimits(gap_blocks_max=3, patience_s=0.2, given_up_max=2)
+    async with FakeNode(chain, grandpa=True) as other, proven(chain, node, other, limits=limits) as watch:
+        assert (await watch.view()).block_number == block.number
+        await until(lambda: watch.watcher.counters.set_changes == 100)
+        assert [one.connections for one in watch.watcher.pool.endpoints if one.problem] == []
+
+
 async def test_evidence_for_a_vault_that_knows_the_beginning_of_a_long_set(chain: ProvenChain, node: FakeNode) -> None:
     """The proof of how the set ended is asked for nearer to its end, until it is small enough."""
     await chain.advance({standard_layout(fields=4).proof_keys[-1]: bytes.fromhex(chain.genesis_hash[2:])})
