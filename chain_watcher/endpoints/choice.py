@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from functools import lru_cache
 from urllib.parse import urlsplit
 
 from .endpoint import Endpoint
@@ -26,6 +27,7 @@ def choose(
     return max(usable, key=lambda endpoint: (height(endpoint), -endpoint.latency_s))
 
 
+@lru_cache(maxsize=1024)
 def voice(url: str) -> str:
     """Return who speaks at a URL.
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from dataclasses import dataclass, field
 from typing import Any, Final, Literal
 
@@ -10,6 +11,8 @@ from chain_watcher.errors import ChainWatcherError
 
 from .messages import RpcError, closed
 from .rpc import RpcClient
+
+log = logging.getLogger("chain_watcher")
 
 EventKind = Literal["up", "down", "finalized", "unproven", "best", "justification"]
 State = Literal["connecting", "connected", "waiting", "refused"]
@@ -107,6 +110,13 @@ class Endpoint:
             "code": problem.code if problem else None,
             "why": f"{problem.what}: {problem.why}" if problem else None,
         }
+
+
+def unexpected(endpoint: Endpoint, error: Exception) -> ChainWatcherError:
+    """Log an error that nobody foresaw; return it as the endpoint's, so that what one makes up never ends the watch."""
+    log.error("what %s sent could not be processed", endpoint.url, exc_info=error)
+    why = f"what it sent could not be processed: {type(error).__name__}"
+    return ChainWatcherError(code="ENDPOINT_UNEXPECTED", what=endpoint.url, why=why)
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -19,7 +19,7 @@ from . import answers
 from .choice import backoff_s, choose
 from .clock import Clock
 from .connection import Connection, wrong_genesis
-from .endpoint import ACCUSATIONS_KEPT, JUSTIFICATIONS, Endpoint, Event, EventKind
+from .endpoint import ACCUSATIONS_KEPT, JUSTIFICATIONS, Endpoint, Event, EventKind, unexpected
 from .event_queue import EventQueue
 from .messages import closed
 from .rpc import RpcLimits, Subscription, open_session
@@ -185,6 +185,8 @@ class EndpointPool:
             await self._connected(session, endpoint)
         except ChainWatcherError as problem:
             endpoint.note_failure(problem)
+        except Exception as error:
+            endpoint.note_failure(unexpected(endpoint, error))
         if endpoint.connections > connections:
             self._emit(endpoint, "down", endpoint.accusation or endpoint.problem)
         endpoint.state, known = "waiting", endpoint.accusation

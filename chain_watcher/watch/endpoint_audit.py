@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Callable
 from typing import Final
 
-from chain_watcher.endpoints.endpoint import Endpoint
+from chain_watcher.endpoints.endpoint import Endpoint, unexpected
 from chain_watcher.endpoints.pool import EndpointPool
 from chain_watcher.errors import ChainWatcherError
 
@@ -78,6 +78,9 @@ class Auditor:
                 problem = forged("ENDPOINT_METADATA_FORGED", endpoint, str(problem))
             if problem.code in LYING:
                 self._blame(endpoint, problem)
+            return
+        except Exception as error:
+            self._blame(endpoint, unexpected(endpoint, error))
             return
         if found is None:
             return

@@ -19,6 +19,8 @@ from .suspicion import HARMLESS, forged
 
 #: Heights for which votes are kept.
 HEIGHTS_MAX: Final = 128
+#: Endpoints that are asked beyond the number that has to agree.
+ASKED_MORE: Final = 2
 
 
 class SingleDecider:
@@ -74,12 +76,14 @@ class QuorumDecider:
         return self._count(header.number, votes, announced)
 
     async def _ask_others(self, number: int, votes: dict[str, str]) -> None:
-        """Ask all at once, until enough agree: the slowest is not waited for."""
-        waiting = {
-            asyncio.create_task(self._ask(other, number, votes))
-            for other in self._pool.usable()
-            if other.url not in votes and other.claimed_number >= number
-        }
+        """Ask some more than are needed, at once, until enough agree: the slowest is not waited for.
+
+        First those that have passed the block, which may never announce it: nodes announce the last block of a batch.
+        """
+        others = [one for one in self._pool.usable() if one.url not in votes and one.claimed_number >= number]
+        others.sort(key=lambda one: one.claimed_number == number)
+        asked = others[: self._needed + ASKED_MORE]
+        waiting = {asyncio.create_task(self._ask(other, number, votes)) for other in asked}
         try:
             while waiting and self._agreed(votes) is None:
                 _, waiting = await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)

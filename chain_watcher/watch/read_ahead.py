@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, Final
 
-from chain_watcher.endpoints.endpoint import Endpoint
+from chain_watcher.endpoints.endpoint import Endpoint, unexpected
 from chain_watcher.errors import ChainWatcherError
 from chain_watcher.proof.header import Header
 
@@ -64,6 +64,8 @@ class ReadAhead:
                 await self._read_hint(endpoint, Header.from_json(head))
             except ChainWatcherError as problem:
                 self._on_problem(endpoint, problem)
+            except Exception as error:
+                self._on_problem(endpoint, unexpected(endpoint, error))
 
     async def newest_of(self, endpoint: Endpoint, line: Sequence[Header]) -> BlockState | None:
         """Return the state of the last block of `line` (oldest first) that was read; a read under way is awaited."""

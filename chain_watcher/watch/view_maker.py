@@ -14,7 +14,7 @@ from typing import Any, Final
 from chain_watcher.endpoints import answers
 from chain_watcher.endpoints.choice import voice
 from chain_watcher.endpoints.clock import Clock
-from chain_watcher.endpoints.endpoint import Endpoint
+from chain_watcher.endpoints.endpoint import Endpoint, unexpected
 from chain_watcher.endpoints.pool import EndpointPool
 from chain_watcher.errors import ChainWatcherError
 from chain_watcher.proof.evidence import STANDARD_LAYOUTS
@@ -245,6 +245,9 @@ class ViewMaker:
             except ChainWatcherError as problem:
                 self._counters.read_failures += 1
                 self._blame(endpoint, problem)
+                continue
+            except Exception as error:
+                self._blame(endpoint, unexpected(endpoint, error))
                 continue
             agreed.append(state)
             needed = self._config.quorum if self._config.finality == "quorum" and not state.proven else 1

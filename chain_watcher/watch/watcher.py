@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 import random
 from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
 from typing import Any
 
 from chain_watcher.endpoints.clock import Clock, SystemClock
-from chain_watcher.endpoints.endpoint import Endpoint, Event
+from chain_watcher.endpoints.endpoint import Endpoint, Event, unexpected
 from chain_watcher.endpoints.messages import RpcError
 from chain_watcher.endpoints.pool import EndpointPool
 from chain_watcher.endpoints.turns import in_turn
@@ -30,8 +29,6 @@ from .state_reader import BlockState, hash_text, state_facts
 from .suspicion import HARMLESS, LYING
 from .view import Announced, ChainView
 from .view_maker import ViewMaker
-
-log = logging.getLogger("chain_watcher")
 
 Progress = Callable[[Mapping[str, Any]], None]
 
@@ -170,10 +167,8 @@ class Watcher:
         except ChainWatcherError as problem:
             self._blame(endpoint, problem)
             return
-        except Exception as error:  # whatever an endpoint made up must not end the watch
-            log.exception("an event of %s could not be processed", endpoint.url)
-            why = f"its event could not be processed: {type(error).__name__}"
-            self._blame(endpoint, ChainWatcherError(code="ENDPOINT_UNEXPECTED", what=endpoint.url, why=why))
+        except Exception as error:
+            self._blame(endpoint, unexpected(endpoint, error))
             return
         if done:
             return

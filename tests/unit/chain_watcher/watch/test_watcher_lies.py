@@ -276,3 +276,38 @@ async def test_junk_from_one_endpoint_stops_nothing(chain: ProvenChain, method: 
                 await nodes[0].notify("state_subscribeStorage", JUNK[number + 7])
                 await chain.advance(publish(chain, ID_2, 2 + number, f"1.{number}.0"))
             await until(lambda: watch.watcher.health()["last_number"] == chain.finalized)
+
+
+@pytest.mark.parametrize("place", ["decide", "read", "pump"])
+async def test_an_error_that_nobody_foresaw_is_the_endpoints_and_not_the_end(
+    chain: ProvenChain, node: FakeNode, honest: FakeNode, place: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class PlantedError(RuntimeError):
+        """Stands for a mistake in this program that one endpoint can reach."""
+
+    from chain_watcher.endpoints import answers
+    from chain_watcher.watch.grandpa_follower import ProvenDecider
+    from chain_watcher.watch.state_reader import StateReader
+
+    where: tuple[Any, str] = {
+        "decide": (ProvenDecider, "decide"),
+        "read": (StateReader, "read"),
+        "pump": (answers, "head_number"),
+    }[place]
+    truth = getattr(*where)
+
+    def planted(*given: Any) -> Any:
+        if any(
+            node.url in (one, getattr(one, "url", None), getattr(getattr(one, "endpoint", 0), "url", None))
+            for one in given
+        ):
+            raise PlantedError
+        return truth(*given)
+
+    monkeypatch.setattr(*where, planted)
+    async with proven(chain, node, honest) as watch:
+        for number in range(3):
+            await until(lambda: honest.sockets)
+            await chain.advance(publish(chain, ID_1, 1, f"1.{number}.0"))
+        await until(lambda: watch.watcher.health()["last_number"] == 3)
+        assert watch.watcher.health()["lying"] == []
