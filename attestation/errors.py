@@ -13,6 +13,7 @@ CODES: dict[str, str] = {
     "SIGSTRUCT_MRENCLAVE_MISMATCH": "the measured image is not the one that the SIGSTRUCT signs",
     "SIGSTRUCT_NOT_PINNED": "a SIGSTRUCT leaves open, or switches on, something that changes the seal key",
     "SIGSTRUCT_DEBUG": "a SIGSTRUCT is for a debug enclave, and a production one is wanted",
+    "SIGSTRUCT_NOT_FOUND": "a signed enclave, or what is said to be one, holds no SIGSTRUCT where one belongs",
     "SIGSTRUCT_KEY_INVALID": "the signing key is not RSA-3072 with exponent 3",
     "MEASURE_LAYOUT_INVALID": "pages, sizes or an SGXS stream do not form an enclave",
     "ARTEFACT_UNREADABLE": "an image or SIGSTRUCT file cannot be read",

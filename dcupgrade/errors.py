@@ -72,6 +72,8 @@ CODES: dict[str, str] = {
     "DELIVERY_DEADLINE": "the new version did not confirm the keys in time",
     "DELIVERY_REFUSED": "the vault or the new version refused the handover of the keys",
     "CANARY_FAILED": "the new version cannot decrypt the old one's data",
+    "CONTAINER_PROGRAM_MISSING": "the program that the node's container would run is not in the new version's image",
+    "CONTAINER_TEMPLATE_UNREADABLE": "the stored settings of the node's container cannot be used",
     "NODE_UNHEALTHY": "the node's own health report says that it failed",
     "NODE_CRASH_LOOP": "the running version ends again and again soon after its start",
     "NODE_NOT_READY": "the node's health report says that it does not serve",

@@ -11,7 +11,7 @@ import os
 import signal
 from collections.abc import AsyncIterator, Callable, Collection
 from contextlib import AsyncExitStack, asynccontextmanager
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import aiohttp
 import sdnotify
@@ -20,10 +20,11 @@ from attestation.network import NetworkKeys
 from chain_watcher.watch.watcher import Watcher
 from dcupgrade.adapters.chain import Chain, remember_progress, watcher_config
 from dcupgrade.adapters.clock import SystemClock
+from dcupgrade.adapters.container_changes import ContainerChanges
 from dcupgrade.adapters.fleet import FleetGate
 from dcupgrade.adapters.fleet_open import open_engine
 from dcupgrade.adapters.journal import Journal
-from dcupgrade.adapters.node_containers import open_node_driver
+from dcupgrade.adapters.node_containers import NodeContainers, open_node_driver
 from dcupgrade.adapters.node_http import NodeHttp
 from dcupgrade.adapters.node_preflight import Preflight
 from dcupgrade.adapters.node_process import NodeProcesses
@@ -34,7 +35,7 @@ from dcupgrade.adapters.vault_authorities import keep_authorities_current
 from dcupgrade.adapters.vault_process import keep_vault
 from dcupgrade.adapters.webhook_posts import poster
 from dcupgrade.commands.explain import meaning_and_remedy
-from dcupgrade.machine.plan import plan
+from dcupgrade.machine.plan import plan, with_launch
 from dcupgrade.settings.derive import budgets, gate_rules, limits, proxies
 from dcupgrade.settings.schema import Settings
 from dcupgrade.surfaces.chain_log import log_chain_news
@@ -53,10 +54,6 @@ from .errors import DcupgradeError
 from .machine import gates
 from .surfaces import logs
 from .surfaces import systemd as notify
-
-if TYPE_CHECKING:
-    from process_supervisor.container_images import ImageStore
-
 
 log = logging.getLogger("dcupgrade")
 
@@ -149,10 +146,13 @@ class _Parts:
         vault: Vault,
         processes: NodeProcesses,
         rules: gates.GateRules,
+        slots: NodeSlots,
+        containers: NodeContainers | None,
         fleet: FleetGate | None,
     ) -> None:
         self.orchestrator, self.chain, self.vault, self.rules = orchestrator, chain, vault, rules
-        self.processes, self.fleet = processes, fleet
+        self.processes, self.slots, self.fleet = processes, slots, fleet
+        self.changes = ContainerChanges(containers, lambda: orchestrator.state) if containers is not None else None
 
     def tasks(self, settings: Settings, driver: ProcessDriver, of_nodes: NodeDriver) -> list[tuple[str, Any]]:
         """Names and coroutines of the tasks that never end by themselves."""
@@ -164,7 +164,15 @@ class _Parts:
             out.append(("fleet", self.fleet.keep(lambda: self.orchestrator.state)))
         if settings.vault.start:
             out.append(("vault", keep_vault(settings, driver)))
+        if self.changes is not None:
+            out.append(("containers", self.changes.look()))
         return out
+
+    def identities(self) -> dict[str, str]:
+        """How the enclave ids of the versions at hand are proven, by enclave id."""
+        state = self.orchestrator.state
+        known = {release.enclave_id for release in (state.running, state.target, state.previous) if release}
+        return {enclave_id: self.slots.identity(enclave_id) for enclave_id in sorted(known)}
 
 
 async def _assemble(
@@ -173,7 +181,7 @@ async def _assemble(
     journal: Journal,
     wrap_journal: WrapJournal | None,
     session: aiohttp.ClientSession,
-    nodes_by: tuple[NodeDriver, ImageStore | None],
+    nodes_by: tuple[NodeDriver, NodeContainers | None],
     stack: AsyncExitStack,
 ) -> _Parts:
     client = VaultClient(settings.vault.url, read_or_draw_token(settings.token_file))
@@ -191,19 +199,26 @@ async def _assemble(
     async def sealed_copies() -> Any:
         return (await vault.status()).get("key_sets")
 
-    driver, images = nodes_by
-    slots = NodeSlots(settings, driver, images)
+    driver, containers = nodes_by
+    slots = NodeSlots(settings, driver, containers)
     node_http = NodeHttp(settings, session)
     preflight = Preflight(
-        settings, driver, slots, node_http, first_install_allowed=first_install, sealed_copies=sealed_copies
+        settings,
+        driver,
+        slots,
+        node_http,
+        first_install_allowed=first_install,
+        sealed_copies=sealed_copies,
+        containers=containers,
     )
     clock = SystemClock()
+
     rules = gate_rules(settings)
     fleet = None
     if (engine := open_engine(settings)) is not None:
         stack.push_async_callback(engine.aclose)
         fleet = FleetGate(engine, settings.node.id, settings.fleet.reverts_max, clock)
-    processes = NodeProcesses(settings, driver)
+    processes = NodeProcesses(settings, driver, containers)
     ports = Ports(
         chain=chain,
         vault=vault,
@@ -222,7 +237,7 @@ async def _assemble(
         rules=rules,
         commands_poll_s=0.25,
     )
-    return _Parts(orchestrator, chain, vault, processes, rules, fleet)
+    return _Parts(orchestrator, chain, vault, processes, rules, slots, containers, fleet)
 
 
 async def _tend(drivers: Collection[NodeDriver]) -> None:
@@ -252,13 +267,17 @@ async def _face(settings: Settings, journal: Journal, parts: _Parts) -> AsyncIte
             "tee": vault["tee"],
             "vault": vault,
             "chain": parts.chain.watcher.health(),
+            "identity": parts.identities(),
         }
 
     def plan_now() -> dict[str, Any]:
         state = orchestrator.state
         now = SystemClock().now()
         host = orchestrator.feed.snapshot(state)["progress"].get("gates", {}).get("shut", ())
-        return plan(state, parts.rules, now, state.target_since_unix_s or now, host)
+        answer = plan(state, parts.rules, now, state.target_since_unix_s or now, host)
+        target = str(answer["target"])
+        changes = parts.changes.of(target) if parts.changes is not None else []
+        return with_launch(answer, parts.slots.identity(target) if target else "", changes)
 
     site = Site(
         status=status,

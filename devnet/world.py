@@ -231,10 +231,15 @@ class World:
             settings.setdefault(section, {}).update(values)
         self.settings_path.write_text(toml(settings))
 
-    async def publish(self, release: BuiltRelease, *, mirror_url: str = "") -> dict[str, str]:
-        """Put a release on the chain; returns the blocks that did it, when they are final."""
-        url = self.server.url(release.archive.name)
-        told = pallet.Release(release.enclave_id, release.version, url, mirror_url)
+    async def publish(
+        self, release: BuiltRelease, *, origin_url: str = "", mirror_url: str = "", cids: tuple[str, ...] = ()
+    ) -> dict[str, str]:
+        """Put a release on the chain; returns the blocks that did it, when they are final.
+
+        ``origin_url`` is where the artefact server has its archive, unless it is given.
+        """
+        url = origin_url or self.server.url(release.archive.name)
+        told = pallet.Release(release.enclave_id, release.version, url, mirror_url, cids)
         return await self._publish(told, release.signature, list_only=False)
 
     async def list_id(self, enclave_id: str, signature: str) -> dict[str, str]:

@@ -1,16 +1,16 @@
 """Runs nodes as containers over the Docker Engine API (https://docs.docker.com/reference/api/engine/), by aiodocker.
 
-A node's containers carry the label `dcupgrade.node=<name>` and a name made from the spec, so that creating one twice
-finds the first. Stopped containers stay until `remove`: a revert starts the former one again. A container that somebody
-else made is taken over by its name (`dcupgrade-<node name>`) or label, and then stopped and started again like ours.
+A node's containers carry labels with its name and its owner (one agent's node and data), so that creating one twice
+finds the first, and that agents on one engine never touch each other's. Stopped containers stay until `remove`: a
+revert starts the former one again. A container that somebody else made is taken over by a note of its id, and then
+stopped and started again like ours. Where the template names the container, whichever version runs has that name.
 """
 
 import asyncio
 import contextlib
 import json
 import signal
-from collections.abc import AsyncIterator, Iterator, Mapping
-from contextlib import asynccontextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -19,61 +19,25 @@ from typing import Any
 import aiodocker
 import aiohttp
 
+from .container_template import ContainerTemplate, template_of
 from .driver import ExitStatus, LaunchSpec, NodeHandle, NodeRecord, not_adoptable
+from .engine_client import CONNECT_S_MAX, engine_errors, gone_is_fine, unreachable
 from .errors import ProcessSupervisorError
-from .limits import MIB
 from .log_files import LogPolicy
 from .process_driver import KILL_S_MAX
+from .slots import write_file
 
 LABEL_NODE = "dcupgrade.node"
+LABEL_OWNER = "dcupgrade.owner"
 LABEL_COMMAND = "dcupgrade.command"
 NAME_PREFIX = "dcupgrade-"
-CONNECT_S_MAX = 10.0
-REQUEST_S_MAX = 60.0
 RETRY_S = 0.5
-TMP_BYTES = 64 * MIB
-PIDS_MAX = 1024
-
-
-def open_engine(url: str) -> aiodocker.Docker:
-    """A client of the engine at `unix:///path` or `tcp://host:port`; the caller closes it."""
-    timeout = aiohttp.ClientTimeout(total=REQUEST_S_MAX, sock_connect=CONNECT_S_MAX)
-    return aiodocker.Docker(url=url, timeout=timeout)
-
-
-@contextlib.contextmanager
-def engine_errors(what: str) -> Iterator[None]:
-    """Turn the client's errors into CONTAINER_ENGINE_*; a 404 passes as CONTAINER_ENGINE_ERROR with its text."""
-    try:
-        yield
-    except aiodocker.DockerError as error:
-        # aiodocker uses 900 where there was no answer at all.
-        if error.status == 900:
-            raise _unreachable(what, error.message) from error
-        raise ProcessSupervisorError(
-            code="CONTAINER_ENGINE_ERROR",
-            what=what,
-            why=f"the engine answered {error.status}: {error.message}",
-            action="Look at the engine's log",
-        ) from error
-    except (aiohttp.ClientError, TimeoutError, OSError) as error:
-        raise _unreachable(what, str(error) or type(error).__name__) from error
-    except json.JSONDecodeError as error:  # an engine that dies leaves half a line of a stream
-        raise _unreachable(what, f"its answer cannot be read ({error})") from error
-
-
-def _unreachable(what: str, why: str) -> ProcessSupervisorError:
-    return ProcessSupervisorError(
-        code="CONTAINER_ENGINE_UNREACHABLE",
-        what=what,
-        why=why,
-        action="Start the container engine, or correct its address in the settings",
-    )
+TAKEN_OVER_SUFFIX = ".container"
 
 
 @dataclass(frozen=True, slots=True)
 class ContainerFacts:
-    """Of the engine's answer about one container."""
+    """Of the engine's answer about one container. `stop_timeout_s` is None where its maker named none."""
 
     container_id: str
     image_id: str
@@ -85,6 +49,8 @@ class ContainerFacts:
     error: str
     mount_sources: tuple[str, ...] = ()
     auto_remove: bool = False
+    stop_signal: str = "SIGTERM"
+    stop_timeout_s: int | None = None
 
 
 def _facts(shown: Mapping[str, Any]) -> ContainerFacts:
@@ -101,6 +67,8 @@ def _facts(shown: Mapping[str, Any]) -> ContainerFacts:
         error=str(state.get("Error") or ""),
         mount_sources=tuple(str(item["Source"]) for item in shown.get("Mounts") or () if item.get("Source")),
         auto_remove=bool((shown.get("HostConfig") or {}).get("AutoRemove")),
+        stop_signal=str(config.get("StopSignal") or "SIGTERM"),
+        stop_timeout_s=config.get("StopTimeout"),
     )
 
 
@@ -161,17 +129,14 @@ class ContainerHandle:
 
 
 class ContainerDriver:
-    """The `container` driver. `network` is the engine's network mode: nodes need the host's loopback."""
+    """The `container` driver. `owner` tells this agent's containers from other agents', `notes` is a folder of ours."""
 
     def __init__(
-        self,
-        docker: aiodocker.Docker,
-        *,
-        network: str = "host",
-        log_policy: LogPolicy | None = None,
+        self, docker: aiodocker.Docker, *, owner: str, notes: Path, log_policy: LogPolicy | None = None
     ) -> None:
         self._docker = docker
-        self._network = network
+        self._owner = _label(owner)
+        self._notes = notes
         self._log_policy = log_policy or LogPolicy()
         self._handles: dict[str, ContainerHandle] = {}
 
@@ -179,6 +144,11 @@ class ContainerDriver:
 
     async def inspect(self, container: str) -> ContainerFacts | None:
         """What the engine says of a container (id or name); None if there is none."""
+        shown = await self.show(container)
+        return _facts(shown) if shown is not None else None
+
+    async def show(self, container: str) -> dict[str, Any] | None:
+        """The engine's whole answer about a container (id or name); None if there is none."""
         with engine_errors(f"container {container[:40]}"):
             try:
                 found = await self._docker.containers.get(container)
@@ -186,7 +156,7 @@ class ContainerDriver:
                 if error.status == 404:
                     return None
                 raise
-            return _facts(await found.show())
+            return dict(await found.show())
 
     async def wait_stopped(self, container_id: str) -> None:
         """Wait at the engine until a container does not run. Raises CONTAINER_ENGINE_*."""
@@ -194,8 +164,8 @@ class ContainerDriver:
             timeout = aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_S_MAX)
             await self._docker.containers.container(container_id).wait(condition="not-running", timeout=timeout)
 
-    async def other_containers(self) -> list[dict[str, Any]]:
-        """Every running container, as `probe.other_manager_containers` takes them."""
+    async def running_containers(self) -> list[dict[str, Any]]:
+        """The engine's list of every running container, whoever made it."""
         with engine_errors("list of containers"):
             answer = await self._docker._query_json("containers/json")
             return list(answer)
@@ -203,15 +173,21 @@ class ContainerDriver:
     async def _of_node(self, name: str) -> list[ContainerFacts]:
         """A node's containers, the running one first, then the one that was started last."""
         with engine_errors(f"containers of node {name!r}"):
-            listed = await self._docker.containers.list(
-                all=True, filters=f'{{"label": ["{LABEL_NODE}={_label(name)}"]}}'
-            )
+            wanted = [f"{LABEL_NODE}={_label(name)}", f"{LABEL_OWNER}={self._owner}"]
+            listed = await self._docker.containers.list(all=True, filters=json.dumps({"label": wanted}))
         found = {item.id: await self.inspect(item.id) for item in listed}
-        taken_over = await self.inspect(_taken_over_name(name))
-        if taken_over is not None:
-            found[taken_over.container_id] = taken_over
+        if container_id := self._taken_over().get(name):
+            found[container_id] = await self.inspect(container_id)
         facts = [item for item in found.values() if item is not None]
         return sorted(facts, key=lambda item: (item.running, item.started_at), reverse=True)
+
+    def _taken_over(self) -> dict[str, str]:
+        """Ids of containers that somebody else made and this driver took over, by the node's name."""
+        paths = self._notes.glob(f"*{TAKEN_OVER_SUFFIX}") if self._notes.is_dir() else ()
+        return {path.name.removesuffix(TAKEN_OVER_SUFFIX): path.read_text("ascii", "replace").strip() for path in paths}
+
+    def _is_ours(self, facts: ContainerFacts) -> bool:
+        return facts.labels.get(LABEL_OWNER) == self._owner or facts.container_id in self._taken_over().values()
 
     # --- nodes -------------------------------------------------------------------------------------------------------
 
@@ -219,14 +195,22 @@ class ContainerDriver:
         """Start a node's container, making it first if need be; or find the same one running.
 
         A stopped container of the same spec, or one that somebody else made for this node, is started again.
-        Raises NODE_ALREADY_RUNNING, NODE_START_FAILED, CONTAINER_IMAGE_MISSING, CONTAINER_ENGINE_*.
+        Raises NODE_ALREADY_RUNNING, NODE_START_FAILED, CONTAINER_*.
         """
+        if spec.container is None or not spec.container.image:
+            raise _start_failed(spec.name, "no container image is set")
         containers = await self._of_node(spec.name)
         if containers and containers[0].running:
             if _is_of(containers[0], spec):
                 return self._record_of(spec.name, containers[0])
             raise _already_running(spec.name, containers[0])
         same = next((item for item in containers if _is_of(item, spec)), None)
+        await self._require_data_free(spec)
+        name = spec.container.template.name
+        if name:
+            await self._free_name(name, same)
+        if same is not None and name and same.name != name:
+            await self._rename(same, name)
         container_id = same.container_id if same is not None else await self._create(spec)
         await self._start_container(spec.name, container_id)
         facts = await self.inspect(container_id)
@@ -234,10 +218,50 @@ class ContainerDriver:
             raise _start_failed(spec.name, "its container disappeared")
         return self._record_of(spec.name, facts)
 
+    async def _require_data_free(self, spec: LaunchSpec) -> None:
+        """Raise CONTAINER_DATA_IN_USE if a container runs that can write what the node alone may have."""
+        wanted = spec.container.exclusive if spec.container is not None else frozenset()
+        for item in await self.running_containers():
+            shared = {
+                str(mount.get(key))
+                for mount in item.get("Mounts") or ()
+                for key in ("Name", "Source")
+                if mount.get("RW", True) and mount.get(key)
+            }
+            if taken := sorted(shared & wanted):
+                title = (item.get("Names") or [str(item.get("Id", ""))[:12]])[0].lstrip("/")
+                raise ProcessSupervisorError(
+                    code="CONTAINER_DATA_IN_USE",
+                    what=f"start of node {spec.name!r}",
+                    why=f"container {title} runs with {', '.join(taken)}",
+                    action="Stop that container and what starts it: two nodes on one data folder destroy it",
+                )
+
+    async def _free_name(self, name: str, same: ContainerFacts | None) -> None:
+        """Give the name up that another version's stopped container has. Raises CONTAINER_NAME_TAKEN."""
+        holder = await self.inspect(name)
+        if holder is None or holder.name != name or (same is not None and holder.container_id == same.container_id):
+            return
+        if holder.running or not self._is_ours(holder):
+            raise ProcessSupervisorError(
+                code="CONTAINER_NAME_TAKEN",
+                what=f"container {name}",
+                why=f"{'one runs' if holder.running else 'one is there'} under that name that is not this agent's",
+                action="Find out who made it (another manager, Compose); remove or rename it there",
+            )
+        await self._rename(holder, f"{name}-{holder.container_id[:12]}")
+
+    async def _rename(self, facts: ContainerFacts, name: str) -> None:
+        with engine_errors(f"name of container {facts.name}"):
+            await self._docker.containers.container(facts.container_id).rename(name)
+
     async def _create(self, spec: LaunchSpec) -> str:
-        name = f"{NAME_PREFIX}{_label(spec.name)}-{spec.digest[:12]}"
+        if spec.container is None:
+            raise _start_failed(spec.name, "no container image is set")
+        template = spec.container.template
+        name = template.name or f"{NAME_PREFIX}{self._owner}-{_label(spec.name)}-{spec.digest[:12]}"
         try:
-            created = await self._docker.containers.create(self._config(spec), name=name)
+            created = await self._docker.containers.create(self._body(spec, template, spec.container.image), name=name)
             return str(created.id)
         except aiodocker.DockerError as error:
             if error.status == 404:
@@ -248,50 +272,21 @@ class ContainerDriver:
                     action="Stage the release again",
                 ) from error
             existing = await self.inspect(name) if error.status == 409 else None
-            if existing is None:
+            if existing is None or not self._is_ours(existing) or not _is_of(existing, spec):
                 with engine_errors(f"container of node {spec.name!r}"):
                     raise
             return existing.container_id
         except (aiohttp.ClientError, TimeoutError, OSError) as error:
-            raise _unreachable(f"container of node {spec.name!r}", str(error)) from error
+            raise unreachable(f"container of node {spec.name!r}", str(error)) from error
 
-    def _config(self, spec: LaunchSpec) -> dict[str, Any]:
-        if not spec.image:
-            raise _start_failed(spec.name, "no container image is set")
-        mounts = [
-            {
-                "Type": "bind" if source.startswith("/") else "volume",
-                "Source": source,
-                "Target": target,
-                "ReadOnly": source not in spec.writable,
-            }
-            for source, target in spec.mounts.items()
-        ]
-        logs = {"max-size": str(self._log_policy.size_bytes_max), "max-file": str(1 + self._log_policy.kept)}
-        config: dict[str, Any] = {
-            "Image": spec.image,
-            "Env": [f"{key}={value}" for key, value in spec.env.items()],
-            "WorkingDir": str(spec.cwd),
-            "Labels": {LABEL_NODE: _label(spec.name), LABEL_COMMAND: spec.digest},
-            "HostConfig": {
-                "NetworkMode": self._network,
-                # The agent decides on restarts; an engine that did so too would run two nodes on the same data.
-                "RestartPolicy": {"Name": "no"},
-                "Mounts": mounts,
-                "ReadonlyRootfs": True,
-                "Tmpfs": {"/tmp": f"rw,nosuid,nodev,size={TMP_BYTES}"},  # noqa: S108  (inside the container)
-                "CapDrop": ["ALL"],
-                "SecurityOpt": ["no-new-privileges"],
-                "PidsLimit": PIDS_MAX,
-                "Ulimits": [{"Name": "core", "Soft": 0, "Hard": 0}],
-                "LogConfig": {"Type": "json-file", "Config": logs},
-            },
-        }
-        if spec.user:
-            config["User"] = spec.user
-        if spec.argv:
-            config |= {"Entrypoint": [spec.argv[0]], "Cmd": list(spec.argv[1:])}
-        return config
+    def _body(self, spec: LaunchSpec, template: ContainerTemplate, image: str) -> dict[str, Any]:
+        labels = {LABEL_NODE: _label(spec.name), LABEL_OWNER: self._owner, LABEL_COMMAND: spec.digest}
+        body = template.body(image, labels)
+        options = {"max-size": str(self._log_policy.size_bytes_max), "max-file": str(1 + self._log_policy.kept)}
+        logs = body["HostConfig"].get("LogConfig") or {"Type": "json-file"}
+        if logs["Type"] == "json-file" and not logs.get("Config"):
+            logs = {"Type": "json-file", "Config": options}
+        return {**body, "HostConfig": {**body["HostConfig"], "LogConfig": logs}}
 
     async def _start_container(self, name: str, container_id: str) -> None:
         try:
@@ -299,10 +294,10 @@ class ContainerDriver:
         except aiodocker.DockerError as error:
             # 4xx and 5xx alike: the program is not there, a mount's source is missing, the runtime refuses.
             if error.status == 900:
-                raise _unreachable(f"start of node {name!r}", error.message) from error
+                raise unreachable(f"start of node {name!r}", error.message) from error
             raise _start_failed(name, error.message) from error
         except (aiohttp.ClientError, TimeoutError, OSError) as error:
-            raise _unreachable(f"start of node {name!r}", str(error)) from error
+            raise unreachable(f"start of node {name!r}", str(error)) from error
 
     def _record_of(self, name: str, facts: ContainerFacts) -> NodeRecord:
         return NodeRecord(
@@ -333,7 +328,7 @@ class ContainerDriver:
         return known
 
     async def take_over(self, name: str, found: str, data_dir: Path) -> NodeRecord:
-        """Give a running container the name by which it is found as this node; it goes on running.
+        """Remember a running container as this node's; it goes on running, under its own name.
 
         One that does not have the data folder cannot be the node, and is not taken for it.
 
@@ -342,35 +337,47 @@ class ContainerDriver:
         facts = await self.inspect(found) if found else None
         if facts is None or not facts.running:
             raise not_adoptable(name, f"no container {found!r} runs", "Name it as `docker ps` does")
-        if facts.labels.get(LABEL_NODE, _label(name)) != _label(name):
-            raise not_adoptable(name, f"container {found!r} carries the label of node {facts.labels[LABEL_NODE]!r}")
+        owner = facts.labels.get(LABEL_OWNER, self._owner)
+        if owner != self._owner or facts.labels.get(LABEL_NODE, _label(name)) != _label(name):
+            why = f"container {found!r} carries the labels of node {facts.labels.get(LABEL_NODE, '')!r} of {owner!r}"
+            raise not_adoptable(name, why)
         if facts.auto_remove:
             why = f"container {found!r} runs with --rm: its stop would remove it, with its nameless volumes"
             raise not_adoptable(name, why, "Start the node's container without --rm")
         folder = await asyncio.to_thread(data_dir.resolve)
         if not any(folder.is_relative_to(source) for source in facts.mount_sources):
             raise not_adoptable(name, f"container {found!r} has no mount of {folder}", "Name the node's container")
-        if facts.name != _taken_over_name(name) and LABEL_NODE not in facts.labels:
-            with engine_errors(f"name of container {found!r}"):
-                await self._docker.containers.container(facts.container_id).rename(_taken_over_name(name))
+        note = self._notes / f"{_label(name)}{TAKEN_OVER_SUFFIX}"
+        await asyncio.to_thread(write_file, note, f"{facts.container_id}\n".encode())
         return self._record_of(name, facts)
 
-    async def stop(self, handle: NodeHandle, grace_s: float) -> ExitStatus:
-        """Set the restart policy to `no`, TERM, `grace_s` seconds, KILL; returns when the container does not run.
+    async def template(self, found: str) -> ContainerTemplate:
+        """The settings of a container, minus its image's. Raises NODE_NOT_ADOPTABLE, CONTAINER_ENGINE_*."""
+        shown = await self.show(found)
+        if shown is None:
+            raise not_adoptable(found, f"there is no container {found!r}", "Name it as `docker ps` does")
+        with engine_errors(f"image of container {found[:40]}"):
+            image = await self._docker.images.inspect(shown["Image"])
+        return template_of(shown, image)
 
-        Raises NODE_STOP_FAILED, CONTAINER_ENGINE_*.
+    async def stop(self, handle: NodeHandle, grace_s: float) -> ExitStatus:
+        """Set the restart policy to `no`, send its stop signal, wait, KILL; returns when the container does not run.
+
+        Signal and wait are the container's own (STOPSIGNAL of its image, --stop-timeout) where it has some, else TERM
+        and `grace_s` seconds. Raises NODE_STOP_FAILED, CONTAINER_ENGINE_*.
         """
         if not isinstance(handle, ContainerHandle):
             raise TypeError("not a handle of this driver")
         container_id = handle.record.container_id
-        if await self.inspect(container_id) is None:
+        facts = await self.inspect(container_id)
+        if facts is None:
             return await handle.wait()
         with engine_errors(f"restart policy of container {container_id[:12]}"):
             policy = {"RestartPolicy": {"Name": "no"}}
             await self._docker._query_json(f"containers/{container_id}/update", "POST", data=policy)
-        await self._kill(container_id, "SIGTERM")
+        await self._kill(container_id, facts.stop_signal)
         with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(grace_s):
+            async with asyncio.timeout(grace_s if facts.stop_timeout_s is None else facts.stop_timeout_s):
                 return await handle.wait()
         handle.kill_sent = True
         await self._kill(container_id, "SIGKILL")
@@ -404,8 +411,9 @@ class ContainerDriver:
         if containers and containers[0].running:
             raise _already_running(name, containers[0])
         for item in containers:
-            with engine_errors(f"removal of container {item.name}"), _gone_is_fine():
+            with engine_errors(f"removal of container {item.name}"), gone_is_fine():
                 await self._docker.containers.container(item.container_id).delete(v=LABEL_COMMAND in item.labels)
+        (self._notes / f"{_label(name)}{TAKEN_OVER_SUFFIX}").unlink(missing_ok=True)
 
     async def logs(self, name: str, lines: int) -> list[str]:
         """The last lines of a node's output."""
@@ -430,15 +438,6 @@ class ContainerDriver:
         self._handles.clear()
 
 
-@contextlib.contextmanager
-def _gone_is_fine() -> Iterator[None]:
-    try:
-        yield
-    except aiodocker.DockerError as error:
-        if error.status != 404:
-            raise
-
-
 def _unix_s(text: str) -> float:
     """Unix seconds of the engine's RFC 3339 time (nanoseconds cut off); 0 for a container that was never started."""
     try:
@@ -451,10 +450,6 @@ def _unix_s(text: str) -> float:
 def _is_of(facts: ContainerFacts, spec: LaunchSpec) -> bool:
     # One without our command label was made by somebody else for this node: it is what it is.
     return facts.labels.get(LABEL_COMMAND, spec.digest) == spec.digest
-
-
-def _taken_over_name(name: str) -> str:
-    return f"{NAME_PREFIX}{_label(name)}"
 
 
 def _label(name: str) -> str:
@@ -480,13 +475,3 @@ def _start_failed(name: str, why: str) -> ProcessSupervisorError:
         why=why,
         action="Look at the node's image, command and mounts in the settings",
     )
-
-
-@asynccontextmanager
-async def engine(url: str) -> AsyncIterator[aiodocker.Docker]:
-    """`open_engine` as a context manager."""
-    docker = open_engine(url)
-    try:
-        yield docker
-    finally:
-        await docker.close()

@@ -1,8 +1,4 @@
-"""Images of releases at a Docker engine: pulled by digest or loaded from an archive, their release files taken out.
-
-A release image carries enclave.pyz, enclave.sig and release.json in the folder RELEASE_FOLDER; they are taken out of
-the very image that will run, and measured like those of an archive.
-"""
+"""Images of releases at a Docker engine: pulled by digest, loaded from an archive, or here already."""
 
 import asyncio
 import json
@@ -16,19 +12,48 @@ import aiohttp
 from aiodocker.jsonstream import json_stream_stream
 
 from .archive import read_member
-from .container_driver import CONNECT_S_MAX, engine_errors
+from .engine_client import CONNECT_S_MAX, engine_errors
 from .errors import ProcessSupervisorError
 from .fetch import Progress, ProgressFn
+from .image_files import ImageFiles
 from .limits import MIB, ArchiveLimits, DownloadLimits
+from .registry_credentials import auth_header
 from .sources import ImageReference
 from .stage import ReleaseImage
-from .threads import in_thread
 
-RELEASE_FOLDER = "/release"
 MANIFEST_BYTES_MAX = 1 * MIB
 IMAGE_MEMBERS_MAX = 4096
 PULL_SILENCE_S_MAX = 600.0
 _IMAGE_ID = re.compile(r"sha256:[0-9a-f]{64}\Z")
+#: The engine passes a registry's answer on as text. The first group of words that is in it names the code.
+_REGISTRY_WORDS = (
+    ("CONTAINER_REGISTRY_BUSY", ("toomanyrequests", "too many requests", "status: 429", "rate limit")),
+    (
+        "CONTAINER_REGISTRY_DENIED",
+        (
+            "unauthorized",
+            "authentication required",
+            "no basic auth credentials",
+            "denied",
+            "status: 401",
+            "status: 403",
+        ),
+    ),
+    (
+        "CONTAINER_REGISTRY_UNREACHABLE",
+        (
+            *("connection refused", "connection reset", "no such host", "dial tcp", "timeout", "timed out", "eof"),
+            *("x509", "tls:", "server gave http response", "status: 5", "network is unreachable", "bad gateway"),
+        ),
+    ),
+)
+_NOT_THERE = ("manifest unknown", "not found", "name unknown", "repository does not exist")
+_PULL_ADVICE = {
+    "CONTAINER_IMAGE_MISSING": "Look at the registry and at the engine's access to it",
+    "CONTAINER_REGISTRY_BUSY": "Nothing: it is asked again later; a login raises the limit of some registries",
+    "CONTAINER_REGISTRY_DENIED": "Run `docker login` for it as the agent's user (container.registry_config)",
+    "CONTAINER_REGISTRY_UNREACHABLE": "Look at the network between engine and registry, and at its certificates",
+}
 
 
 def holds_image(archive: Path, limits: ArchiveLimits) -> bool:
@@ -55,11 +80,12 @@ def holds_image(archive: Path, limits: ArchiveLimits) -> bool:
     return True
 
 
-class ImageStore:
-    """What staging needs of a Docker engine."""
+class ImageStore(ImageFiles):
+    """What staging needs of a Docker engine. `registry_config` is the file of `docker login`; None uses no login."""
 
-    def __init__(self, docker: aiodocker.Docker) -> None:
-        self._docker = docker
+    def __init__(self, docker: aiodocker.Docker, registry_config: Path | None = None) -> None:
+        super().__init__(docker)
+        self._registry_config = registry_config
 
     async def inspect(self, name: str) -> dict[str, Any] | None:
         """The engine's facts about an image by id or reference; None if it has none."""
@@ -80,13 +106,15 @@ class ImageStore:
         """Bring an image here. `pinned` is the digest that the same reference was resolved to before, if it was.
 
         A tag is resolved once: what a registry answers to it later is not asked for again. An image that is here and
-        that no registry has (loaded by hand) serves too. Raises CONTAINER_IMAGE_MISSING, CONTAINER_IMAGE_CHANGED.
+        that its registry does not know (loaded by hand) serves too; while the registry does not say so, it does not,
+        since it may be an older one. Raises CONTAINER_IMAGE_*, CONTAINER_REGISTRY_*.
         """
         digest = reference.digest or pinned
         wanted = f"{reference.name}@{digest}" if digest else f"{reference.name}:{reference.tag or 'latest'}"
         found = await self.inspect(wanted) if digest else None
         if found is None:
-            why = await self._pull(wanted, progress)
+            why = await self._pull(reference.name, wanted, progress)
+            _require_answer(wanted, why)
             found = await self.inspect(wanted)
             if found is None:
                 raise ProcessSupervisorError(
@@ -95,6 +123,7 @@ class ImageStore:
                     why=why or "the pull ended, or fell silent, and the engine does not have it",
                     action="Look at the registry and at the engine's access to it",
                 )
+        await self._require_native(found, wanted)
         here = [item.rpartition("@")[2] for item in found.get("RepoDigests") or []]
         if digest and digest not in here:
             raise ProcessSupervisorError(
@@ -108,14 +137,32 @@ class ImageStore:
         pin = digest or next((item.rpartition("@")[2] for item in own), None) or next(iter(here), None)
         return ReleaseImage(_checked_id(found["Id"]), f"{reference.name}@{pin}" if pin else wanted)
 
-    async def _pull(self, wanted: str, progress: ProgressFn) -> str:
+    async def _require_native(self, found: Mapping[str, Any], name: str) -> None:
+        """Refuse an image for another system or CPU than the engine's: it would be found out after the node's stop."""
+        with engine_errors("version of the engine"):
+            version = await self._docker.version()
+        image = [str(found.get(key) or "") for key in ("Os", "Architecture")]
+        engine = [str(version.get(key) or "") for key in ("Os", "Arch")]
+        if any(
+            of_image and of_engine and of_image != of_engine for of_image, of_engine in zip(image, engine, strict=True)
+        ):
+            raise ProcessSupervisorError(
+                code="CONTAINER_IMAGE_FOREIGN",
+                what=f"image {name}",
+                why=f"it is for {'/'.join(image)}, this engine runs {'/'.join(engine)}",
+                action="Ask the publisher for an image of this architecture",
+            )
+
+    async def _pull(self, name: str, wanted: str, progress: ProgressFn) -> str:
         """Pull; returns why it did not succeed, or an empty text."""
         layers: dict[str, tuple[int, int]] = {}
+        headers = await auth_header(self._registry_config, name) if self._registry_config is not None else {}
         try:
             with engine_errors(f"pull of {wanted}"):
                 # Where the registry falls silent, the engine does so too and never ends the pull by itself.
                 timeout = aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_S_MAX, sock_read=PULL_SILENCE_S_MAX)
-                pull = self._docker._query("images/create", "POST", params={"fromImage": wanted}, timeout=timeout)
+                params = {"fromImage": wanted}
+                pull = self._docker._query("images/create", "POST", params=params, headers=headers, timeout=timeout)
                 # The client leaves a response that was not read to its end open; its connection would stay too.
                 async with pull as response, response:
                     async for item in json_stream_stream(response):
@@ -157,7 +204,9 @@ class ImageStore:
             ids = {item["Id"] for item in facts if item is not None}
         finally:
             await self._point_back(before, ids or None)
-        if len(ids) != 1:
+        if len(ids) == 1:
+            await self._require_native(next(item for item in facts if item is not None), archive.name)
+        else:
             raise ProcessSupervisorError(
                 code="CONTAINER_IMAGE_MISSING",
                 what=f"load of {archive.name}",
@@ -185,6 +234,15 @@ class ImageStore:
             if found != image_id and (found not in tagged if loaded is None else found in loaded):
                 await self._tag(image_id, tag)
 
+    async def forget(self, enclave_id: str) -> None:
+        """Take our tag off a release's image; the engine removes the image if nothing else names or uses it."""
+        with engine_errors(f"image of {enclave_id}"):
+            try:
+                await self._docker.images.delete(f"dcupgrade/release:{enclave_id}")
+            except aiodocker.DockerError as error:
+                if error.status not in (404, 409):  # it is gone already, or a container still has it
+                    raise
+
     async def _tag(self, image_id: str, reference: str) -> None:
         repository, _, tag = reference.rpartition(":")
         with engine_errors(f"tag {reference}"):
@@ -194,44 +252,16 @@ class ImageStore:
         """Tag the image as ours, so that `docker image prune` leaves it."""
         await self._tag(image_id, f"dcupgrade/release:{enclave_id}")
 
-    async def release_files(self, image_id: str, path: Path, limits: DownloadLimits) -> bool:
-        """Write the image's release folder to `path` as a tar; False if the image has none. Nothing of it is run."""
-        with engine_errors(f"release files of image {image_id[:19]}"):
-            # A container needs a command to be made; it is never started.
-            config: dict[str, Any] = {"Image": image_id, "Cmd": ["-"], "NetworkDisabled": True}
-            container = await self._docker.containers.create(config)
-            try:
-                return await self._copy_folder(container.id, path, limits)
-            finally:
-                # With the volumes that the engine made for it, where the image declares some.
-                await container.delete(force=True, v=True)
 
-    async def _copy_folder(self, container_id: str, path: Path, limits: DownloadLimits) -> bool:
-        size = 0
-        timeout = aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_S_MAX, sock_read=limits.idle_s_max)
-        params = {"path": f"{RELEASE_FOLDER}/."}
-        try:
-            async with (
-                self._docker._query(f"containers/{container_id}/archive", params=params, timeout=timeout) as response,
-                response,
-            ):
-                file = await asyncio.to_thread(path.open, "wb")
-                with file:
-                    async for data in response.content.iter_chunked(limits.chunk_bytes):
-                        size += len(data)
-                        if size > limits.archive.total_bytes_max:
-                            raise ProcessSupervisorError(
-                                code="ARCHIVE_TOO_LARGE",
-                                what="release files of an image",
-                                why=f"they have more than {limits.archive.total_bytes_max} bytes",
-                                action="This artefact is not used; tell its publisher",
-                            )
-                        await in_thread(file.write, data)
-        except aiodocker.DockerError as error:
-            if error.status == 404:
-                return False
-            raise
-        return True
+def _require_answer(wanted: str, why: str) -> None:
+    """Raise CONTAINER_REGISTRY_*, or CONTAINER_IMAGE_MISSING, unless a failed pull says that the image is not there."""
+    text = why.lower()
+    if not why or any(word in text for word in _NOT_THERE):
+        return
+    code = next(
+        (code for code, words in _REGISTRY_WORDS if any(word in text for word in words)), "CONTAINER_IMAGE_MISSING"
+    )
+    raise ProcessSupervisorError(code=code, what=f"image {wanted}", why=why, action=_PULL_ADVICE[code])
 
 
 async def _chunks(file: BinaryIO) -> AsyncIterator[bytes]:

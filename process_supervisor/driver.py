@@ -3,13 +3,26 @@
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, Protocol
 
+from .container_template import ContainerTemplate
 from .errors import ProcessSupervisorError
 
 RECORD_CHARS_MAX = 64 * 1024
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ContainerSpec:
+    """A container to start: `image` by id (`sha256:<hex>`) or reference, and the template with all other settings.
+
+    `exclusive` names what one node alone may have mounted: volumes by name, folders of the host by path.
+    """
+
+    image: str
+    template: ContainerTemplate
+    exclusive: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -17,11 +30,8 @@ class LaunchSpec:
     """What to start. `name` is unique per node among those of one driver ([a-z0-9._-]) and finds it after a crash.
 
     `argv` is the whole command, `env` the whole environment (nothing is inherited), `cwd` its working folder,
-    `log_path` the file that gets its output.
-
-    The rest matters to the container driver only: `image` by id (`sha256:<hex>`) or reference, `user` as `uid[:gid]`
-    (the image's own if empty), `mounts` from a host path or a volume's name to the container's path, read-only unless
-    the source is in `writable`. With an empty `argv` the image's own command runs. The engine keeps the log there.
+    `log_path` the file that gets its output. The container driver takes all of that from `container`; the engine keeps
+    the log there.
     """
 
     name: str
@@ -29,16 +39,14 @@ class LaunchSpec:
     env: Mapping[str, str]
     cwd: Path
     log_path: Path
-    image: str | None = None
-    mounts: Mapping[str, str] = field(default_factory=dict)
-    writable: frozenset[str] = frozenset()
-    user: str = ""
+    container: ContainerSpec | None = None
 
     @property
     def digest(self) -> str:
         """SHA-256 (hex) over everything that makes a running node this one and not another."""
-        mounts = [sorted(self.mounts.items()), sorted(self.writable)]
-        parts = [self.argv, sorted(self.env.items()), str(self.cwd), self.image, self.user, mounts]
+        parts: list[object] = [self.argv, sorted(self.env.items()), str(self.cwd)]
+        if self.container is not None:
+            parts = [self.container.image, self.container.template.to_json()]
         return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
 

@@ -2,16 +2,20 @@
 
 import errno
 import os
+import re
 import shutil
 import socket
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
+from .container_template import LABEL_PREFIX
 from .errors import ProcessSupervisorError
 from .procfs import PROC, command_of, listener_of
 
 # Executables of the field's Go manager and upgrader, whose containers carry these words in name or image.
 OTHER_MANAGERS = ("dcmanager", "dcupgrade")
+FIELD_MANAGER = "dc"
+_OUR_COMMAND = re.compile(r"(-m (dcupgrade|keyvault)|\bdcupgrade .*\bwatch|\bkeyvault serve)\b")
 
 
 def port_is_free(port: int, host: str = "127.0.0.1") -> bool:
@@ -57,7 +61,8 @@ def free_bytes(folder: Path) -> int:
 def other_manager_processes(names: Iterable[str] = OTHER_MANAGERS) -> list[str]:
     """Processes of other managers, as `name (pid n)`: those whose executable file has one of `names`.
 
-    The executable counts, not the command line: our own `dcupgrade` command is a script that Python runs.
+    The executable counts, not the command line: our own `dcupgrade` command is a script that Python runs. The field's
+    manager has a name that other programs have too, so its arguments count as well.
     """
     wanted = frozenset(names)
     found = []
@@ -65,6 +70,8 @@ def other_manager_processes(names: Iterable[str] = OTHER_MANAGERS) -> list[str]:
         if entry.isdigit() and int(entry) != os.getpid():
             try:
                 name = os.path.basename(os.readlink(PROC / entry / "exe")).removesuffix(" (deleted)")
+                if name == FIELD_MANAGER and _is_daemon((PROC / entry / "cmdline").read_bytes()):
+                    found.append(f"{name} upgrade daemon (pid {entry})")
             except OSError:
                 continue  # gone meanwhile, a kernel thread, or another user's
             if name in wanted:
@@ -72,14 +79,24 @@ def other_manager_processes(names: Iterable[str] = OTHER_MANAGERS) -> list[str]:
     return sorted(found)
 
 
+def _is_daemon(cmdline: bytes) -> bool:
+    arguments = cmdline.split(b"\0")[1:]
+    return b"upgrade" in arguments and b"daemon" in arguments
+
+
 def other_manager_containers(
-    containers: Iterable[Mapping[str, object]], ours: str = "dcupgrade.node", names: Iterable[str] = OTHER_MANAGERS
+    containers: Iterable[Mapping[str, object]], own_id: str = "", names: Iterable[str] = OTHER_MANAGERS
 ) -> list[str]:
-    """Running containers of other managers in the engine's `/containers/json` answer; ours carry the label `ours`."""
+    """Running containers of other managers in the engine's `/containers/json` answer.
+
+    This program has the name of the field's upgrader. What is ours is told apart by its labels, by `own_id` (the
+    container that this process runs in), or by the command that it runs.
+    """
     found = []
     for item in containers:
         labels = item.get("Labels")
-        if isinstance(labels, Mapping) and ours in labels:
+        labelled = isinstance(labels, Mapping) and any(str(name).startswith(LABEL_PREFIX) for name in labels)
+        if labelled or item.get("Id") == own_id or _OUR_COMMAND.search(str(item.get("Command", ""))):
             continue
         titles = item.get("Names")
         title = str(titles[0]).lstrip("/") if isinstance(titles, list) and titles else str(item.get("Id", ""))[:12]
@@ -87,3 +104,13 @@ def other_manager_containers(
         if any(name == title or image.split(":")[0].split("@")[0] == name for name in names):
             found.append(f"container {title} of {item.get('Image', '?')}")
     return sorted(found)
+
+
+def own_container_id() -> str:
+    """Id of the container that this process runs in, by the files that the engine mounts there; "" outside of one."""
+    try:
+        table = (PROC / "self" / "mountinfo").read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return ""
+    match = re.search(r"containers/([0-9a-f]{64})/", table)
+    return match[1] if match else ""

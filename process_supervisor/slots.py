@@ -24,13 +24,24 @@ from collections.abc import Awaitable, Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Literal
 
 from .errors import ProcessSupervisorError
 from .sources import is_enclave_id
 from .threads import in_thread
 
 RELEASE_FILES = frozenset({"release.json", "enclave.pyz", "enclave.sig"})
+SIGSTRUCT_FILE = "enclave.sig"
 STAGE_FILE = "stage.json"
+Identity = Literal["measured", "sigstruct", "attested"]
+"""How a release's enclave id is proven before it is started, strongest first: its files measure to it; the SIGSTRUCT
+of its signed enclave names it; nothing says so before the node attests itself to the vault."""
+IDENTITIES: tuple[Identity, ...] = ("measured", "sigstruct", "attested")
+FILES_BY_IDENTITY: dict[Identity, frozenset[str]] = {
+    "measured": RELEASE_FILES,
+    "sigstruct": frozenset({"release.json", SIGSTRUCT_FILE}),
+    "attested": frozenset({"release.json"}),
+}
 ASIDE_KEPT = 3
 LEFTOVER_S = 7 * 86400.0
 
@@ -42,14 +53,14 @@ class StageFacts:
     """What `stage.json` says of a slot, for people and for the driver; what it holds is verified by measuring.
 
     `digest` (SHA-256, hex) and `size` (bytes) are those of the archive that came from `source`. `image_id` is set where
-    the release is a container image. `measured` is always True; slots of older versions carry it too.
+    the release is a container image. `identity` says how the enclave id was proven (see `Identity`).
     """
 
     digest: str
     size: int
     source: str
     image_id: str = ""
-    measured: bool = True
+    identity: Identity = "measured"
 
     def to_json(self) -> bytes:
         """The file's content."""
@@ -59,12 +70,19 @@ class StageFacts:
     def from_json(cls, text: bytes) -> "StageFacts":
         """Decode the file; raises ValueError."""
         values = json.loads(text)
-        kinds = {"digest": str, "size": int, "source": str, "image_id": str, "measured": bool}
+        kinds = {"digest": str, "size": int, "source": str, "image_id": str, "identity": str}
+        if isinstance(values, dict) and type(values.get("measured")) is bool:  # a slot of an earlier version of ours
+            values["identity"] = "measured" if values.pop("measured") else "attested"
         if not isinstance(values, dict) or set(values) != set(kinds):
             raise ValueError("stage.json is malformed")
-        if any(type(values[name]) is not kind for name, kind in kinds.items()):
+        if any(type(values[name]) is not kind for name, kind in kinds.items()) or values["identity"] not in IDENTITIES:
             raise ValueError("stage.json is malformed")
         return cls(**values)
+
+    @property
+    def members(self) -> frozenset[str]:
+        """The files of such a slot that are the release's, beside what the agent adds."""
+        return FILES_BY_IDENTITY[self.identity]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -190,20 +208,24 @@ async def open_slot(
     enclave_id: str,
     verify: Verify,
     extra_files: Mapping[str, bytes] | None = None,
-    members: frozenset[str] = RELEASE_FILES,
+    weakest: Identity = "measured",
 ) -> StagedRelease | None:
     """The release in its slot, verified anew; None if there is none. A bad slot is set aside, and None returned.
 
-    Nothing that lies there is trusted: its files are looked at (plain files of known names only) and measured again.
+    Nothing that lies there is trusted: its files are looked at (plain files of known names only) and verified again.
+    `weakest` is the weakest proof of identity that the settings allow now.
     """
     path = slots / enclave_id
     if not is_enclave_id(enclave_id):
         return None
     try:
-        facts = await asyncio.to_thread(_inspect, path, members, extra_files or {})
+        facts = await asyncio.to_thread(_inspect, path, extra_files or {})
         if facts is None:
             return None
-        await verify_folder(path, enclave_id, verify)
+        if IDENTITIES.index(facts.identity) > IDENTITIES.index(weakest):
+            raise ValueError("its identity was never proven as the settings ask for")
+        if facts.identity != "attested":
+            await verify_folder(path, enclave_id, verify)
     except OSError:
         raise
     except Exception:  # whatever makes it unverifiable: it is not used, and not deleted either
@@ -220,7 +242,7 @@ def _refresh(path: Path, data: bytes) -> None:
         sync_folder(path.parent)
 
 
-def _inspect(path: Path, members: frozenset[str], extra_files: Mapping[str, bytes]) -> StageFacts | None:
+def _inspect(path: Path, extra_files: Mapping[str, bytes]) -> StageFacts | None:
     """What was noted at staging, None without a slot; ValueError if it holds not exactly what it should."""
     if not os.path.lexists(path):
         return None
@@ -240,7 +262,7 @@ def _inspect(path: Path, members: frozenset[str], extra_files: Mapping[str, byte
         raise ValueError("the slot has no stage.json") from error
     # A crash inside write_file leaves such a file; it is no part of the release.
     asides = {f".{name}.new" for name in extra_files}
-    if not members <= found or found - members - set(extra_files) - asides - {STAGE_FILE}:
+    if not facts.members <= found or found - facts.members - set(extra_files) - asides - {STAGE_FILE}:
         raise ValueError(f"the slot holds {sorted(found)}")
     return facts
 

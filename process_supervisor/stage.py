@@ -10,7 +10,7 @@ import hashlib
 import json
 import os
 import time
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
@@ -24,7 +24,9 @@ from .part_file import Fetched, discard_part, disk_error
 from .race import AllFailedError, Pace, Runner, first_good
 from .slots import (
     RELEASE_FILES,
+    SIGSTRUCT_FILE,
     STAGE_FILE,
+    Identity,
     StagedRelease,
     StageFacts,
     Verify,
@@ -50,15 +52,22 @@ Plan = list[tuple[UrlSource | ImageReference, tuple[ContentId, ...]]]
 class StageRequest:
     """What to stage: the signed enclave id, where it may be had, and small files that go into the slot with it.
 
-    `members` are the archive's files, exactly. `extra_files` (name to content, such as the network signature) are
-    written by us and kept up to date when a slot is used again.
+    `extra_files` (name to content, such as the network signature) are written by us and kept up to date when a slot is
+    used again. `image_id` names an image that the engine has; then nothing is fetched. `weakest` is the weakest proof
+    of identity that will do; for "sigstruct", `signed_enclave` is the path of the signed enclave in images, and
+    `sigstruct_in` (blocking) takes the SIGSTRUCT out of that file, or raises. `version` is written down where the
+    release's own files do not say it.
     """
 
     enclave_id: str
     sources: tuple[str, ...]
     cids: tuple[str, ...] = ()
-    members: frozenset[str] = RELEASE_FILES
+    version: str = ""
+    image_id: str = ""
     extra_files: Mapping[str, bytes] = field(default_factory=dict)
+    weakest: Identity = "measured"
+    signed_enclave: str = ""
+    sigstruct_in: Callable[[Path], bytes] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,6 +96,9 @@ class Images(Protocol):
     async def release_files(self, image_id: str, path: Path, limits: DownloadLimits) -> bool:
         """Write the image's release folder to `path` as a tar; False if the image has none."""
 
+    async def copy_file(self, image_id: str, inside: str, path: Path, limits: DownloadLimits) -> bool:
+        """Copy one plain file of the image to `path`, links followed; False if there is none at `inside`."""
+
 
 def _quiet(_: Progress) -> None:
     return None
@@ -102,11 +114,12 @@ async def stage(
 ) -> StagedRelease:
     """Bring a release into its slot, or find it there and verify it again.
 
-    `verify` gets a folder with the unpacked files and returns the enclave id they measure to, or raises; a plain
-    function is called in a thread. Sources are tried in turn, then the CIDs at the gateways; while those that were
-    asked are slow, the next one is asked beside them. With `images` a source may be an image reference, or the URL of
-    an image's archive; the slot then holds the release files of that image. One reason alone is raised as it is
-    (`verify`'s own errors too); different ones as DOWNLOAD_SOURCES_FAILED. Also raises STAGING_*, CONTAINER_*.
+    `verify` gets a folder with the unpacked files (of an image without release files: the SIGSTRUCT alone) and returns
+    the enclave id that they prove, or raises; a plain function is called in a thread. Sources are tried in turn, then
+    the CIDs at the gateways; while those that were asked are slow, the next one is asked beside them. With `images` a
+    source may be an image reference, or the URL of an image's archive; the slot then holds the files of that image
+    which prove its identity. One reason alone is raised as it is (`verify`'s own errors too); different ones as
+    DOWNLOAD_SOURCES_FAILED. Also raises STAGING_*, CONTAINER_*.
     """
     limits = limits or DownloadLimits()
     plan, refusals = _plan(request, limits, containers=images is not None)
@@ -125,7 +138,7 @@ async def stage(
 
 
 async def _existing(request: StageRequest, slots: Path, verify: Verify, images: Images | None) -> StagedRelease | None:
-    existing = await open_slot(slots, request.enclave_id, verify, request.extra_files, request.members)
+    existing = await open_slot(slots, request.enclave_id, verify, request.extra_files, request.weakest)
     if existing is None or images is None or not existing.facts.image_id or await images.has(existing.facts.image_id):
         return existing
     # The files are good, but the engine has lost the image they came with.
@@ -138,7 +151,7 @@ def _plan(request: StageRequest, limits: DownloadLimits, *, containers: bool) ->
     bad_extra = [
         name
         for name, data in request.extra_files.items()
-        if name in request.members or "/" in name or name.startswith(".") or len(data) > EXTRA_FILE_BYTES_MAX
+        if name in RELEASE_FILES or "/" in name or name.startswith(".") or len(data) > EXTRA_FILE_BYTES_MAX
     ]
     if not is_enclave_id(request.enclave_id) or bad_extra:
         raise ProcessSupervisorError(
@@ -221,6 +234,9 @@ class _Staging:
 
     async def run(self, plan: Plan, refusals: list[Exception]) -> StagedRelease:
         """Stage from the first source that gives a good artefact."""
+        if self.request.image_id:
+            digest = self.request.image_id.removeprefix("sha256:")
+            return await self._from_image(ReleaseImage(self.request.image_id, self.request.image_id), digest, 0, "")
 
         def runner(source: UrlSource | ImageReference, cids: tuple[ContentId, ...]) -> Runner[StagedRelease]:
             if isinstance(source, ImageReference):
@@ -295,28 +311,56 @@ class _Staging:
             raise _needs_containers(str(source))
         pace.steady()
         pin = self._incoming.with_name(f"{self.request.enclave_id}.pin")
-        pinned = await in_thread(_read_pin, pin, str(source))
-        image = await self.images.pull(source, pinned, self.progress)
+        pins = await in_thread(_read_pins, pin)
+        image = await self.images.pull(source, pins.get(str(source)), self.progress)
         digest = image.reference.rpartition("@")[2] if "@" in image.reference else None
-        if digest != pinned:
-            await in_thread(write_file, pin, json.dumps({str(source): digest}).encode())
         async with self.unpacking:
-            return await self._from_image(image, image.image_id.removeprefix("sha256:"), 0, image.reference)
+            staged = await self._from_image(image, image.image_id.removeprefix("sha256:"), 0, image.reference)
+        # What it was resolved to counts once it proved good: a publisher may correct what a tag names until then.
+        if digest is not None and digest != pins.get(str(source)):
+            await in_thread(write_file, pin, json.dumps({**pins, str(source): digest}).encode())
+        return staged
 
     async def _from_image(self, image: ReleaseImage, digest: str, size: int, source: str) -> StagedRelease:
         if self.images is None:
             raise _needs_containers(source)
         await self.images.keep(image.image_id, self.request.enclave_id)
         path = self._incoming.with_name(f"{self.request.enclave_id}.files")
-        if not await self.images.release_files(image.image_id, path, self.limits):
+        identity = await self._take_proof(self.images, image, path)
+        source = source or image.image_id
+        facts = StageFacts(digest=digest, size=size, source=source, image_id=image.image_id, identity=identity)
+        return await self._unpack_and_name(Fetched(path, size, digest, source), facts)
+
+    async def _take_proof(self, images: Images, image: ReleaseImage, path: Path) -> Identity:
+        """Copy to `path` what proves the image's enclave id, the strongest proof that it has; gives its grade."""
+        request = self.request
+        if await images.release_files(image.image_id, path, self.limits):
+            return "measured"
+        if request.weakest == "measured":
             raise ProcessSupervisorError(
                 code="CONTAINER_IMAGE_UNMEASURED",
                 what=f"image {image.reference}",
-                why="it carries no release files, so its enclave id could not be measured",
-                action="Publish images that have their release files in /release",
+                why="it carries no release files, so its enclave id would be proven only later",
+                action="Publish images that have their release files in /release, or set container.identity",
             )
-        facts = StageFacts(digest=digest, size=size, source=source, image_id=image.image_id)
-        return await self._unpack_and_name(Fetched(path, size, digest, source), facts)
+        if request.signed_enclave and request.sigstruct_in is not None:
+            if not await images.copy_file(image.image_id, request.signed_enclave, path, self.limits):
+                raise ProcessSupervisorError(
+                    code="CONTAINER_SIGNED_ENCLAVE_MISSING",
+                    what=f"image {image.reference}",
+                    why=f"it has no file {request.signed_enclave}",
+                    action="Correct container.signed_enclave, or ask the publisher where the signed enclave lies",
+                )
+            return "sigstruct"
+        if request.weakest == "attested":
+            await in_thread(path.unlink, True)
+            return "attested"
+        raise ProcessSupervisorError(
+            code="CONTAINER_SIGNED_ENCLAVE_MISSING",
+            what=f"image {image.reference}",
+            why="nobody said which of its files is the signed enclave",
+            action="Set container.signed_enclave to its path in the image",
+        )
 
     async def _unpack_and_name(self, fetched: Fetched, facts: StageFacts) -> StagedRelease:
         fresh = self._incoming.with_name(f"{self.request.enclave_id}.new")
@@ -324,7 +368,8 @@ class _Staging:
         try:
             await in_thread(_unpack_aside, fetched, facts, fresh, self.request, self.limits)
             self.progress(Progress("verify", fetched.source, fetched.size, fetched.size))
-            await verify_folder(fresh, self.request.enclave_id, self.verify)
+            if facts.identity != "attested":
+                await verify_folder(fresh, self.request.enclave_id, self.verify)
         except OSError:
             # Nothing is wrong with what was received: once there is room again, it is unpacked without a download.
             await in_thread(remove_path, fresh)
@@ -342,12 +387,13 @@ def _facts(fetched: Fetched) -> StageFacts:
     return StageFacts(digest=fetched.sha256, size=fetched.size, source=fetched.source)
 
 
-def _read_pin(path: Path, reference: str) -> str | None:
+def _read_pins(path: Path) -> dict[str, str]:
+    """The digests that references of this release were resolved to, by reference."""
     try:
-        digest = json.loads(path.read_bytes()).get(reference)
-    except (FileNotFoundError, ValueError, AttributeError):
-        return None
-    return digest if isinstance(digest, str) else None
+        pins = json.loads(path.read_bytes())
+        return {name: digest for name, digest in pins.items() if isinstance(digest, str)}
+    except (FileNotFoundError, ValueError, AttributeError, RecursionError):
+        return {}
 
 
 def _combined(failures: list[Exception], request: StageRequest) -> Exception:
@@ -385,7 +431,13 @@ def _unpack_aside(
     remove_path(fresh)
     fresh.mkdir()
     fresh.chmod(0o755)  # whatever the umask: see archive.py
-    unpack(fetched.path, fresh, limits.archive, request.members)
+    if facts.identity == "measured":
+        unpack(fetched.path, fresh, limits.archive, facts.members)
+    else:
+        about = {"enclave_id": request.enclave_id, "version": request.version}
+        write_file(fresh / "release.json", json.dumps(about).encode())
+    if facts.identity == "sigstruct" and request.sigstruct_in is not None:
+        write_file(fresh / SIGSTRUCT_FILE, request.sigstruct_in(fetched.path))
     write_file(fresh / STAGE_FILE, facts.to_json())
     for name, data in request.extra_files.items():
         write_file(fresh / name, data)

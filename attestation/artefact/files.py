@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from attestation.errors import AttestationError
-from attestation.sgx import DEBUG
+from attestation.sgx import MODE64BIT, XFRM_LEGACY
 
 from .measure import BATCH, measure_image
 from .sigstruct import SIGSTRUCT_SIZE, SigStruct, sign_sigstruct
@@ -97,21 +97,15 @@ def read_sigstruct(path: Path) -> SigStruct:
 def verify_artefact(image: Path, sigstruct: Path, *, production: bool = False) -> str:
     """Verify that `sigstruct` is a good SIGSTRUCT over `image`, and give the enclave id.
 
-    With `production`, a SIGSTRUCT that can only start as a debug enclave is refused as well: nobody would give it
-    keys, so it is better refused before anything is stopped for it.
+    With `production`, a SIGSTRUCT that can only start as a debug enclave is refused as well.
 
     Raises SIGSTRUCT_INVALID, SIGSTRUCT_SIGNATURE_BAD, SIGSTRUCT_DEBUG, SIGSTRUCT_MRENCLAVE_MISMATCH,
     MEASURE_LAYOUT_INVALID, ARTEFACT_UNREADABLE, ARTEFACT_TOO_LARGE.
     """
     signed = read_sigstruct(sigstruct)
     signed.verify()
-    if production and (signed.attributes & signed.attribute_mask).flags & DEBUG:
-        raise AttestationError(
-            code="SIGSTRUCT_DEBUG",
-            what=f"enclave {signed.enclave_id} cannot be used",
-            why="it is signed as a debug enclave, whose memory its host can read",
-            action="Ask the publisher for a production build.",
-        )
+    if production:
+        signed.need_production()
     signed.need_mrenclave(measure_file(image))
     return signed.enclave_id
 
@@ -138,9 +132,14 @@ def build_sigstruct(
     isvprodid: int = 0,
     isvsvn: int = 0,
     debug: bool = False,
+    flags: int = MODE64BIT,
+    xfrm: int = XFRM_LEGACY,
     date: datetime.date,
 ) -> bytes:
-    """Measure `image` and sign it: 1,808 bytes. `key` is RSA-3072 with exponent 3; `debug` makes a debug enclave."""
+    """Measure `image` and sign it: 1,808 bytes. `key` is RSA-3072 with exponent 3; `debug` makes a debug enclave.
+
+    `flags` and `xfrm` are its ATTRIBUTES.
+    """
     return sign_sigstruct(
         _PemKey(key),
         measure_file(image),
@@ -148,6 +147,8 @@ def build_sigstruct(
         isvprodid=isvprodid,
         isvsvn=isvsvn,
         debug=debug,
+        flags=flags,
+        xfrm=xfrm,
     ).encode()
 
 

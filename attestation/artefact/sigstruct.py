@@ -18,8 +18,8 @@ from attestation.sgx import DEBUG, INIT, MODE64BIT, XFRM_LEGACY, Attributes, fla
 SIGSTRUCT_SIZE = 1808
 KEY_BYTES = 384
 EXPONENT = 3
-_HEADER = bytes.fromhex("06000000e10000000000010000000000")
-_HEADER2 = bytes.fromhex("01010000600000006000000001000000")
+HEADER = bytes.fromhex("06000000e10000000000010000000000")
+HEADER2 = bytes.fromhex("01010000600000006000000001000000")
 _VENDORS = (0, 0x8086)
 ALL_ATTRIBUTES = Attributes(0xFFFF_FFFF_FFFF_FFFF, 0xFFFF_FFFF_FFFF_FFFF)
 _LAYOUT = struct.Struct("<16sII16sI84s384sI384sIIBB2s16s16s16s32s16s16sHH12s384s384s")
@@ -135,7 +135,7 @@ class SigStruct:
             header, vendor, date, header2, swdefined, rsv1, modulus, exponent, signature, miscselect, miscmask,
             cet, cet_mask, rsv2, family, attributes, attribute_mask, mrenclave, rsv3, ext, prodid, svn, rsv4, q1, q2,
         ) = _LAYOUT.unpack(data)  # fmt: skip
-        if header != _HEADER or header2 != _HEADER2:
+        if header != HEADER or header2 != HEADER2:
             raise _invalid("its header is another")
         if exponent != EXPONENT:
             raise _invalid(f"its exponent is {exponent} instead of {EXPONENT}")
@@ -149,7 +149,7 @@ class SigStruct:
     def encode(self) -> bytes:
         """Encode to 1,808 bytes."""
         return _LAYOUT.pack(
-            _HEADER, self.vendor, self.date, _HEADER2, self.swdefined, b"", self.modulus, EXPONENT, self.signature,
+            HEADER, self.vendor, self.date, HEADER2, self.swdefined, b"", self.modulus, EXPONENT, self.signature,
             self.miscselect, self.miscmask, self.cet_attributes, self.cet_mask, b"", self.isvfamilyid,
             self.attributes.encode(), self.attribute_mask.encode(), self.mrenclave, b"", self.isvextprodid,
             self.isvprodid, self.isvsvn, b"", self.q1, self.q2,
@@ -209,6 +209,19 @@ class SigStruct:
             action="Sign it without KSS, AEX-Notify and EXINFO (docs/gramine.md).",
         )
 
+    def need_production(self) -> None:
+        """Raise SIGSTRUCT_DEBUG for one that can only start as a debug enclave.
+
+        Nobody would give that one keys, so it is better refused before anything is stopped for it.
+        """
+        if (self.attributes & self.attribute_mask).flags & DEBUG:
+            raise AttestationError(
+                code="SIGSTRUCT_DEBUG",
+                what=f"enclave {self.enclave_id} cannot be used",
+                why="it is signed as a debug enclave, whose memory its host can read",
+                action="Ask the publisher for a production build.",
+            )
+
     @property
     def mrsigner(self) -> bytes:
         """MRSIGNER: SHA-256 over the modulus as stored (32 bytes)."""
@@ -228,6 +241,8 @@ def sign_sigstruct(
     isvprodid: int = 0,
     isvsvn: int = 0,
     debug: bool = False,
+    flags: int = MODE64BIT,
+    xfrm: int = XFRM_LEGACY,
     attribute_mask: Attributes = ALL_ATTRIBUTES,
 ) -> SigStruct:
     """Sign an enclave: every ATTRIBUTES and MISCSELECT bit is fixed unless `attribute_mask` frees some.
@@ -249,7 +264,7 @@ def sign_sigstruct(
         modulus=_little(key.modulus),
         signature=bytes(KEY_BYTES),
         mrenclave=mrenclave,
-        attributes=Attributes(MODE64BIT | (DEBUG if debug else 0), XFRM_LEGACY),
+        attributes=Attributes(flags | (DEBUG if debug else 0), xfrm),
         attribute_mask=attribute_mask,
         q1=bytes(KEY_BYTES),
         q2=bytes(KEY_BYTES),

@@ -14,7 +14,7 @@ from process_supervisor import host as probe
 from process_supervisor.driver import NodeDriver
 from process_supervisor.procfs import process_facts
 
-from .node_containers import other_managers
+from .node_containers import NodeContainers
 from .node_process import living
 
 
@@ -30,9 +30,11 @@ class Preflight:
         *,
         first_install_allowed: bool,
         sealed_copies: Callable[[], Any],
+        containers: NodeContainers | None = None,
     ) -> None:
         self._settings, self._driver, self._slots, self._node_http = settings, driver, slots, node_http
         self._first_install_allowed, self._sealed_copies = first_install_allowed, sealed_copies
+        self._containers = containers
 
     async def preflight(self, target: Release, source_id: str, first_install: bool) -> list[Finding]:
         """Checks of the host before an upgrade begins."""
@@ -40,14 +42,13 @@ class Preflight:
         free = probe.free_bytes(settings.agent.state_dir)
         if free < settings.upgrade.free_space_min_bytes:
             found.append(Finding("GATE_PREFLIGHT", f"only {free} bytes are free in {settings.agent.state_dir}"))
-        others = probe.other_manager_processes()
-        if settings.node.driver == "container":
-            others += await other_managers(self._driver)
-        if others:
+        if others := probe.other_manager_processes():
             found.append(Finding("OTHER_MANAGER_RUNNING", ", ".join(others)))
         if not await self._slots.slot_is_good(target.enclave_id):
             found.append(Finding("GATE_PREFLIGHT", "the staged files were changed; they are fetched anew"))
             await self._slots.stage(target, lambda _: None)
+        if self._containers is not None:
+            found += await self._containers.findings(target.enclave_id, first_install=first_install)
         if first_install:
             found += await self._first_install_findings()
         elif await living(self._driver, source_id) is not None:

@@ -24,7 +24,7 @@ from process_supervisor.driver import LaunchSpec, NodeDriver, NodeHandle, NodeRe
 from process_supervisor.errors import ProcessSupervisorError
 from process_supervisor.procfs import boot_id
 
-from .node_containers import PYTHON_IN_IMAGE, in_container
+from .node_containers import PYTHON_IN_IMAGE, NodeContainers
 
 UNLOCK_TIMEOUT_S = 10.0
 PORT_WAIT_STEPS = 100
@@ -41,8 +41,8 @@ log = logging.getLogger("dcupgrade")
 class NodeProcesses:
     """The processes port. Each version has a driver name of its own."""
 
-    def __init__(self, settings: Settings, driver: NodeDriver) -> None:
-        self._settings, self._driver = settings, driver
+    def __init__(self, settings: Settings, driver: NodeDriver, containers: NodeContainers | None = None) -> None:
+        self._settings, self._driver, self._containers = settings, driver, containers
         self._lock = asyncio.Lock()
         self._slots = settings.agent.state_dir / "slots"
         self._seen: tuple[str, str] = ("", "")
@@ -153,7 +153,7 @@ class NodeProcesses:
             cwd=CHILD_FOLDER,
             log_path=settings.agent.state_dir / "logs" / f"{node_name(release.enclave_id)}.log",
         )
-        return spec if settings.node.driver == "process" else in_container(settings, spec, slot)
+        return spec if self._containers is None else self._containers.launch(spec, slot)
 
 
 def child_environment() -> dict[str, str]:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from attestation.artefact.files import verify_artefact
+from attestation.artefact.signed_files import read_signed_enclave, verify_sigstruct
 from attestation.network import decode_multibase, encode_multibase
 from dcupgrade.errors import DcupgradeError
 from dcupgrade.machine.state import Release
@@ -17,12 +18,14 @@ from dcupgrade.settings.derive import download_limits
 from dcupgrade.settings.schema import Settings
 from dcupgrade.upgrade.ports import Progress
 from process_supervisor.driver import NodeDriver
+from process_supervisor.errors import ProcessSupervisorError
 from process_supervisor.fetch import Progress as DownloadProgress
 from process_supervisor.limits import DownloadLimits
-from process_supervisor.slots import remove_slot
+from process_supervisor.slots import STAGE_FILE, StageFacts, remove_slot
 from process_supervisor.stage import StageRequest, stage
 from process_supervisor.threads import in_thread
 
+from .node_containers import NodeContainers
 from .node_process import key_set_id_of, living, node_name
 
 if TYPE_CHECKING:
@@ -32,27 +35,44 @@ log = logging.getLogger("dcupgrade")
 
 
 class NodeSlots:
-    """The slots of one agent, below its state folder. `images` is the engine's store where nodes are containers."""
+    """The slots of one agent, below its state folder."""
 
-    def __init__(self, settings: Settings, driver: NodeDriver, images: ImageStore | None = None) -> None:
-        self._settings, self._driver, self._images = settings, driver, images
+    def __init__(self, settings: Settings, driver: NodeDriver, containers: NodeContainers | None = None) -> None:
+        self._settings, self._driver = settings, driver
+        self._images = containers.images if containers is not None else None
         self.folder = settings.agent.state_dir / "slots"
         self._good: dict[str, tuple[tuple[int, ...], ...]] = {}
 
-    async def stage(self, release: Release, progress: Progress, *, allow_file_urls: bool = False) -> None:
-        """Download, verify and name the release. Raises what `process_supervisor.stage.stage` does."""
+    async def stage(
+        self, release: Release, progress: Progress, *, allow_file_urls: bool = False, image_id: str = ""
+    ) -> None:
+        """Download, verify and name the release. Raises what `process_supervisor.stage.stage` does.
+
+        `image_id` names an image that the engine has already.
+        """
         limits = replace(download_limits(self._settings), allow_file_urls=allow_file_urls)
-        await self._stage(release, limits, progress, self._images)
+        await self._stage(release, limits, progress, self._images, image_id)
 
     async def fetch_early(self, release: Release) -> None:
         """Fetch a release that is not final yet: nothing goes to the container engine, nor to private addresses."""
+        if self._images is not None and not self._settings.node.command:
+            raise ProcessSupervisorError(
+                code="DOWNLOAD_SOURCE_UNSUPPORTED",
+                what=f"early fetch of {release.enclave_id}",
+                why="an image is neither pulled nor loaded before its release is final",
+            )
         limits = download_limits(self._settings)
         if limits.private_addresses == "named":
             limits = replace(limits, private_addresses="refused")
         await self._stage(release, limits, lambda _: None, None)
 
     async def _stage(
-        self, release: Release, limits: DownloadLimits, progress: Progress, images: ImageStore | None
+        self,
+        release: Release,
+        limits: DownloadLimits,
+        progress: Progress,
+        images: ImageStore | None,
+        image_id: str = "",
     ) -> None:
         def tell(item: DownloadProgress) -> None:
             progress(
@@ -64,28 +84,54 @@ class NodeSlots:
                 }
             )
 
+        container = self._settings.container
+        sources = [url for url in (release.origin_url, release.mirror_url) if url]
         request = StageRequest(
             enclave_id=release.enclave_id,
-            sources=tuple(url for url in (release.origin_url, release.mirror_url) if url),
+            sources=tuple(sources if self._settings.download.prefer == "origin" else reversed(sources)),
             cids=release.cids,
+            version=release.version,
+            image_id=image_id,
             extra_files={"network.sig": _signature_file(release)},
+            weakest=container.identity,
+            signed_enclave=container.signed_enclave,
+            sigstruct_in=read_signed_enclave,
         )
         await stage(request, self.folder, verify_folder, limits, tell, images=images)
 
     async def slot_is_good(self, enclave_id: str) -> bool:
-        """Measure the slot; files that did not change since they were measured are not read again."""
+        """Verify the slot; files that did not change since they were verified are not read again."""
         folder = self.folder / enclave_id
         try:
-            facts = [(folder / name).stat() for name in ("enclave.pyz", "enclave.sig", "network.sig")]
-            mark = tuple((item.st_ino, item.st_size, item.st_mtime_ns, item.st_ctime_ns) for item in facts)
+            facts = StageFacts.from_json((folder / STAGE_FILE).read_bytes())
+            files = [(folder / name).stat() for name in sorted({*facts.members, STAGE_FILE, "network.sig"})]
+            mark = tuple((item.st_ino, item.st_size, item.st_mtime_ns, item.st_ctime_ns) for item in files)
             if self._good.get(enclave_id) != mark:
-                if await asyncio.to_thread(verify_folder, folder) != enclave_id:
+                proven = facts.identity == "attested" or await asyncio.to_thread(verify_folder, folder) == enclave_id
+                if not proven:
                     return False
                 self._good[enclave_id] = mark
+            if facts.image_id and self._images is not None and not await self._has_image(facts.image_id):
+                log.warning("slot of %s: the engine has lost its image", enclave_id)
+                return False
         except Exception as error:
             log.warning("slot of %s: %s", enclave_id, error)
             return False
         return True
+
+    async def _has_image(self, image_id: str) -> bool:
+        """Whether the engine has the image, as far as can be said: an engine that is away says nothing of it."""
+        try:
+            return self._images is None or await self._images.has(image_id)
+        except ProcessSupervisorError:
+            return True
+
+    def identity(self, enclave_id: str) -> str:
+        """How the id of a staged version is proven: "measured", "sigstruct", "attested"; "" where none is staged."""
+        try:
+            return StageFacts.from_json((self.folder / enclave_id / STAGE_FILE).read_bytes()).identity
+        except (OSError, ValueError):
+            return ""
 
     async def remove_slot(self, enclave_id: str) -> None:
         """Delete the slot of a version that does not run."""
@@ -94,6 +140,8 @@ class NodeSlots:
                 code="NODE_STILL_RUNS", what=f"slot of {enclave_id}", why="this version runs", kind="invariant"
             )
         await self._driver.remove(node_name(enclave_id))
+        if self._images is not None:
+            await self._images.forget(enclave_id)
         await in_thread(remove_slot, self.folder, enclave_id)
 
     async def discover(self) -> Release | None:
@@ -115,8 +163,14 @@ class NodeSlots:
 
 
 def verify_folder(folder: Path) -> str:
-    """The enclave id of an unpacked release, measured and compared with its SIGSTRUCT. Blocking."""
-    return verify_artefact(folder / "enclave.pyz", folder / "enclave.sig", production=True)
+    """The enclave id of a release in its folder. Blocking.
+
+    Its image is measured and compared with its SIGSTRUCT; where there is the SIGSTRUCT alone, that one is verified.
+    """
+    image, sigstruct = folder / "enclave.pyz", folder / "enclave.sig"
+    if image.exists():
+        return verify_artefact(image, sigstruct, production=True)
+    return verify_sigstruct(sigstruct.read_bytes())
 
 
 def _signature_file(release: Release) -> bytes:

@@ -272,7 +272,7 @@ async def _node(settings: Settings, session: aiohttp.ClientSession) -> list[Find
 async def _engine(settings: Settings) -> list[Finding]:
     import aiodocker
 
-    async with aiodocker.Docker(url=settings.node.container_engine) as engine:
+    async with aiodocker.Docker(url=settings.container.engine) as engine:
         version = await engine.version()
     return [good("engine", f"container engine {version.get('Version')}")]
 

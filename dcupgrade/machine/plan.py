@@ -12,6 +12,11 @@ from .state import Name, State
 
 PREFLIGHT = "GATE_PREFLIGHT"
 GATES_OF_ALL = ("GATE_HELD", "GATE_WINDOW_SHUT")
+IDENTITY_WORDS = {
+    "sigstruct": "Its identity rests on the SIGSTRUCT in its image; its files were not measured.",
+    "attested": "WARNING: nothing proves its identity before it attests itself to the vault; an image that cannot "
+    "gets no keys and is reverted.",
+}
 GATES = ("GATE_HELD", "GATE_APPROVAL_MISSING", "GATE_WINDOW_SHUT", "GATE_NOT_MY_TURN", PREFLIGHT)
 
 
@@ -57,6 +62,15 @@ def plan(
     lines += [f"Not yet: {item.code}: {item.detail}{_until(item)}." for item in shut]
     action = "wait" if shut else "install" if state.running is None else "upgrade"
     return _answer(action, lines, target.enclave_id, shut)
+
+
+def with_launch(answer: dict[str, Any], identity: str, changes: Sequence[str]) -> dict[str, Any]:
+    """The plan with what is known of a staged version: how its id is proven, and what its container has otherwise."""
+    lines = list(answer["lines"])
+    if identity in IDENTITY_WORDS:
+        lines.append(IDENTITY_WORDS[identity])
+    lines += [f"Container: {item}" for item in changes]
+    return {**answer, "lines": lines, "identity": identity, "changes": list(changes)}
 
 
 def _until(shut: Shut) -> str:

@@ -9,6 +9,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from dcupgrade.machine.state import Name
+from process_supervisor import container_template
 
 Check = Callable[[Any, Any, Any], None]
 WEEK_S = 7 * 86400
@@ -154,3 +155,23 @@ def command(_: Any, field: Any, value: tuple[str, ...]) -> None:
             raise ValueError(
                 f"{item!r} names {{{unknown[0]}}}, which is not one of {', '.join(sorted(COMMAND_FIELDS))}"
             )
+
+
+def inner_path(_: Any, field: Any, value: str) -> None:
+    """An absolute path in an image, or nothing."""
+    if value and (not value.startswith("/") or ".." in value.split("/")):
+        raise ValueError(f"{value!r} is not an absolute path in the image")
+
+
+def _each(parse: Callable[[str], object]) -> Check:
+    def check(_: Any, field: Any, value: tuple[str, ...]) -> None:
+        for item in value:
+            parse(item)
+
+    return check
+
+
+container_mounts = _each(container_template.parse_mount)
+container_devices = _each(container_template.parse_device)
+container_ulimits = _each(container_template.parse_ulimit)
+container_pairs = _each(container_template.parse_pair)

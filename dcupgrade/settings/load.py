@@ -66,6 +66,10 @@ def _across_fields(settings: Settings) -> list[str]:
     mistakes += overlapping_folders(settings)
     if settings.fleet.engine == "etcd" and not settings.fleet.endpoints:
         mistakes.append("fleet.endpoints: engine `etcd` needs them")
+    if settings.node.driver == "process" and not settings.node.command:
+        mistakes.append("node.command: must not be empty (only an image has a command of its own)")
+    if settings.container.identity == "sigstruct" and not settings.container.signed_enclave:
+        mistakes.append("container.signed_enclave: container.identity = `sigstruct` needs it")
     if settings.node.port == urlsplit(settings.vault.url).port:
         mistakes.append("node.port: is the port of vault.url")
     if settings.agent.http_listen.rpartition(":")[2] in (

@@ -87,8 +87,8 @@ class NodeSettings:
     command: tuple[str, ...] = _doc(
         "Arguments that start a node; {python} {cpu_dir} {slot} {data_dir} {port} {vault_url} {enclave_id} "
         "{network_signature_file} {first_install_flag} "
-        "are filled in, arguments that become empty are dropped.",
-        checks.not_empty,
+        "are filled in, arguments that become empty are dropped. With containers it may be empty: each release's image "
+        "then runs by its own command, or by `container.entrypoint`.",
         checks.command,
         default=DEFAULT_NODE_COMMAND,
     )
@@ -103,11 +103,53 @@ class NodeSettings:
         checks.optional(checks.urls("http", "https")),
         default=None,
     )
-    container_image: str = _doc("Image that runs releases which come as archives (driver `container`).", default="")
-    container_image_user: str = _doc("User in the container, `uid:gid`; empty: the agent's own.", default="")
-    container_engine: str = _doc("Docker Engine API (driver `container`).", default="unix:///var/run/docker.sock")
-    container_network: str = _doc("Network mode of the container.", default="host")
-    container_cpu_volume: str = _doc("Volume or folder that holds the simulated CPU in containers.", default="")
+
+
+@attrs.frozen(kw_only=True)
+class ContainerSettings:
+    """Nodes as containers, in `docker run`'s forms. What `adopt` stored of a container replaces all from `name` on."""
+
+    engine: str = _doc("Docker Engine API.", default="unix:///var/run/docker.sock")
+    registry_config: Path | None = _doc(
+        "Credentials of registries, as `docker login` writes them; not set: those of the agent's user.", default=None
+    )
+    identity: Literal["measured", "sigstruct", "attested"] = _doc(
+        "Weakest proof of an image's enclave id before the node is stopped for it. `measured`: its files in /release "
+        "are measured; `sigstruct`: the signed enclave in it names that id; `attested`: nothing is proven before the "
+        "new node attests itself to the vault.",
+        default="measured",
+    )
+    signed_enclave: str = _doc(
+        "Path in the image of the signed enclave (Open Enclave or EGo binary, Gramine .sig).",
+        checks.inner_path,
+        default="",
+    )
+    image: str = _doc("Image that runs releases which come as archives.", default="")
+    cpu_volume: str = _doc("Volume or folder that holds the simulated CPU.", default="")
+    name: str = _doc("Name of the container, whichever version runs; empty: made from `node.id`.", default="")
+    network: str = _doc("Network mode.", default="host")
+    entrypoint: tuple[str, ...] = _doc("Program; empty: the image's own.", default=())
+    command: tuple[str, ...] = _doc("Arguments; empty: the image's own.", default=())
+    environment: tuple[str, ...] = _doc("NAME=VALUE, over the image's own.", checks.container_pairs, default=())
+    user: str = _doc(
+        "User, `uid:gid` or a name; empty: the image's own, or with `node.command` the agent's own.", default=""
+    )
+    mounts: tuple[str, ...] = _doc(
+        "SOURCE:TARGET[:ro,shared,…]: folders of the host, or volumes by name.", checks.container_mounts, default=()
+    )
+    devices: tuple[str, ...] = _doc("HOST[:CONTAINER[:rwm]].", checks.container_devices, default=())
+    capabilities: tuple[str, ...] = _doc("Capabilities to add.", default=())
+    confined: bool = _doc(
+        "No capabilities but those named, no new privileges, no core dumps, at most 1,024 processes.", default=True
+    )
+    read_only_root: bool = _doc("Read-only root file system, with a /tmp in memory.", default=True)
+    labels: tuple[str, ...] = _doc("NAME=VALUE.", checks.container_pairs, default=())
+    ulimits: tuple[str, ...] = _doc("NAME=SOFT[:HARD].", checks.container_ulimits, default=())
+    log_driver: str = _doc(
+        "Log driver; `json-file` without options rotates as the agent's own logs do.", default="json-file"
+    )
+    log_options: tuple[str, ...] = _doc("NAME=VALUE, as `max-size=100m`.", checks.container_pairs, default=())
+    stop_signal: str = _doc("Signal that stops the node; empty: the image's own.", default="")
 
 
 @attrs.frozen(kw_only=True)
@@ -182,6 +224,8 @@ class UpgradeSettings:
 class DownloadSettings:
     """Limits of downloads."""
 
+    prefer: Literal["origin", "mirror"] = _doc("Which of a release's two addresses is tried first.", default="origin")
+
     size_max_bytes: int = _doc("Largest artefact, bytes.", checks.at_least(1), default=2147483648)
     unpacked_max_bytes: int = _doc("Largest unpacked artefact, bytes.", checks.at_least(1), default=8589934592)
     stall_s: float = _doc("Seconds without data before the next source is used.", checks.at_least(0.1), default=30.0)
@@ -251,6 +295,7 @@ class Settings:
     agent: AgentSettings
     chain: ChainSettings
     node: NodeSettings
+    container: ContainerSettings = attrs.field(factory=ContainerSettings)
     vault: VaultSettings = attrs.field(factory=VaultSettings)
     upgrade: UpgradeSettings = attrs.field(factory=UpgradeSettings)
     download: DownloadSettings = attrs.field(factory=DownloadSettings)

@@ -38,6 +38,12 @@ DOING = {
     Name.REVERTED: "the old version serves again",
 }
 """What each state of an upgrade means to somebody who does not know the machine."""
+IDENTITY = {
+    "measured": "measured: its files are those that the network signed",
+    "sigstruct": "sigstruct: the SIGSTRUCT in its image names it; the files were not measured",
+    "attested": "ATTESTED ONLY: nothing proved it before it attested itself to the vault",
+}
+"""How a version's enclave id was proven before it was started."""
 TROUBLE = {"retry": "tried again", "journal_failed": "journal", "chain_lost": "chain lost"}
 """Notes of the agent about what fails for now, and how they are called here."""
 NODE_AWAY = (Name.STOPPING, Name.LAUNCHING, Name.DELIVERING, Name.REVERTING)
@@ -212,6 +218,8 @@ def _release(status: Facts, plan: Facts | None) -> Card:
         ("on the chain", named(program) if program else "no signed version"),
         ("target", named(state["target"]) if state.get("target") else ""),
         ("target id", (state.get("target") or {}).get("enclave_id", "")),
+        ("identity", _identity(status, state.get("running"))),
+        ("target identity", _identity(status, state.get("target"))),
         ("previous", _previous(state)),
         ("hold", _hold(state.get("hold"), status.get("now_unix_s"))),
         ("reason", f"{state.get('reason', '')} {state.get('detail', '')}".strip()),
@@ -227,6 +235,11 @@ def _release(status: Facts, plan: Facts | None) -> Card:
     waits = {"upgrade": "a newer version is taken now", "install": "is installed now", "wait": "a newer version waits"}
     headline = waits.get(str(plan.get("action")), "up to date" if _is_newest(state) else "nothing to do")
     return _card("release", "good", headline, facts)
+
+
+def _identity(status: Facts, release: Facts | None) -> str:
+    grade = (status.get("identity") or {}).get((release or {}).get("enclave_id", ""), "")
+    return IDENTITY.get(grade, "")
 
 
 def _trouble(progress: Facts) -> list[tuple[str, str]]:

@@ -1,7 +1,7 @@
 """A Docker engine for one trial: `with PrivateEngine() as engine: ... engine.url ...`, stopped again at the end.
 
 It has its own data root, exec root, socket and pid file, and leaves the machine's network alone: no bridge, no
-iptables; containers and builds use the host's network. Needs root, and Debian's `docker.io` and `debootstrap`.
+iptables; containers and builds use the host's network. Needs root, and Debian's packages in `PACKAGES`.
 """
 
 import contextlib
@@ -21,7 +21,12 @@ from typing import Self
 from devnet.tools import DevnetError, apt_install_missing, cache_dir, digest_of, find_tool, install_once, run_tool
 
 SUITE = "bookworm"
-PACKAGES = {"dockerd": "docker.io", "docker-compose": "docker-compose", "debootstrap": "debootstrap"}
+PACKAGES = {
+    "dockerd": "docker.io",
+    "docker-compose": "docker-compose",
+    "docker-registry": "docker-registry",
+    "debootstrap": "debootstrap",
+}
 BASE_PACKAGES = ("ca-certificates", "python3", "python3-venv")
 BASE_IMAGE = f"dcupgrade-base:{SUITE}"
 CA_BUNDLE = Path("/etc/ssl/certs/ca-certificates.crt")

@@ -40,7 +40,8 @@ def make_world(
 ) -> World:
     """A World over services that run apart: it starts and stops nothing."""
     overrides: dict[str, dict[str, Any]] = {
-        "node": {"driver": "container", "container_image": NODE_IMAGE, "ready_deadline_s": 30.0, "probation_s": 3.0},
+        "node": {"driver": "container", "ready_deadline_s": 30.0, "probation_s": 3.0},
+        "container": {"image": NODE_IMAGE},
         "vault": {"start": False},
         # `docker logs` has the agent's words; the file is what a trial reads.
         "agent": {"log_format": "json"},

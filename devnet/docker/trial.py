@@ -46,7 +46,6 @@ SERVICE_UID = 10001
 OBJECTS = 60
 INSTALL_WITHIN_S = 120.0
 UPGRADE_WITHIN_S = 120.0
-NAME_PREFIX = "dcupgrade-"
 LABEL_NODE = "dcupgrade.node"
 LABEL_VERSION = "dcupgrade.trial.version"
 
@@ -77,17 +76,22 @@ class Compose:
         argv = [shutil.which("docker") or "docker", *arguments]
         return run_tool(argv, what=f"docker {arguments[0]}", env=dict(self.environment)).strip()
 
+    @property
+    def old_node(self) -> str:
+        """Name of the container that Compose started as the first node."""
+        return self.environment.get("DC_NODE_CONTAINER", "dcnode")
+
     def nodes(self) -> dict[str, dict[str, Any]]:
-        """Containers of nodes by the node's name: what the engine says of each."""
-        found = self.docker("ps", "--all", "--quiet", "--no-trunc", "--filter", f"name={NAME_PREFIX}node-").split()
+        """What the engine says of the nodes' containers, by the node's name; the old one's is its container's."""
+        found = self.docker("ps", "--all", "--quiet", "--no-trunc", "--filter", f"label={LABEL_NODE}").split()
+        found += self.docker("ps", "--all", "--quiet", "--no-trunc", "--filter", f"name=^{self.old_node}$").split()
         shown = json.loads(self.docker("inspect", *found)) if found else []
         return {_node_name(item): item for item in shown}
 
 
 def _node_name(container: Mapping[str, Any]) -> str:
-    """A node's name: its label, or the container's own name where somebody else made it."""
-    name = str(container["Name"]).removeprefix(f"/{NAME_PREFIX}")
-    return str(container["Config"]["Labels"].get(LABEL_NODE, name))
+    name = str(container["Name"]).lstrip("/")
+    return str((container["Config"]["Labels"] or {}).get(LABEL_NODE, name))
 
 
 @click.command()
@@ -213,7 +217,7 @@ class _Trial(demo.Demo):
         await self._upgrade(world)
         await self._read_back(world)
         before = await asyncio.to_thread(compose.nodes)
-        if not _is_kept(before, first):
+        if before.get(compose.old_node, {"State": {"Running": True}})["State"]["Running"]:
             raise demo.DemoError("the container of 1.0.0 was not kept")
         with self._step("1.2.0, which does not start: the previous container serves again"):
             await self._does_not_start(world, compose, facts.new)
@@ -288,8 +292,3 @@ def _as_image(compose: Compose, release: BuiltRelease) -> BuiltRelease:
 
 def _node_of(nodes: Mapping[str, dict[str, Any]], release: BuiltRelease) -> dict[str, Any] | None:
     return nodes.get(f"node-{release.enclave_id[:20]}")
-
-
-def _is_kept(nodes: Mapping[str, dict[str, Any]], release: BuiltRelease) -> bool:
-    found = _node_of(nodes, release)
-    return found is not None and not found["State"]["Running"]

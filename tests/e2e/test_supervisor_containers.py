@@ -10,9 +10,11 @@ import aiodocker
 import pytest
 
 from devnet.docker.engine import BASE_IMAGE, PrivateEngine, missing_tools
-from process_supervisor.container_driver import LABEL_NODE, ContainerDriver, engine
+from process_supervisor.container_driver import ContainerDriver
+from process_supervisor.container_template import ContainerOptions, Mount
 from process_supervisor.data_lock import data_lock_holder
-from process_supervisor.driver import ExitStatus, LaunchSpec, NodeRecord
+from process_supervisor.driver import ContainerSpec, ExitStatus, LaunchSpec, NodeRecord
+from process_supervisor.engine_client import engine
 from process_supervisor.errors import ProcessSupervisorError
 from process_supervisor.host import other_manager_containers
 from process_supervisor.log_files import LogPolicy
@@ -41,8 +43,15 @@ async def docker(private_engine: PrivateEngine) -> AsyncIterator[aiodocker.Docke
 
 
 @pytest.fixture
-async def driver(docker: aiodocker.Docker) -> AsyncIterator[ContainerDriver]:
-    made = ContainerDriver(docker, log_policy=LogPolicy(size_bytes_max=20_000, kept=1))
+def notes(tmp_path: Path) -> Path:
+    folder = tmp_path / "notes"
+    folder.mkdir()
+    return folder
+
+
+@pytest.fixture
+async def driver(docker: aiodocker.Docker, notes: Path) -> AsyncIterator[ContainerDriver]:
+    made = ContainerDriver(docker, owner="me", notes=notes, log_policy=LogPolicy(size_bytes_max=20_000, kept=1))
     yield made
     await made.close()
 
@@ -53,19 +62,20 @@ def spec(tmp_path: Path) -> Make:
     data.mkdir(mode=0o777)
     data.chmod(0o777)
 
-    def make(code: str, name: str = "node", **change: object) -> LaunchSpec:
-        made = LaunchSpec(
-            name=name,
-            argv=("python3", "-I", "-c", code),
-            env={"MARK": "x"},
-            cwd=Path("/"),
-            log_path=tmp_path / "unused",
-            image=BASE_IMAGE,
-            mounts={str(data): "/data"},
-            writable=frozenset({str(data)}),
+    def make(code: str, name: str = "node", image: str = BASE_IMAGE, **change: object) -> LaunchSpec:
+        options = ContainerOptions(
+            entrypoint=("python3",),
+            command=("-I", "-c", code),
+            environment=("MARK=x",),
+            working_dir="/",
+            mounts=(Mount("bind", str(data), "/data"),),
             user="65534:65534",
+            confined=True,
+            read_only_root=True,
         )
-        return dataclasses.replace(made, **change)  # type: ignore[arg-type]
+        template = dataclasses.replace(options, **change).template()  # type: ignore[arg-type]
+        container = ContainerSpec(image=image, template=template, exclusive=frozenset({str(data)}))
+        return LaunchSpec(name=name, argv=(), env={}, cwd=Path("/"), log_path=tmp_path / "unused", container=container)
 
     return make
 
@@ -108,11 +118,11 @@ async def test_a_stubborn_node_is_killed_after_the_grace(driver: ContainerDriver
 
 
 async def test_another_agent_adopts_by_container_id(
-    driver: ContainerDriver, docker: aiodocker.Docker, spec: Make
+    driver: ContainerDriver, docker: aiodocker.Docker, spec: Make, notes: Path
 ) -> None:
     record = await started(driver, spec(GENTLE))
     await driver.close()
-    other = ContainerDriver(docker)
+    other = ContainerDriver(docker, owner="me", notes=notes)
     assert await other.adopt(dataclasses.replace(record, image_id="sha256:00")) is None
     assert await other.adopt(dataclasses.replace(record, container_id="0" * 64)) is None
     assert await other.adopt(dataclasses.replace(record, kind="process")) is None
@@ -185,14 +195,13 @@ async def test_a_container_created_right_before_a_crash_is_used(driver: Containe
 
 
 async def test_the_engines_restart_policy_is_off_before_the_stop(
-    driver: ContainerDriver, docker: aiodocker.Docker, private_engine: PrivateEngine
+    driver: ContainerDriver, docker: aiodocker.Docker, private_engine: PrivateEngine, spec: Make, tmp_path: Path
 ) -> None:
     private_engine.docker(
         *("run", "--detach", "--restart", "always", "--network", "host", "--name", "dcnode"),
-        *("--label", f"{LABEL_NODE}=node-field", BASE_IMAGE, "python3", "-c", STUBBORN),
+        *("--volume", f"{tmp_path}:/data", BASE_IMAGE, "python3", "-c", STUBBORN),
     )
-    record = await driver.find("node-field")
-    assert record is not None
+    record = await driver.take_over("node-field", "dcnode", tmp_path)
     handle = await driver.adopt(record)
     assert handle is not None
     await driver.stop(handle, 0)
@@ -200,8 +209,7 @@ async def test_the_engines_restart_policy_is_off_before_the_stop(
     assert shown["HostConfig"]["RestartPolicy"]["Name"] == "no"
     assert not shown["State"]["Running"]
     # Made by somebody else, it is started again as it is.
-    made = LaunchSpec(name="node-field", argv=("x",), env={}, cwd=Path("/"), log_path=Path("/x"), image=BASE_IMAGE)
-    assert (await driver.start(made)).container_id == record.container_id
+    assert (await driver.start(spec(GENTLE, "node-field"))).container_id == record.container_id
 
 
 async def test_nodes_are_confined(driver: ContainerDriver, docker: aiodocker.Docker, spec: Make) -> None:
@@ -238,11 +246,11 @@ async def test_a_containers_data_lock_is_seen_from_outside(driver: ContainerDriv
 async def test_starts_that_fail(driver: ContainerDriver, spec: Make) -> None:
     cases = {
         "NODE_START_FAILED": [
-            spec(GENTLE, "a", image=None),
-            spec(GENTLE, "b", argv=("/nowhere/node",)),
+            spec(GENTLE, "a", image=""),
+            spec(GENTLE, "b", entrypoint=("/nowhere/node",)),
         ],
         "CONTAINER_IMAGE_MISSING": [spec(GENTLE, "c", image="sha256:" + "0" * 64)],
-        "CONTAINER_ENGINE_ERROR": [spec(GENTLE, "d", mounts={"/nowhere/data": "/data"})],
+        "CONTAINER_ENGINE_ERROR": [spec(GENTLE, "d", mounts=(Mount("bind", "/nowhere/data", "/data"),))],
     }
     for code, specs in cases.items():
         for made in specs:
@@ -256,15 +264,177 @@ async def test_starts_that_fail(driver: ContainerDriver, spec: Make) -> None:
 
 async def test_other_managers_are_seen(driver: ContainerDriver, private_engine: PrivateEngine, spec: Make) -> None:
     await started(driver, spec(GENTLE))
-    assert other_manager_containers(await driver.other_containers()) == []
+    assert other_manager_containers(await driver.running_containers()) == []
     private_engine.docker("run", "--detach", "--network", "host", "--name", "dcmanager", BASE_IMAGE, "sleep", "600")
-    assert other_manager_containers(await driver.other_containers()) == [f"container dcmanager of {BASE_IMAGE}"]
+    assert other_manager_containers(await driver.running_containers()) == [f"container dcmanager of {BASE_IMAGE}"]
 
 
 async def test_an_engine_that_is_not_there(tmp_path: Path, spec: Make) -> None:
     async with engine(f"unix://{tmp_path}/none.sock") as client:
-        away = ContainerDriver(client)
-        for call in (away.find("node"), away.start(spec(GENTLE)), away.other_containers(), away._create(spec(GENTLE))):
+        away = ContainerDriver(client, owner="me", notes=tmp_path)
+        for call in (
+            away.find("node"),
+            away.start(spec(GENTLE)),
+            away.running_containers(),
+            away._create(spec(GENTLE)),
+        ):
             with pytest.raises(ProcessSupervisorError) as caught:
                 await call
             assert (caught.value.code, caught.value.kind) == ("CONTAINER_ENGINE_UNREACHABLE", "transient")
+
+
+async def test_two_agents_on_one_engine_never_touch_each_others_node(
+    driver: ContainerDriver, docker: aiodocker.Docker, spec: Make, tmp_path: Path
+) -> None:
+    """The same version under the same name, as two nodes of one host have it (case E9)."""
+    mine = await started(driver, spec(GENTLE))
+    folder = tmp_path / "other"
+    folder.mkdir()
+    other = ContainerDriver(docker, owner="other", notes=folder)
+    assert await other.find("node") is None
+    with pytest.raises(ProcessSupervisorError, match=r"NODE_NOT_ADOPTABLE.*carries the labels"):
+        await other.take_over("node", mine.container_id, tmp_path / "data")
+    with pytest.raises(ProcessSupervisorError, match="CONTAINER_DATA_IN_USE"):
+        await other.start(spec(GENTLE))
+    apart = spec(GENTLE, mounts=(Mount("bind", str(folder), "/data"),))
+    assert apart.container is not None
+    apart = dataclasses.replace(
+        apart, container=dataclasses.replace(apart.container, exclusive=frozenset({str(folder)}))
+    )
+    theirs = await other.start(apart)
+    assert theirs.container_id != mine.container_id
+    assert (await driver.find("node")) == mine
+    await other.close()
+
+
+async def test_the_version_that_runs_has_the_containers_name(driver: ContainerDriver, spec: Make) -> None:
+    old, new = named(spec(GENTLE, "node-old")), named(spec(STUBBORN, "node-new"))
+    first = await started(driver, old)
+    facts = await driver.inspect("dcstorage")
+    assert facts is not None
+    assert facts.container_id == first.container_id
+    handle = await driver.adopt(first)
+    assert handle is not None
+    with pytest.raises(ProcessSupervisorError, match="CONTAINER_DATA_IN_USE"):
+        await driver.start(new)
+    await driver.stop(handle, 30)
+    second = await started(driver, new)
+    facts = await driver.inspect("dcstorage")
+    assert facts is not None
+    assert facts.container_id == second.container_id
+    handle = await driver.adopt(second)
+    assert handle is not None
+    await driver.stop(handle, 0)
+    assert (await driver.start(old)).container_id == first.container_id
+    facts = await driver.inspect("dcstorage")
+    assert facts is not None
+    assert facts.container_id == first.container_id
+
+
+async def test_a_strangers_container_keeps_its_name(
+    driver: ContainerDriver, private_engine: PrivateEngine, spec: Make
+) -> None:
+    for state in ("create", "run"):
+        detach = ("--detach",) if state == "run" else ()
+        private_engine.docker(state, *detach, "--network", "host", "--name", "dcstorage", BASE_IMAGE, "sleep", "600")
+        with pytest.raises(ProcessSupervisorError) as caught:
+            await driver.start(named(spec(GENTLE)))
+        assert (caught.value.code, caught.value.kind) == ("CONTAINER_NAME_TAKEN", "transient")
+        private_engine.docker("rm", "--force", "dcstorage")
+    await driver.start(named(spec(GENTLE)))
+
+
+async def test_a_container_is_found_after_somebody_renamed_it_and_missed_after_a_removal(
+    driver: ContainerDriver, private_engine: PrivateEngine, spec: Make
+) -> None:
+    record = await started(driver, named(spec(GENTLE)))
+    private_engine.docker("rename", "dcstorage", "mine")
+    assert (await driver.start(named(spec(GENTLE)))).container_id == record.container_id
+    handle = await driver.adopt(record)
+    assert handle is not None
+    private_engine.docker("rm", "--force", "mine")
+    await handle.wait()
+    assert (await driver.start(named(spec(GENTLE)))).container_id != record.container_id
+
+
+async def test_a_node_is_stopped_by_its_images_signal_and_with_the_patience_that_it_asks_for(
+    driver: ContainerDriver, private_engine: PrivateEngine, spec: Make, tmp_path: Path
+) -> None:
+    """STOPSIGNAL SIGINT (case E4): the node here ends only by that one, and takes longer than the agent's grace."""
+    code = "import signal,sys,time; signal.signal(15, signal.SIG_IGN)\n"
+    code += "signal.signal(2, lambda *_: (time.sleep(1), sys.exit(5))); print('up', flush=True); time.sleep(600)"
+    context = tmp_path / "image"
+    context.mkdir()
+    (context / "Dockerfile").write_text(f"FROM {BASE_IMAGE}\nSTOPSIGNAL SIGINT\n")
+    private_engine.docker("build", "--network", "none", "--tag", "dcupgrade-trial:stopsignal", str(context))
+    try:
+        made = spec(code, image="dcupgrade-trial:stopsignal")
+        handle = await driver.adopt(await started(driver, made))
+        assert handle is not None
+        assert await driver.stop(handle, 30) == ExitStatus(code=5)
+        await driver.remove("node")
+        private_engine.docker(
+            *("run", "--detach", "--name", "patient", "--network", "host", "--stop-timeout", "30"),
+            *("--volume", f"{tmp_path}:/data", "dcupgrade-trial:stopsignal", "python3", "-c", code),
+        )
+        handle = await driver.adopt(await driver.take_over("node", "patient", tmp_path))
+        await up(driver)
+        assert handle is not None
+        assert await driver.stop(handle, 0) == ExitStatus(code=5)
+    finally:
+        private_engine.remove_containers()
+        private_engine.docker("rmi", "dcupgrade-trial:stopsignal")
+
+
+async def test_the_settings_of_a_container_make_the_next_one(
+    driver: ContainerDriver, docker: aiodocker.Docker, private_engine: PrivateEngine, tmp_path: Path
+) -> None:
+    """As the field's manager runs its node: the second container is the twin of the first but for its restarts."""
+    run = (
+        "run",
+        "--detach",
+        "--name",
+        "dcstorage",
+        "--network",
+        "host",
+        "--restart",
+        "always",
+        "--entrypoint",
+        "sleep",
+    )
+    logs = ("--log-driver", "json-file", "--log-opt", "max-size=100m", "--log-opt", "max-file=3")
+    more = ("--device", "/dev/null:/dev/sgx/enclave", "--env", "A=b", "--ulimit", "nofile=512", "--cap-add", "SYS_NICE")
+    mounts = ("--volume", "dcstorage:/opt/dcnetio/data", "--volume", f"{tmp_path}:/opt/dcnetio/etc")
+    private_engine.docker(*run, *logs, *more, *mounts, BASE_IMAGE, "600")
+    template = await driver.template("dcstorage")
+    handle = await driver.adopt(await driver.take_over("node-old", "dcstorage", tmp_path))
+    assert handle is not None
+    before = await driver.show("dcstorage")
+    await driver.stop(handle, 0)
+    container = ContainerSpec(image=BASE_IMAGE, template=template, exclusive=frozenset({"dcstorage"}))
+    made = LaunchSpec(name="node-new", argv=(), env={}, cwd=Path("/"), log_path=Path("/x"), container=container)
+    record = await driver.start(made)
+    after = await driver.show("dcstorage")
+    assert before is not None
+    assert after is not None
+    assert after["Id"] == record.container_id != before["Id"]
+    assert after["HostConfig"].pop("RestartPolicy")["Name"] == "no"
+    del before["HostConfig"]["RestartPolicy"]
+    assert {key: value or None for key, value in after["HostConfig"].items()} == {
+        key: value or None for key, value in before["HostConfig"].items()
+    }
+    ours = ("Labels",)
+    assert {key: value for key, value in after["Config"].items() if key not in ours} == {
+        key: value for key, value in before["Config"].items() if key not in ours
+    }
+    with pytest.raises(ProcessSupervisorError, match="NODE_NOT_ADOPTABLE"):
+        await driver.template("nobody")
+    private_engine.remove_containers()
+    private_engine.docker("volume", "rm", "dcstorage")
+
+
+def named(made: LaunchSpec) -> LaunchSpec:
+    """The same, in a container called dcstorage."""
+    assert made.container is not None
+    template = dataclasses.replace(made.container.template, name="dcstorage")
+    return dataclasses.replace(made, container=dataclasses.replace(made.container, template=template))

@@ -8,14 +8,15 @@ import tarfile
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import aiodocker
 import pytest
 from aiohttp import web
 
 from devnet.docker.engine import BASE_IMAGE, PrivateEngine, missing_tools
-from process_supervisor.container_driver import engine
 from process_supervisor.container_images import ImageStore, holds_image
+from process_supervisor.engine_client import engine
 from process_supervisor.errors import ProcessSupervisorError
 from process_supervisor.limits import DownloadLimits
 from process_supervisor.sources import ImageReference
@@ -40,6 +41,7 @@ def layer(files: dict[str, bytes]) -> bytes:
     return buffer.getvalue()
 
 
+REGISTRY_CODES = {401: "UNAUTHORIZED", 429: "TOOMANYREQUESTS", 503: "UNAVAILABLE"}
 RELEASE = {"release/release.json": b"{}", "release/enclave.pyz": b"image", "release/enclave.sig": b"sig"}
 
 
@@ -54,12 +56,13 @@ class Registry:
     blobs: dict[str, bytes] = field(default_factory=dict)
     tags: dict[str, str] = field(default_factory=dict)
     host: str = ""
+    status: int = 0
 
-    def put(self, tag: str, files: dict[str, bytes]) -> str:
+    def put(self, tag: str, files: dict[str, bytes], architecture: str = "amd64") -> str:
         plain = layer(files)
         packed = gzip.compress(plain, mtime=0)
         config = {
-            "architecture": "amd64",
+            "architecture": architecture,
             "os": "linux",
             "config": {},
             "rootfs": {"type": "layers", "diff_ids": [sha(plain)]},
@@ -81,6 +84,8 @@ class Registry:
     async def answer(self, request: web.Request) -> web.Response:
         reference = request.match_info["reference"]
         digest = self.tags.get(reference, reference)
+        if self.status:
+            return web.json_response({"errors": [{"code": REGISTRY_CODES[self.status]}]}, status=self.status)
         if digest not in self.blobs:
             return web.json_response({"errors": [{"code": "MANIFEST_UNKNOWN"}]}, status=404)
         kind = "application/vnd.docker.distribution.manifest.v2+json" if "manifests" in request.path else "x/y"
@@ -141,8 +146,8 @@ def archive(private_engine: PrivateEngine, docker: aiodocker.Docker, tmp_path: P
     return tmp_path / "image.tar"
 
 
-def request(*sources: str) -> StageRequest:
-    return StageRequest(enclave_id=ENCLAVE, sources=sources)
+def request(*sources: str, **change: Any) -> StageRequest:
+    return StageRequest(enclave_id=ENCLAVE, sources=sources, **change)
 
 
 async def test_an_image_is_pulled_once_and_by_its_digest_from_then_on(
@@ -179,14 +184,14 @@ async def test_a_reference_by_digest_needs_no_pull_where_it_is_here(
 
 async def test_images_that_cannot_be_had(docker: aiodocker.Docker, registry: Registry, tmp_path: Path) -> None:
     store = ImageStore(docker)
-    for source in (
-        f"{registry.host}/dc/node:none",
-        "127.0.0.1:1/dc/node:1",
-        f"{registry.host}/dc/node@sha256:{'0' * 64}",
+    for source, code in (
+        (f"{registry.host}/dc/node:none", "CONTAINER_IMAGE_MISSING"),
+        ("127.0.0.1:1/dc/node:1", "CONTAINER_REGISTRY_UNREACHABLE"),
+        (f"{registry.host}/dc/node@sha256:{'0' * 64}", "CONTAINER_IMAGE_MISSING"),
     ):
         with pytest.raises(ProcessSupervisorError) as caught:
             await stage(request(source), tmp_path / "slots", measure, LIMITS, images=store)
-        assert (caught.value.code, caught.value.kind) == ("CONTAINER_IMAGE_MISSING", "transient")
+        assert (caught.value.code, caught.value.kind) == (code, "transient")
 
 
 async def test_the_measurement_of_an_image_decides(
@@ -204,7 +209,7 @@ async def test_the_measurement_of_an_image_decides(
     assert not (slots / ENCLAVE).exists()
 
 
-async def test_an_image_without_release_files_is_not_used(
+async def test_an_image_without_release_files_has_to_be_allowed(
     docker: aiodocker.Docker, registry: Registry, tmp_path: Path
 ) -> None:
     store, slots = ImageStore(docker), tmp_path / "slots"
@@ -213,6 +218,9 @@ async def test_an_image_without_release_files_is_not_used(
     with pytest.raises(ProcessSupervisorError) as caught:
         await stage(request(source), slots, measure, LIMITS, images=store)
     assert (caught.value.code, caught.value.kind) == ("CONTAINER_IMAGE_UNMEASURED", "transient")
+    staged = await stage(request(source, weakest="attested"), slots, measure, LIMITS, images=store)
+    assert staged.facts.identity == "attested"
+    assert await stage(request(source, weakest="attested"), slots, measure, LIMITS, images=store) == staged
 
 
 async def test_an_archive_of_an_image_is_loaded(
@@ -245,3 +253,42 @@ async def test_archives_that_are_no_image(docker: aiodocker.Docker, tmp_path: Pa
     assert caught.value.code in ("CONTAINER_ENGINE_ERROR", "CONTAINER_IMAGE_MISSING")
     path.write_bytes(layer(RELEASE))
     assert await store.load(path, LIMITS) is None
+
+
+async def test_what_a_registry_answers_instead_of_an_image(
+    docker: aiodocker.Docker, registry: Registry, tmp_path: Path
+) -> None:
+    store = ImageStore(docker)
+    registry.put("1", RELEASE)
+    for status, code in (
+        (401, "CONTAINER_REGISTRY_DENIED"),
+        (429, "CONTAINER_REGISTRY_BUSY"),
+        (503, "CONTAINER_REGISTRY_UNREACHABLE"),
+    ):
+        registry.status = status
+        with pytest.raises(ProcessSupervisorError) as caught:
+            await stage(request(f"{registry.host}/dc/node:1"), tmp_path / "slots", measure, LIMITS, images=store)
+        assert (caught.value.code, caught.value.kind) == (code, "transient"), caught.value
+
+
+async def test_an_image_for_another_architecture(docker: aiodocker.Docker, registry: Registry, tmp_path: Path) -> None:
+    registry.put("1", RELEASE, architecture="s390x")
+    with pytest.raises(ProcessSupervisorError) as caught:
+        await stage(
+            request(f"{registry.host}/dc/node:1"), tmp_path / "slots", measure, LIMITS, images=ImageStore(docker)
+        )
+    assert (caught.value.code, caught.value.kind) == ("CONTAINER_IMAGE_FOREIGN", "transient")
+
+
+async def test_the_signed_enclave_in_an_image(docker: aiodocker.Docker, registry: Registry, tmp_path: Path) -> None:
+    store = ImageStore(docker)
+    registry.put("1", {"usr/bin/dcstorage": b"signed"})
+    asked = request(
+        f"{registry.host}/dc/node:1",
+        weakest="sigstruct",
+        signed_enclave="/usr/bin/dcstorage",
+        sigstruct_in=lambda path: path.read_bytes(),
+    )
+    staged = await stage(asked, tmp_path / "slots", lambda _: ENCLAVE, LIMITS, images=store)
+    assert (staged.path / "enclave.sig").read_bytes() == b"signed"
+    assert await store.missing_program(staged.facts.image_id, {"Entrypoint": ["/usr/bin/dcstorage"]}) != ""

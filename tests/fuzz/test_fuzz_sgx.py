@@ -9,12 +9,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from attestation.artefact.measure import measure_image, measure_sgxs
+from attestation.artefact.signed_files import sigstruct_in
 from attestation.artefact.sigstruct import SigStruct
 from attestation.errors import CODES, AttestationError
 from attestation.network import NetworkKeys, decode_multibase, encode_multibase
 from attestation.sgx import Attributes, KeyRequest, Report, TargetInfo
 from attestation.simulated.__main__ import answer
 from attestation.simulated.cpu import RootKeys, Secs, SoftwareCpu
+from devnet.field.signed_elf import signed_elf
 
 CPU = SoftwareCpu(RootKeys(b"\1" * 16, b"\2" * 16, b"\3" * 16, b"\4" * 32))
 SECS = Secs(b"\5" * 32, b"\6" * 32, Attributes(5, 3))
@@ -152,3 +154,20 @@ def test_a_planted_bug_is_found() -> None:
 
     with pytest.raises(IndexError):
         check()
+
+
+def test_signed_binaries() -> None:
+    head = SIGSTRUCT_HEAD.ljust(24, b"\0") + SIGSTRUCT_HEAD2
+    good = signed_elf(head.ljust(1808, b"\0"))
+    found = []
+
+    @given(st.lists(st.tuples(st.integers(0, len(good)), st.binary(min_size=1, max_size=16)), max_size=4))
+    @settings(max_examples=500, deadline=None)
+    def check(spots: list[tuple[int, bytes]]) -> None:
+        data = bytearray(good)
+        for offset, value in spots:
+            data[offset : offset + len(value)] = value
+        found.append(only_documented(lambda: sigstruct_in(bytes(data))))
+
+    check()
+    assert {True, False} <= set(found)

@@ -8,8 +8,9 @@ import aiohttp
 import pytest
 
 from process_supervisor import container_driver as module
-from process_supervisor.container_driver import ContainerDriver, ContainerFacts, ContainerHandle, engine_errors
-from process_supervisor.driver import ExitStatus, LaunchSpec, NodeRecord
+from process_supervisor.container_driver import ContainerDriver, ContainerFacts, ContainerHandle
+from process_supervisor.driver import ExitStatus, NodeRecord
+from process_supervisor.engine_client import engine_errors
 from process_supervisor.errors import ProcessSupervisorError
 from process_supervisor.process_driver import ProcessDriver
 
@@ -83,16 +84,6 @@ def test_the_clients_errors_get_codes(error: Exception, code: str) -> None:
     with pytest.raises(ProcessSupervisorError) as caught, engine_errors("x"):
         raise error
     assert (caught.value.code, caught.value.kind) == (code, "transient")
-
-
-def test_a_spec_without_command_runs_the_images_own(tmp_path: Path) -> None:
-    driver = ScriptedDriver([])
-    driver._network, driver._log_policy = "host", module.LogPolicy()
-    spec = LaunchSpec(name="n", argv=(), env={}, cwd=tmp_path, log_path=tmp_path, image="i", mounts={"vol": "/v"})
-    config = driver._config(spec)
-    assert "Cmd" not in config
-    assert "User" not in config
-    assert config["HostConfig"]["Mounts"] == [{"Type": "volume", "Source": "vol", "Target": "/v", "ReadOnly": True}]
 
 
 def test_times_of_the_engine() -> None:

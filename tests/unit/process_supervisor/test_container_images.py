@@ -1,19 +1,22 @@
 """Images and removals over a stand-in for the engine's API; the real engine is in tests/e2e."""
 
 import asyncio
+import base64
 import gzip
 import json
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import aiodocker
 import pytest
 from aiohttp import web
 
 from process_supervisor import container_images as module
-from process_supervisor.container_driver import LABEL_COMMAND, LABEL_NODE, ContainerDriver, engine
+from process_supervisor.container_driver import LABEL_COMMAND, LABEL_NODE, LABEL_OWNER, ContainerDriver
 from process_supervisor.container_images import ImageStore, holds_image
+from process_supervisor.engine_client import engine
 from process_supervisor.errors import ProcessSupervisorError
 from process_supervisor.limits import ArchiveLimits, DownloadLimits
 from process_supervisor.sources import ImageReference
@@ -35,11 +38,19 @@ class FakeEngine:
     digests: list[str] = field(default_factory=list)
     containers: list[dict[str, object]] = field(default_factory=list)
     deleted: list[tuple[str, str | None]] = field(default_factory=list)
+    versions: list[str] = field(default_factory=list)
+    api_version: str = "1.41"
+    architecture: str = "amd64"
+    pull_error: str = ""
+    auth: list[str | None] = field(default_factory=list)
+    stats: dict[str, dict[str, object]] = field(default_factory=dict)
+    image_config: dict[str, object] = field(default_factory=dict)
     go_on: asyncio.Event = field(default_factory=asyncio.Event)
 
     def app(self) -> web.Application:
         app = web.Application()
         app.router.add_get("/version", self.version)
+        app.router.add_get("/{v}/version", self.version)
         app.router.add_get("/{v}/images/json", self.list_images)
         app.router.add_get("/{v}/images/{name:.+}/json", self.inspect)
         app.router.add_post("/{v}/images/load", self.load)
@@ -49,11 +60,22 @@ class FakeEngine:
         app.router.add_get("/{v}/containers/{id}/json", self.container)
         app.router.add_post("/{v}/containers/create", self.create)
         app.router.add_get("/{v}/containers/{id}/archive", self.files)
+        app.middlewares.append(self.only_known_versions)
         app.router.add_delete("/{v}/containers/{id}", self.delete)
         return app
 
-    async def version(self, _: web.Request) -> web.Response:
-        return web.json_response({"ApiVersion": "1.41"})
+    @web.middleware
+    async def only_known_versions(self, request: web.Request, handler: Any) -> web.StreamResponse:
+        if request.match_info.get("v", f"v{self.api_version}") != f"v{self.api_version}":
+            text = f"client version {request.match_info['v'][1:]} is too old. Minimum is {self.api_version}"
+            return web.json_response({"message": text}, status=400)
+        answer: web.StreamResponse = await handler(request)
+        return answer
+
+    async def version(self, request: web.Request) -> web.Response:
+        asked = request.match_info.get("v", "")
+        self.versions.append(asked)
+        return web.json_response({"ApiVersion": self.api_version, "Os": "linux", "Arch": "amd64"})
 
     async def list_containers(self, _: web.Request) -> web.Response:
         return web.json_response(self.containers)
@@ -69,7 +91,8 @@ class FakeEngine:
         found = name if name.startswith("sha256:") else self.tags.get(name)
         if found is None:
             return web.json_response({"message": "no such image"}, status=404)
-        return web.json_response({"Id": found, "RepoDigests": self.digests})
+        about = {"Os": "linux", "Architecture": self.architecture, "Config": self.image_config}
+        return web.json_response({"Id": found, "RepoDigests": self.digests, **about})
 
     async def load(self, request: web.Request) -> web.Response:
         await request.read()
@@ -79,6 +102,9 @@ class FakeEngine:
         )
 
     async def pull(self, request: web.Request) -> web.StreamResponse:
+        self.auth.append(request.headers.get("X-Registry-Auth"))
+        if self.pull_error:
+            return web.json_response({"message": self.pull_error}, status=500)
         response = web.StreamResponse()
         await response.prepare(request)
         await self.go_on.wait()
@@ -95,7 +121,15 @@ class FakeEngine:
     async def create(self, _: web.Request) -> web.Response:
         return web.json_response({"Id": "made"}, status=201)
 
-    async def files(self, _: web.Request) -> web.Response:
+    async def files(self, request: web.Request) -> web.Response:
+        path = request.query["path"]
+        if request.method == "HEAD":
+            if path not in self.stats:
+                return web.Response(status=404, content_type="application/json")
+            text = base64.b64encode(json.dumps(self.stats[path]).encode()).decode()
+            return web.Response(headers={"X-Docker-Container-Path-Stat": text})
+        if path == "/usr/bin/dcstorage":
+            return web.Response(body=tar_bytes(member("dcstorage", b"signed"), compress=False))
         return web.Response(body=release_tar(), content_type="application/x-tar")
 
     async def delete(self, request: web.Request) -> web.Response:
@@ -229,7 +263,7 @@ async def test_a_container_that_its_stop_would_remove_is_not_taken_over(
         "Mounts": [{"Source": str(tmp_path)}],
     }
     fake.containers = [{**shown, "HostConfig": {"AutoRemove": True}}]
-    driver = ContainerDriver(docker)
+    driver = ContainerDriver(docker, owner="me", notes=tmp_path)
     with pytest.raises(ProcessSupervisorError, match=r"NODE_NOT_ADOPTABLE.*--rm"):
         await driver.take_over("node", "a" * 64, tmp_path)
     fake.containers = [{**shown, "HostConfig": {"AutoRemove": False}}]
@@ -237,13 +271,127 @@ async def test_a_container_that_its_stop_would_remove_is_not_taken_over(
 
 
 async def test_nameless_volumes_of_a_container_that_was_taken_over_stay(
-    fake: FakeEngine, docker: aiodocker.Docker
+    fake: FakeEngine, docker: aiodocker.Docker, tmp_path: Path
 ) -> None:
     base: dict[str, object] = {"Image": OLD, "State": {"Running": False}, "Mounts": []}
-    ours = {LABEL_NODE: "node", LABEL_COMMAND: "x"}
+    ours = {LABEL_NODE: "node", LABEL_OWNER: "me", LABEL_COMMAND: "x"}
     fake.containers = [
         {**base, "Id": "a" * 64, "Name": "/dcupgrade-node-1", "Config": {"Labels": ours}},
-        {**base, "Id": "b" * 64, "Name": "/dcnode", "Config": {"Labels": {LABEL_NODE: "node"}}},
+        {**base, "Id": "b" * 64, "Name": "/dcnode", "Config": {"Labels": {LABEL_NODE: "node", LABEL_OWNER: "me"}}},
     ]
-    await ContainerDriver(docker).remove("node")
+    await ContainerDriver(docker, owner="me", notes=tmp_path).remove("node")
     assert {(name[0], volumes) for name, volumes in fake.deleted} == {("a", "1"), ("b", None)}
+
+
+async def test_an_engine_of_another_api_version_is_agreed_with_anew(fake: FakeEngine, docker: aiodocker.Docker) -> None:
+    fake.tags = {"dc/node:1": OLD}
+    store = ImageStore(docker)
+    assert await store.has(OLD)
+    fake.api_version = "1.44"
+    assert await store.has(OLD)
+    assert fake.versions.count("") == 2
+
+
+async def test_an_image_of_another_architecture_is_refused(
+    fake: FakeEngine, docker: aiodocker.Docker, tmp_path: Path
+) -> None:
+    fake.tags, fake.architecture = {"dc/node:1": OLD, "dc/node:2": NEW}, "arm64"
+    fake.go_on.set()
+    fake.says = [{"stream": "Loaded image: dc/node:2\n"}]
+    store = ImageStore(docker)
+    for bring in (
+        store.pull(ImageReference("dc/node", "1", None), None, lambda _: None),
+        store.load(archive(tmp_path), LIMITS),
+    ):
+        with pytest.raises(ProcessSupervisorError) as caught:
+            await bring
+        assert (caught.value.code, caught.value.kind) == ("CONTAINER_IMAGE_FOREIGN", "transient")
+
+
+@pytest.mark.parametrize(
+    ("said", "code"),
+    [
+        ("toomanyrequests: You have reached your pull rate limit", "CONTAINER_REGISTRY_BUSY"),
+        ("received unexpected HTTP status: 429 Too Many Requests", "CONTAINER_REGISTRY_BUSY"),
+        ("Get http://r.example/v2/: unauthorized: authentication required", "CONTAINER_REGISTRY_DENIED"),
+        ("Get https://r.example/v2/x: no basic auth credentials", "CONTAINER_REGISTRY_DENIED"),
+        (
+            "Get http://r.example/v2/: dial tcp: connect: connection refused",
+            "CONTAINER_REGISTRY_UNREACHABLE",
+        ),
+        ("received unexpected HTTP status: 502 Bad Gateway", "CONTAINER_REGISTRY_UNREACHABLE"),
+        ("what no registry of ours ever said", "CONTAINER_IMAGE_MISSING"),
+        ("manifest for dc/node:1 not found: manifest unknown", None),
+        ("pull access denied for dc/node, repository does not exist or may require 'docker login'", None),
+    ],
+)
+async def test_an_image_of_before_serves_only_where_the_registry_says_that_it_has_none(
+    fake: FakeEngine, docker: aiodocker.Docker, said: str, code: str | None
+) -> None:
+    fake.tags, fake.pull_error = {"dc/node:1": OLD}, said
+    pulling = ImageStore(docker).pull(ImageReference("dc/node", "1", None), None, lambda _: None)
+    if code is None:
+        assert (await pulling).image_id == OLD
+        return
+    with pytest.raises(ProcessSupervisorError) as caught:
+        await pulling
+    assert (caught.value.code, caught.value.kind) == (code, "transient")
+
+
+async def test_credentials_go_with_the_pull(fake: FakeEngine, docker: aiodocker.Docker, tmp_path: Path) -> None:
+    config = tmp_path / "config.json"
+    config.write_text(json.dumps({"auths": {"r.example:5000": {"auth": base64.b64encode(b"me:secret").decode()}}}))
+    fake.tags = {"r.example:5000/dc/node:1": OLD, "dc/node:1": OLD}
+    fake.go_on.set()
+    store = ImageStore(docker, config)
+    for name in ("r.example:5000/dc/node", "dc/node"):
+        await store.pull(ImageReference(name, "1", None), None, lambda _: None)
+    assert fake.auth[1] is None
+    assert json.loads(base64.urlsafe_b64decode(fake.auth[0] or "")) == {
+        "username": "me",
+        "password": "secret",
+        "serveraddress": "r.example:5000",
+    }
+
+
+@pytest.mark.parametrize(
+    ("template", "missing"),
+    [
+        ({}, ""),
+        ({"Entrypoint": ["dcstorage"]}, ""),
+        ({"Entrypoint": ["bin/dcstorage"], "WorkingDir": "/usr"}, ""),
+        ({"Entrypoint": ["dcstorage"], "Env": ["PATH=/opt/bin"]}, "the image has no program 'dcstorage'"),
+        ({"Entrypoint": ["dcstorage_native"]}, "the image has no program 'dcstorage_native'"),
+        ({"Entrypoint": ["/usr/share"]}, "the image has no program '/usr/share'"),
+        ({"Entrypoint": ["/usr/bin/readme"]}, "the image has no program '/usr/bin/readme'"),
+        ({"Entrypoint": ["/usr/bin/link"]}, ""),
+    ],
+)
+async def test_the_program_that_a_container_would_run_is_looked_for(
+    fake: FakeEngine, docker: aiodocker.Docker, template: dict[str, object], missing: str
+) -> None:
+    fake.tags = {"dc/node:1": OLD}
+    fake.image_config = {"Entrypoint": ["/usr/bin/dcstorage"], "Env": ["PATH=/usr/bin:/bin"]}
+    fake.stats = {
+        "/usr/bin/dcstorage": {"mode": 0o755},
+        "/usr/bin/readme": {"mode": 0o644},
+        "/usr/share": {"mode": 0o755 | 1 << 31},
+        "/usr/bin/link": {"mode": 0o777 | 1 << 27, "linkTarget": "/usr/bin/dcstorage"},
+    }
+    assert await ImageStore(docker).missing_program(OLD, template) == missing
+    fake.image_config = {}
+    assert "names no command" in await ImageStore(docker).missing_program(OLD, {})
+
+
+async def test_one_file_is_taken_out_of_an_image(fake: FakeEngine, docker: aiodocker.Docker, tmp_path: Path) -> None:
+    fake.stats = {
+        "/usr/bin/dcstorage": {"mode": 0o755},
+        "/dcstorage": {"mode": 0o777 | 1 << 27, "linkTarget": "/usr/bin/dcstorage"},
+    }
+    store, path = ImageStore(docker), tmp_path / "file"
+    for name in ("/usr/bin/dcstorage", "/dcstorage"):
+        assert await store.copy_file(OLD, name, path, LIMITS)
+        assert path.read_bytes() == b"signed"
+        path.unlink()
+    assert not await store.copy_file(OLD, "/nowhere", path, LIMITS)
+    assert list(tmp_path.iterdir()) == []  # noqa: ASYNC240

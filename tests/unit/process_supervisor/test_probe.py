@@ -13,7 +13,7 @@ import pytest
 from aiohttp import web
 
 from devnet.tools import free_port
-from process_supervisor import data_lock
+from process_supervisor import data_lock, host
 from process_supervisor.data_lock import DataLock, data_lock_holder, wait_data_unlocked
 from process_supervisor.errors import ProcessSupervisorError
 from process_supervisor.host import (
@@ -174,14 +174,42 @@ async def test_a_foreign_manager_is_found_by_its_executable(tmp_path: Path) -> N
         await child.wait()
 
 
+def test_the_fields_manager_is_told_from_the_calculator_of_its_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for pid, program, line in (
+        (100, "/opt/dcnetio/bin/dc", "dc upgrade daemon"),
+        (101, "/usr/bin/dc", "dc -e 1"),
+        (102, "/opt/dcnetio/bin/dc (deleted)", "/opt/dcnetio/bin/dc upgrade daemon"),
+        (103, "/usr/bin/sh", "sh upgrade daemon"),
+    ):
+        (tmp_path / str(pid)).mkdir()
+        (tmp_path / str(pid) / "exe").symlink_to(program)
+        (tmp_path / str(pid) / "cmdline").write_bytes(line.replace(" ", "\0").encode() + b"\0")
+    monkeypatch.setattr(host, "PROC", tmp_path)
+    assert other_manager_processes() == ["dc upgrade daemon (pid 100)", "dc upgrade daemon (pid 102)"]
+
+
+def test_a_process_in_a_container_knows_which(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(host, "PROC", tmp_path)
+    assert host.own_container_id() == ""
+    (tmp_path / "self").mkdir()
+    line = f"1 2 0:1 /var/lib/docker/containers/{'c' * 64}/hostname /etc/hostname rw - ext4 x rw\n"
+    (tmp_path / "self" / "mountinfo").write_text(line)
+    assert host.own_container_id() == "c" * 64
+
+
 def test_foreign_containers_are_found_and_ours_are_not() -> None:
     listed: list[dict[str, object]] = [
         {"Id": "1" * 64, "Names": ["/dcupgrade"], "Image": "ghcr.io/dcnetio/dcupgrade:latest", "Labels": {}},
         {"Id": "2" * 64, "Names": ["/x"], "Image": "dcmanager@sha256:00", "Labels": None},
         {"Id": "3" * 64, "Names": ["/dcupgrade-node"], "Image": "dcnode:1", "Labels": {}},
         {"Id": "4" * 64, "Names": ["/dcupgrade"], "Image": "x", "Labels": {"dcupgrade.node": "a"}},
+        {"Id": "5" * 64, "Names": ["/dcupgrade"], "Image": "dcupgrade:1", "Labels": {}},
+        {"Id": "6" * 64, "Names": ["/vault"], "Image": "dcupgrade", "Command": "python3 -m keyvault serve --store x"},
+        {"Id": "7" * 64, "Names": ["/agent"], "Image": "r/dcupgrade:2", "Command": "dcupgrade --config x watch"},
     ]
-    assert other_manager_containers(listed) == [
+    assert other_manager_containers(listed, own_id="5" * 64) == [
         "container dcupgrade of ghcr.io/dcnetio/dcupgrade:latest",
         "container x of dcmanager@sha256:00",
     ]

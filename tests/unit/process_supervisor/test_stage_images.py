@@ -1,7 +1,9 @@
 """Staging of container images over a stand-in for the engine; the real one is in tests/e2e."""
 
+import json
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -19,7 +21,9 @@ DIGEST = "sha256:" + "2" * 64
 
 
 def measure(folder: Path) -> str:
-    return ENCLAVE if (folder / "enclave.pyz").read_bytes().startswith(b"image") else "cd" * 32
+    image, sigstruct = folder / "enclave.pyz", folder / "enclave.sig"
+    good = image.read_bytes().startswith(b"image") if image.exists() else sigstruct.read_bytes() == b"for " + b"ab" * 32
+    return ENCLAVE if good else "cd" * 32
 
 
 @dataclass
@@ -27,6 +31,7 @@ class FakeImages:
     """An engine that has one image; `calls` tells what was asked."""
 
     files: bytes | None = field(default_factory=release_tar)
+    signed: bytes | None = None
     here: bool = True
     archive_magic: bytes = b"IMAGE"
     error: ProcessSupervisorError | None = None
@@ -52,6 +57,12 @@ class FakeImages:
     async def keep(self, image_id: str, enclave_id: str) -> None:
         self.calls.append(("keep", enclave_id))
 
+    async def copy_file(self, image_id: str, inside: str, path: Path, limits: DownloadLimits) -> bool:
+        if self.signed is None or inside != "/usr/bin/dcstorage":
+            return False
+        path.write_bytes(self.signed)  # noqa: ASYNC240
+        return True
+
     async def release_files(self, image_id: str, path: Path, limits: DownloadLimits) -> bool:
         if self.files is None:
             return False
@@ -59,8 +70,8 @@ class FakeImages:
         return True
 
 
-def request(*sources: str) -> StageRequest:
-    return StageRequest(enclave_id=ENCLAVE, sources=sources)
+def request(*sources: str, **change: Any) -> StageRequest:
+    return StageRequest(enclave_id=ENCLAVE, sources=sources, **change)
 
 
 async def test_a_reference_is_resolved_once(slots: Path, limits: DownloadLimits) -> None:
@@ -122,11 +133,75 @@ async def test_the_files_of_an_image_are_measured(slots: Path, limits: DownloadL
         assert not (slots / ENCLAVE).exists()
 
 
-async def test_an_image_without_release_files_is_not_used(slots: Path, limits: DownloadLimits) -> None:
+async def test_an_image_without_release_files_has_to_be_allowed(slots: Path, limits: DownloadLimits) -> None:
+    images = FakeImages(None)
     with pytest.raises(ProcessSupervisorError) as caught:
-        await stage(request("dc/node:1"), slots, measure, limits, images=FakeImages(None))
+        await stage(request("dc/node:1"), slots, measure, limits, images=images)
     assert (caught.value.code, caught.value.kind) == ("CONTAINER_IMAGE_UNMEASURED", "transient")
+    allowed = request("dc/node:1", weakest="attested", version="0.0.2")
+    staged = await stage(allowed, slots, measure, limits, images=images)
+    assert staged.facts.identity == "attested"
+    assert json.loads((staged.path / "release.json").read_text())["version"] == "0.0.2"
+    assert await stage(allowed, slots, measure, limits, images=images) == staged
+    # What was let in by a setting is out when the setting is.
+    with pytest.raises(ProcessSupervisorError):
+        await stage(request("dc/node:1"), slots, measure, limits, images=images)
     assert not (slots / ENCLAVE).exists()
+
+
+SIGSTRUCT_REQUEST: dict[str, Any] = {
+    "weakest": "sigstruct",
+    "signed_enclave": "/usr/bin/dcstorage",
+    "sigstruct_in": lambda path: path.read_bytes().removeprefix(b"ELF "),
+}
+
+
+async def test_the_sigstruct_in_an_image_names_its_enclave(slots: Path, limits: DownloadLimits) -> None:
+    images = FakeImages(None, signed=b"ELF for " + ENCLAVE.encode())
+    asked = request("dc/node:1", **SIGSTRUCT_REQUEST)
+    staged = await stage(asked, slots, measure, limits, images=images)
+    assert staged.facts.identity == "sigstruct"
+    assert (staged.path / "enclave.sig").read_bytes() == b"for " + ENCLAVE.encode()
+    assert await stage(asked, slots, measure, limits, images=images) == staged
+    (staged.path / "enclave.sig").write_bytes(b"for another")
+    assert await stage(asked, slots, measure, limits, images=images) == staged
+    assert (slots / ".aside" / f"{ENCLAVE}.1").is_dir()
+
+
+@pytest.mark.parametrize("weakest", ["sigstruct", "attested"])
+async def test_a_signed_enclave_that_lies_is_refused_even_where_less_would_do(
+    slots: Path, limits: DownloadLimits, weakest: str
+) -> None:
+    asked = request("dc/node:1", **{**SIGSTRUCT_REQUEST, "weakest": weakest})
+    for images, code, kind in (
+        (FakeImages(None, signed=b"ELF for another"), "STAGING_ENCLAVE_ID_MISMATCH", "rejected"),
+        (FakeImages(None), "CONTAINER_SIGNED_ENCLAVE_MISSING", "transient"),
+    ):
+        with pytest.raises(ProcessSupervisorError) as caught:
+            await stage(asked, slots, measure, limits, images=images)
+        assert (caught.value.code, caught.value.kind) == (code, kind)
+        assert not (slots / ENCLAVE).exists()
+
+
+async def test_an_image_that_is_here_is_staged_without_a_pull(slots: Path, limits: DownloadLimits) -> None:
+    images = FakeImages()
+    staged = await stage(request(image_id=IMAGE_ID), slots, measure, limits, images=images)
+    assert (staged.facts.image_id, staged.source) == (IMAGE_ID, IMAGE_ID)
+    assert images.calls == [("keep", ENCLAVE)]
+
+
+async def test_a_tag_whose_image_was_bad_is_resolved_anew(slots: Path, limits: DownloadLimits) -> None:
+    images = FakeImages(release_tar(b"other"))
+    for _ in range(2):
+        with pytest.raises(ProcessSupervisorError, match="STAGING_ENCLAVE_ID_MISMATCH"):
+            await stage(request("dc/node:1"), slots, measure, limits, images=images)
+    assert [what for name, what in images.calls if name == "pull"] == [None, None]
+
+
+def test_a_slot_of_an_earlier_version_of_this_program_is_understood() -> None:
+    old = {"digest": "1", "size": 1, "source": "s", "image_id": "", "measured": True}
+    assert StageFacts.from_json(json.dumps(old).encode()).identity == "measured"
+    assert StageFacts.from_json(json.dumps({**old, "measured": False}).encode()).identity == "attested"
 
 
 async def test_the_archive_serves_where_the_image_cannot_be_had(

@@ -139,3 +139,9 @@ def test_an_agent_that_is_down_is_said_before_what_its_journal_holds() -> None:
     answers = overview({"agent": "not running", "state": state.to_json(), "now_unix_s": 1.0}, None, lambda c: (c, c))
     assert (answers["level"], answers["headline"]) == ("bad", "The agent is not running.")
     assert [need["code"] for need in answers["attention"]] == ["DATA_LOCKED"]
+
+
+@pytest.mark.parametrize(("grade", "words"), [("measured", "measured:"), ("attested", "ATTESTED ONLY"), ("", None)])
+def test_how_the_running_version_was_proven_is_shown(grade: str, words: str | None) -> None:
+    _, _, facts = card(told(identity={NEW.enclave_id: grade}), "release")
+    assert (words is None and "identity" not in facts) or facts["identity"].startswith(str(words))

@@ -1,0 +1,42 @@
+#!/usr/bin/env python3
+"""The entrypoint of an image like the field's: starts the node in its enclave, or says what of the host it misses.
+
+Its settings lie in the folder that the field's manager mounts, its data in the volume. It is no part of the project's
+packages: it runs inside the image, with what `devnet/field/image.py` put there.
+"""
+
+import json
+import os
+import stat
+import sys
+from pathlib import Path
+
+DEVICES = ("/dev/sgx/enclave", "/dev/sgx/provision")
+ETC, DATA, DISKS = Path("/opt/dcnetio/etc"), Path("/opt/dcnetio/data/node"), Path("/opt/dcnetio/disks")
+HERE = Path("/opt/dcstorage")
+
+
+def main() -> None:
+    """Become the node."""
+    for device in DEVICES:
+        if not (os.path.exists(device) and stat.S_ISCHR(os.stat(device).st_mode)):
+            sys.exit(f"no SGX: {device} is missing")
+    if not DISKS.is_dir():
+        sys.exit(f"{DISKS} is not mounted")
+    settings = json.loads((ETC / "dcstorage.json").read_text())
+    cpu = ["--cpu", f"{ETC}/cpu", "--image", f"{HERE}/enclave.pyz", "--sigstruct", f"{HERE}/enclave.sig"]
+    node = ["--data", str(DATA), "--port", str(settings["port"]), "--upgrader", settings["upgrader"]]
+    node += ["--network-signature-file", f"{HERE}/network.sig"]
+    if not (DATA / "keyset.json").exists() and settings["makes_keys"] == settings_version():
+        node.append("--first-install")
+    argv = [sys.executable, "-m", "attestation.simulated", "run", *cpu, "--", *node]
+    os.execv(sys.executable, argv)  # noqa: S606
+
+
+def settings_version() -> str:
+    """The version that this image holds."""
+    return str(json.loads((HERE / "version.json").read_text())["version"])
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,102 @@
+"""The field's manager, as far as it matters to whoever takes its node over: how it starts one, and that it runs.
+
+Facts of the public Go program's release 0.0.55; the container is made by the engine's API and not by our driver.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import os
+import shutil
+import stat
+import subprocess
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import aiodocker
+
+from devnet.tools import find_tool
+
+CONTAINER = "dcstorage"
+VOLUME = "dcstorage"
+
+
+@dataclass(frozen=True, slots=True)
+class Host:
+    """A host of the field below `folder`: its disks, settings and devices."""
+
+    folder: Path
+
+    @property
+    def disks(self) -> Path:
+        """Where the manager mounts disks, shared with the node."""
+        return self.folder / "opt" / "dcnetio" / "disks"
+
+    @property
+    def etc(self) -> Path:
+        """Settings of the node; the software CPU lies there too."""
+        return self.folder / "opt" / "dcnetio" / "etc"
+
+    @property
+    def devices(self) -> tuple[Path, Path]:
+        """Enclave and provision device."""
+        return self.folder / "dev" / "sgx_enclave", self.folder / "dev" / "sgx_provision"
+
+    @contextlib.contextmanager
+    def prepared(self, *, port: int, upgrader: str, makes_keys: str) -> Iterator[None]:
+        """Make folders and devices (as root). The version `makes_keys` is the network's first: it draws its keys."""
+        for path in (self.disks, self.etc, self.folder / "dev"):
+            path.mkdir(parents=True, exist_ok=True)
+        for device in self.devices:
+            os.mknod(device, 0o666 | stat.S_IFCHR, os.makedev(1, 3))
+        settings = {"port": port, "upgrader": upgrader, "makes_keys": makes_keys}
+        (self.etc / "dcstorage.json").write_text(json.dumps(settings))
+        mount, umount = find_tool("mount") or "mount", find_tool("umount") or "umount"
+        subprocess.run([mount, "--bind", str(self.disks), str(self.disks)], check=True)
+        try:
+            subprocess.run([mount, "--make-shared", str(self.disks)], check=True)
+            yield
+        finally:
+            subprocess.run([umount, "--lazy", str(self.disks)], check=True)
+
+
+async def start_node(docker: aiodocker.Docker, image: str, host: Host) -> str:
+    """Create and start the node's container as the manager does; returns its id."""
+    enclave, provision = host.devices
+    config: dict[str, Any] = {
+        "Image": image,
+        "Entrypoint": ["dcstorage"],
+        "HostConfig": {
+            "NetworkMode": "host",
+            "RestartPolicy": {"Name": "always"},
+            "LogConfig": {"Type": "json-file", "Config": {"max-size": "100m", "max-file": "3"}},
+            "Binds": [f"{host.disks}:/opt/dcnetio/disks:shared", f"{host.etc}:/opt/dcnetio/etc"],
+            "Mounts": [{"Type": "volume", "Source": VOLUME, "Target": "/opt/dcnetio/data"}],
+            "Devices": [
+                {"PathOnHost": str(enclave), "PathInContainer": "/dev/sgx/enclave", "CgroupPermissions": "rwm"},
+                {"PathOnHost": str(provision), "PathInContainer": "/dev/sgx/provision", "CgroupPermissions": "rwm"},
+            ],
+        },
+    }
+    container = await docker.containers.create(config, name=CONTAINER)
+    await container.start()
+    return str(container.id)
+
+
+@asynccontextmanager
+async def running(folder: Path) -> AsyncIterator[int]:
+    """A process that looks like the manager's daemon, `dc upgrade daemon`, and does nothing; gives its pid."""
+    program = folder / "dc"
+    shutil.copy(shutil.which("sh") or "/bin/sh", program)
+    argv = (str(program), "-c", "read -r _", "upgrade", "daemon")
+    process = await asyncio.create_subprocess_exec(*argv, stdin=asyncio.subprocess.PIPE)
+    try:
+        yield process.pid
+    finally:
+        process.kill()
+        await process.wait()

@@ -1,0 +1,87 @@
+"""A client of the Docker Engine API (https://docs.docker.com/reference/api/engine/), and its errors under our codes."""
+
+import contextlib
+import json
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+import aiodocker
+import aiohttp
+
+from .errors import ProcessSupervisorError
+
+CONNECT_S_MAX = 10.0
+REQUEST_S_MAX = 60.0
+
+
+class _Client(aiodocker.Docker):
+    """Agrees on the API's version anew after the engine was replaced by one that refuses the version of before."""
+
+    async def _do_query(self, *args: Any, **options: Any) -> aiohttp.ClientResponse:
+        try:
+            return await super()._do_query(*args, **options)
+        except aiodocker.DockerError as error:
+            if error.status != 400 or "client version" not in error.message:
+                raise
+            self.api_version = "auto"
+            if hasattr(options.get("data"), "__anext__"):  # a stream that is used up; the caller tries again
+                raise
+            return await super()._do_query(*args, **options)
+
+
+def open_engine(url: str) -> aiodocker.Docker:
+    """A client of the engine at `unix:///path` or `tcp://host:port`; the caller closes it."""
+    timeout = aiohttp.ClientTimeout(total=REQUEST_S_MAX, sock_connect=CONNECT_S_MAX)
+    return _Client(url=url, timeout=timeout)
+
+
+@asynccontextmanager
+async def engine(url: str) -> AsyncIterator[aiodocker.Docker]:
+    """`open_engine` as a context manager."""
+    docker = open_engine(url)
+    try:
+        yield docker
+    finally:
+        await docker.close()
+
+
+@contextlib.contextmanager
+def engine_errors(what: str) -> Iterator[None]:
+    """Turn the client's errors into CONTAINER_ENGINE_*; a 404 passes as CONTAINER_ENGINE_ERROR with its text."""
+    try:
+        yield
+    except aiodocker.DockerError as error:
+        # aiodocker uses 900 where there was no answer at all.
+        if error.status == 900:
+            raise unreachable(what, error.message) from error
+        raise ProcessSupervisorError(
+            code="CONTAINER_ENGINE_ERROR",
+            what=what,
+            why=f"the engine answered {error.status}: {error.message}",
+            action="Look at the engine's log",
+        ) from error
+    except (aiohttp.ClientError, TimeoutError, OSError) as error:
+        raise unreachable(what, str(error) or type(error).__name__) from error
+    except json.JSONDecodeError as error:  # an engine that dies leaves half a line of a stream
+        raise unreachable(what, f"its answer cannot be read ({error})") from error
+
+
+def unreachable(what: str, why: str) -> ProcessSupervisorError:
+    """CONTAINER_ENGINE_UNREACHABLE."""
+    return ProcessSupervisorError(
+        code="CONTAINER_ENGINE_UNREACHABLE",
+        what=what,
+        why=why,
+        action="Start the container engine, or correct its address in the settings",
+    )
+
+
+@contextlib.contextmanager
+def gone_is_fine() -> Iterator[None]:
+    """Let a 404 pass: what was to be removed is not there."""
+    try:
+        yield
+    except aiodocker.DockerError as error:
+        if error.status != 404:
+            raise

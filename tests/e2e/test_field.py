@@ -1,0 +1,230 @@
+"""A node of the field: taken over from its manager, upgraded, gone back to; on a real engine and a real registry."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import aiodocker
+import pytest
+
+from devnet.chain import DevChain
+from devnet.docker.engine import PrivateEngine, missing_tools
+from devnet.field import manager
+from devnet.field.image import REPOSITORY, SIGNED_ENCLAVE, ImageBuilder
+from devnet.field.registry import image_registry
+from devnet.release_builder import BuiltRelease, NodeTraits, ReleaseKeys
+from devnet.world import World
+from process_supervisor.engine_client import engine
+
+pytestmark = [
+    *(pytest.mark.e2e, pytest.mark.compose, pytest.mark.slow, pytest.mark.timeout(600)),
+    pytest.mark.xdist_group("docker"),
+]
+
+
+@dataclass
+class Field:
+    """Everything that a host of the field has, and the agent's world."""
+
+    world: World
+    host: manager.Host
+    docker: aiodocker.Docker
+    private_engine: PrivateEngine
+    images: ImageBuilder
+    registry: str
+
+    def release(self, version: str, traits: NodeTraits | None = None) -> BuiltRelease:
+        return self.world.builder.build(version, traits or NodeTraits(features=("stats",)), name=f"field-{version}")
+
+    async def push(self, release: BuiltRelease, **how: bool) -> str:
+        """Build the release's image and push it; gives the reference by its tag. Nothing of it stays at the engine."""
+        tag = await asyncio.to_thread(self.images.build, release, **how)
+        reference = f"{self.registry}/{REPOSITORY}:{release.version}"
+
+        def push() -> None:
+            self.private_engine.docker("tag", tag, reference)
+            self.private_engine.docker("push", "--quiet", reference)
+            self.private_engine.docker("rmi", "--force", tag, reference)
+
+        await asyncio.to_thread(push)
+        return reference
+
+    async def command(self, *arguments: str) -> str:
+        return await self.world.dcupgrade("--config", str(self.world.settings_path), *arguments)
+
+    async def container(self) -> dict[str, object]:
+        """What the engine says of the container with the node's name."""
+        found = await self.docker.containers.get(manager.CONTAINER)
+        return dict(await found.show())
+
+    async def put(self, name: str) -> None:
+        await self.world.node.put(name, name.encode() * 1000)
+
+    async def objects_are_read(self, *names: str) -> None:
+        for name in names:
+            assert await self.world.node.get(name) == name.encode() * 1000
+
+
+@pytest.fixture(scope="module")
+def private_engine() -> Iterator[PrivateEngine]:
+    lacks = missing_tools()
+    if lacks:
+        pytest.skip(f"no Docker engine of our own: it needs {'; '.join(lacks)}")
+    with PrivateEngine(keep_data=True) as started:
+        yield started
+
+
+@pytest.fixture(scope="module")
+def five_field_chain() -> Iterator[DevChain]:
+    """As the network's newer chain: its program names CIDs."""
+    chain = DevChain(runtime="moved", block_time_ms=500)
+    chain.start_now()
+    try:
+        yield chain
+    finally:
+        chain.stop_now()
+
+
+@pytest.fixture
+async def field(
+    five_field_chain: DevChain, private_engine: PrivateEngine, release_keys: ReleaseKeys, tmp_path: Path
+) -> AsyncIterator[Field]:
+    host = manager.Host(tmp_path / "host")
+    overrides = {
+        "node": {
+            "driver": "container",
+            "command": [],
+            "data_dir": str(host.disks),
+            "ready_deadline_s": 30.0,
+            "stop_grace_s": 10.0,
+        },
+        "container": {
+            "engine": private_engine.url,
+            "name": manager.CONTAINER,
+            "identity": "sigstruct",
+            "signed_enclave": SIGNED_ENCLAVE,
+        },
+        "vault": {"cpu_dir": str(host.etc / "cpu")},
+    }
+    opened = World.open(
+        tmp_path / "world", five_field_chain.ws_url, overrides=overrides, keys=release_keys, handover="v1"
+    )
+    images = ImageBuilder(private_engine, release_keys)
+    await asyncio.to_thread(images.base)
+    with image_registry(tmp_path / "registry") as registry:
+        async with opened as world, engine(private_engine.url) as docker:
+            about = {"port": world.ports["node"], "upgrader": f"http://127.0.0.1:{world.ports['vault']}"}
+            with host.prepared(**about, makes_keys="0.0.1"):
+                try:
+                    yield Field(world, host, docker, private_engine, images, registry)
+                finally:
+                    await world.stop_agent()
+                    await asyncio.to_thread(_clean, private_engine)
+
+
+def _clean(private_engine: PrivateEngine) -> None:
+    private_engine.remove_containers()
+    private_engine.docker("volume", "prune", "--force")
+    listed = private_engine.docker("images", "--format", "{{.Repository}}:{{.Tag}} {{.ID}}").splitlines()
+    doomed = {line.split()[1] for line in listed if REPOSITORY in line or line.startswith("dcupgrade/release")}
+    if doomed:
+        private_engine.docker("rmi", "--force", *sorted(doomed))
+
+
+async def test_a_node_of_the_field_is_taken_over_upgraded_and_gone_back_to(field: Field) -> None:
+    world, first = field.world, field.release("0.0.1")
+    reference = await field.push(first)
+    await world.publish(first, origin_url=reference)
+    await asyncio.to_thread(field.private_engine.docker, "pull", "--quiet", reference)
+    first_id = await manager.start_node(field.docker, reference, field.host)
+    await world.wait_serving(first.enclave_id)
+    await field.put("first")
+
+    told = await field.command("adopt", "--container", manager.CONTAINER)
+    assert '"Propagation"' not in told, "the manager's own form of a bind is kept"
+    assert f"{field.host.disks}:/opt/dcnetio/disks:shared" in told
+    assert "is this agent's node now" in told
+    assert "is this agent's node now" in await field.command("adopt"), "a second time changes nothing"
+    assert (await field.container())["Id"] == first_id
+
+    await world.start_agent()
+    rows = await world.wait_for("the node taken over", lambda rows: rows != [], within_s=60)
+    assert (rows[0]["kind"], rows[0]["running"]) == ("adopted", first.enclave_id)
+
+    second = await _by_reference(field, first_id)
+    await field.objects_are_read("first")
+    await field.put("second")
+    await _does_not_start(field, second)
+    await field.objects_are_read("first", "second")
+    await _manager_runs(field, second)
+    await field.objects_are_read("first", "second")
+
+
+async def _by_reference(field: Field, first_id: str) -> BuiltRelease:
+    """By its tag, which moves after it was resolved: what was resolved first is what runs."""
+    world, second = field.world, field.release("0.0.2")
+    seq = world.last_seq()
+    reference = await field.push(second)
+    await field.command("hold", "--reason", "look first")
+    await world.publish(second, origin_url=reference)
+    await world.wait_for("staged", lambda rows: any(r["state_after"] == "staged" for r in rows), within_s=60, after=seq)
+    another = await asyncio.to_thread(world.builder.build, "0.0.2", NodeTraits(does_not_start=True), name="moved-tag")
+    await field.push(another)
+    for _ in range(100):
+        plan = json.loads(await field.command("plan", "--json"))
+        if plan["changes"]:
+            break
+        await asyncio.sleep(0.1)
+    assert plan["identity"] == "sigstruct"
+    assert "Env: with DCSTORAGE_VERSION=0.0.2" in plan["changes"]
+    await field.command("unhold")
+    await world.wait_committed(second.enclave_id, after=seq)
+    await world.wait_serving(second.enclave_id)
+    found = await field.container()
+    assert found["Id"] != first_id
+    assert found["HostConfig"]["RestartPolicy"]["Name"] == "no"  # type: ignore[index]
+    assert "DCSTORAGE_VERSION=0.0.2" in found["Config"]["Env"]  # type: ignore[index]
+    status = json.loads(await field.command("status", "--json"))
+    assert status["identity"] == dict.fromkeys(status["identity"], "sigstruct")
+    return second
+
+
+async def _does_not_start(field: Field, serving: BuiltRelease) -> None:
+    """The previous container serves again, under its name."""
+    world = field.world
+    before, seq = (await field.container())["Id"], world.last_seq()
+    broken = field.release("0.0.4", NodeTraits(does_not_start=True))
+    await world.publish(broken, origin_url=await field.push(broken))
+
+    def reverted(rows: list[dict[str, object]]) -> bool:
+        states = [row["state_after"] for row in rows]
+        return "reverted" in states and states[-1] == "idle" and rows[-1]["running"] == serving.enclave_id
+
+    await world.wait_for("0.0.4 reverted", reverted, within_s=90, after=seq)
+    await world.wait_serving(serving.enclave_id)
+    assert (await field.container())["Id"] == before
+
+
+async def _manager_runs(field: Field, serving: BuiltRelease) -> None:
+    """Nothing is stopped while the field's manager runs."""
+    world, seq = field.world, field.world.last_seq()
+    last = field.release("0.0.5")
+    async with manager.running(field.host.folder):
+        await world.publish(last, origin_url=await field.push(last))
+        await world.wait_for(
+            "staged", lambda rows: any(r["state_after"] == "staged" for r in rows), within_s=60, after=seq
+        )
+        for _ in range(100):
+            plan = await field.command("plan")
+            if "OTHER_MANAGER_RUNNING" in plan:
+                break
+            await asyncio.sleep(0.1)
+        assert "dc upgrade daemon" in plan
+        await world.wait_serving(serving.enclave_id)
+        assert [row["state_after"] for row in world.history(seq)][-1] == "staged"
+    await world.wait_committed(last.enclave_id, after=seq)
+    await world.wait_serving(last.enclave_id)
