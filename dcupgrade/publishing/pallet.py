@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -15,6 +16,13 @@ from dcupgrade.errors import DcupgradeError, why_of
 from .signing import require_enclave_id
 
 FIELD_LENGTH_MAX = 2048
+NO_VERSION = "none"
+"""Stands for the version of an id that is only listed."""
+#: What the manager's version library (go-version, `VersionRegexpRaw`) takes.
+_VERSION = re.compile(
+    r"v?[0-9]+(\.[0-9]+)*(-[0-9]+[0-9A-Za-z~-]*(\.[0-9A-Za-z~-]+)*|-?[A-Za-z~-]+[0-9A-Za-z~-]*(\.[0-9A-Za-z~-]+)*)?"
+    r"(\+[0-9A-Za-z~-]+(\.[0-9A-Za-z~-]+)*)?"
+)
 RPC_TIMEOUT_S = 90
 CALLS = frozenset({"set_enclave_id", "remove_enclave_id", "set_dc_program"})
 
@@ -35,6 +43,10 @@ class Release:
     def verify_fields(self) -> None:
         """Raise RELEASE_ID_MALFORMED or RELEASE_FIELD_BAD for what clients of the chain would refuse anyway."""
         require_enclave_id(self.enclave_id)
+        if self.version != NO_VERSION and not _VERSION.fullmatch(self.version):
+            raise _field_bad(
+                "version", "the field's manager cannot compare it: it is not like 1.2.3, 1.2.3-rc.1 or v1.2"
+            )
         fields = {"version": self.version, "origin_url": self.origin_url, "mirror_url": self.mirror_url}
         fields |= {f"cids[{index}]": cid for index, cid in enumerate(self.cids)}
         for name, value in fields.items():

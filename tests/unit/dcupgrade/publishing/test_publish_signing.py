@@ -102,6 +102,17 @@ def test_fields_that_no_client_would_take_are_refused(version: str, url: str) ->
         pallet.Release(ID, version, url, "").verify_fields()
 
 
+@pytest.mark.parametrize("version", ["latest", "1.", ".1", "1..2", "1.2.3_4", "1 2", "release-1"])
+def test_versions_that_the_fields_manager_cannot_compare_are_refused(version: str) -> None:
+    with pytest.raises(DcupgradeError, match="RELEASE_FIELD_BAD"):
+        pallet.Release(ID, version, "http://h/a", "").verify_fields()
+
+
+@pytest.mark.parametrize("version", ["1", "v0.0.55", "1.2.3.4", "1.2.3-rc.1", "1.2.3beta", "1.2.3+build.5", "none"])
+def test_versions_that_it_can_compare_pass(version: str) -> None:
+    pallet.Release(ID, version, "http://h/a", "").verify_fields()
+
+
 def test_no_account_is_an_error_of_its_own(tmp_path: Path) -> None:
     arguments = ["--url", "ws://127.0.0.1:1", ID]
     assert refused("revoke", *arguments).code == "PUBLISH_NO_KEY"
