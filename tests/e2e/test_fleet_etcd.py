@@ -79,7 +79,7 @@ async def test_fifty_agents_never_hold_more_than_three_slots_and_all_get_their_t
         async with fleet(etcd) as engine:
             mine = gate(engine, node)
             while await mine.take(NEW):  # noqa: ASYNC110 - the engine is asked again, as an agent does
-                await asyncio.sleep(0.01)
+                await asyncio.sleep(0.2)
             at_work.add(node)
             most = max(most, len(at_work))
             await asyncio.sleep(0)
