@@ -1,9 +1,8 @@
 """The journal: SQLite in WAL mode with synchronous=FULL, one transaction per transition of the machine.
 
 A transaction holds the new state, the event that led to it, and the work that is wanted from now on (the intents).
-It is on disk
-before any of that work begins. Start-up reads the state and begins the work that follows from it anew.
-The command line and the status page queue operators' words in the same file, and read the history.
+It is on disk before any of that work begins. Start-up reads the state and begins the work that follows from it.
+The command line and the HTTP API queue operator commands in the same file, and read the history.
 """
 
 from __future__ import annotations

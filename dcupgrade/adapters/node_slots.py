@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import os
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -22,6 +23,7 @@ from process_supervisor.errors import ProcessSupervisorError
 from process_supervisor.fetch import Progress as DownloadProgress
 from process_supervisor.limits import DownloadLimits
 from process_supervisor.slots import STAGE_FILE, StageFacts, remove_slot
+from process_supervisor.sources import is_enclave_id
 from process_supervisor.stage import StageRequest, stage
 from process_supervisor.threads import in_thread
 
@@ -133,6 +135,10 @@ class NodeSlots:
         except (OSError, ValueError):
             return ""
 
+    async def staged(self) -> list[str]:
+        """Enclave ids of the slots."""
+        return sorted(name for name in await in_thread(_names, self.folder) if is_enclave_id(name))
+
     async def remove_slot(self, enclave_id: str) -> None:
         """Delete the slot of a version that does not run."""
         if await living(self._driver, enclave_id) is not None:
@@ -160,6 +166,10 @@ class NodeSlots:
         version = json.loads((slot / "release.json").read_text(encoding="utf-8")).get("version", "")
         texts = (slot / "network.sig").read_text(encoding="ascii").split()
         return Release(enclave_id, version=str(version), signatures=tuple(decode_multibase(item) for item in texts))
+
+
+def _names(folder: Path) -> list[str]:
+    return os.listdir(folder) if folder.is_dir() else []
 
 
 def verify_folder(folder: Path) -> str:

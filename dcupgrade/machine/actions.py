@@ -78,7 +78,7 @@ def note_serving(state: State, _event: Event, _: Budgets) -> State:
 
 
 def note_request(state: State, event: Event, _: Budgets) -> State:
-    """Keep the wish to go back until the node has stopped."""
+    """Keep the revert command until the node has stopped."""
     return replace(state, revert_requested=True, reason="OPERATOR_REVERT", detail=event.detail)
 
 
@@ -112,7 +112,7 @@ def count_launch(state: State, _event: Event, _: Budgets) -> State:
 def abandon(state: State, event: Event, budgets: Budgets) -> State:
     """Give up before the old node noticed. Only a failure counts against the release, not a change of mind.
 
-    What may pass (an unreachable mirror or vault) is tried again for ever, at growing pauses; what is refused is not.
+    What may pass (an unreachable mirror or vault) is tried again indefinitely, at growing pauses; a refusal is not.
     """
     target = need(state.target, state, event)
     record = state.record(target.enclave_id)
@@ -133,7 +133,7 @@ def abandon(state: State, event: Event, budgets: Budgets) -> State:
 
 
 def withdraw(state: State) -> State:
-    """Approval and override of the target end with it: whatever is tried anew needs a new word."""
+    """Approval and override of the target end with it: a new try needs a new command."""
     about = state.target.enclave_id if state.target else ""
     return replace(
         state,
@@ -205,7 +205,7 @@ def commit(state: State, event: Event, budgets: Budgets) -> State:
 def clean(state: State) -> State:
     """Forget what belonged to one upgrade; keep why the last one ended.
 
-    An operator's word about a release (approval, override) names its id and outlives a try of it that came to nothing.
+    An approval or override names a release and stays valid when a try of it comes to nothing.
     """
     return replace(
         state,

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any
 
-from .state import ChainFacts, Hold
+from .state import ChainFacts, Hold, value_to_json
 
 
 class EventKind(StrEnum):
@@ -99,9 +99,9 @@ class Event:
             if value := getattr(self, key):
                 out[key] = value
         if self.chain is not None:
-            out["chain"] = self.chain.to_json()
+            out["chain"] = value_to_json(self.chain)
         if self.hold is not None:
-            out["hold"] = self.hold.to_json()
+            out["hold"] = value_to_json(self.hold)
         return out
 
 

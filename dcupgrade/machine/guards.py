@@ -36,7 +36,7 @@ N = Name
 MAY_PASS = ("SOURCE_WONT_START", "SOURCE_SLOT_DAMAGED", "KEYS_UNREACHABLE", "NO_KEYS_ANYWHERE", "DATA_LOCKED")
 """Conditions of the way back in which the source may still come up: a mirror that is good again, a vault that is back.
 
-A person is told, and meanwhile the source is tried on and on.
+A person is told, and meanwhile the source is tried indefinitely.
 """
 
 
@@ -142,7 +142,7 @@ def waits_for_serving(state: State, _event: Event, _: Budgets) -> bool:
 
 
 def source_may_return(state: State) -> bool:
-    """The way back halted with the new version gone, over something that may pass: the source is tried on and on."""
+    """The way back halted with the new version gone, over something that may pass: the source is tried indefinitely."""
     allowed = state.revoked_accepted or not state.revoked(state.running)
     return allowed and state.resume_to == N.REVERTING and state.target_stopped and state.halted in MAY_PASS
 
@@ -164,12 +164,12 @@ def source_returned(state: State, _event: Event, _: Budgets) -> bool:
 
 
 def halted_otherwise(state: State, event: Event, budgets: Budgets) -> bool:
-    """Any other condition stays until an operator's word."""
+    """Any other condition stays until an operator command."""
     return not waits_for_serving(state, event, budgets) and not source_may_return(state)
 
 
 def revoked_while_waiting(state: State, event: Event, budgets: Budgets) -> bool:
-    """The source is revoked while it is being tried on and on: that is what a person must know now."""
+    """The source is revoked while it is being tried indefinitely: that is what a person must know now."""
     waits = state.resume_to == N.REVERTING and state.target_stopped and state.halted != "PREVIOUS_REVOKED"
     return waits and source_revoked(state, event, budgets)
 

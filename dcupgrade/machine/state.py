@@ -1,4 +1,4 @@
-"""Values of the upgrade machine: releases, the machine's state, events and effects, and their JSON form.
+"""Values of the upgrade machine: releases, what the chain says, the machine's state, and their JSON form.
 
 Everything here is frozen and JSON-able, because the journal stores it and the status page shows it.
 """
@@ -6,9 +6,11 @@ Everything here is frozen and JSON-able, because the journal stores it and the s
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from enum import StrEnum
 from typing import Any
+
+import cattrs
 
 STATE_FORMAT = 1
 """Version of the JSON form of State. A journal written by a newer program is refused, not guessed at."""
@@ -56,18 +58,6 @@ class Release:
         """Where its files may be had: URLs, then CIDs."""
         return (self.origin_url, self.mirror_url, *self.cids)
 
-    def to_json(self) -> dict[str, Any]:
-        """JSON form, the inverse of `release_from_json`."""
-        return {
-            "enclave_id": self.enclave_id,
-            "version": self.version,
-            "origin_url": self.origin_url,
-            "mirror_url": self.mirror_url,
-            "cids": list(self.cids),
-            "signatures": [item.hex() for item in self.signatures],
-            "added_height": self.added_height,
-        }
-
 
 @dataclass(frozen=True, slots=True)
 class ChainFacts:
@@ -81,14 +71,6 @@ class ChainFacts:
         """Whether the id carries the network's signature at this block."""
         return any(item == enclave_id for item, _ in self.listed)
 
-    def to_json(self) -> dict[str, Any]:
-        """JSON form, the inverse of `chain_from_json`."""
-        return {
-            "program": self.program.to_json() if self.program else None,
-            "listed": [list(item) for item in self.listed],
-            "block_number": self.block_number,
-        }
-
 
 @dataclass(frozen=True, slots=True)
 class Hold:
@@ -97,10 +79,6 @@ class Hold:
     reason: str
     who: str = ""
     until_unix_s: float = 0.0
-
-    def to_json(self) -> dict[str, Any]:
-        """JSON form."""
-        return {"reason": self.reason, "who": self.who, "until_unix_s": self.until_unix_s}
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,16 +90,6 @@ class Record:
     reverted: int = 0
     quarantine: str = ""
     waiting: bool = False
-
-    def to_json(self) -> dict[str, Any]:
-        """JSON form."""
-        return {
-            "enclave_id": self.enclave_id,
-            "abandoned": self.abandoned,
-            "reverted": self.reverted,
-            "quarantine": self.quarantine,
-            "waiting": self.waiting,
-        }
 
 
 @dataclass(frozen=True, slots=True)
@@ -176,102 +144,23 @@ class State:
 
     def to_json(self) -> dict[str, Any]:
         """JSON form, the inverse of `state_from_json`."""
-        return {
-            "format": STATE_FORMAT,
-            "name": self.name.value,
-            "running": self.running.to_json() if self.running else None,
-            "target": self.target.to_json() if self.target else None,
-            "target_since_unix_s": self.target_since_unix_s,
-            "previous": self.previous.to_json() if self.previous else None,
-            "previous_until_unix_s": self.previous_until_unix_s,
-            "chain": self.chain.to_json() if self.chain else None,
-            "key_set_id": self.key_set_id,
-            "permit_expires_unix_s": self.permit_expires_unix_s,
-            "first_install": self.first_install,
-            "crashes": self.crashes,
-            "launches": self.launches,
-            "target_stopped": self.target_stopped,
-            "revert_requested": self.revert_requested,
-            "revoked_accepted": self.revoked_accepted,
-            "reason": self.reason,
-            "detail": self.detail,
-            "halted": self.halted,
-            "resume_to": self.resume_to,
-            "hold": self.hold.to_json() if self.hold else None,
-            "approved": self.approved,
-            "override": self.override,
-            "records": [item.to_json() for item in self.records],
-        }
+        return {"format": STATE_FORMAT, **_CONVERTER.unstructure(self)}
 
 
-def release_from_json(data: Mapping[str, Any]) -> Release:
-    """Rebuild a Release; raises KeyError, TypeError or ValueError when the JSON is not one."""
-    return Release(
-        enclave_id=str(data["enclave_id"]),
-        version=str(data["version"]),
-        origin_url=str(data["origin_url"]),
-        mirror_url=str(data["mirror_url"]),
-        cids=tuple(str(item) for item in data["cids"]),
-        signatures=tuple(bytes.fromhex(item) for item in data["signatures"]),
-        added_height=int(data["added_height"]),
-    )
+_CONVERTER = cattrs.Converter(unstruct_collection_overrides={tuple: list}, detailed_validation=False)
+_CONVERTER.register_unstructure_hook(bytes, bytes.hex)
+_CONVERTER.register_structure_hook(bytes, lambda text, _: bytes.fromhex(text))
 
 
-def chain_from_json(data: Mapping[str, Any]) -> ChainFacts:
-    """Rebuild ChainFacts; raises KeyError, TypeError or ValueError when the JSON is none."""
-    return ChainFacts(
-        program=_optional(data["program"]),
-        listed=tuple((str(item), int(height)) for item, height in data["listed"]),
-        block_number=int(data["block_number"]),
-    )
-
-
-def hold_from_json(data: Mapping[str, Any]) -> Hold:
-    """Rebuild a Hold."""
-    return Hold(str(data["reason"]), str(data["who"]), float(data["until_unix_s"]))
+def value_to_json(value: ChainFacts | Hold) -> dict[str, Any]:
+    """JSON form of a value of the state: lists for tuples, hexadecimal text for bytes."""
+    return _CONVERTER.unstructure(value)  # type: ignore[no-any-return]
 
 
 def state_from_json(data: Mapping[str, Any]) -> State:
     """Rebuild a State; raises KeyError, TypeError or ValueError when the JSON is not one of this format."""
     if data["format"] != STATE_FORMAT:
         raise ValueError(f"state format {data['format']!r}, this program knows {STATE_FORMAT}")
-    chain = data["chain"]
-    hold = data["hold"]
-    return State(
-        name=Name(data["name"]),
-        running=_optional(data["running"]),
-        target=_optional(data["target"]),
-        target_since_unix_s=float(data["target_since_unix_s"]),
-        previous=_optional(data["previous"]),
-        previous_until_unix_s=float(data["previous_until_unix_s"]),
-        chain=chain_from_json(chain) if chain is not None else None,
-        key_set_id=str(data["key_set_id"]),
-        permit_expires_unix_s=int(data["permit_expires_unix_s"]),
-        first_install=bool(data["first_install"]),
-        crashes=int(data["crashes"]),
-        launches=int(data["launches"]),
-        target_stopped=bool(data["target_stopped"]),
-        revert_requested=bool(data["revert_requested"]),
-        revoked_accepted=bool(data["revoked_accepted"]),
-        reason=str(data["reason"]),
-        detail=str(data["detail"]),
-        halted=str(data["halted"]),
-        resume_to=str(data["resume_to"]),
-        hold=hold_from_json(hold) if hold is not None else None,
-        approved=str(data["approved"]),
-        override=str(data["override"]),
-        records=tuple(
-            Record(
-                str(item["enclave_id"]),
-                int(item["abandoned"]),
-                int(item["reverted"]),
-                str(item["quarantine"]),
-                bool(item["waiting"]),
-            )
-            for item in data["records"]
-        ),
-    )
-
-
-def _optional(data: Mapping[str, Any] | None) -> Release | None:
-    return None if data is None else release_from_json(data)
+    if missing := {item.name for item in fields(State)} - set(data):
+        raise KeyError(f"the state lacks {sorted(missing)[0]}")
+    return _CONVERTER.structure(data, State)

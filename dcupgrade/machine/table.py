@@ -131,9 +131,9 @@ def _rows_everywhere() -> Iterable[Row]:
         yield Row(name, E.HOLD, N.STAGED, None, t.remember_command)
     for name in Name:
         yield Row(name, E.CHAIN, name, None, t.remember_chain)
-        for word in (E.HOLD, E.UNHOLD, E.APPROVE, E.OVERRIDE):
-            if word is not E.HOLD or name not in (N.COLLECTING, N.SEALED):
-                yield Row(name, word, name, None, t.remember_command)
+        for command in (E.HOLD, E.UNHOLD, E.APPROVE, E.OVERRIDE):
+            if command is not E.HOLD or name not in (N.COLLECTING, N.SEALED):
+                yield Row(name, command, name, None, t.remember_command)
         if name is not N.HALTED:
             yield Row(name, E.RESUME, name)
         yield Row(name, E.RETRY, name, None, t.release_quarantine)

@@ -214,7 +214,10 @@ class UpgradeSettings:
     retention_s: float = _doc(
         "Seconds to keep the previous version after commit.", checks.at_least(0), default=1209600.0
     )
-    remove_previous: bool = _doc("Remove the previous version's slot after retention.", default=False)
+    remove_previous: bool = _doc(
+        "Remove the files of versions that cannot be gone back to any more; false keeps those of every version.",
+        default=True,
+    )
     free_space_min_bytes: int = _doc(
         "Free space that must remain before an upgrade, bytes.", checks.at_least(0), default=268435456
     )

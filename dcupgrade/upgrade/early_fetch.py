@@ -90,6 +90,10 @@ class EarlyFetch:
             task.cancel()
             await asyncio.gather(task, return_exceptions=True)
 
+    def holds(self, enclave_id: str) -> bool:
+        """Whether files of that release are being fetched, or kept until it is final."""
+        return enclave_id in self._tasks
+
     async def close(self) -> None:
         """End what is under way; what was fetched stays for the next run to use or to fetch again."""
         tasks = list(self._tasks.values())

@@ -22,6 +22,7 @@ from .early_fetch import EarlyFetch
 from .event_queue import EventQueue, Item
 from .feed import Feed
 from .health import watch_node, watch_vault
+from .housekeeping import keep_tidy
 from .performer import failure_event, perform
 from .ports import Announcement, Entry, JournalPort, Ports
 from .tools import Limits, Tools
@@ -83,6 +84,7 @@ class Orchestrator:
             self._follow_commands(),
             watch_node(self._tools, self.feed, lambda: self.state),
             watch_vault(self._tools, self.feed),
+            keep_tidy(self._tools, self._early, lambda: self.state),
         )
         sources = [asyncio.ensure_future(item) for item in work]
         try:

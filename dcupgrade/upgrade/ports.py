@@ -153,8 +153,11 @@ class SlotsPort(Protocol):
     async def slot_is_good(self, enclave_id: str) -> bool:
         """Whether the version's files are there and are what they were when they were verified."""
 
+    async def staged(self) -> list[str]:
+        """Enclave ids of the versions whose files are here."""
+
     async def remove_slot(self, enclave_id: str) -> None:
-        """Delete the version's files."""
+        """Delete the version's files; one that runs is refused."""
 
     async def discover(self) -> Release | None:
         """The version that owns the data, as far as files and processes tell: for a start with an empty journal."""

@@ -45,7 +45,8 @@ class Limits:
     silent_probes: int = 3
     steady_s: float = 30.0
     launches: int = 3
-    remove_previous: bool = False
+    remove_previous: bool = True
+    tidy_every_s: float = 300.0
     confirmed: tuple[str, ...] = ("durable",)
     early_hosts: tuple[str, ...] = ()
 

@@ -188,5 +188,10 @@ class Nodes:
     async def slot_is_good(self, enclave_id: str) -> bool:
         return self.world.disk.read(f"slot/{enclave_id}") is not None
 
+    async def staged(self) -> list[str]:
+        disk = self.world.disk
+        return sorted(name[5:] for name in {*disk.safe, *disk.loose} if name.startswith("slot/"))
+
     async def remove_slot(self, enclave_id: str) -> None:
+        self.world.judge_removal(enclave_id)
         self.world.disk.remove(f"slot/{enclave_id}")

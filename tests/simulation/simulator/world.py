@@ -465,6 +465,11 @@ class SimulatedWorld:
         if self.disk.safe.get(f"node/{node.release.enclave_id}") != self.data_key:
             self.violate(f"8: {name} was told to commit before its keys were safe on its disk")
 
+    def judge_removal(self, enclave_id: str) -> None:
+        """9: the files of the version that owns the data are never removed, nor those of one that runs."""
+        if self.nodes.living(enclave_id) or (self.told_commit[-1:] == [enclave_id] and not self.by_hand):
+            self.violate(f"9: the files of {enclave_id[:8]} are removed, which may be needed")
+
     def judge_start(self, enclave_id: str) -> None:
         """3 and 8: only what was final is started; after a commit only an operator brings an older version back."""
         if enclave_id not in self.chain.releases:

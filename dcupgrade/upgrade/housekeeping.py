@@ -1,0 +1,41 @@
+"""Removes the files of versions that nothing can need any more, so that disk use does not grow with every upgrade.
+
+Kept are the running version, the one on its way in or out, the one that can be gone back to, the one on the chain, and
+what an early fetch holds. The slot, the driver's record and the logs of any other version go together.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+
+from dcupgrade.errors import failure_of
+from dcupgrade.machine.state import Name, State
+
+from .early_fetch import EarlyFetch
+from .tools import Tools
+
+log = logging.getLogger("dcupgrade")
+
+
+def needed(state: State) -> frozenset[str]:
+    """Enclave ids whose files may still be needed in this state."""
+    program = state.chain.program if state.chain else None
+    return frozenset(item.enclave_id for item in (state.running, state.target, state.previous, program) if item)
+
+
+async def keep_tidy(tools: Tools, early: EarlyFetch, state: Callable[[], State]) -> None:
+    """Look now and then, while the machine rests; what cannot be removed is tried at the next look."""
+    while True:
+        await tools.clock.sleep(tools.limits.tidy_every_s)
+        try:
+            for enclave_id in await tools.slots.staged() if tools.limits.remove_previous else ():
+                # asked before each removal: the state may have changed meanwhile
+                now = state()
+                if now.name is not Name.IDLE or now.running is None:
+                    break
+                if enclave_id not in needed(now) and not early.holds(enclave_id):
+                    await tools.slots.remove_slot(enclave_id)
+                    log.info("removed the files of %s: it cannot be gone back to", enclave_id)
+        except Exception as error:
+            log.warning("old versions are not removed: %s", failure_of(error).detail)
