@@ -81,7 +81,7 @@ CODES: dict[str, str] = {
     "NODE_STILL_RUNS": "files of a version that still runs were to be removed",
     "ANOTHER_NODE_RUNS": "another version still runs on the same data",
     "COMMIT_NOT_ACKNOWLEDGED": "the new version has not yet taken the word to commit",
-    "RUNNING_REVOKED": "the network has withdrawn its signature from the running version; it goes on serving",
+    "RUNNING_REVOKED": "the network has withdrawn its signature from the running version; it continues to serve",
     "FIRST_INSTALL_REFUSED": "nothing runs here, and a first install is not allowed or not safe",
     # web.py: answers of the status page and API
     "HTTP_HOST_REFUSED": "a request names the status page by a host name that it does not answer to",

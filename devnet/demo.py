@@ -51,7 +51,7 @@ MEANING = {
     "launching": "the new version is started in its TEE",
     "delivering": "it attests itself, gets the keys, seals them",
     "probation": "healthy? does the old data's canary decrypt?",
-    "committed": "the new version is told to go on for good",
+    "committed": "the new version is told that it stays",
     "abandoned": "given up before anything was touched",
     "reverting": "going back to the old version",
     "reverted": "the old version serves again",
@@ -189,7 +189,7 @@ class Demo:
         await self._upgrade(world)
         await self._read_back(world)
         if self.stay:
-            self.console.print("everything goes on running; Ctrl-C ends it")
+            self.console.print("everything continues to run; Ctrl-C ends it")
             with contextlib.suppress(asyncio.CancelledError):
                 await asyncio.Event().wait()
         with self._step("agent, nodes and vault stopped"):

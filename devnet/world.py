@@ -311,7 +311,7 @@ class World:
             )
 
     async def stop_agent(self, *, kill: bool = False) -> int | None:
-        """TERM (or KILL) the agent and wait; nodes and vault go on."""
+        """TERM (or KILL) the agent and wait; nodes and vault continue."""
         agent, self.agent = self.agent, None
         if agent is None:
             return None

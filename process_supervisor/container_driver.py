@@ -107,7 +107,7 @@ class ContainerHandle:
         return self._status
 
     async def close(self) -> None:
-        """Stop watching; the container goes on."""
+        """Stop watching; the container continues."""
         self._task.cancel()
         with contextlib.suppress(asyncio.CancelledError):
             await self._task
@@ -328,7 +328,7 @@ class ContainerDriver:
         return known
 
     async def take_over(self, name: str, found: str, data_dir: Path) -> NodeRecord:
-        """Remember a running container as this node's; it goes on running, under its own name.
+        """Remember a running container as this node's; it continues to run, under its own name.
 
         One that does not have the data folder cannot be the node, and is not taken for it.
 

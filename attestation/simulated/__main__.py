@@ -133,7 +133,7 @@ def _serve(cpu: SoftwareCpu, secs: Secs, connection: socket.socket, child: int, 
             message = b""
         if not message:
             poll.unregister(connection)
-            connection.close()  # so that an enclave that asks again is told, instead of waiting for ever
+            connection.close()  # so that an enclave that asks again is told, instead of waiting indefinitely
 
 
 def run(cpu_folder: Path, image: Path, sigstruct: Path, uid: int | None, debug: bool, args: list[str]) -> int:

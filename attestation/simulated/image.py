@@ -39,7 +39,7 @@ def _sealable_memory(*, executable: bool) -> int:
 def private_copy(image: Path) -> tuple[int, bytes]:
     """Copy an image into sealed memory that nobody can alter and measure that copy: descriptor and MRENCLAVE.
 
-    The file on disk is read once and never looked at again, so swapping it later changes nothing.
+    The file on disk is read once and never read again, so swapping it later changes nothing.
     """
     source = open_artefact(image)
     try:

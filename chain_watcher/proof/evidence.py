@@ -132,7 +132,7 @@ def claimed_evidence(
 ) -> dict[str, Any]:
     """Return the unproven form (mode "quorum" or "single", else ValueError): only the bearer's claim.
 
-    Entries without a readable signature are told with an empty one.
+    Entries without a readable signature are reported with an empty one.
     """
     if mode not in ("quorum", "single"):
         raise ValueError("claims have the mode quorum or single")

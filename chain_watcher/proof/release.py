@@ -30,7 +30,7 @@ URL_BYTES_MAX: Final = 2048
 VERSION_BYTES_MAX: Final = 128
 CID_BYTES_MAX: Final = 256
 CIDS_MAX: Final = 32
-#: Refused entries are told of one by one up to here.
+#: Refused entries are reported one by one up to this number.
 REFUSALS_MAX: Final = 256
 #: More signatures for one id than this are not handed to the verifier (N of a network is far smaller).
 SIGNATURES_MAX: Final = 64

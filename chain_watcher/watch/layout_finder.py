@@ -20,7 +20,7 @@ from .suspicion import forged
 #: Metadata is some hundred kilobytes and comes once for each runtime.
 METADATA_TIMEOUT_S: Final = 30.0
 ANSWERS_KEPT: Final = 64
-#: For so long, metadata that was refused is not asked for again, nor metadata that does not fit the values.
+#: For this many seconds, metadata that was refused is not asked for again, nor metadata that does not fit the values.
 ASK_AGAIN_S: Final = 300.0
 #: So many other endpoints are asked to confirm metadata where no layout is pinned.
 WITNESSES_MAX: Final = 5

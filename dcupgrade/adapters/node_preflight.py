@@ -53,7 +53,7 @@ class Preflight:
             found += await self._first_install_findings()
         elif await living(self._driver, source_id) is not None:
             health = await self._node_http.health(source_id)
-            # one that waits for keys goes on: collecting then finds out whether there are any
+            # one that waits for keys continues: collecting then finds out whether there are any
             if health.status not in ("serving", "waiting_for_keys"):
                 found.append(Finding("NODE_NOT_READY", f"the running version is {health.status}"))
         return found + await self._lock_findings(source_id)

@@ -20,7 +20,7 @@ ProxyFor = Callable[[str], str | None]
 
 FIRST_VIEW_S = 60.0
 CONNECT_S = 10.0
-"""Without any connection for so long, the endpoints' own errors are the answer."""
+"""Seconds without any connection after which the endpoints' own errors are the answer."""
 
 
 @click.group()

@@ -32,7 +32,7 @@ STORAGE = frozenset({"EnclaveIds", "DcProgram"})
 
 @dataclass(frozen=True, slots=True)
 class Release:
-    """What ``set_dc_program`` is told. ``cids`` is used only by chains whose call has that argument."""
+    """The arguments of `set_dc_program`. ``cids`` is used only by chains whose call has that argument."""
 
     enclave_id: str
     version: str

@@ -293,7 +293,7 @@ class WebhookSettings:
 
 @attrs.frozen(kw_only=True)
 class Settings:
-    """Everything the agent is told."""
+    """All settings of the agent."""
 
     agent: AgentSettings
     chain: ChainSettings

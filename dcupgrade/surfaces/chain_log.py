@@ -25,7 +25,7 @@ class News:
 def news(before: Mapping[str, Any] | None, now: Mapping[str, Any]) -> list[News]:
     """What changed between two answers of the watcher's ``health()``; ``before`` is None at the start.
 
-    An endpoint that is tried again and again is told once for each cause, not once for each try.
+    An endpoint that is tried again and again is reported once for each cause, not once for each try.
     """
     found = [News("WARNING", f"UNSAFE chain settings: {', '.join(now['unsafe'])}")] if _begins(before, now) else []
     known = {} if before is None else {one["url"]: one for one in before["endpoints"]}

@@ -46,7 +46,7 @@ def _machine(status: Mapping[str, Any]) -> Iterator[Metric]:
     yield family
     held = state["name"], status["now_unix_s"] - status["since_unix_s"]
     yield _gauge("state_seconds", "Time in the present state.", held[1])
-    alarms = GaugeMetricFamily("dcupgrade_alarm", "1 for each condition that wants an operator.", labels=["code"])
+    alarms = GaugeMetricFamily("dcupgrade_alarm", "1 for each condition that needs an operator.", labels=["code"])
     for code in sorted({alarm["code"] for alarm in status.get("alarms", [])}):
         alarms.add_metric([code], 1.0)
     yield alarms

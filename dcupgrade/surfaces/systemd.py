@@ -1,4 +1,4 @@
-"""What systemd is told (sd_notify(3)): ready, stopping, a status line, and that the event loop lives."""
+"""What systemd is notified of (sd_notify(3)): ready, stopping, a status line, and that the event loop lives."""
 
 from __future__ import annotations
 
@@ -34,13 +34,13 @@ def _short(release: Release) -> str:
 
 
 def period_s(environ: Mapping[str, str]) -> float:
-    """How often systemd is told, seconds: at least twice within the time after which its watchdog would act."""
+    """How often systemd is notified, seconds: at least twice within the time after which its watchdog would act."""
     text = environ.get("WATCHDOG_USEC", "")
     return min(PERIOD_S_MAX, int(text) / 1e6 / 3) if text.isdecimal() and int(text) else PERIOD_S_MAX
 
 
 async def keep_telling(notifier: Notifier, state: Callable[[], State], pause_s: float) -> None:
-    """Tell the status and feed the watchdog for ever, from the event loop that does the work."""
+    """Tell the status and feed the watchdog indefinitely, from the event loop that does the work."""
     while True:
         notifier.notify(f"STATUS={status_line(state())}\nWATCHDOG=1")
         await asyncio.sleep(pause_s)

@@ -13,7 +13,7 @@ from dcupgrade.machine.state import Release, State
 from .tools import Emit, Tools, failed, release_of
 
 PREFLIGHT_PAUSE_S = 2.0
-"""How long until the host is looked at again after a check before the upgrade failed."""
+"""Seconds until the host is checked again after a failed check."""
 FLEET_PAUSE_S = 15.0
 """How long, on average, until the fleet is asked for a place again."""
 

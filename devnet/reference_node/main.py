@@ -287,7 +287,7 @@ class Node:
             await asyncio.sleep(ASK_AGAIN_V1_S)
 
     async def bring_up(self) -> None:
-        """From an empty process to serving; what stands in the way is told by the node's health."""
+        """From an empty process to serving; the node's health reports what stands in the way."""
         try:
             keys = self.own_keys()
             if keys is None and self._arguments.first_install:

@@ -35,7 +35,7 @@ def started_by_it(folder: Path) -> list[str]:
         (signal.SIGTERM, "TEE is SIMULATED"),  # while the chain starts
         (signal.SIGHUP, "development chain"),  # while the vault is built and listed
         (signal.SIGINT, "1.1.0 published"),  # in the middle of the upgrade
-        (signal.SIGTERM, "everything goes on running"),
+        (signal.SIGTERM, "everything continues to run"),
     ],
     ids=["start", "vault", "upgrade", "staying"],
 )
@@ -54,7 +54,7 @@ def test_a_demonstration_that_is_ended_leaves_nothing(tmp_path: Path, number: si
                 break
         told.append(demo.stdout.read())
     text = "".join(told)
-    stayed = "everything goes on running" in text  # a signal may come late on a busy machine; all was done by then
+    stayed = "everything continues to run" in text  # a signal may come late on a busy machine; all was done by then
     assert demo.returncode == (0 if stayed else 130), text
     assert ("the upgrade succeeded" if stayed else "interrupted; everything was stopped") in text
     assert started_by_it(tmp_path) == []

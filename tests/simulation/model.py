@@ -213,7 +213,7 @@ def _keep(effect: Effect, state: State, world: World) -> Iterator[Move]:
             yield Move("keep: start fails", (world,), _event(E.NODE_START_FAILED, effect, "NODE_START_FAILED"))
         else:
             for move in _start(world, effect, "keep: start", None):
-                # kept in idle a revoked version goes on serving; on the way back it is not to be started
+                # kept in idle a revoked version continues to serve; on the way back it is not to be started
                 back = state.resume_to == "reverting" and name in world.knew_revoked
                 yield replace(move, worlds=(move.worlds[0].breaking(REVOKED_START),)) if back else move
     elif world.phase(name) == "serving":

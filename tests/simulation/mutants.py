@@ -138,11 +138,11 @@ MUTANTS: dict[str, tuple[Rows, Activity, Scenario]] = {
     "forgets what failed after abandoning": (
         _edge(N.STAGING, E.STAGE_FAILED, _act(_forgets_the_failure)), _keep_activity,
         Scenario(Traits("bad"))),
-    "relaunches a dying node for ever": (
+    "relaunches a dying node indefinitely": (
         _edge(N.LAUNCHING, E.LAUNCHED, _act(None)), _keep_activity, DYING),
     "ignores a node that ended in probation": (
         _edge(N.PROBATION, E.NODE_EXITED, _to(N.PROBATION)), _keep_activity, Scenario(Traits("frail"))),
-    "goes on with a target that was revoked while stopping": (
+    "continues with a target that was revoked while stopping": (
         _edge(N.STOPPING, E.NODE_STOPPED, _drop, "must_turn_back"), _keep_activity, CALM),
     "passes over a wish to go back that came while stopping": (
         _edge(N.STOPPING, E.NODE_STOPPED, lambda row: replace(row, guard=guards.target_revoked), "must_turn_back"),

@@ -78,7 +78,7 @@ def _died_of_power_cut(task: asyncio.Task[Any]) -> None:
 
 
 async def detached(work: Coroutine[Any, Any, T]) -> T:
-    """Wait for work that another process does: it goes on when the agent dies while it waits."""
+    """Wait for work that another process does: it continues when the agent dies while it waits."""
     task = asyncio.ensure_future(work)
     task.add_done_callback(lambda done: done.cancelled() or done.exception())
     return await asyncio.shield(task)

@@ -94,7 +94,7 @@ def test_three_thousand_set_changes_are_caught_up_with() -> None:
 
 
 def test_a_walk_that_is_dropped_loses_nothing() -> None:
-    """A slow endpoint's turn ends at any question; the next one goes on from what was proven."""
+    """A slow endpoint's turn ends at any question; the next one continues from what was proven."""
     chain = ChainOfSets(120, {number: 0 for number in range(10, 60, 5)})
     follower, turns = follower_of(chain, 3), 0
     while follower.floor < 120:

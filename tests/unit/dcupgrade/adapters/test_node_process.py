@@ -68,7 +68,7 @@ async def test_a_start_that_is_cut_short_is_found_by_the_stop_after_it(data_dir:
 async def test_a_version_that_never_ran_counts_as_stopped_beside_one_that_would_not_stop(
     data_dir: Path, lock: DataLock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The way back from a stop that failed: the old node still has data and port, and goes on with them."""
+    """The way back from a stop that failed: the old node still has data and port, and continues with them."""
     monkeypatch.setattr("dcupgrade.adapters.node_process.UNLOCK_TIMEOUT_S", 0.0)
     driver = Driver()
     driver.run(OLD)

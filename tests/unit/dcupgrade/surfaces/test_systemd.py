@@ -1,4 +1,4 @@
-"""What systemd is told."""
+"""What systemd is notified of."""
 
 import asyncio
 

@@ -14,7 +14,7 @@ MINUTE_S = 60.0
 
 
 def test_a_bad_release_is_an_alarm_until_a_newer_one_is_there() -> None:
-    """Case F4: the bad one's alarm stayed for ever."""
+    """Case F4: the bad one's alarm stayed indefinitely."""
 
     async def act(scene: Scene) -> None:
         first = await scene.installed()

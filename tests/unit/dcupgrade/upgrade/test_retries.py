@@ -28,7 +28,7 @@ PORTS = (
 
 
 def failing(world: SimulatedWorld, owner: str, name: str, error: Exception, calls: list[float]) -> Callable[[], None]:
-    """Have a port raise at once, and count; returns what mends it."""
+    """Have a port raise at once, and count; returns what fixes it."""
     port = getattr(world, owner)
     real = getattr(port, name)
 
@@ -52,10 +52,10 @@ def test_no_port_that_fails_is_asked_without_a_pause_and_nothing_is_lost(
         second = scene.publish()
         await scene.until_state(Name.STAGED)
         calls: list[float] = []
-        mend = failing(scene.world, owner, name, error, calls)
+        fix = failing(scene.world, owner, name, error, calls)
         await asyncio.sleep(600)
         assert len(calls) < 1500
-        mend()
+        fix()
         await asyncio.sleep(200)
         if scene.state.halted:
             scene.say("resume")
@@ -74,10 +74,10 @@ def test_a_health_report_that_always_fails_the_program_ends_probation() -> None:
         first = await scene.installed()
         scene.publish()
         await scene.until_state(Name.PROBATION)
-        mend = failing(scene.world, "nodes", "health", FAULT, [])
+        fix = failing(scene.world, "nodes", "health", FAULT, [])
         state = await scene.until_state(Name.REVERTING)
         assert state.reason == "UNEXPECTED"
-        mend()
+        fix()
         await scene.until_idle(first)
 
     Scene().play(act)
@@ -97,12 +97,12 @@ def test_a_node_that_cannot_be_watched_for_a_while_has_not_crashed() -> None:
         (node,) = scene.world.nodes.all_living()
         await scene.kill_agent()
         calls: list[float] = []
-        mend = failing(scene.world, "nodes", "wait_exit", OUT_OF_DESCRIPTORS, calls)
+        fix = failing(scene.world, "nodes", "wait_exit", OUT_OF_DESCRIPTORS, calls)
         scene.start_agent()
         await asyncio.sleep(120)
         assert scene.state.crashes == 0
         assert len(calls) < 100
-        mend()
+        fix()
         node.kill("signal 9")
         await scene.until(lambda _: scene.serving() == "1.0.0" and scene.world.nodes.all_living() != [node])
 
@@ -134,11 +134,11 @@ def test_the_way_back_never_gives_up_on_a_mirror(down_s: float) -> None:
         await scene.until_state(Name.DELIVERING)
         scene.world.disk.remove(f"slot/{first.enclave_id}")
         page = DcupgradeError(code="ARCHIVE_CORRUPT", what="download", why="a page", kind="rejected")
-        mend = failing(scene.world, "nodes", "stage", page, [])
+        fix = failing(scene.world, "nodes", "stage", page, [])
         await asyncio.sleep(down_s)
         if down_s > 100:
             assert "SOURCE_SLOT_DAMAGED" in scene.alarms()
-        mend()
+        fix()
         await scene.until_idle(first)
         await scene.until(lambda _: scene.alarms() == ["BUDGET_SPENT"])
 
