@@ -137,8 +137,8 @@ def has_previous(state: State, event: Event, _: Budgets) -> bool:
 
 
 def waits_for_serving(state: State, _event: Event, _: Budgets) -> bool:
-    """The one condition that ends by itself: the running version was down and serves again."""
-    return state.halted in ("SOURCE_WONT_START", "NO_KEYS_ANYWHERE") and state.resume_to == N.IDLE
+    """A condition that ends by itself: the running version was down over something that passed, and serves again."""
+    return state.halted in MAY_PASS and state.resume_to == N.IDLE
 
 
 def source_may_return(state: State) -> bool:
