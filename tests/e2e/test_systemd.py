@@ -22,18 +22,23 @@ from devnet.world import World
 pytestmark = [pytest.mark.e2e, pytest.mark.systemd, pytest.mark.slow, pytest.mark.timeout(900)]
 
 AGENT, VAULT = "dcupgrade.service", "dcupgrade-vault.service"
-PYTHON = "/usr/local/lib/dcupgrade/venv/bin/python"
-SIMULATED_VAULT = f"""[Service]
+SIMULATED_VAULT = """[Service]
 WorkingDirectory=/
 ExecStart=
-ExecStart={PYTHON} -m keyvault serve --listen 127.0.0.1:%d --store /var/lib/dcupgrade-vault/store \
+ExecStart=/usr/local/bin/keyvault watch --url http://127.0.0.1:%(port)d -- \
+/usr/local/bin/keyvault serve --listen 127.0.0.1:%(port)d --store /var/lib/dcupgrade-vault/store \
 --token-file /etc/dcupgrade/vault.token --auth-file /trial/vault-image/vault.auth --cpu /var/lib/dcupgrade-vault/cpu \
 --image /trial/vault-image/vault.pyz --sigstruct /trial/vault-image/vault.sig
 """
+VAULT_FILES = {"image": "pyz", "sigstruct": "sig", "auth_file": "auth"}
 OVERRIDES = {
     "agent": {"state_dir": "/var/lib/dcupgrade"},
     "node": {"data_dir": "/srv/dcnode"},
-    "vault": {"start": False, "token_file": "/etc/dcupgrade/vault.token"},
+    "vault": {
+        "start": False,
+        "token_file": "/etc/dcupgrade/vault.token",
+        **{key: f"/trial/vault-image/vault.{end}" for key, end in VAULT_FILES.items()},
+    },
 }
 OBJECTS = {f"object-{index}": os.urandom(1 << (2 * index)) for index in range(10)}
 
@@ -51,7 +56,7 @@ def install(host: SystemdHost, world: World) -> None:
     for user, state in (("dcupgrade", "/var/lib/dcupgrade"), ("dcvault", "/var/lib/dcupgrade-vault")):
         host.run("install", "-d", "-m", "700", "-o", user, "-g", user, state, f"{state}/cpu")
         host.run("install", "-m", "600", "-o", user, "-g", user, "/trial/cpu/root-keys", f"{state}/cpu/root-keys")
-    host.write(f"/etc/systemd/system/{VAULT}.d/simulated.conf", SIMULATED_VAULT % world.ports["vault"])
+    host.write(f"/etc/systemd/system/{VAULT}.d/simulated.conf", SIMULATED_VAULT % {"port": world.ports["vault"]})
     host.write(f"/etc/systemd/system/{AGENT}.d/impatient.conf", "[Service]\nWatchdogSec=10\n")
     host.run("systemctl", "daemon-reload")
     host.run("systemctl", "enable", "--now", VAULT, AGENT)
@@ -96,9 +101,22 @@ async def see_the_vault_come_back(host: SystemdHost, world: World) -> None:
     host.run("systemctl", "kill", "--signal=KILL", VAULT)
     await until(host, VAULT, "NRestarts", "1")
     await until(host, VAULT, "ActiveState", "active")
+    async with asyncio.timeout(90):  # systemd knows that it was started, not that it listens
+        while not await listens(world.ports["vault"]):  # noqa: ASYNC110 - another process
+            await asyncio.sleep(0.1)
     status = await world.status()
     assert status is not None
     assert status["state"]["name"] == "idle"
+
+
+async def listens(port: int) -> bool:
+    try:
+        _, writer = await asyncio.open_connection("127.0.0.1", port)
+    except OSError:
+        return False
+    writer.close()
+    await writer.wait_closed()
+    return True
 
 
 async def see_an_operators_hold_wait_for_the_agent(host: SystemdHost, world: World) -> None:
