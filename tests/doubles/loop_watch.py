@@ -1,7 +1,8 @@
 """Names whatever holds an event loop: judged by what the loop's thread does, so that a busy machine fails nothing.
 
 A callback holds the loop if it used more than HELD_S_MAX seconds of processor time, or slept so long in a blocking call
-on its stack. Time in which the thread only waited for a processor, or for Python's lock, does not count.
+on its stack. Time in which the thread only waited for a processor, for Python's lock, or for the machine's own disk (a
+sync of the journal, which is still written on the loop) does not count: that would judge how busy the machine is.
 """
 
 import asyncio
@@ -99,7 +100,7 @@ class LoopWatch:
             text = self._state.read_text(encoding="ascii", errors="replace")
         except OSError:
             return False
-        return text[text.rindex(")") + 2] in "SD"
+        return text[text.rindex(")") + 2] == "S"
 
 
 def _stack(frame: FrameType) -> tuple[str, ...]:

@@ -14,7 +14,7 @@ from substrateinterface import SubstrateInterface
 
 from dcupgrade.commands.release import release
 from dcupgrade.errors import DcupgradeError
-from dcupgrade.publishing import pallet, publish, signing
+from dcupgrade.publishing import pallet, signing
 from devnet.chain import DevChain
 
 pytestmark = [pytest.mark.e2e, pytest.mark.slow]
@@ -113,7 +113,7 @@ def test_without_sudo_the_call_data_are_printed_for_governance(
 
 
 def test_a_chain_without_the_pallet_is_named_as_such(shared_chain: DevChain, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(publish, "STORAGE", pallet.STORAGE | {"AnotherItem"})
+    monkeypatch.setattr(pallet, "STORAGE", pallet.STORAGE | {"AnotherItem"})
     with (
         pytest.raises(DcupgradeError, match="PUBLISH_PALLET_MISSING"),
         pallet.PublisherChain.connect(shared_chain.ws_url),
