@@ -115,15 +115,25 @@ def _become_enclave(parent: int, enclave_end: int, copy: int, uid: int | None, a
 
 def _serve(cpu: SoftwareCpu, secs: Secs, connection: socket.socket, child: int, pidfd: int) -> int:
     """Answer the enclave until it ends; gives its exit code, 128+n for signal n."""
+    # A signal that arrives just before poll() would have its handler wait until poll() returns, perhaps indefinitely.
+    # Its byte in this socket ends poll() at once.
+    signalled, wakeup = socket.socketpair()
+    signalled.setblocking(False)
+    wakeup.setblocking(False)
+    signal.set_wakeup_fd(wakeup.fileno(), warn_on_full_buffer=False)
     poll = select.poll()
-    poll.register(connection, select.POLLIN)
-    poll.register(pidfd, select.POLLIN)
+    for source in (connection, pidfd, signalled):
+        poll.register(source, select.POLLIN)
     while True:
         ready = {fd for fd, _ in poll.poll()}
+        with contextlib.suppress(BlockingIOError):
+            signalled.recv(4096)
         # The end first: something that the enclave left behind may hold its end of the socket, and go on asking.
         if pidfd in ready:
             code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
             return code if code >= 0 else 128 - code
+        if connection.fileno() not in ready:
+            continue
         try:
             message = connection.recv(MESSAGE_BYTES_MAX)
             if message:

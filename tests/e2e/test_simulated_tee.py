@@ -92,13 +92,13 @@ def main():
     elif verb == "die":
         os.kill(os.getpid(), int(rest[0]))
     elif verb == "wait":
-        def stop(number, _):
-            print(json.dumps({"signal": number}), flush=True)
-            sys.exit(40 + number)
-        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
-            signal.signal(number, stop)
+        # Blocked and fetched: a handler would not run for a signal that comes just before a call that blocks.
+        numbers = {signal.SIGTERM, signal.SIGINT, signal.SIGHUP}
+        signal.pthread_sigmask(signal.SIG_BLOCK, numbers)
         print(json.dumps({"pid": os.getpid(), "parent": os.getppid()}), flush=True)
-        time.sleep(60)
+        number = signal.sigwait(numbers)
+        print(json.dumps({"signal": number}), flush=True)
+        return 40 + number
 """
 
 

@@ -20,7 +20,9 @@ from process_supervisor.host import other_manager_containers
 from process_supervisor.log_files import LogPolicy
 
 pytestmark = [pytest.mark.e2e, pytest.mark.slow, pytest.mark.compose, pytest.mark.xdist_group("docker")]
-GENTLE = "import signal,sys,time; signal.signal(15, lambda *_: sys.exit(3)); print('up', flush=True); time.sleep(600)"
+GENTLE = (
+    "import signal,sys; signal.pthread_sigmask(0, [15]); print('up', flush=True); signal.sigwait([15]); sys.exit(3)"
+)
 STUBBORN = "import signal,time; signal.signal(15, signal.SIG_IGN); print('up', flush=True); time.sleep(600)"
 Make = Callable[..., LaunchSpec]
 
@@ -362,7 +364,8 @@ async def test_a_node_is_stopped_by_its_images_signal_and_with_the_patience_that
 ) -> None:
     """STOPSIGNAL SIGINT (case E4): the node here ends only by that one, and takes longer than the agent's grace."""
     code = "import signal,sys,time; signal.signal(15, signal.SIG_IGN)\n"
-    code += "signal.signal(2, lambda *_: (time.sleep(1), sys.exit(5))); print('up', flush=True); time.sleep(600)"
+    code += "signal.pthread_sigmask(signal.SIG_BLOCK, [2]); print('up', flush=True)\n"
+    code += "signal.sigwait([2]); time.sleep(1); sys.exit(5)"
     context = tmp_path / "image"
     context.mkdir()
     (context / "Dockerfile").write_text(f"FROM {BASE_IMAGE}\nSTOPSIGNAL SIGINT\n")

@@ -24,7 +24,9 @@ from process_supervisor.log_files import LogPolicy, tail_log
 from process_supervisor.process_driver import ProcessDriver
 from process_supervisor.procfs import listener_of, process_facts, session_members
 
-GENTLE = "import signal,sys,time; signal.signal(15, lambda *_: sys.exit(3)); print('up', flush=True); time.sleep(600)"
+GENTLE = (
+    "import signal,sys; signal.pthread_sigmask(0, [15]); print('up', flush=True); signal.sigwait([15]); sys.exit(3)"
+)
 STUBBORN = "import signal,time; signal.signal(15, signal.SIG_IGN); print('up', flush=True); time.sleep(600)"
 # A stubborn grandchild in a process group of its own, which outlives its gentle parent.
 FORKING = """
@@ -175,11 +177,12 @@ async def test_another_agent_finds_and_stops_the_node(driver: ProcessDriver, spe
 
 
 DETACHED = """
-import os, signal, sys, time
-signal.signal(15, lambda *_: sys.exit(3))
+import os, signal, sys
+signal.pthread_sigmask(signal.SIG_BLOCK, [15])
 os.write(1, str(os.getpid()).encode())
 os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
-time.sleep(600)
+signal.sigwait([15])
+sys.exit(3)
 """
 
 
