@@ -44,6 +44,7 @@ from keyvault.vault.hygiene import harden_process
 
 from .app import NodeState, add_broken_handover_routes, add_field_routes, add_node_routes
 from .objects import KeySet, NodeError, ObjectStore, write_durably
+from .old_copies import Versions, remove_old_copies
 
 log = logging.getLogger("reference_node")
 
@@ -159,6 +160,19 @@ class Node:
             await asyncio.to_thread(write_durably, self._commits / self.state.enclave_id, b"committed\n")
             self.state.committed = True
             log.info("committed: this version may now change keys and formats")
+        await asyncio.to_thread(self.tidy)
+
+    def tidy(self) -> None:
+        """Remove what older versions left. Does nothing unless this one is committed and its own copy opens."""
+        if not self.state.committed or self._keys is None:
+            return
+        try:
+            proven = self.own_keys()
+            if proven is not None and proven.id == self._keys.id:
+                for enclave_id in remove_old_copies(self._data, self.state.enclave_id, proven.id):
+                    log.info("removed the sealed copy of %s: it cannot be gone back to", enclave_id)
+        except (NodeError, KeyvaultError, AttestationError, OSError) as error:
+            log.warning("copies of older versions stay: %s", error)
 
     def marked(self) -> str | None:
         """Id of the key set that these data belong to, or None as long as no version ever had keys."""
@@ -193,6 +207,7 @@ class Node:
 
     def seal(self, keys: KeySet) -> None:
         """Seal to this enclave; returns after the copy was read back from disk and unsealed."""
+        Versions(self._data).put_last(self.state.enclave_id)
         self._sealed.put(KIND_KEY_SET, keys.id, bytes.fromhex(self.state.enclave_id), keys.encoded)
 
     def open_data(self, keys: KeySet) -> None:
@@ -210,6 +225,10 @@ class Node:
 
     def serve(self, keys: KeySet) -> None:
         """Say to the world that objects can be had."""
+        try:
+            Versions(self._data).put_last(self.state.enclave_id)
+        except OSError as error:
+            log.warning("not noted as the version that serves: %s", error)
         self._keys = keys
         self.state.key_set_id, self.state.status = keys.id, "serving"
         log.info("serving as %s, version %s, key set %s", self.state.enclave_id, self.state.version, keys.id)

@@ -2,8 +2,9 @@
 
     python -m tests.load.soak [--upgrades 500] [--out build/soak]
 
-After every upgrade all objects are read back. Every few upgrades agent, vault or node is killed, in turn. The table has
-a row for each tenth of the run: memory, descriptors, tasks, journal, disk, time and downtime.
+After every upgrade all objects are read back. Every few upgrades agent, vault or node is killed, or the connection to
+the chain is cut, in turn. The table has a row for each tenth of the run: memory, descriptors, tasks, journal, disk,
+time and downtime. What is larger at the end than the first fifth of the run explains is named, and the exit code is 1.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -29,7 +30,21 @@ from .measure import ProcessSize, changed_environment, count_tasks, disk_bytes, 
 
 OBJECTS = 10
 KILL_EVERY = 3
-VICTIMS = ("agent", "vault", "node")
+VICTIMS = ("agent", "vault", "node", "connection")
+#: Columns that may not grow with the number of upgrades, and by how much they may still differ: a part and a constant.
+FLAT = {
+    "agent KiB": (0.15, 2048),
+    "vault KiB": (0.15, 2048),
+    "node KiB": (0.15, 2048),
+    "agent descriptors": (0.1, 3),
+    "agent tasks": (0.1, 3),
+    "agent files KiB": (0.15, 1024),
+    "node files KiB": (0.15, 64),
+    "slots": (0, 1),
+    "logs": (0.1, 2),
+}
+#: The same for seconds, which say something only where the machine was not busier at the end.
+FLAT_S = {"upgrade s": (0.3, 0.5), "downtime s": (0.3, 0.2)}
 OVERRIDES = {
     "node": {"probation_s": 0.2, "probe_interval_s": 0.1},
     "upgrade": {"retention_s": 5.0, "remove_previous": True, "backoff_s": 0.2, "backoff_max_s": 1.0, "attempts": 5},
@@ -46,10 +61,12 @@ class Sample:
     sizes: dict[str, ProcessSize]
     tasks: int
     journal_bytes: int
-    disk_bytes: int
+    agent_bytes: int
+    node_bytes: int
     slots: int
     logs: int
     killed: str
+    load: float
 
 
 class Soak:
@@ -90,6 +107,10 @@ class Soak:
         if killed == "agent":
             await world.stop_agent(kill=True)
             await world.start_agent()
+        elif killed == "connection":
+            assert world.proxy is not None
+            await world.proxy.cut()
+            await world.proxy.start()
         elif killed:
             for pid in world.enclaves()[killed]:
                 with contextlib.suppress(ProcessLookupError):
@@ -111,10 +132,12 @@ class Soak:
             sizes=sizes_of(self._world),
             tasks=read_tasks(self._tasks_folder),
             journal_bytes=journal,
-            disk_bytes=disk_bytes(state) + disk_bytes(self._world.data_dir) - journal,
+            agent_bytes=disk_bytes(state) - journal,
+            node_bytes=disk_bytes(self._world.data_dir),
             slots=len(slots),
             logs=len(list((state / "logs").iterdir())),
             killed=killed,
+            load=os.getloadavg()[0],
         )
 
 
@@ -144,11 +167,27 @@ def _row(part: Sequence[Sample]) -> dict[str, object]:
         "agent descriptors": size("agent", lambda item: item.descriptors),
         "agent tasks": last.tasks,
         "journal KiB": last.journal_bytes // 1024,
-        "disk KiB": last.disk_bytes // 1024,
+        "agent files KiB": last.agent_bytes // 1024,
+        "node files KiB": last.node_bytes // 1024,
         "slots": last.slots,
         "logs": last.logs,
         "kills": sum(bool(item.killed) for item in part),
+        "load": f"{statistics.mean(item.load for item in part):.1f}",
     }
+
+
+def grown(table: Sequence[Mapping[str, object]]) -> list[str]:
+    """What the last row has more of than the second one allows; the journal keeps history, and is left out."""
+    if len(table) < 3:
+        return []
+    early_row, late_row = table[1], table[-1]
+    busier = float(str(late_row["load"])) > 1.2 * float(str(early_row["load"])) + 0.5
+    found = []
+    for name, (part, constant) in (FLAT if busier else FLAT | FLAT_S).items():
+        early, late = (float(str(row[name]).replace("-", "nan")) for row in (early_row, late_row))
+        if late > early * (1 + part) + constant:
+            found.append(f"{name}: {early:g} → {late:g}")
+    return found
 
 
 async def soak(folder: Path, upgrades: int, tell: Callable[[Sample], None], block_time_ms: int = 200) -> list[Sample]:
@@ -157,7 +196,7 @@ async def soak(folder: Path, upgrades: int, tell: Callable[[Sample], None], bloc
     tasks_folder.mkdir(parents=True)
     with changed_environment(count_tasks(tasks_folder)):
         async with DevChain(block_time_ms=block_time_ms) as chain:
-            opening = World.open(folder / "world", chain.ws_url, overrides=OVERRIDES)
+            opening = World.open(folder / "world", chain.ws_url, overrides=OVERRIDES, through_proxy=True)
             async with opening as world:
                 return await Soak(world, tasks_folder).run(upgrades, tell)
 
@@ -182,8 +221,10 @@ def main() -> int:
             asyncio.run(soak(Path(folder), arguments.upgrades, tell))
         finally:
             if samples:
-                sys.stdout.write("\n" + write(arguments.out, f"Soak: {len(samples)} upgrades", rows(samples)))
-    return 0
+                table = rows(samples)
+                sys.stdout.write("\n" + write(arguments.out, f"Soak: {len(samples)} upgrades", table))
+                sys.stdout.write(f"grown: {', '.join(grown(table)) or 'nothing'}\n")
+    return 1 if grown(rows(samples)) else 0
 
 
 if __name__ == "__main__":

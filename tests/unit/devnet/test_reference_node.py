@@ -1,6 +1,5 @@
 """The reference node: keys are made once in the life of a data folder, and its HTTP face keeps to its contract."""
 
-import argparse
 import asyncio
 import errno
 import io
@@ -14,44 +13,13 @@ from aiohttp import ClientPayloadError
 from aiohttp.test_utils import TestClient, TestServer
 from yarl import URL
 
-from attestation.network import encode_multibase
 from devnet.reference_node.app import NodeState, add_node_routes
-from devnet.reference_node.main import _V1, Node, Policy
+from devnet.reference_node.main import _V1
 from devnet.reference_node.objects import CHUNK_BYTES, KeySet, NodeError, ObjectStore
 from keyvault.errors import KeyvaultError
 from keyvault.handover.http_server import new_app
 from keyvault.handover.key_set import KeySet as HandoverKeySet
-from tests.doubles.vault_kit import NETWORK, CpuTee, secs
-
-POLICY = Policy(
-    version="1.0.0",
-    network_keys=(encode_multibase(NETWORK.public_key().public_bytes_raw()),),
-    threshold=1,
-    genesis_hash="0x" + "11" * 32,
-    features=frozenset(),
-    unsafe_simulated_tee=True,
-    does_not_start=False,
-    crash_after_s=None,
-    format_tag="dc object v1",
-    handover="v2",
-    upgrader_ids=None,
-    handover_fault=None,
-)
-
-
-def node(
-    folder: Path, enclave: str = "1.0.0", *, first_install: bool = False, enclave_list: Path | None = None
-) -> Node:
-    signature = folder / "network.sig"
-    signature.touch()
-    arguments = argparse.Namespace(
-        data=folder,
-        upgrader="http://127.0.0.1:9",
-        network_signature_file=signature,
-        first_install=first_install,
-        enclave_list=enclave_list,
-    )
-    return Node(POLICY, arguments, CpuTee(secs(enclave)))
+from tests.doubles.reference_nodes import node
 
 
 def test_a_vault_that_left_the_list_gets_no_keys_over_v1_where_the_node_knows_the_list(tmp_path: Path) -> None:
