@@ -78,6 +78,7 @@ CODES: dict[str, str] = {
     "NODE_CRASH_LOOP": "the running version ends again and again soon after its start",
     "NODE_NOT_READY": "the node's health report says that it does not serve",
     "NODE_ANOTHER_VERSION": "another version than the one started answers on the node's port",
+    "NODE_NOT_KEPT": "the node is not started or restarted in this state of the machine",
     "NODE_STILL_RUNS": "files of a version that still runs were to be removed",
     "ANOTHER_NODE_RUNS": "another version still runs on the same data",
     "COMMIT_NOT_ACKNOWLEDGED": "the new version has not yet taken the word to commit",

@@ -25,6 +25,8 @@ from .watcher import Watcher
 
 #: pallet_grandpa counts its set id up when a change is scheduled, before the new set is in force.
 PENDING_CHANGE_KEY: Final = storage_key("Grandpa", "PendingChange")
+#: Seconds between two looks at the endpoints while none is connected.
+LOOK_S: Final = 0.1
 #: An authority takes 40 bytes.
 RUNTIME_ANSWER_BYTES_MAX: Final = 512 * 1024
 
@@ -128,8 +130,8 @@ async def first_view(
 ) -> AsyncIterator[tuple[Watcher, ChainView]]:
     """Run a watcher until its first view, believed as the settings say, and as long as the context lasts.
 
-    Raises WATCHER_NO_VIEW: with the endpoints' own errors when none of them is connected after `connect_s`, with the
-    watcher's problem when there is no view within `timeout_s`.
+    Raises WATCHER_NO_VIEW: with the endpoints' own errors as soon as each of them has failed, at the latest when none
+    is connected after `connect_s`; with the watcher's problem when there is no view within `timeout_s`.
     """
     watcher = Watcher(config, verify)
     run = asyncio.create_task(watcher.run())
@@ -137,8 +139,8 @@ async def first_view(
     try:
         try:
             async with asyncio.timeout(timeout_s):
-                if not (await asyncio.wait({first}, timeout=connect_s))[0]:
-                    _require_a_connection(watcher)
+                if connect_s is not None:
+                    await _require_a_connection(watcher, first, connect_s)
                 view = await first
         except TimeoutError as problem:
             why = str(watcher.problem) if watcher.problem else f"nothing was final within {timeout_s:g} s"
@@ -150,11 +152,19 @@ async def first_view(
         await asyncio.gather(run, first, return_exceptions=True)
 
 
-def _require_a_connection(watcher: Watcher) -> None:
-    endpoints = watcher.health()["endpoints"]
-    if not any(one["state"] == "connected" for one in endpoints):
-        why = "; ".join(f"{one['code']}: {one['why']}" if one["code"] else f"{one['url']}: silent" for one in endpoints)
-        raise ChainWatcherError(code="WATCHER_NO_VIEW", what="no endpoint can be reached", why=why, kind="transient")
+async def _require_a_connection(watcher: Watcher, first: asyncio.Future[ChainView], connect_s: float) -> None:
+    """Wait for the first view or a connection. Raises WATCHER_NO_VIEW where there will be neither."""
+    deadline_s = asyncio.get_running_loop().time() + connect_s
+    while not (await asyncio.wait({first}, timeout=LOOK_S))[0]:
+        endpoints = watcher.health()["endpoints"]
+        if any(one["state"] == "connected" for one in endpoints):
+            return
+        over = asyncio.get_running_loop().time() >= deadline_s
+        if over or all(one["code"] for one in endpoints):
+            said = (f"{one['code']}: {one['why']}" if one["code"] else f"{one['url']}: silent" for one in endpoints)
+            raise ChainWatcherError(
+                code="WATCHER_NO_VIEW", what="no endpoint can be reached", why="; ".join(said), kind="transient"
+            )
 
 
 def list_releases(state: BlockState, verify: SignatureVerifier) -> list[dict[str, Any]]:

@@ -6,7 +6,6 @@ running process or container. Whether it is what it says is found out by the vau
 
 import asyncio
 import contextlib
-import os
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
@@ -24,7 +23,6 @@ from dcupgrade.adapters.node_http import NodeHttp
 from dcupgrade.adapters.node_process import key_set_id_of, living, node_name
 from dcupgrade.adapters.node_slots import NodeSlots
 from dcupgrade.adapters.state_folder import lock_folders
-from dcupgrade.errors import DcupgradeError
 from dcupgrade.machine.state import Release
 from dcupgrade.printable import one_line
 from dcupgrade.settings.load import load
@@ -36,7 +34,8 @@ from process_supervisor.host import other_manager_processes
 from process_supervisor.process_driver import ProcessDriver
 from process_supervisor.procfs import listener_of, process_facts, unit_of
 
-from .chain import FIRST_VIEW_S
+from .chain import CONNECT_S, FIRST_VIEW_S
+from .local_agent import require_own_folder
 
 
 @click.command()
@@ -54,7 +53,7 @@ def adopt(config_path: Path, container: str | None, show: bool, source: str | No
     is stopped, then start `dcupgrade watch`.
     """
     loaded = load(config_path)
-    _need_own_folder(loaded.agent.state_dir)
+    require_own_folder(loaded.agent.state_dir, "dcupgrade adopt")
     container = container or loaded.container.name or None
     if show:
         asyncio.run(_show(loaded, container))
@@ -62,17 +61,6 @@ def adopt(config_path: Path, container: str | None, show: bool, source: str | No
     release = asyncio.run(_adopt(loaded, container, source))
     named = one_line(f"{release.version or '?'} {release.enclave_id}")
     click.echo(f"{named} is this agent's node now. Start `dcupgrade watch`.")
-
-
-def _need_own_folder(folder: Path) -> None:
-    """What root made in the agent's folder the agent could not change."""
-    if os.geteuid() == 0 and folder.exists() and folder.stat().st_uid != 0:
-        raise DcupgradeError(
-            code="AGENT_STATE_UNUSABLE",
-            what=f"folder {folder}",
-            why=f"it belongs to user {folder.stat().st_uid}, and this is root",
-            action="Run this as the agent's user: runuser -u USER -- dcupgrade adopt.",
-        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -177,7 +165,7 @@ async def _release(loaded: Settings, running: NodeHealth, source: str | None, *,
     Raises NODE_NOT_ADOPTABLE.
     """
     verify = NetworkKeys.parse(loaded.chain.network_keys, loaded.chain.threshold).verify
-    async with first_view(watcher_config(loaded), verify, FIRST_VIEW_S) as (watcher, view):
+    async with first_view(watcher_config(loaded), verify, FIRST_VIEW_S, CONNECT_S) as (watcher, view):
         if source is None and view.program is not None and view.program.enclave_id == running.enclave_id:
             return release_of(view.program)
         entries = watcher.state.entries if watcher.state is not None else ()

@@ -2,6 +2,7 @@
 
 import http.client
 import json
+import os
 import urllib.request
 from pathlib import Path
 from typing import Any
@@ -39,6 +40,17 @@ def open_journal(loaded: Settings) -> Journal:
             action="Start `dcupgrade watch` once, or name the right settings file with --config.",
         )
     return Journal(path)
+
+
+def require_own_folder(folder: Path, command: str) -> None:
+    """Keep root from making files here that the agent's user could not write. Raises AGENT_STATE_UNUSABLE."""
+    if os.geteuid() == 0 and folder.exists() and folder.stat().st_uid != 0:
+        raise DcupgradeError(
+            code="AGENT_STATE_UNUSABLE",
+            what=f"folder {folder}",
+            why=f"it belongs to user {folder.stat().st_uid}, and this is root",
+            action=f"Run this as the agent's user: runuser -u USER -- {command}.",
+        )
 
 
 def running_version(loaded: Settings) -> str:

@@ -30,7 +30,7 @@ LAZY: dict[str, tuple[str, str, str]] = {
     "history": ("dcupgrade.commands.history", "history", "Show what happened: upgrades, outcomes, durations, reasons."),
     "hold": (OPERATOR, "hold", "Start no upgrade until `unhold`, or for some hours."),
     "init": ("dcupgrade.commands.init", "init", "Write a settings file, make folders and tokens, check the result."),
-    "node": ("dcupgrade.commands.node", "node", "End the node for maintenance of the host."),
+    "node": ("dcupgrade.commands.node", "node", "Stop, start or restart the node."),
     "override": (OPERATOR, "override", "Open all gates for one release, in an emergency."),
     "plan": ("dcupgrade.commands.status", "plan", "Tell what would be done now, and why not yet."),
     "release": ("dcupgrade.commands.release", "release", "Build, sign, verify, publish and revoke (release managers)."),

@@ -34,16 +34,11 @@ def _command(name: str, teach: str, *options: Callable[[Any], Any]) -> click.Com
         journal = open_journal(loaded)
         if "enclave_id" in arguments:
             arguments["enclave_id"] = arguments["enclave_id"] or _offered(journal)
-        who = _who()
-        try:
-            told = require_valid(name, who, {"reason": reason, **_plain(arguments)})
-        except ValueError as error:
-            raise click.UsageError(str(error)) from error
-        number = journal.enqueue(name, who, told)
+        number = queue(journal, name, who_asks(), {"reason": reason, **_plain(arguments)})
         if ask_agent(loaded, "/healthz") is None:
             click.echo(f"{name}: queued as command {number}; {_while_down(journal, number)}")
             return
-        _tell_outcome(name, journal, number)
+        click.echo(f"{name}: {tell_outcome(name, journal, number)}.")
 
     made: Any = command
     for option in options:
@@ -61,8 +56,16 @@ def _while_down(journal: Journal, number: int) -> str:
     )
 
 
-def _tell_outcome(name: str, journal: Journal, number: int) -> None:
-    """Wait briefly for what came of a command, and print it. Raises DcupgradeError with the code of a refusal."""
+def queue(journal: Journal, name: str, who: str, arguments: Mapping[str, Any]) -> int:
+    """Queue an operator command; returns its number. Raises UsageError for one that means nothing."""
+    try:
+        return journal.enqueue(name, who, require_valid(name, who, arguments))
+    except ValueError as error:
+        raise click.UsageError(str(error)) from error
+
+
+def tell_outcome(name: str, journal: Journal, number: int) -> str:
+    """Wait briefly for what came of a command. Raises DcupgradeError with the code of a refusal."""
     deadline = time.monotonic() + ANSWER_WAIT_S
     while (outcome := journal.outcome(number)) is None and time.monotonic() < deadline:
         time.sleep(0.05)
@@ -78,7 +81,7 @@ def _tell_outcome(name: str, journal: Journal, number: int) -> None:
         code = outcome.code or "COMMAND_INVALID"
         action = f"See `dcupgrade explain {code}`."
         raise DcupgradeError(code=code, what=name, why=outcome.text or "refused", action=action)
-    click.echo(f"{name}: {outcome.text}.")
+    return outcome.text
 
 
 def _offered(journal: Journal) -> str:
@@ -100,7 +103,8 @@ def _plain(arguments: Mapping[str, Any]) -> dict[str, Any]:
     return {**rest, "until_unix_s": time.time() + hours * 3600} if hours is not None else rest
 
 
-def _who() -> str:
+def who_asks() -> str:
+    """Who gives a command, for the history."""
     try:
         return os.environ.get("SUDO_USER") or getpass.getuser()
     except (KeyError, OSError):  # a container's user that has no name
@@ -144,7 +148,7 @@ revert = _command("revert", "Go back to the previous version, by the same rules 
 def cancel(config_path: Path, number: int) -> None:
     """Withdraw the operator command NUMBER that waits; `status` lists those that do."""
     journal = open_journal(load.load(config_path))
-    if journal.cancel(number, _who()):
+    if journal.cancel(number, who_asks()):
         click.echo(f"command {number} is withdrawn.")
         return
     outcome = journal.outcome(number)

@@ -50,6 +50,12 @@ class EventKind(StrEnum):
     """A node was found beside an empty journal; written once at start-up, before the machine runs."""
     WORD_REFUSED = "word_refused"
     """An operator command that cannot be carried out: journalled as taken, never given to the machine."""
+    RESTART = "restart"
+    """An operator wants the running node stopped and started again; it changes nothing that the machine wants."""
+
+
+BESIDE_THE_MACHINE = (EventKind.WORD_REFUSED, EventKind.RESTART)
+"""Operator commands that are journalled and never given to the machine."""
 
 
 class EffectKind(StrEnum):

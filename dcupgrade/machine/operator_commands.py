@@ -14,6 +14,7 @@ from typing import Any
 from .events import Event, EventKind
 from .guards import newer_release
 from .state import Hold, Name, State
+from .table import keeps_node
 
 ARGUMENTS = {
     "hold": ("reason", "until_unix_s"),
@@ -23,6 +24,7 @@ ARGUMENTS = {
     "retry": ("reason", "enclave_id"),
     "resume": ("reason",),
     "revert": ("reason",),
+    "restart": ("reason",),
 }
 """The commands, and what each may carry."""
 LIFETIME_S = 300.0
@@ -68,6 +70,7 @@ KINDS = {
     "retry": EventKind.RETRY,
     "resume": EventKind.RESUME,
     "revert": EventKind.REVERT,
+    "restart": EventKind.RESTART,
 }
 
 
@@ -165,8 +168,28 @@ def outcome_of(before: State, event: Event, after: State) -> Outcome:
             return _done(f"continues in state {after.name.value}")
         case EventKind.REVERT:
             return _outcome_of_revert(before, event, after)
+        case EventKind.RESTART:
+            return _outcome_of_restart(before, event)
         case _:
             return Outcome(False, event.code, event.detail)
+
+
+def _outcome_of_restart(before: State, event: Event) -> Outcome:
+    if refused := refusal_of_restart(before):
+        return refused
+    if event.code:
+        return Outcome(False, event.code, event.detail)
+    return _done("the node is stopped and started again now")
+
+
+def refusal_of_restart(state: State) -> Outcome | None:
+    """Why nobody may start the node, or start it again, in this state; None where it may be."""
+    if keeps_node(state):
+        return None
+    if state.running is None and state.name is Name.IDLE:
+        return Outcome(False, "NODE_NOT_KEPT", "no node is installed")
+    why = f"halted: {state.halted}" if state.halted else f"an upgrade is in state {state.name.value}"
+    return Outcome(False, "NODE_NOT_KEPT", f"{why}, in which the upgrade itself stops and starts nodes")
 
 
 def _outcome_for_release(before: State, event: Event) -> Outcome:

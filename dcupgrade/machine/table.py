@@ -200,6 +200,11 @@ def activity(state: State) -> tuple[Effect, ...]:
             return (*kept, Effect(_WORK[state.name], about, state.key_set_id))
 
 
+def keeps_node(state: State) -> bool:
+    """Whether the running version is to be kept up in this state, and so may be started again at any time."""
+    return any(effect.kind is F.KEEP_NODE for effect in activity(state))
+
+
 _WORK = {
     N.COLLECTING: F.COLLECT,
     N.SEALED: F.PERMIT,

@@ -42,6 +42,8 @@ class Feed:
         self._node_away_since_s: float | None = None
         self._vault: dict[str, Any] = {"reachable": None, "code": "", "detail": "", "since_unix_s": clock.now()}
         self._vault_away_since_s: float | None = clock.monotonic()
+        self.look_again = asyncio.Event()
+        """Set when the agent's own work had a result: the node may be another one now, or in another condition."""
         self.block_number = 0
         self.waiting_commands: Sequence[Command] = ()
 
@@ -149,6 +151,11 @@ class Feed:
             "detail": health.detail,
             "since_unix_s": before["since_unix_s"] if same else self._clock.now(),
         }
+
+    @property
+    def node_serves(self) -> bool:
+        """Whether the node served when it was last looked at."""
+        return self._node is not None and self._node["status"] == "serving"
 
     @property
     def vault_reachable(self) -> bool:

@@ -10,17 +10,18 @@ from dcupgrade.machine.state import Name, Release, State
 
 from .feed import Feed
 from .ports import NodeHealth
-from .tools import Tools
+from .tools import Tools, first_of
 
 LOOK_S = 10.0
 """With `feed.ALARM_AFTER_S` and a slow answer on top, an alarm comes within a minute."""
 PAUSE_S = 1.0
-"""Between looks at a vault that does not answer."""
+"""Between looks at a node that does not serve, and at a vault that does not answer."""
 OF_TARGET = (Name.LAUNCHING, Name.DELIVERING, Name.PROBATION)
 
 
 async def watch_node(tools: Tools, feed: Feed, state: Callable[[], State]) -> None:
-    """Report the health of the version that is to run, indefinitely."""
+    """Report the health of the version that is to run, indefinitely; at once where the agent's work changed it."""
+    pause_s = PAUSE_S / 2
     while True:
         now = state()
         release = now.target if now.name in OF_TARGET else now.running
@@ -28,7 +29,12 @@ async def watch_node(tools: Tools, feed: Feed, state: Callable[[], State]) -> No
             feed.node_seen(None, None)
         else:
             feed.node_seen(release, *await _look_at_node(tools, release))
-        await tools.clock.sleep(LOOK_S)
+        looks_on = release is not None and not feed.node_serves
+        pause_s = min(2 * pause_s, LOOK_S) if looks_on else LOOK_S
+        await first_of(feed.look_again.wait(), tools.clock.sleep(pause_s))
+        if feed.look_again.is_set():
+            feed.look_again.clear()
+            pause_s = PAUSE_S / 2
 
 
 async def _look_at_node(tools: Tools, release: Release) -> tuple[NodeHealth, str]:

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 
 from dcupgrade.errors import DcupgradeError, failure_of
 from dcupgrade.machine import gates
-from dcupgrade.machine.events import Effect, Event, EventKind
+from dcupgrade.machine.events import BESIDE_THE_MACHINE, Effect, Event, EventKind
 from dcupgrade.machine.guards import Budgets
 from dcupgrade.machine.operator_commands import Command, event_of, outcome_of
 from dcupgrade.machine.state import Name, Release, State
@@ -133,8 +133,9 @@ class Orchestrator:
             job = self._jobs.get(item.effect)
             if job is None or job.number != item.number:
                 return  # that work is no longer wanted
+            self.feed.look_again.set()
         before, event = self.state, replace(self._known_to_giver(item), at_unix_s=self._clock.now())
-        after = before if event.kind is EventKind.WORD_REFUSED else step(before, event, self._budgets)[0]
+        after = before if event.kind in BESIDE_THE_MACHINE else step(before, event, self._budgets)[0]
         outcome = outcome_of(before, event, after) if item.command_id else None
         if after != before or outcome is not None:
             try:
@@ -146,6 +147,8 @@ class Orchestrator:
                 return
         if outcome is not None:
             log.info("operator command %s of %s: %s %s", event.kind.value, event.who, outcome.code, outcome.text)
+            if event.kind is EventKind.RESTART and outcome.accepted:
+                self._tools.restart.set()
         if after.halted != before.halted:
             self._condition_since_unix_s = event.at_unix_s
         self.state = after
@@ -252,16 +255,12 @@ class Orchestrator:
     async def _understood(self, command: Command) -> Event:
         """The event that the command means.
 
-        A revert is marked where the previous version's files are not good: what serves now must not be stopped for a
-        version that could not be started then.
+        A revert or restart is marked where the files of the version that is to be started are not good: what serves
+        now must not be stopped for a version that could not be started then.
         """
-        event = event_of(command, self.state, self._clock.now())
-        previous = self.state.previous
-        if (
-            event.kind is not EventKind.REVERT
-            or previous is None
-            or await self._slots.slot_is_good(previous.enclave_id)
-        ):
+        event, state = event_of(command, self.state, self._clock.now()), self.state
+        to_start = {EventKind.REVERT: state.previous, EventKind.RESTART: state.running}.get(event.kind)
+        if to_start is None or await self._slots.slot_is_good(to_start.enclave_id):
             return event
-        why = f"the files of {previous.enclave_id} are missing or were changed"
+        why = f"the files of {to_start.enclave_id} are missing or were changed"
         return replace(event, code="SOURCE_SLOT_DAMAGED", detail=why)

@@ -9,33 +9,51 @@ from dcupgrade.errors import failure_of
 from dcupgrade.machine.events import Effect, Event, EventKind
 from dcupgrade.machine.state import Release, State
 
-from .tools import Alarm, Emit, Tools, failed, release_of
+from .tools import Alarm, Emit, Tools, failed, first_of, release_of
 
 
 async def keep_node(tools: Tools, effect: Effect, state: State, emit: Emit) -> NoReturn:
     """Keep the node up until that is no longer wanted, and report how it does.
 
     The journal holds already that the node is to run. So it is started again after a crash without waiting for the
-    crash to be stored: a full disk must not keep it down. Every failure is followed by a pause.
+    crash to be stored: a full disk must not keep it down. Every failure is followed by a pause, which an operator's
+    `restart` ends.
     """
     release = release_of(state, effect)
     crashes, first = state.crashes, True
+    tools.restart.clear()
     with tools.alarm() as alarm:
         while True:
             alive = await _is_alive(tools, effect.enclave_id, alarm)
             if crashes and not (first and alive):
-                await tools.clock.sleep(tools.pause_s(crashes))
+                await first_of(_asked_to_restart(tools, effect), tools.clock.sleep(tools.pause_s(crashes)))
             first = False
             try:
+                if alive and tools.restart.is_set():
+                    await tools.processes.stop(effect.enclave_id)
+                    alive = False
+                tools.restart.clear()
                 if not alive:
                     await _start(tools, release, alarm)
             except Exception as error:
+                tools.restart.clear()
                 emit(failed(EventKind.NODE_START_FAILED, error, effect.enclave_id))
                 crashes += 1
                 continue
             served: list[bool] = []
-            emit(await tools.until_exit(effect.enclave_id, _tell_when_serving(tools, effect, crashes, emit, served)))
+            serving = _tell_when_serving(tools, effect, crashes, emit, served)
+            ended = await tools.until_exit(effect.enclave_id, first_of(_asked_to_restart(tools, effect), serving))
+            if ended.kind is EventKind.RESTART:
+                first = True  # no crash: no pause
+                continue
+            emit(ended)
             crashes = 1 if served else crashes + 1
+
+
+async def _asked_to_restart(tools: Tools, effect: Effect) -> Event:
+    """Wait for an operator's `restart`."""
+    await tools.restart.wait()
+    return Event(EventKind.RESTART, effect.enclave_id)
 
 
 async def _is_alive(tools: Tools, enclave_id: str, alarm: Alarm) -> bool:

@@ -64,6 +64,8 @@ class Tools:
         )  # fmt: skip
         self.fleet = ports.fleet
         self.limits, self.rules, self.note, self.alarm = limits, rules, note, alarm
+        self.restart = asyncio.Event()
+        """Set when an operator wants the node stopped and started again; cleared by whoever keeps the node."""
 
     def pause_s(self, tries: int) -> float:
         """The pause after so many failed tries, seconds: doubling, bounded."""
@@ -93,19 +95,12 @@ class Tools:
 
     async def until_exit(self, enclave_id: str, work: Awaitable[Event]) -> Event:
         """The work's event, or NODE_EXITED when the node's process ends first."""
-        watch = asyncio.ensure_future(self._exit_of(enclave_id))
-        job = asyncio.ensure_future(work)
-        try:
-            await asyncio.wait({watch, job}, return_when=asyncio.FIRST_COMPLETED)
-            if job.done():
-                return job.result()
-            ended = watch.result()
-            code = "HOST_REBOOTED" if ended.rebooted else "NODE_EXITED"
-            return Event(EventKind.NODE_EXITED, enclave_id, code=code, detail=ended.text)
-        finally:
-            for task in (watch, job):
-                task.cancel()
-            await asyncio.gather(watch, job, return_exceptions=True)
+        return await first_of(work, self._exit_event(enclave_id))
+
+    async def _exit_event(self, enclave_id: str) -> Event:
+        ended = await self._exit_of(enclave_id)
+        code = "HOST_REBOOTED" if ended.rebooted else "NODE_EXITED"
+        return Event(EventKind.NODE_EXITED, enclave_id, code=code, detail=ended.text)
 
     async def _exit_of(self, enclave_id: str) -> NodeExit:
         """How the node's process ended. That it cannot be watched is not its end: it is watched again after a pause."""
@@ -137,6 +132,18 @@ class Tools:
 
 Work = Callable[[Tools, Effect, State, Emit], Awaitable[Event]]
 """How one kind of effect is performed."""
+
+
+async def first_of(*works: Awaitable[T]) -> T:
+    """Result of the work that ends first, in the given order where several have; the others are cancelled."""
+    tasks = [asyncio.ensure_future(work) for work in works]
+    try:
+        await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+        return next(task for task in tasks if task.done()).result()
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
 
 
 def at_once(kind: EventKind) -> Work:

@@ -119,6 +119,7 @@ class Scene:
         """Queue an operator command; its number."""
         self._numbers += 1
         self.world.by_hand = self.world.by_hand or kind == "revert"
+        self.world.restart_asked = self.world.restart_asked or kind == "restart"
         self.journal.queue.append(Command(self._numbers, kind, "an operator", arguments, self.world.now()))
         return self._numbers
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from devnet.world import World
+from devnet.world import World, WorldError
 
 pytestmark = [pytest.mark.e2e, pytest.mark.slow]
 
@@ -66,6 +66,32 @@ async def test_a_node_that_hangs_is_told_and_so_is_its_return(world: World) -> N
     back = await status_when(world, lambda status: status["overview"]["level"] == "good")
     assert alarms(back) == set()
     assert "dcupgrade_node_up 1.0" in await metrics(world)
+
+
+async def test_a_node_that_hangs_is_restarted_by_command_and_without_the_agent_it_is_started_by_one(
+    world: World,
+) -> None:
+    await world.install(world.builder.good("1.0.0"))
+    node = ["--config", str(world.settings_path), "node"]
+    hung = world.enclaves()["node"]
+    send(signal.SIGSTOP, hung)
+    assert (await world.dcupgrade(*node, "restart", "--reason", "it hangs")).startswith("node 1.0.0: serves, as pid ")
+    assert not set(world.enclaves()["node"]) & set(hung)
+    assert not [row for row in world.history() if row["kind"] == "node_exited"]
+    [row] = [row for row in world.history() if row["kind"] == "restart"]
+    assert row["state_after"] == "idle"
+    with pytest.raises(WorldError, match="AGENT_ALREADY_RUNNING"):
+        await world.dcupgrade(*node, "start")
+    await world.stop_agent()
+    assert "node 1.0.0: ended" in await world.dcupgrade(*node, "stop", "--vault")
+    assert world.enclaves()["node"] == world.enclaves()["vault"] == []
+    started = await world.dcupgrade(*node, "start")
+    assert "serves, as pid " in started
+    by_hand = world.enclaves()
+    assert by_hand["vault"] == [], "a node that has sealed its keys needs no vault"
+    await world.start_agent()
+    await status_when(world, lambda status: status["overview"]["level"] == "good")
+    assert world.enclaves()["node"] == by_hand["node"], "the agent takes over what was started by hand"
 
 
 async def test_a_vault_that_cannot_come_back_is_told(world: World) -> None:

@@ -207,6 +207,7 @@ class Life:
     def _say(self, word: str) -> None:
         self._word += 1
         self.world.by_hand = self.world.by_hand or word == "revert"
+        self.world.restart_asked = self.world.restart_asked or word == "restart"
         self.journal.queue.append(Command(self._word, word, "operator", {}, self.world.now()))
 
     # --- releases ----------------------------------------------------------------------------------------------------
@@ -437,7 +438,7 @@ class Life:
             world.vault.hand_over(enclave_id)
 
     async def _speak(self) -> None:
-        word = self.rng.choice(("hold", "unhold", "approve", "resume", "revert", "retry"))
+        word = self.rng.choice(("hold", "unhold", "approve", "resume", "revert", "retry", "restart"))
         self._say(word)
         if word == "hold":
             asyncio.get_running_loop().call_later(self.rng.uniform(1, 20), self._say, "unhold")

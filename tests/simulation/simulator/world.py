@@ -361,6 +361,8 @@ class SimulatedWorld:
         self.wall_offset_s = 0.0
         self.by_hand = False
         """Whether an operator asked to go back: only then may a node stop that has no successor."""
+        self.restart_asked = False
+        """Whether an operator asked for a restart: then a node may stop whose own files are safe."""
         self.lost: set[str] = set()
         """Slots that a fault took away."""
         self.violation = ""
@@ -447,6 +449,8 @@ class SimulatedWorld:
     def judge_stop(self, node: Node) -> None:
         """4: the node that owns the data stops only when a successor's files and a sealed copy are safe on disk."""
         enclave_id = node.release.enclave_id
+        if self.restart_asked and self._has_files(enclave_id):
+            return
         owner = self.told_commit[-1] if self.told_commit else ""
         if enclave_id != owner or self.by_hand:
             return

@@ -1,13 +1,11 @@
 """What `adopt` refuses before it looks at anything; the rest is tried with real nodes (tests/e2e/test_adopt.py)."""
 
-import os
 from pathlib import Path
 
 import pytest
 
 from dcupgrade.adapters.journal import Journal
 from dcupgrade.commands import adopt
-from dcupgrade.errors import DcupgradeError
 from dcupgrade.machine.events import Event, EventKind
 from dcupgrade.machine.state import Name, Release, State
 from dcupgrade.settings.load import structure
@@ -16,19 +14,6 @@ from dcupgrade.upgrade.ports import Entry
 from process_supervisor.errors import ProcessSupervisorError
 
 OURS, ANOTHER = (Release(letter * 64, "1.0.0") for letter in "ab")
-
-
-def test_root_is_sent_to_the_agents_user(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    class OfSomebody(type(tmp_path)):  # type: ignore[misc]
-        def stat(self, **_: bool) -> os.stat_result:
-            return os.stat_result((0o40700, 0, 0, 0, 12345, 12345, 0, 0, 0, 0))
-
-    monkeypatch.setattr(os, "geteuid", lambda: 0)
-    with pytest.raises(DcupgradeError, match=r"AGENT_STATE_UNUSABLE.*user 12345.*runuser"):
-        adopt._need_own_folder(OfSomebody(tmp_path))
-    monkeypatch.setattr(os, "geteuid", lambda: 12345)
-    adopt._need_own_folder(OfSomebody(tmp_path))
-    adopt._need_own_folder(tmp_path / "not made yet")
 
 
 def settings_in(folder: Path) -> Settings:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import socket
 from pathlib import Path
 
 import pytest
@@ -41,13 +42,24 @@ async def test_a_printed_checkpoint_can_be_pinned_as_it_is(tmp_path: Path) -> No
         WatcherConfig((node.url,), "proven", "0x" + "00" * 32, checkpoint=printed).require_consistent()
 
 
-async def test_endpoints_that_cannot_be_reached_are_named_with_their_errors_soon() -> None:
+async def test_endpoints_that_refuse_are_named_with_their_errors_at_once() -> None:
+    """Case D7: 62 s of silence, and then "is waiting"."""
     config = WatcherConfig(("ws://127.0.0.1:9", "ws://127.0.0.1:10"), "single", None)
     with pytest.raises(ChainWatcherError, match="WATCHER_NO_VIEW") as caught:
-        async with first_view(config, lambda *_: None, timeout_s=60.0, connect_s=0.5):
+        async with first_view(config, lambda *_: None, timeout_s=1e6, connect_s=1e6):
             pass
     assert str(caught.value).count("RPC_CONNECT_FAILED") == 2
     assert "ws://127.0.0.1:10" in str(caught.value)
+
+
+async def test_an_endpoint_that_says_nothing_is_waited_for_a_while_and_named() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        port = silent.getsockname()[1]
+        config = WatcherConfig((f"ws://127.0.0.1:{port}", "ws://127.0.0.1:9"), "single", None)
+        with pytest.raises(ChainWatcherError, match=f"127.0.0.1:{port}: silent") as caught:
+            async with first_view(config, lambda *_: None, timeout_s=1e6, connect_s=0.5):
+                pass
+    assert "RPC_CONNECT_FAILED" in str(caught.value)
 
 
 def test_releases_are_marked_by_what_they_are(

@@ -1,3 +1,4 @@
+import os
 import socketserver
 import threading
 from collections.abc import Iterator
@@ -6,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from dcupgrade.commands import local_agent
+from dcupgrade.errors import DcupgradeError
 from dcupgrade.settings import load
 from dcupgrade.settings import schema as settings
 from tests.doubles.command_line import run
@@ -80,3 +82,16 @@ def test_a_journal_that_cannot_be_looked_at_is_an_error_with_a_code(config: Path
         code, text = run(config, command)
         assert (code, text.split(":")[0]) == (1, "JOURNAL_UNREADABLE")
         assert "agent's user" in text
+
+
+def test_root_is_sent_to_the_agents_user(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class OfSomebody(type(tmp_path)):  # type: ignore[misc]
+        def stat(self, **_: bool) -> os.stat_result:
+            return os.stat_result((0o40700, 0, 0, 0, 12345, 12345, 0, 0, 0, 0))
+
+    monkeypatch.setattr(os, "geteuid", lambda: 0)
+    with pytest.raises(DcupgradeError, match=r"AGENT_STATE_UNUSABLE.*user 12345.*runuser"):
+        local_agent.require_own_folder(OfSomebody(tmp_path), "dcupgrade adopt")
+    monkeypatch.setattr(os, "geteuid", lambda: 12345)
+    local_agent.require_own_folder(OfSomebody(tmp_path), "dcupgrade adopt")
+    local_agent.require_own_folder(tmp_path / "not made yet", "dcupgrade adopt")

@@ -147,3 +147,20 @@ def test_a_node_whose_record_is_damaged_is_an_alarm_by_its_own_code_and_no_crash
         assert scene.world.nodes.all_living() == [node]
 
     Scene().play(act)
+
+
+def test_the_node_that_is_shown_is_the_one_that_runs_at_every_step_of_an_upgrade() -> None:
+    """The card said "was not asked yet" for up to ten seconds after each change of version."""
+
+    async def act(scene: Scene) -> None:
+        await scene.installed()
+        second = scene.publish()
+        for name in (Name.DELIVERING, Name.PROBATION, Name.COMMITTED):
+            await scene.until_state(name)
+            await asyncio.sleep(0.05)
+            assert scene.agent.feed.snapshot(scene.state)["node"]["enclave_id"] == second.enclave_id
+        await scene.until_idle(second)
+        await asyncio.sleep(1)
+        assert scene.agent.feed.snapshot(scene.state)["node"]["status"] == "serving"
+
+    Scene().play(act)
