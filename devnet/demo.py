@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import hashlib
 import json
+import os
 import random
 import shutil
 import sys
@@ -189,7 +190,10 @@ class Demo:
         await self._upgrade(world)
         await self._read_back(world)
         if self.stay:
-            self.console.print("everything continues to run; Ctrl-C ends it")
+            self.console.print("everything continues to run; Ctrl-C ends it. Meanwhile, in another terminal:")
+            print_commands(
+                self.console, self.folder, ("status", "plan", "check", "node restart", "revert --reason try")
+            )
             with contextlib.suppress(asyncio.CancelledError):
                 await asyncio.Event().wait()
         with self._step("agent, nodes and vault stopped"):
@@ -372,3 +376,13 @@ def summary(console: Console, folder: Path, facts: Facts, objects: int) -> None:
     ):
         table.add_row(f"[bold]{name}[/]", value)
     console.print(Panel(table, title="[green]the upgrade succeeded[/]", expand=False))
+    console.print("look at what happened:")
+    print_commands(console, folder, ("history", "history --steps", "status"))
+    console.print("`make demo STAY=1` leaves everything running, for `plan`, `check`, `node restart` and `revert`")
+
+
+def print_commands(console: Console, folder: Path, commands: tuple[str, ...]) -> None:
+    """Print commands of the agent on this folder, each on a line that can be copied whole."""
+    python = os.path.relpath(sys.executable)
+    for command in commands:
+        console.print(f"  {python} -m dcupgrade -c {folder / 'dcupgrade.toml'} {command}", soft_wrap=True, markup=False)

@@ -10,11 +10,22 @@ from pathlib import Path
 from typing import NoReturn
 
 from attestation.errors import AttestationError
-from keyvault.vault.start_files import read_signatures, read_text_file, start_refused
+from keyvault.vault.start_files import read_signatures, start_refused
 
 from . import conformance_command
 from .errors import KeyvaultError
 from .vault import serve
+
+
+def _read(path: Path, what: str, failed: str) -> str:
+    """Return a file's text. Raises VAULT_START_REFUSED, which says what `failed`."""
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, ValueError) as error:
+        why = error.strerror.lower() if isinstance(error, OSError) and error.strerror else "it is not text in UTF-8"
+        raise KeyvaultError(
+            code="VAULT_START_REFUSED", what=failed, why=f"the {what} {path} cannot be read ({why})"
+        ) from None
 
 
 def _enter_tee(args: argparse.Namespace, arguments: list[str]) -> NoReturn:
@@ -55,7 +66,7 @@ def _command_conformance(args: argparse.Namespace) -> int:
 def _command_build(args: argparse.Namespace) -> int:
     from .build import CONFORMANCE, VAULT, build_program, load_signing_key
 
-    policy = read_text_file(args.policy, "policy").encode("utf-8")
+    policy = _read(args.policy, "policy", "nothing is built").encode("utf-8")
     program = CONFORMANCE if args.conformance else VAULT
     enclave_id = build_program(program, policy, load_signing_key(args.key), args.out, isvsvn=args.isvsvn)
     sys.stdout.write(enclave_id + "\n")
@@ -79,7 +90,9 @@ def _command_verify(args: argparse.Namespace) -> int:
     read_sigstruct(args.sigstruct).need_pinned_attributes()
     policy = parse_policy(policy_of(args.image))
     if args.auth_file is not None:
-        policy.network.verify(enclave_id, read_signatures(read_text_file(args.auth_file, "network signature file")))
+        policy.network.verify(
+            enclave_id, read_signatures(_read(args.auth_file, "network signature file", "nothing is verified"))
+        )
     signed = "signed by the network" if args.auth_file is not None else "network signature not looked at"
     sys.stdout.write(f"{enclave_id}  {policy.evidence_mode} evidence, {signed}\n")
     for name in policy.unsafe():
@@ -91,7 +104,9 @@ def _command_rebuild(args: argparse.Namespace) -> int:
     """Build the vault again and compare its enclave id with the expected one."""
     from .build import policy_of, rebuild
 
-    policy = read_text_file(args.policy, "policy").encode("utf-8") if args.policy else policy_of(args.published)
+    policy = (
+        _read(args.policy, "policy", "nothing is rebuilt").encode("utf-8") if args.policy else policy_of(args.published)
+    )
     sys.stdout.write(f"{rebuild(args.expect, policy, args.published)}  equal\n")
     return 0
 
@@ -105,7 +120,7 @@ def _command_content(args: argparse.Namespace) -> int:
     if args.expect is None:
         sys.stdout.write(found)
         return 0
-    said = differences(read_text_file(args.expect, "listing"), found)
+    said = differences(_read(args.expect, "listing", "nothing is compared"), found)
     if said:
         raise KeyvaultError(
             code="VAULT_REBUILD_DIFFERS",

@@ -136,6 +136,22 @@ async def test_revert_asks_first_and_an_alarm_fits_a_small_screen(world: World, 
     await picture(page, tmp_path, "page-alarm-320.png")
 
 
+async def test_the_rate_of_a_download_is_drawn_and_begins_anew_with_the_next_one(world: World, page: Page) -> None:
+    await world.install(world.builder.good("1.0.0"))
+    await page.goto(address(world))
+    await expect(page.locator("#rate")).to_be_hidden()
+    draw = "([at, bytes]) => sample({done_bytes: bytes}, at)"
+    for at, megabytes in ((0.0, 0), (1.0, 4), (2.0, 6)):
+        await page.evaluate(draw, [at, megabytes * 1e6])
+    await expect(page.locator("#rate")).to_be_visible()
+    await expect(page.locator("#rate-text")).to_have_text("Download rate: 2.0 MB/s, at most 4.0 MB/s")
+    await expect(page.locator("#rate-line")).to_have_attribute("points", "16.0,16.0 584.0,60.0")
+    for at, megabytes in ((9.0, 1), (10.0, 2), (11.0, 3)):  # less than before: another download
+        await page.evaluate(draw, [at, megabytes * 1e6])
+    await expect(page.locator("#rate-text")).to_have_text("Download rate: 1.0 MB/s, at most 1.0 MB/s")
+    assert await audit(page) == []
+
+
 async def test_the_page_can_be_read_without_scripts(world: World, browser: Browser) -> None:
     old = world.builder.good("1.0.0")
     await world.install(old)

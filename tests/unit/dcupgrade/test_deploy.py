@@ -222,8 +222,12 @@ def test_what_is_installed_knows_where_it_is(host: Path) -> None:
     assert (source / "dcupgrade" / "commands" / "runbook" / "halted.md").is_file()
     assert (source / "dcupgrade" / "surfaces" / "schemas" / "status.schema.json").is_file()
     assert (source / "dcupgrade" / "commands" / "explain.py").is_file()
+    share = host / "opt/dcupgrade/share"
+    completions = [share / "bash-completion/completions/dcupgrade", share / "zsh/site-functions/_dcupgrade"]
+    assert all(path.read_text() for path in completions)
     installer(host, "uninstall", "/opt/dcupgrade")
     assert not (host / "opt/dcupgrade/lib/dcupgrade").exists()
+    assert not any(path.exists() for path in completions)
 
 
 def versions(host: Path) -> set[str]:

@@ -89,6 +89,22 @@ def run_command(*arguments: str, **options: object) -> subprocess.CompletedProce
     return subprocess.run(command, cwd=ROOT, text=True, check=False, timeout=60, stderr=subprocess.PIPE, **options)  # type: ignore[call-overload,no-any-return]
 
 
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["build", "--policy", "ABSENT", "--key", "ABSENT", "--out", "OUT"], "nothing is built: the policy"),
+        (["rebuild", "--policy", "ABSENT", "--expect", "0" * 64], "nothing is rebuilt: the policy"),
+    ],
+)
+def test_a_file_that_is_missing_is_named_with_what_came_of_it(tmp_path: Path, words: list[str], told: str) -> None:
+    names = {"ABSENT": str(tmp_path / "absent.json"), "OUT": str(tmp_path / "out")}
+    done = run_command(*(names.get(word, word) for word in words))
+    assert done.returncode == 1
+    expected = f"error: VAULT_START_REFUSED: {told} {names['ABSENT']} cannot be read (no such file or directory)"
+    assert done.stderr.strip() == expected
+    assert not (tmp_path / "out").exists()
+
+
 def test_a_reader_who_has_seen_enough_is_no_error(tmp_path: Path) -> None:
     (tmp_path / "x.sealed").write_bytes(b"x")
     reader, writer = os.pipe()

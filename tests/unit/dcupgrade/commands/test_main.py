@@ -73,6 +73,12 @@ def test_the_example_settings_are_good_once_filled_in(config: Path, tmp_path: Pa
     assert json.loads(run(example, "config", "show")[1])["node"]["port"] == 6667
 
 
+def test_what_may_follow_is_completed_also_below_commands_that_are_imported_late() -> None:
+    asked = {"_DCUPGRADE_COMPLETE": "bash_complete", "COMP_WORDS": "dcupgrade node ", "COMP_CWORD": "2"}
+    done = CliRunner().invoke(cli.cli, [], prog_name="dcupgrade", env=asked, standalone_mode=True)
+    assert done.output.split() == ["plain,restart", "plain,start", "plain,stop"]
+
+
 @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
 def test_completion_scripts_are_printed(config: Path, shell: str) -> None:
     assert "_DCUPGRADE_COMPLETE" in run(config, "completion", shell)[1]
