@@ -317,7 +317,7 @@ def _event_row(entry: Entry) -> tuple[Any, ...]:
         event.at_unix_s,
         entry.before.name.value,
         after.name.value,
-        event.kind.value,
+        event.kind,
         _reason(entry),
         event.detail,
         after.running.enclave_id if after.running else "",

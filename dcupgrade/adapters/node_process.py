@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from dcupgrade.errors import DcupgradeError
+from dcupgrade.machine.stages import RunningNode
 from dcupgrade.machine.state import Release
 from dcupgrade.settings.schema import Settings
 from dcupgrade.upgrade.ports import NodeExit
@@ -52,14 +53,14 @@ class NodeProcesses:
         seen_id, text = self._seen
         return text if seen_id == enclave_id else ""
 
-    async def start(self, release: Release, *, first_install: bool) -> None:
+    async def start(self, release: Release, *, first_install: bool) -> RunningNode:
         """Start a version, or find it running. Raises DATA_LOCKED, PORT_TAKEN, ANOTHER_NODE_RUNS, NODE_START_FAILED."""
         async with self._lock:
             record = await self._driver.find(node_name(release.enclave_id))
             handle = await self._driver.adopt(record) if record is not None else None
             if handle is not None:
                 if handle.exit_status() is None:
-                    return
+                    return RunningNode(release.enclave_id)
                 # its main process is dead, but children that it left may hold data and port
                 await self._driver.stop(handle, 0.0)
             for name in await self._living_names():
@@ -74,6 +75,7 @@ class NodeProcesses:
             _require_unlocked(data_dir)
             await asyncio.to_thread(probe.require_ports_free, [self._settings.node.port])
             await _to_the_end(self._driver.start(self._spec(release, first_install)))
+            return RunningNode(release.enclave_id)
 
     async def is_alive(self, enclave_id: str) -> bool:
         """Whether the version's process lives."""

@@ -14,6 +14,7 @@ from attestation.artefact.files import verify_artefact
 from attestation.artefact.signed_files import read_signed_enclave, verify_sigstruct
 from attestation.network import decode_multibase, encode_multibase
 from dcupgrade.errors import DcupgradeError
+from dcupgrade.machine.stages import StagedRelease
 from dcupgrade.machine.state import Release
 from dcupgrade.settings.derive import download_limits
 from dcupgrade.settings.schema import Settings
@@ -47,13 +48,13 @@ class NodeSlots:
 
     async def stage(
         self, release: Release, progress: Progress, *, allow_file_urls: bool = False, image_id: str = ""
-    ) -> None:
+    ) -> StagedRelease:
         """Download, verify and name the release. Raises what `process_supervisor.stage.stage` does.
 
         `image_id` names an image that the engine has already.
         """
         limits = replace(download_limits(self._settings), allow_file_urls=allow_file_urls)
-        await self._stage(release, limits, progress, self._images, image_id)
+        return await self._stage(release, limits, progress, self._images, image_id)
 
     async def fetch_early(self, release: Release) -> None:
         """Fetch a release that is not final yet: nothing goes to the container engine, nor to private addresses."""
@@ -75,7 +76,7 @@ class NodeSlots:
         progress: Progress,
         images: ImageStore | None,
         image_id: str = "",
-    ) -> None:
+    ) -> StagedRelease:
         def tell(item: DownloadProgress) -> None:
             progress(
                 {
@@ -99,7 +100,8 @@ class NodeSlots:
             signed_enclave=container.signed_enclave,
             sigstruct_in=read_signed_enclave,
         )
-        await stage(request, self.folder, verify_folder, limits, tell, images=images)
+        staged = await stage(request, self.folder, verify_folder, limits, tell, images=images)
+        return StagedRelease(staged.enclave_id)
 
     async def slot_is_good(self, enclave_id: str) -> bool:
         """Verify the slot; files that did not change since they were verified are not read again."""

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from dcupgrade.errors import DcupgradeError
+from dcupgrade.machine.stages import Permit, SealedKeys
 from dcupgrade.upgrade.ports import Delivery
 from keyvault.client import VaultClient
 
@@ -52,21 +53,21 @@ class Vault:
             "permit": permits[-1] if permits else "",
         }
 
-    async def collect(self, source_id: str, evidence: Mapping[str, Any]) -> str:
+    async def collect(self, source_id: str, evidence: Mapping[str, Any]) -> SealedKeys:
         """Have the vault take and seal the running node's key set."""
         answer = await self._client.collect(self._node_url, source_id, protocol=self._protocol, evidence=dict(evidence))
-        return str(answer["key_set_id"])
+        return SealedKeys(source_id, str(answer["key_set_id"]))
 
     async def advance(self, set_changes: Sequence[Mapping[str, Any]]) -> int:
         """Have the vault verify and keep some set changes; returns the id of the set that it knows then."""
         return int((await self._client.advance(set_changes))["set_id"])
 
-    async def permit(self, source_id: str, target_id: str, key_set_id: str, evidence: Mapping[str, Any]) -> int:
+    async def permit(self, source_id: str, target_id: str, key_set_id: str, evidence: Mapping[str, Any]) -> Permit:
         """Have the vault issue its release permit."""
         answer = await self._client.permit(
             source_id=source_id, target_id=target_id, key_set_id=key_set_id, evidence=dict(evidence)
         )
-        return int(answer["expires_at_unix_s"])
+        return Permit(target_id, int(answer["expires_at_unix_s"]))
 
     async def delivery(self, enclave_id: str) -> Delivery:
         """How far the handover to an enclave is."""

@@ -1,4 +1,4 @@
-"""Guards and actions of the upgrade machine: the pure functions that the rows of its table name."""
+"""Actions of the upgrade machine: the pure functions from state and event to the new state that its table names."""
 
 from __future__ import annotations
 
@@ -7,21 +7,35 @@ from dataclasses import replace
 
 from dcupgrade.conditions import HALTED_CODES
 
-from .events import Event, EventKind
-from .guards import Budgets, chain_facts, need, offered
+from .events import (
+    BackoffOver,
+    ChainSeen,
+    Collected,
+    CommandEvent,
+    Event,
+    FailureEvent,
+    HoldCommand,
+    NodeExited,
+    NodeStartFailed,
+    NodeStopped,
+    Permitted,
+    ReleaseCommand,
+    ResumeCommand,
+    RevertCommand,
+    StageFailed,
+)
+from .guards import Budgets, EventT, need, offered
 from .state import Name, Record, Release, State
 
-Action = Callable[[State, Event, Budgets], State]
-
-
-E, N = EventKind, Name
+Action = Callable[[State, EventT, Budgets], State]
+N = Name
 TRIES_COUNTED_MAX = 32
 """Enough for the longest pause; the count need not grow beyond."""
 
 
-def remember_chain(state: State, event: Event, _: Budgets) -> State:
+def remember_chain(state: State, event: ChainSeen, _: Budgets) -> State:
     """Keep what the chain says of the releases that matter here. New addresses of a release are a new try of it."""
-    facts = chain_facts(state, event)
+    facts = event.facts
     before, program = state.chain.program if state.chain else None, facts.program
     if program is not None:
         state = replace(
@@ -49,25 +63,36 @@ def _forgive_sources(state: State, enclave_id: str) -> State:
     return state if of_the_version else state.with_record(Record(enclave_id))
 
 
-def remember_command(state: State, event: Event, _: Budgets) -> State:
-    """Keep a hold, or an approval or override of a release that is not in quarantine."""
-    if event.kind is E.HOLD:
-        return replace(state, hold=event.hold)
-    if event.kind is E.UNHOLD:
-        return replace(state, hold=None)
-    if not event.enclave_id or state.record(event.enclave_id).quarantine:
-        return state
-    if event.kind is E.OVERRIDE:
-        return replace(state, override=event.enclave_id)
-    return replace(state, approved=event.enclave_id)
+def hold(state: State, event: HoldCommand, _: Budgets) -> State:
+    """Keep the hold."""
+    return replace(state, hold=event.hold)
 
 
-def release_quarantine(state: State, event: Event, _: Budgets) -> State:
+def unhold(state: State, _event: Event, _: Budgets) -> State:
+    """Forget the hold."""
+    return replace(state, hold=None)
+
+
+def approve(state: State, event: ReleaseCommand, _: Budgets) -> State:
+    """Keep the approval of a release that is not in quarantine."""
+    return replace(state, approved=event.enclave_id) if _may_be_tried(state, event) else state
+
+
+def override(state: State, event: ReleaseCommand, _: Budgets) -> State:
+    """Keep the override for a release that is not in quarantine."""
+    return replace(state, override=event.enclave_id) if _may_be_tried(state, event) else state
+
+
+def _may_be_tried(state: State, event: ReleaseCommand) -> bool:
+    return bool(event.enclave_id) and not state.record(event.enclave_id).quarantine
+
+
+def release_quarantine(state: State, event: ReleaseCommand, _: Budgets) -> State:
     """Forget what failed about a release: it may be tried again, at once."""
     return state.with_record(Record(event.enclave_id))
 
 
-def count_crash(state: State, event: Event, budgets: Budgets) -> State:
+def count_crash(state: State, event: NodeExited | NodeStartFailed, budgets: Budgets) -> State:
     """Count a failed start or an exit of the running version."""
     return replace(state, crashes=min(state.crashes + 1, budgets.crashes), detail=event.detail or event.code)
 
@@ -77,9 +102,9 @@ def note_serving(state: State, _event: Event, _: Budgets) -> State:
     return replace(state, crashes=0, detail="" if state.crashes and not state.reason else state.detail)
 
 
-def note_request(state: State, event: Event, _: Budgets) -> State:
+def note_request(state: State, event: RevertCommand, _: Budgets) -> State:
     """Keep the revert command until the node has stopped."""
-    return replace(state, revert_requested=True, reason="OPERATOR_REVERT", detail=event.detail)
+    return replace(state, revert_requested=True, reason="OPERATOR_REVERT", detail=event.reason)
 
 
 def begin(state: State, event: Event, _: Budgets) -> State:
@@ -94,14 +119,14 @@ def begin(state: State, event: Event, _: Budgets) -> State:
     )
 
 
-def note_keys(state: State, event: Event, _: Budgets) -> State:
+def note_keys(state: State, event: Collected, _: Budgets) -> State:
     """Keep the id of the sealed key set."""
-    return replace(state, key_set_id=event.key_set_id)
+    return replace(state, key_set_id=event.keys.key_set_id)
 
 
-def note_permit(state: State, event: Event, _: Budgets) -> State:
+def note_permit(state: State, event: Permitted, _: Budgets) -> State:
     """Keep when the release permit expires."""
-    return replace(state, permit_expires_unix_s=event.expires_unix_s)
+    return replace(state, permit_expires_unix_s=event.permit.expires_unix_s)
 
 
 def count_launch(state: State, _event: Event, _: Budgets) -> State:
@@ -109,27 +134,35 @@ def count_launch(state: State, _event: Event, _: Budgets) -> State:
     return replace(state, launches=state.launches + 1)
 
 
-def abandon(state: State, event: Event, budgets: Budgets) -> State:
-    """Give up before the old node noticed. Only a failure counts against the release, not a change of mind.
+def abandon(state: State, event: FailureEvent, budgets: Budgets) -> State:
+    """Give up before the old node noticed, and count the failure against the release.
 
     What may pass (an unreachable mirror or vault) is tried again indefinitely, at growing pauses; a refusal is not.
     """
     target = need(state.target, state, event)
     record = state.record(target.enclave_id)
-    if event.kind is E.CHAIN:
-        state = remember_chain(state, event, budgets)
-        listed = state.chain is not None and state.chain.lists(target.enclave_id)
-        return replace(state, reason="SUPERSEDED" if listed else "TARGET_REVOKED", detail="")
-    if event.kind is E.REVERT:
-        record = replace(record, quarantine="OPERATOR_REVERT")
-        return replace(withdraw(state.with_record(record)), reason="OPERATOR_REVERT", detail=event.detail)
     record = replace(record, abandoned=min(record.abandoned + 1, TRIES_COUNTED_MAX), waiting=True)
-    if event.kind is E.STAGE_FAILED and event.failure == "rejected":
+    if isinstance(event, StageFailed) and event.failure.kind == "rejected":
         record = replace(record, quarantine=event.code, waiting=False)
-    elif event.failure != "transient" and record.abandoned >= budgets.attempts:
+    elif event.failure.kind != "transient" and record.abandoned >= budgets.attempts:
         record = replace(record, quarantine="BUDGET_SPENT", waiting=False)
     state = withdraw(state) if record.quarantine else state
     return replace(state.with_record(record), reason=event.code, detail=event.detail)
+
+
+def abandon_for_the_chain(state: State, event: ChainSeen, budgets: Budgets) -> State:
+    """Give up because the chain names another version, or no longer lists the target. That is no failure of it."""
+    target = need(state.target, state, event)
+    state = remember_chain(state, event, budgets)
+    listed = state.chain is not None and state.chain.lists(target.enclave_id)
+    return replace(state, reason="SUPERSEDED" if listed else "TARGET_REVOKED", detail="")
+
+
+def abandon_by_hand(state: State, event: RevertCommand, _: Budgets) -> State:
+    """Give up because an operator said so: the release is quarantined."""
+    target = need(state.target, state, event)
+    record = replace(state.record(target.enclave_id), quarantine="OPERATOR_REVERT")
+    return replace(withdraw(state.with_record(record)), reason="OPERATOR_REVERT", detail=event.reason)
 
 
 def withdraw(state: State) -> State:
@@ -142,19 +175,27 @@ def withdraw(state: State) -> State:
     )
 
 
-def turn_back(state: State, event: Event, budgets: Budgets) -> State:
-    """Note why the upgrade is undone."""
-    if event.kind is E.CHAIN:
-        state = remember_chain(state, event, budgets)
-        return replace(state, reason="TARGET_REVOKED", detail="", target_stopped=False)
-    if event.kind is E.REVERT:
-        return replace(state, reason="OPERATOR_REVERT", detail=event.detail, revert_requested=True)
-    if event.kind is E.NODE_STOPPED:
-        return replace(state, reason="OPERATOR_REVERT" if state.revert_requested else "TARGET_REVOKED")
-    return replace(state, reason=event.code or "NODE_EXITED", detail=event.detail)
+def turn_back(state: State, event: FailureEvent | NodeExited, _: Budgets) -> State:
+    """Note what failed; the upgrade is undone."""
+    return replace(state, reason=event.code, detail=event.detail)
 
 
-def turn_back_by_hand(state: State, event: Event, _: Budgets) -> State:
+def turn_back_for_the_chain(state: State, event: ChainSeen, budgets: Budgets) -> State:
+    """Undo the upgrade because the target was revoked."""
+    return replace(remember_chain(state, event, budgets), reason="TARGET_REVOKED", detail="", target_stopped=False)
+
+
+def turn_back_on_request(state: State, event: RevertCommand, _: Budgets) -> State:
+    """Undo the upgrade because an operator said so."""
+    return replace(state, reason="OPERATOR_REVERT", detail=event.reason, revert_requested=True)
+
+
+def turn_back_after_stop(state: State, _event: NodeStopped, _: Budgets) -> State:
+    """Undo the upgrade for what became known while the old node was being stopped."""
+    return replace(state, reason="OPERATOR_REVERT" if state.revert_requested else "TARGET_REVOKED")
+
+
+def turn_back_by_hand(state: State, event: RevertCommand, _: Budgets) -> State:
     """After commit: what runs is on its way out, what ran before comes back."""
     return replace(
         clean(state),
@@ -164,7 +205,7 @@ def turn_back_by_hand(state: State, event: Event, _: Budgets) -> State:
         previous_until_unix_s=0.0,
         revert_requested=True,
         reason="OPERATOR_REVERT",
-        detail=event.detail,
+        detail=event.reason,
     )
 
 
@@ -233,7 +274,7 @@ def settle_committed(state: State, _event: Event, _: Budgets) -> State:
     return replace(clean(state), reason="", detail="")
 
 
-def backoff_over(state: State, event: Event, _: Budgets) -> State:
+def backoff_over(state: State, event: BackoffOver, _: Budgets) -> State:
     """The release may be tried again."""
     return state.with_record(replace(state.record(event.enclave_id), waiting=False))
 
@@ -248,17 +289,17 @@ def target_gone_meanwhile(state: State, event: Event, budgets: Budgets) -> State
     return note_target_stopped(replace(state, halted="", resume_to=""), event, budgets)
 
 
-def halt_locked(state: State, event: Event, budgets: Budgets) -> State:
+def halt_locked(state: State, event: FailureEvent, budgets: Budgets) -> State:
     """The new version is gone, but the data is held by another process: the source waits for that."""
     return note_target_stopped(halt("DATA_LOCKED", N.REVERTING)(state, event, budgets), event, budgets)
 
 
-def halt(code: str, resume_to: Name) -> Action:
-    """An action that stops in the event's own condition, else in `code`, to go on at `resume_to`."""
+def halt(code: str, resume_to: Name) -> Action[Event]:
+    """An action that halts in the event's own condition, else in `code`; `resume` then continues at `resume_to`."""
 
     def action(state: State, event: Event, budgets: Budgets) -> State:
         found = event.code if event.code in HALTED_CODES else code
-        if event.kind is E.CHAIN:
+        if isinstance(event, ChainSeen):
             state = remember_chain(state, event, budgets)
         return replace(state, halted=found, resume_to=resume_to.value, detail=event.detail or event.code)
 
@@ -266,9 +307,9 @@ def halt(code: str, resume_to: Name) -> Action:
     return action
 
 
-def resume_revert(state: State, event: Event, _: Budgets) -> State:
-    """Go on reverting. Only `resume` accepts a revoked version, and only where that was the condition."""
-    accepted = state.revoked_accepted or (event.kind is E.RESUME and state.halted == "PREVIOUS_REVOKED")
+def resume_revert(state: State, event: CommandEvent, _: Budgets) -> State:
+    """Continue to revert. Only `resume` accepts a revoked version, and only where that was the condition."""
+    accepted = state.revoked_accepted or (isinstance(event, ResumeCommand) and state.halted == "PREVIOUS_REVOKED")
     return replace(state, halted="", resume_to="", revoked_accepted=accepted)
 
 
@@ -278,7 +319,7 @@ def resume_install(state: State, _event: Event, _: Budgets) -> State:
 
 
 def resume_idle(state: State, _event: Event, _: Budgets) -> State:
-    """Go on with the running version."""
+    """Continue with the running version."""
     return replace(clean(state), crashes=0)
 
 

@@ -1,136 +1,472 @@
-"""Events go into the machine, effects come out."""
+"""Events: what can happen to the machine. One frozen class per event, with the values that the event proves.
+
+`kind` is the stable name of an event: in the journal, on the status page, in the picture of the table. The classes
+without one are families: they hold what their events have in common, and are never created themselves.
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from enum import StrEnum
-from typing import Any
+from typing import Any, ClassVar
 
+from dcupgrade.errors import Failure
+
+from .gates import Shut
+from .stages import AttestedNode, Permit, RunningNode, SealedKeys, StagedRelease
 from .state import ChainFacts, Hold, value_to_json
 
-
-class EventKind(StrEnum):
-    """What can happen to the machine: from the chain, from an operator, or as the end of an effect."""
-
-    CHAIN = "chain"
-    HOLD = "hold"
-    UNHOLD = "unhold"
-    APPROVE = "approve"
-    OVERRIDE = "override"
-    RESUME = "resume"
-    REVERT = "revert"
-    RETRY = "retry"
-    NODE_SERVING = "node_serving"
-    NODE_EXITED = "node_exited"
-    NODE_START_FAILED = "node_start_failed"
-    BEGIN = "begin"
-    BACKOFF_OVER = "backoff_over"
-    RETIRED = "retired"
-    STAGED = "staged"
-    STAGE_FAILED = "stage_failed"
-    GATES_OPEN = "gates_open"
-    GATES_SHUT = "gates_shut"
-    COLLECTED = "collected"
-    COLLECT_FAILED = "collect_failed"
-    PERMITTED = "permitted"
-    PERMIT_FAILED = "permit_failed"
-    NODE_STOPPED = "node_stopped"
-    STOP_FAILED = "stop_failed"
-    LAUNCHED = "launched"
-    LAUNCH_FAILED = "launch_failed"
-    DELIVERED = "delivered"
-    DELIVERY_FAILED = "delivery_failed"
-    HEALTHY = "healthy"
-    UNHEALTHY = "unhealthy"
-    COMMIT_DONE = "commit_done"
-    SOURCE_SERVING = "source_serving"
-    SOURCE_FAILED = "source_failed"
-    SETTLED = "settled"
-    ADOPTED = "adopted"
-    """A node was found beside an empty journal; written once at start-up, before the machine runs."""
-    WORD_REFUSED = "word_refused"
-    """An operator command that cannot be carried out: journalled as taken, never given to the machine."""
-    RESTART = "restart"
-    """An operator wants the running node stopped and started again; it changes nothing that the machine wants."""
-
-
-BESIDE_THE_MACHINE = (EventKind.WORD_REFUSED, EventKind.RESTART)
-"""Operator commands that are journalled and never given to the machine."""
-
-
-class EffectKind(StrEnum):
-    """What the orchestrator is asked to do. Each is idempotent: doing it twice is as good as doing it once."""
-
-    KEEP_NODE = "keep_node"
-    BEGIN = "begin"
-    BACKOFF = "backoff"
-    RETIRE = "retire"
-    STAGE = "stage"
-    GATES = "gates"
-    COLLECT = "collect"
-    PERMIT = "permit"
-    STOP_NODE = "stop_node"
-    LAUNCH = "launch"
-    DELIVER = "deliver"
-    PROBATION = "probation"
-    COMMIT = "commit"
-    AWAIT_SOURCE = "await_source"
-    START_SOURCE = "start_source"
-    SETTLE = "settle"
+# --- families --------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, slots=True)
 class Event:
-    """Something that happened. Which fields are set depends on `kind`; `at_unix_s` is the wall clock, for the record.
+    """Something that happened. `at_unix_s` is the wall clock, for the record; it does not count in comparisons."""
 
-    `failure` is the error's kind: "transient", "rejected" or "invariant".
-    """
+    kind: ClassVar[str] = ""
+    at_unix_s: float = field(default=0.0, compare=False, kw_only=True)
 
-    kind: EventKind
-    enclave_id: str = ""
-    code: str = ""
-    detail: str = ""
-    failure: str = ""
-    key_set_id: str = ""
-    expires_unix_s: int = 0
-    chain: ChainFacts | None = None
-    hold: Hold | None = None
-    who: str = ""
-    at_unix_s: float = field(default=0.0, compare=False)
+    @property
+    def code(self) -> str:
+        """The stable code of what went wrong; empty where nothing did."""
+        return ""
+
+    @property
+    def detail(self) -> str:
+        """What a reader should know besides; may be empty."""
+        return ""
 
     def to_json(self) -> dict[str, Any]:
-        """JSON form with the empty fields left out."""
-        out: dict[str, Any] = {"kind": self.kind.value}
-        for key in ("enclave_id", "code", "detail", "failure", "key_set_id", "expires_unix_s", "who", "at_unix_s"):
-            if value := getattr(self, key):
-                out[key] = value
-        if self.chain is not None:
-            out["chain"] = value_to_json(self.chain)
-        if self.hold is not None:
-            out["hold"] = value_to_json(self.hold)
-        return out
+        """Journal form: one flat object, without the empty fields."""
+        values = {"code": self.code, "detail": self.detail, **self._values(), "at_unix_s": self.at_unix_s}
+        return {"kind": self.kind, **{name: value for name, value in values.items() if value}}
+
+    def _values(self) -> dict[str, Any]:
+        """The fields of this event under their names in the journal."""
+        return {}
 
 
 @dataclass(frozen=True, slots=True)
-class Effect:
-    """Something to do. Two equal effects are the same piece of work, which is how a running one is recognised.
+class ReleaseEvent(Event):
+    """An event about one version, and nothing else."""
 
-    `enclave_id` is the node or release it is about. `words` is what else it depends on, so that a change starts it
-    afresh: for GATES what operators said, for STAGE the addresses.
-    """
+    enclave_id: str
 
-    kind: EffectKind
+    def _values(self) -> dict[str, Any]:
+        return {"enclave_id": self.enclave_id}
+
+
+@dataclass(frozen=True, slots=True)
+class FailureEvent(Event):
+    """An effect failed, for one version. `failure.kind` is "transient", "rejected" or "invariant"."""
+
+    enclave_id: str
+    failure: Failure
+
+    @property
+    def code(self) -> str:
+        """See `Event.code`."""
+        return self.failure.code
+
+    @property
+    def detail(self) -> str:
+        """See `Event.detail`."""
+        return self.failure.detail
+
+    def _values(self) -> dict[str, Any]:
+        return {"enclave_id": self.enclave_id, "failure": self.failure.kind}
+
+
+@dataclass(frozen=True, slots=True)
+class CommandEvent(Event):
+    """An operator command. `reason` is the operator's own text."""
+
+    who: str = ""
+    reason: str = ""
+
+    @property
+    def detail(self) -> str:
+        """See `Event.detail`."""
+        return self.reason
+
+    def _values(self) -> dict[str, Any]:
+        return {"who": self.who}
+
+
+@dataclass(frozen=True, slots=True)
+class ReleaseCommand(CommandEvent):
+    """An operator command about one version; `enclave_id` is empty where the chain names none to be meant."""
+
     enclave_id: str = ""
-    key_set_id: str = ""
-    words: tuple[str, ...] = ()
 
-    def to_json(self) -> dict[str, Any]:
-        """JSON form with the empty fields left out."""
-        out: dict[str, Any] = {"kind": self.kind.value}
-        if self.enclave_id:
-            out["enclave_id"] = self.enclave_id
-        if self.key_set_id:
-            out["key_set_id"] = self.key_set_id
-        if self.words:
-            out["words"] = list(self.words)
-        return out
+    def _values(self) -> dict[str, Any]:
+        return {"enclave_id": self.enclave_id, "who": self.who}
+
+
+@dataclass(frozen=True, slots=True)
+class StartingCommand(CommandEvent):
+    """An operator command that starts a version. `files_damaged` says why that would fail; empty where it would not."""
+
+    files_damaged: str = ""
+
+    @property
+    def code(self) -> str:
+        """See `Event.code`."""
+        return "SOURCE_SLOT_DAMAGED" if self.files_damaged else ""
+
+    @property
+    def detail(self) -> str:
+        """See `Event.detail`."""
+        return self.files_damaged or self.reason
+
+
+# --- the chain and the operators -------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class ChainSeen(Event):
+    """The finalized chain says this now."""
+
+    kind: ClassVar[str] = "chain"
+    facts: ChainFacts
+
+    def _values(self) -> dict[str, Any]:
+        return {"chain": value_to_json(self.facts)}
+
+
+@dataclass(frozen=True, slots=True)
+class HoldCommand(CommandEvent):
+    """`hold`: start no upgrade."""
+
+    kind: ClassVar[str] = "hold"
+    hold: Hold = field(kw_only=True)
+
+    def _values(self) -> dict[str, Any]:
+        return {"who": self.who, "hold": value_to_json(self.hold)}
+
+
+@dataclass(frozen=True, slots=True)
+class UnholdCommand(CommandEvent):
+    """`unhold`: lift the hold."""
+
+    kind: ClassVar[str] = "unhold"
+
+
+@dataclass(frozen=True, slots=True)
+class ApproveCommand(ReleaseCommand):
+    """`approve`: the release may be installed once the other gates are open."""
+
+    kind: ClassVar[str] = "approve"
+
+
+@dataclass(frozen=True, slots=True)
+class OverrideCommand(ReleaseCommand):
+    """`override`: open all gates but the preflight for the release."""
+
+    kind: ClassVar[str] = "override"
+
+
+@dataclass(frozen=True, slots=True)
+class RetryCommand(ReleaseCommand):
+    """`retry`: forget what failed about the release."""
+
+    kind: ClassVar[str] = "retry"
+
+
+@dataclass(frozen=True, slots=True)
+class ResumeCommand(CommandEvent):
+    """`resume`: leave a halted condition."""
+
+    kind: ClassVar[str] = "resume"
+
+
+@dataclass(frozen=True, slots=True)
+class RevertCommand(StartingCommand):
+    """`revert`: go back."""
+
+    kind: ClassVar[str] = "revert"
+
+
+@dataclass(frozen=True, slots=True)
+class RestartCommand(StartingCommand):
+    """`restart`: stop the running node and start it again. The machine never gets it: it changes nothing wanted."""
+
+    kind: ClassVar[str] = "restart"
+
+
+@dataclass(frozen=True, slots=True)
+class CommandRefused(CommandEvent):
+    """An operator command that cannot be carried out. It is journalled with its outcome; the machine never gets it."""
+
+    kind: ClassVar[str] = "word_refused"
+    refusal: str = ""
+    why: str = ""
+
+    @property
+    def code(self) -> str:
+        """See `Event.code`."""
+        return self.refusal
+
+    @property
+    def detail(self) -> str:
+        """See `Event.detail`."""
+        return self.why
+
+
+BESIDE_THE_MACHINE = (CommandRefused, RestartCommand)
+"""Operator commands that are journalled and never given to the machine."""
+
+# --- the node that runs ----------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Adopted(ReleaseEvent):
+    """A node was found beside an empty journal; written once at start-up, before the machine runs."""
+
+    kind: ClassVar[str] = "adopted"
+
+    @property
+    def detail(self) -> str:
+        """See `Event.detail`."""
+        return "no node was known"
+
+
+@dataclass(frozen=True, slots=True)
+class NodeServing(ReleaseEvent):
+    """The version serves."""
+
+    kind: ClassVar[str] = "node_serving"
+
+
+@dataclass(frozen=True, slots=True)
+class NodeExited(Event):
+    """The version's process ended; `rebooted` where it ended with the host."""
+
+    kind: ClassVar[str] = "node_exited"
+    enclave_id: str
+    text: str = ""
+    rebooted: bool = False
+
+    @property
+    def code(self) -> str:
+        """See `Event.code`."""
+        return "HOST_REBOOTED" if self.rebooted else "NODE_EXITED"
+
+    @property
+    def detail(self) -> str:
+        """See `Event.detail`."""
+        return self.text
+
+    def _values(self) -> dict[str, Any]:
+        return {"enclave_id": self.enclave_id}
+
+
+@dataclass(frozen=True, slots=True)
+class NodeStartFailed(FailureEvent):
+    """The running version could not be started."""
+
+    kind: ClassVar[str] = "node_start_failed"
+
+
+# --- before the old node stops ---------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class UpgradeBegun(ReleaseEvent):
+    """The release on the chain is taken as the target."""
+
+    kind: ClassVar[str] = "begin"
+
+
+@dataclass(frozen=True, slots=True)
+class BackoffOver(ReleaseEvent):
+    """The pause after a failed upgrade to the release is over."""
+
+    kind: ClassVar[str] = "backoff_over"
+
+
+@dataclass(frozen=True, slots=True)
+class PreviousRetired(ReleaseEvent):
+    """The previous version's retention time is over."""
+
+    kind: ClassVar[str] = "retired"
+
+
+@dataclass(frozen=True, slots=True)
+class Staged(Event):
+    """The target is downloaded and verified."""
+
+    kind: ClassVar[str] = "staged"
+    release: StagedRelease
+
+    def _values(self) -> dict[str, Any]:
+        return {"enclave_id": self.release.enclave_id}
+
+
+@dataclass(frozen=True, slots=True)
+class StageFailed(FailureEvent):
+    """The target could not be downloaded or verified."""
+
+    kind: ClassVar[str] = "stage_failed"
+
+
+@dataclass(frozen=True, slots=True)
+class GatesOpen(ReleaseEvent):
+    """No gate is shut any more."""
+
+    kind: ClassVar[str] = "gates_open"
+
+
+@dataclass(frozen=True, slots=True)
+class GatesShut(Event):
+    """A gate was shut again before the old node stopped."""
+
+    kind: ClassVar[str] = "gates_shut"
+    enclave_id: str
+    shut: Shut
+
+    @property
+    def code(self) -> str:
+        """See `Event.code`."""
+        return self.shut.code
+
+    @property
+    def detail(self) -> str:
+        """See `Event.detail`."""
+        return self.shut.detail
+
+    def _values(self) -> dict[str, Any]:
+        return {"enclave_id": self.enclave_id}
+
+
+@dataclass(frozen=True, slots=True)
+class Collected(Event):
+    """The vault has sealed the running node's key set."""
+
+    kind: ClassVar[str] = "collected"
+    keys: SealedKeys
+
+    def _values(self) -> dict[str, Any]:
+        return {"enclave_id": self.keys.source_id, "key_set_id": self.keys.key_set_id}
+
+
+@dataclass(frozen=True, slots=True)
+class CollectFailed(FailureEvent):
+    """The vault could not take the running node's key set."""
+
+    kind: ClassVar[str] = "collect_failed"
+
+
+@dataclass(frozen=True, slots=True)
+class Permitted(Event):
+    """The vault has issued the permit for the target."""
+
+    kind: ClassVar[str] = "permitted"
+    permit: Permit
+
+    def _values(self) -> dict[str, Any]:
+        return {"enclave_id": self.permit.target_id, "expires_unix_s": self.permit.expires_unix_s}
+
+
+@dataclass(frozen=True, slots=True)
+class PermitFailed(FailureEvent):
+    """The vault issued no permit."""
+
+    kind: ClassVar[str] = "permit_failed"
+
+
+# --- from the stop to the commit -------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class NodeStopped(ReleaseEvent):
+    """The version's process is gone; its port and its data are free."""
+
+    kind: ClassVar[str] = "node_stopped"
+
+
+@dataclass(frozen=True, slots=True)
+class StopFailed(FailureEvent):
+    """The version's process could not be stopped, or its data is still in use."""
+
+    kind: ClassVar[str] = "stop_failed"
+
+
+@dataclass(frozen=True, slots=True)
+class Launched(Event):
+    """The target's process runs."""
+
+    kind: ClassVar[str] = "launched"
+    node: RunningNode
+
+    def _values(self) -> dict[str, Any]:
+        return {"enclave_id": self.node.enclave_id}
+
+
+@dataclass(frozen=True, slots=True)
+class LaunchFailed(FailureEvent):
+    """The target could not be started."""
+
+    kind: ClassVar[str] = "launch_failed"
+
+
+@dataclass(frozen=True, slots=True)
+class Delivered(Event):
+    """The target holds the keys and serves."""
+
+    kind: ClassVar[str] = "delivered"
+    node: AttestedNode
+
+    def _values(self) -> dict[str, Any]:
+        return {"enclave_id": self.node.enclave_id}
+
+
+@dataclass(frozen=True, slots=True)
+class DeliveryFailed(FailureEvent):
+    """The target did not get the keys, or does not serve with them."""
+
+    kind: ClassVar[str] = "delivery_failed"
+
+
+@dataclass(frozen=True, slots=True)
+class Healthy(ReleaseEvent):
+    """The target was healthy for the whole probation."""
+
+    kind: ClassVar[str] = "healthy"
+
+
+@dataclass(frozen=True, slots=True)
+class Unhealthy(FailureEvent):
+    """The target failed during probation."""
+
+    kind: ClassVar[str] = "unhealthy"
+
+
+@dataclass(frozen=True, slots=True)
+class CommitDone(ReleaseEvent):
+    """The target knows that it is committed."""
+
+    kind: ClassVar[str] = "commit_done"
+
+
+# --- the way back ----------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class SourceServing(ReleaseEvent):
+    """The source serves again."""
+
+    kind: ClassVar[str] = "source_serving"
+
+
+@dataclass(frozen=True, slots=True)
+class SourceFailed(FailureEvent):
+    """The source could not be brought back."""
+
+    kind: ClassVar[str] = "source_failed"
+
+
+@dataclass(frozen=True, slots=True)
+class Settled(ReleaseEvent):
+    """The upgrade is over."""
+
+    kind: ClassVar[str] = "settled"

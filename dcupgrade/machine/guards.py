@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from typing import TypeVar
 
 from chain_watcher.proof.release import newer
 from dcupgrade.conditions import HALTED_CODES
 from dcupgrade.errors import DcupgradeError
 
-from .events import Event
+from .events import ChainSeen, Event, FailureEvent, NodeExited, RevertCommand
 from .state import ChainFacts, Name, Release, State
 
 
@@ -29,14 +30,15 @@ class Budgets:
     retention_s: float = 1209600.0
 
 
-Guard = Callable[[State, Event, Budgets], bool]
+EventT = TypeVar("EventT", bound=Event)
+Guard = Callable[[State, EventT, Budgets], bool]
 N = Name
 
 
 MAY_PASS = ("SOURCE_WONT_START", "SOURCE_SLOT_DAMAGED", "KEYS_UNREACHABLE", "NO_KEYS_ANYWHERE", "DATA_LOCKED")
 """Conditions of the way back in which the source may still come up: a mirror that is good again, a vault that is back.
 
-A person is told, and meanwhile the source is tried indefinitely.
+They raise an alarm, and meanwhile the source is tried indefinitely.
 """
 
 
@@ -68,23 +70,21 @@ def offered(state: State) -> Release | None:
     return None if record.quarantine or record.waiting else program
 
 
-def chain_facts(state: State, event: Event) -> ChainFacts:
-    """The facts that a chain event must carry."""
-    if event.chain is None:
-        raise broken(state, event, "the event carries no chain facts")
-    return event.chain
+def chain_now(state: State, event: Event) -> ChainFacts | None:
+    """What the chain says as of this event; None before the first finalized block was seen."""
+    return event.facts if isinstance(event, ChainSeen) else state.chain
 
 
-def target_gone(state: State, event: Event, _: Budgets) -> bool:
+def target_gone(state: State, event: ChainSeen, _: Budgets) -> bool:
     """The target is no longer the version to run, or no longer signed."""
-    facts = chain_facts(state, event)
+    facts = event.facts
     target = need(state.target, state, event)
     return facts.program is None or facts.program.enclave_id != target.enclave_id or not facts.lists(target.enclave_id)
 
 
 def target_revoked(state: State, event: Event, _: Budgets) -> bool:
     """The network no longer signs the target."""
-    facts = event.chain if event.chain is not None else state.chain
+    facts = chain_now(state, event)
     target = need(state.target, state, event)
     return facts is not None and not facts.lists(target.enclave_id)
 
@@ -106,11 +106,12 @@ def no_source(state: State, _event: Event, _: Budgets) -> bool:
 
 def source_revoked(state: State, event: Event, _: Budgets) -> bool:
     """The version to go back to is revoked, and no operator has accepted that."""
-    seen = replace(state, chain=event.chain) if event.chain is not None else state
-    return seen.revoked(state.running) and not state.revoked_accepted
+    facts = chain_now(state, event)
+    revoked = state.running is not None and facts is not None and not facts.lists(state.running.enclave_id)
+    return revoked and not state.revoked_accepted
 
 
-def needs_a_person(_state: State, event: Event, _: Budgets) -> bool:
+def needs_a_person(_state: State, event: FailureEvent, _: Budgets) -> bool:
     """The failure is a condition with a name: trying again would not help."""
     return event.code in HALTED_CODES
 
@@ -125,15 +126,15 @@ def may_relaunch(state: State, _event: Event, budgets: Budgets) -> bool:
     return state.launches < budgets.launches
 
 
-def host_rebooted(state: State, event: Event, budgets: Budgets) -> bool:
-    """The target's process ended with the machine, not by itself."""
-    return event.code == "HOST_REBOOTED" and may_relaunch(state, event, budgets)
+def host_rebooted(state: State, event: NodeExited, budgets: Budgets) -> bool:
+    """The target's process ended with the host, not by itself."""
+    return event.rebooted and may_relaunch(state, event, budgets)
 
 
-def has_previous(state: State, event: Event, _: Budgets) -> bool:
-    """There is a previous version, within its retention time, not revoked, and with its files (else `code` is set)."""
+def has_previous(state: State, event: RevertCommand, _: Budgets) -> bool:
+    """There is a previous version, within its retention time, not revoked, and with its files undamaged."""
     kept = state.previous is not None and event.at_unix_s <= state.previous_until_unix_s
-    return kept and not event.code and not state.revoked(state.previous)
+    return kept and not event.files_damaged and not state.revoked(state.previous)
 
 
 def waits_for_serving(state: State, _event: Event, _: Budgets) -> bool:
@@ -152,7 +153,7 @@ def target_may_stop(state: State) -> bool:
     return state.resume_to == N.REVERTING and not state.target_stopped and state.halted != "PREVIOUS_REVOKED"
 
 
-def only_locked(state: State, event: Event, budgets: Budgets) -> bool:
+def only_locked(state: State, event: FailureEvent, budgets: Budgets) -> bool:
     """The process is gone and the source may start, but another process holds the data."""
     may_start = state.running is not None and not source_revoked(state, event, budgets)
     return may_start and event.code == "DATA_LOCKED"
@@ -174,8 +175,8 @@ def revoked_while_waiting(state: State, event: Event, budgets: Budgets) -> bool:
     return waits and source_revoked(state, event, budgets)
 
 
-def back_to(name: Name) -> Guard:
-    """A guard that holds where the halted upgrade is to go on at `name`."""
+def back_to(name: Name) -> Guard[Event]:
+    """A guard that holds where the halted upgrade is to continue at `name`."""
 
     def guard(state: State, _event: Event, _: Budgets) -> bool:
         return state.resume_to == name
@@ -212,7 +213,7 @@ def broken(state: State, event: Event, why: str) -> DcupgradeError:
     """The error for what the machine does not know."""
     return DcupgradeError(
         code="MACHINE_NO_TRANSITION",
-        what=f"event {event.kind.value} in state {state.name.value}",
+        what=f"event {event.kind} in state {state.name.value}",
         why=why,
         action="This is a fault of the program: keep the journal and report it.",
         kind="invariant",

@@ -11,7 +11,20 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from .events import Event, EventKind
+from .events import (
+    ApproveCommand,
+    CommandEvent,
+    CommandRefused,
+    Event,
+    HoldCommand,
+    OverrideCommand,
+    ReleaseCommand,
+    RestartCommand,
+    ResumeCommand,
+    RetryCommand,
+    RevertCommand,
+    UnholdCommand,
+)
 from .guards import newer_release
 from .state import Hold, Name, State
 from .table import keeps_node
@@ -62,15 +75,10 @@ def require_valid(kind: str, who: object, arguments: Mapping[str, object]) -> di
     return given
 
 
-KINDS = {
-    "hold": EventKind.HOLD,
-    "unhold": EventKind.UNHOLD,
-    "approve": EventKind.APPROVE,
-    "override": EventKind.OVERRIDE,
-    "retry": EventKind.RETRY,
-    "resume": EventKind.RESUME,
-    "revert": EventKind.REVERT,
-    "restart": EventKind.RESTART,
+OF_A_RELEASE: dict[str, type[ReleaseCommand]] = {
+    "approve": ApproveCommand,
+    "override": OverrideCommand,
+    "retry": RetryCommand,
 }
 
 
@@ -114,67 +122,73 @@ class Outcome:
         return {"accepted": self.accepted, "code": self.code, "text": self.text}
 
 
-def event_of(command: Command, state: State, now_unix_s: float) -> Event:
-    """The event that a queued command means; WORD_REFUSED for one that is invalid or too old.
+def event_of(command: Command, state: State, now_unix_s: float) -> CommandEvent:
+    """The event that a queued command means; CommandRefused for one that is invalid or too old.
 
     An invalid command is rejected without blocking the commands behind it.
     """
     try:
         if command.expires_unix_s is not None and now_unix_s > command.expires_unix_s:
             why = f"{command.kind}: it waited for longer than {LIFETIME_S:.0f} s; give it again if it is still wanted"
-            return Event(EventKind.WORD_REFUSED, who=command.who, code="COMMAND_EXPIRED", detail=why)
+            return CommandRefused(command.who, refusal="COMMAND_EXPIRED", why=why)
         return _meaning_of(command, state)
     except (AttributeError, OverflowError, TypeError, ValueError) as error:
-        why = f"{command.kind}: {error}"
-        return Event(EventKind.WORD_REFUSED, who=command.who, code="COMMAND_INVALID", detail=why)
+        return CommandRefused(command.who, refusal="COMMAND_INVALID", why=f"{command.kind}: {error}")
 
 
-def _meaning_of(command: Command, state: State) -> Event:
-    arguments = command.arguments
-    detail = str(arguments.get("reason", ""))
-    if command.kind not in KINDS:
-        raise ValueError("there is no such command")
-    kind = KINDS[command.kind]
-    if kind is EventKind.HOLD:
-        until_unix_s = float(arguments.get("until_unix_s") or 0.0)
-        if not math.isfinite(until_unix_s):
-            raise ValueError(f"until_unix_s is {until_unix_s}")
-        return Event(kind, who=command.who, detail=detail, hold=Hold(detail, command.who, until_unix_s))
-    if kind in (EventKind.APPROVE, EventKind.OVERRIDE, EventKind.RETRY):
-        about = state.target or newer_release(state)
-        enclave_id = str(arguments.get("enclave_id") or (about.enclave_id if about else ""))
-        return Event(kind, enclave_id, who=command.who, detail=detail)
-    return Event(kind, who=command.who, detail=detail)
+def _meaning_of(command: Command, state: State) -> CommandEvent:
+    arguments, who = command.arguments, command.who
+    reason = str(arguments.get("reason", ""))
+    match command.kind:
+        case "hold":
+            until_unix_s = float(arguments.get("until_unix_s") or 0.0)
+            if not math.isfinite(until_unix_s):
+                raise ValueError(f"until_unix_s is {until_unix_s}")
+            return HoldCommand(who, reason, hold=Hold(reason, who, until_unix_s))
+        case "unhold":
+            return UnholdCommand(who, reason)
+        case "resume":
+            return ResumeCommand(who, reason)
+        case "revert":
+            return RevertCommand(who, reason)
+        case "restart":
+            return RestartCommand(who, reason)
+        case "approve" | "override" | "retry":
+            about = state.target or newer_release(state)
+            enclave_id = str(arguments.get("enclave_id") or (about.enclave_id if about else ""))
+            return OF_A_RELEASE[command.kind](who, reason, enclave_id)
+        case _:
+            raise ValueError("there is no such command")
 
 
 def outcome_of(before: State, event: Event, after: State) -> Outcome:
     """What the command that became `event` came to."""
-    match event.kind:
-        case EventKind.HOLD:
+    match event:
+        case HoldCommand():
             return _done("no upgrade is begun from now on")
-        case EventKind.UNHOLD:
+        case UnholdCommand():
             return _done("the hold is lifted" if before.hold else "nothing was held")
-        case EventKind.APPROVE | EventKind.OVERRIDE:
+        case ApproveCommand() | OverrideCommand():
             return _outcome_for_release(before, event)
-        case EventKind.RETRY:
+        case RetryCommand():
             record = before.record(event.enclave_id)
             waited = record.quarantine or record.waiting
             return _done(f"{event.enclave_id} may be tried again" if waited else "nothing was in quarantine")
-        case EventKind.RESUME if not before.halted:
+        case ResumeCommand() if not before.halted:
             return _done("nothing was halted")
-        case EventKind.RESUME if after.halted:
+        case ResumeCommand() if after.halted:
             return Outcome(False, after.halted, after.detail)
-        case EventKind.RESUME:
+        case ResumeCommand():
             return _done(f"continues in state {after.name.value}")
-        case EventKind.REVERT:
+        case RevertCommand():
             return _outcome_of_revert(before, event, after)
-        case EventKind.RESTART:
+        case RestartCommand():
             return _outcome_of_restart(before, event)
         case _:
             return Outcome(False, event.code, event.detail)
 
 
-def _outcome_of_restart(before: State, event: Event) -> Outcome:
+def _outcome_of_restart(before: State, event: RestartCommand) -> Outcome:
     if refused := refusal_of_restart(before):
         return refused
     if event.code:
@@ -192,7 +206,7 @@ def refusal_of_restart(state: State) -> Outcome | None:
     return Outcome(False, "NODE_NOT_KEPT", f"{why}, in which the upgrade itself stops and starts nodes")
 
 
-def _outcome_for_release(before: State, event: Event) -> Outcome:
+def _outcome_for_release(before: State, event: ReleaseCommand) -> Outcome:
     if not event.enclave_id:
         return Outcome(False, "NO_RELEASE_SEEN", "the chain names no release that is newer than the running one")
     quarantine = before.record(event.enclave_id).quarantine
@@ -202,9 +216,9 @@ def _outcome_for_release(before: State, event: Event) -> Outcome:
     return _done(f"noted for {event.enclave_id}")
 
 
-def _outcome_of_revert(before: State, event: Event, after: State) -> Outcome:
+def _outcome_of_revert(before: State, event: RevertCommand, after: State) -> Outcome:
     if before.name in (Name.IDLE, Name.COMMITTED) and after.name is before.name:
-        return Outcome(False, "REVERT_IMPOSSIBLE", event.detail if event.code else "there is nothing to go back to")
+        return Outcome(False, "REVERT_IMPOSSIBLE", event.files_damaged or "there is nothing to go back to")
     if after.halted:
         return Outcome(False, after.halted, after.detail)
     if before.name in (Name.REVERTING, Name.REVERTED, Name.ABANDONED):

@@ -12,7 +12,7 @@ from .state import Name, State
 
 PREFLIGHT = "GATE_PREFLIGHT"
 GATES_OF_ALL = ("GATE_HELD", "GATE_WINDOW_SHUT")
-IDENTITY_WORDS = {
+IDENTITY_NOTES = {
     "sigstruct": "Its identity rests on the SIGSTRUCT in its image; its files were not measured.",
     "attested": "WARNING: nothing proves its identity before it attests itself to the vault; an image that cannot "
     "gets no keys and is reverted.",
@@ -67,8 +67,8 @@ def plan(
 def with_launch(answer: dict[str, Any], identity: str, changes: Sequence[str]) -> dict[str, Any]:
     """The plan with what is known of a staged version: how its id is proven, and what its container has otherwise."""
     lines = list(answer["lines"])
-    if identity in IDENTITY_WORDS:
-        lines.append(IDENTITY_WORDS[identity])
+    if identity in IDENTITY_NOTES:
+        lines.append(IDENTITY_NOTES[identity])
     lines += [f"Container: {item}" for item in changes]
     return {**answer, "lines": lines, "identity": identity, "changes": list(changes)}
 

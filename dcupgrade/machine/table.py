@@ -1,6 +1,6 @@
 """The upgrade machine: one table of transitions, and pure functions over it.
 
-`step(state, event)` finds the first row of TABLE for the state's name and the event's kind whose guard holds, and
+`step(state, event)` finds the first row of TABLE for the state's name and the event's class whose guard holds, and
 returns the new state with the effects that are newly wanted. What is not in the table raises. `activity(state)` says
 which effects are wanted in a state at all: since it depends on nothing else, a restart needs only the stored state to
 take up the work where it was left.
@@ -10,12 +10,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
+from typing import Any
 
 from . import actions as t
+from . import events as e
 from . import guards
 from .actions import Action
-from .events import Effect, EffectKind, Event, EventKind
-from .guards import Budgets, Guard
+from .effects import Effect, EffectKind
+from .guards import Budgets, EventT, Guard
 from .state import Name, State
 
 
@@ -24,19 +26,30 @@ class Row:
     """One edge of the machine: in `source`, on `event`, if `guard` holds, do `action` and go to `target`."""
 
     source: Name
-    event: EventKind
+    event: type[e.Event]
     target: Name
-    guard: Guard | None = None
-    action: Action | None = None
+    guard: Guard[Any] | None = None
+    action: Action[Any] | None = None
 
     @property
     def label(self) -> str:
         """The event and its guard in words, for diagrams and the coverage report."""
-        return self.event.value + (f" [{self.guard.__name__.lstrip('_')}]" if self.guard else "")
+        return self.event.kind + (f" [{self.guard.__name__.lstrip('_')}]" if self.guard else "")
+
+
+def row(
+    source: Name,
+    event: type[EventT],
+    target: Name,
+    guard: Guard[EventT] | None = None,
+    action: Action[EventT] | None = None,
+) -> Row:
+    """A row whose guard and action take that very event: mypy refuses any other."""
+    return Row(source, event, target, guard, action)
 
 
 DEFAULT_BUDGETS = Budgets()
-N, E, F = Name, EventKind, EffectKind
+N, F = Name, EffectKind
 BEFORE_STOP = (N.IDLE, N.STAGING, N.STAGED, N.COLLECTING, N.SEALED, N.ABANDONED)
 """States in which the running node is kept up and restarted when it crashes."""
 KEEPS_NODE = (*BEFORE_STOP, N.COMMITTED, N.REVERTED)
@@ -48,128 +61,130 @@ KEEPS_NODE = (*BEFORE_STOP, N.COMMITTED, N.REVERTED)
 def _rows() -> Iterable[Row]:
     yield from _rows_everywhere()
     # idle
-    yield Row(N.IDLE, E.BEGIN, N.STAGING, None, t.begin)
-    yield Row(N.IDLE, E.BACKOFF_OVER, N.IDLE, None, t.backoff_over)
-    yield Row(N.IDLE, E.RETIRED, N.IDLE, None, t.retired)
-    yield Row(N.IDLE, E.REVERT, N.REVERTING, guards.has_previous, t.turn_back_by_hand)
-    yield Row(N.IDLE, E.REVERT, N.IDLE)
+    yield row(N.IDLE, e.UpgradeBegun, N.STAGING, None, t.begin)
+    yield row(N.IDLE, e.BackoffOver, N.IDLE, None, t.backoff_over)
+    yield row(N.IDLE, e.PreviousRetired, N.IDLE, None, t.retired)
+    yield row(N.IDLE, e.RevertCommand, N.REVERTING, guards.has_previous, t.turn_back_by_hand)
+    yield row(N.IDLE, e.RevertCommand, N.IDLE)
     # before the old node is touched, whatever goes wrong is abandoned
-    yield Row(N.STAGING, E.STAGED, N.STAGED)
-    yield Row(N.STAGING, E.STAGE_FAILED, N.ABANDONED, None, t.abandon)
-    yield Row(N.STAGED, E.GATES_OPEN, N.LAUNCHING, guards.first_install)
-    yield Row(N.STAGED, E.GATES_OPEN, N.COLLECTING)
-    yield Row(N.COLLECTING, E.COLLECTED, N.SEALED, None, t.note_keys)
-    yield Row(N.COLLECTING, E.COLLECT_FAILED, N.HALTED, guards.needs_a_person, t.halt("VAULT_REPLACED", N.IDLE))
-    yield Row(N.COLLECTING, E.COLLECT_FAILED, N.ABANDONED, None, t.abandon)
-    yield Row(N.SEALED, E.PERMITTED, N.STOPPING, None, t.note_permit)
+    yield row(N.STAGING, e.Staged, N.STAGED)
+    yield row(N.STAGING, e.StageFailed, N.ABANDONED, None, t.abandon)
+    yield row(N.STAGED, e.GatesOpen, N.LAUNCHING, guards.first_install)
+    yield row(N.STAGED, e.GatesOpen, N.COLLECTING)
+    yield row(N.COLLECTING, e.Collected, N.SEALED, None, t.note_keys)
+    yield row(N.COLLECTING, e.CollectFailed, N.HALTED, guards.needs_a_person, t.halt("VAULT_REPLACED", N.IDLE))
+    yield row(N.COLLECTING, e.CollectFailed, N.ABANDONED, None, t.abandon)
+    yield row(N.SEALED, e.Permitted, N.STOPPING, None, t.note_permit)
     # the last look before downtime: the window may have closed while the agent or the vault was away
-    yield Row(N.SEALED, E.GATES_SHUT, N.STAGED)
-    yield Row(N.SEALED, E.PERMIT_FAILED, N.HALTED, guards.needs_a_person, t.halt("VAULT_REPLACED", N.IDLE))
-    yield Row(N.SEALED, E.PERMIT_FAILED, N.ABANDONED, None, t.abandon)
+    yield row(N.SEALED, e.GatesShut, N.STAGED)
+    yield row(N.SEALED, e.PermitFailed, N.HALTED, guards.needs_a_person, t.halt("VAULT_REPLACED", N.IDLE))
+    yield row(N.SEALED, e.PermitFailed, N.ABANDONED, None, t.abandon)
     for name in (N.STAGING, N.STAGED, N.COLLECTING, N.SEALED):
-        yield Row(name, E.REVERT, N.ABANDONED, None, t.abandon)
-    yield Row(N.ABANDONED, E.SOURCE_SERVING, N.IDLE, None, t.settle)
-    yield Row(N.ABANDONED, E.REVERT, N.ABANDONED)
+        yield row(name, e.RevertCommand, N.ABANDONED, None, t.abandon_by_hand)
+    yield row(N.ABANDONED, e.SourceServing, N.IDLE, None, t.settle)
+    yield row(N.ABANDONED, e.RevertCommand, N.ABANDONED)
     # from here on the old node is down, and whatever goes wrong is reverted
-    yield Row(N.STOPPING, E.NODE_STOPPED, N.REVERTING, guards.must_turn_back, t.turn_back)
-    yield Row(N.STOPPING, E.NODE_STOPPED, N.LAUNCHING)
-    yield Row(N.STOPPING, E.STOP_FAILED, N.REVERTING, None, t.turn_back)
-    yield Row(N.STOPPING, E.REVERT, N.STOPPING, None, t.note_request)
-    yield Row(N.LAUNCHING, E.LAUNCHED, N.PROBATION, guards.first_install, t.count_launch)
-    yield Row(N.LAUNCHING, E.LAUNCHED, N.DELIVERING, None, t.count_launch)
-    yield Row(N.LAUNCHING, E.LAUNCH_FAILED, N.REVERTING, None, t.turn_back)
-    yield Row(N.DELIVERING, E.DELIVERED, N.PROBATION)
-    yield Row(N.DELIVERING, E.DELIVERY_FAILED, N.REVERTING, None, t.turn_back)
-    yield Row(N.DELIVERING, E.NODE_EXITED, N.LAUNCHING, guards.may_relaunch)
-    yield Row(N.DELIVERING, E.NODE_EXITED, N.REVERTING, None, t.turn_back)
-    yield Row(N.PROBATION, E.HEALTHY, N.COMMITTED, None, t.commit)
-    yield Row(N.PROBATION, E.UNHEALTHY, N.REVERTING, None, t.turn_back)
-    yield Row(N.PROBATION, E.NODE_EXITED, N.LAUNCHING, guards.host_rebooted)
-    yield Row(N.PROBATION, E.NODE_EXITED, N.REVERTING, None, t.turn_back)
+    yield row(N.STOPPING, e.NodeStopped, N.REVERTING, guards.must_turn_back, t.turn_back_after_stop)
+    yield row(N.STOPPING, e.NodeStopped, N.LAUNCHING)
+    yield row(N.STOPPING, e.StopFailed, N.REVERTING, None, t.turn_back)
+    yield row(N.STOPPING, e.RevertCommand, N.STOPPING, None, t.note_request)
+    yield row(N.LAUNCHING, e.Launched, N.PROBATION, guards.first_install, t.count_launch)
+    yield row(N.LAUNCHING, e.Launched, N.DELIVERING, None, t.count_launch)
+    yield row(N.LAUNCHING, e.LaunchFailed, N.REVERTING, None, t.turn_back)
+    yield row(N.DELIVERING, e.Delivered, N.PROBATION)
+    yield row(N.DELIVERING, e.DeliveryFailed, N.REVERTING, None, t.turn_back)
+    yield row(N.DELIVERING, e.NodeExited, N.LAUNCHING, guards.may_relaunch)
+    yield row(N.DELIVERING, e.NodeExited, N.REVERTING, None, t.turn_back)
+    yield row(N.PROBATION, e.Healthy, N.COMMITTED, None, t.commit)
+    yield row(N.PROBATION, e.Unhealthy, N.REVERTING, None, t.turn_back)
+    yield row(N.PROBATION, e.NodeExited, N.LAUNCHING, guards.host_rebooted)
+    yield row(N.PROBATION, e.NodeExited, N.REVERTING, None, t.turn_back)
     for name in (N.LAUNCHING, N.DELIVERING, N.PROBATION):
-        yield Row(name, E.REVERT, N.REVERTING, None, t.turn_back)
-    yield Row(N.COMMITTED, E.COMMIT_DONE, N.IDLE, None, t.settle_committed)
+        yield row(name, e.RevertCommand, N.REVERTING, None, t.turn_back_on_request)
+    yield row(N.COMMITTED, e.CommitDone, N.IDLE, None, t.settle_committed)
     # a version that never takes the commit must not keep its operator from going back
-    yield Row(N.COMMITTED, E.REVERT, N.REVERTING, guards.has_previous, t.turn_back_by_hand)
-    yield Row(N.COMMITTED, E.REVERT, N.COMMITTED)
+    yield row(N.COMMITTED, e.RevertCommand, N.REVERTING, guards.has_previous, t.turn_back_by_hand)
+    yield row(N.COMMITTED, e.RevertCommand, N.COMMITTED)
     yield from _rows_of_reverting()
 
 
 def _rows_of_reverting() -> Iterable[Row]:
-    yield Row(N.REVERTING, E.NODE_STOPPED, N.HALTED, guards.no_source, t.halt("FIRST_INSTALL_FAILED", N.LAUNCHING))
-    yield Row(N.REVERTING, E.NODE_STOPPED, N.HALTED, guards.source_revoked, t.halt("PREVIOUS_REVOKED", N.REVERTING))
-    yield Row(N.REVERTING, E.NODE_STOPPED, N.REVERTING, None, t.note_target_stopped)
-    yield Row(N.REVERTING, E.STOP_FAILED, N.HALTED, guards.only_locked, t.halt_locked)
-    yield Row(N.REVERTING, E.STOP_FAILED, N.HALTED, None, t.halt("TARGET_WONT_STOP", N.REVERTING))
-    yield Row(N.REVERTING, E.SOURCE_SERVING, N.REVERTED, None, t.reverted)
-    yield Row(N.REVERTING, E.SOURCE_FAILED, N.HALTED, None, t.halt("SOURCE_WONT_START", N.REVERTING))
-    yield Row(N.REVERTING, E.REVERT, N.REVERTING)
-    yield Row(N.REVERTED, E.SETTLED, N.IDLE, None, t.settle)
-    yield Row(N.REVERTED, E.REVERT, N.REVERTED)
-    yield Row(N.HALTED, E.RESUME, N.IDLE, guards.install_revoked, t.give_up_install)
-    yield Row(N.HALTED, E.RESUME, N.LAUNCHING, guards.back_to(N.LAUNCHING), t.resume_install)
-    yield Row(N.HALTED, E.RESUME, N.REVERTING, guards.back_to(N.REVERTING), t.resume_revert)
-    yield Row(N.HALTED, E.RESUME, N.IDLE, None, t.resume_idle)
-    yield Row(N.HALTED, E.REVERT, N.REVERTING, guards.can_turn_back, t.resume_revert)
-    yield Row(N.HALTED, E.REVERT, N.IDLE, guards.install_superseded, t.give_up_install)
-    yield Row(N.HALTED, E.REVERT, N.HALTED)
-    yield Row(N.HALTED, E.NODE_STOPPED, N.HALTED, guards.no_source, t.halt("FIRST_INSTALL_FAILED", N.LAUNCHING))
-    yield Row(N.HALTED, E.NODE_STOPPED, N.HALTED, guards.source_revoked, t.halt("PREVIOUS_REVOKED", N.REVERTING))
-    yield Row(N.HALTED, E.NODE_STOPPED, N.REVERTING, None, t.target_gone_meanwhile)
-    yield Row(N.HALTED, E.NODE_SERVING, N.IDLE, guards.waits_for_serving, t.resume_idle)
-    yield Row(N.HALTED, E.NODE_SERVING, N.REVERTED, guards.source_returned, t.returned)
+    yield row(N.REVERTING, e.NodeStopped, N.HALTED, guards.no_source, t.halt("FIRST_INSTALL_FAILED", N.LAUNCHING))
+    yield row(N.REVERTING, e.NodeStopped, N.HALTED, guards.source_revoked, t.halt("PREVIOUS_REVOKED", N.REVERTING))
+    yield row(N.REVERTING, e.NodeStopped, N.REVERTING, None, t.note_target_stopped)
+    yield row(N.REVERTING, e.StopFailed, N.HALTED, guards.only_locked, t.halt_locked)
+    yield row(N.REVERTING, e.StopFailed, N.HALTED, None, t.halt("TARGET_WONT_STOP", N.REVERTING))
+    yield row(N.REVERTING, e.SourceServing, N.REVERTED, None, t.reverted)
+    yield row(N.REVERTING, e.SourceFailed, N.HALTED, None, t.halt("SOURCE_WONT_START", N.REVERTING))
+    yield row(N.REVERTING, e.RevertCommand, N.REVERTING)
+    yield row(N.REVERTED, e.Settled, N.IDLE, None, t.settle)
+    yield row(N.REVERTED, e.RevertCommand, N.REVERTED)
+    yield row(N.HALTED, e.ResumeCommand, N.IDLE, guards.install_revoked, t.give_up_install)
+    yield row(N.HALTED, e.ResumeCommand, N.LAUNCHING, guards.back_to(N.LAUNCHING), t.resume_install)
+    yield row(N.HALTED, e.ResumeCommand, N.REVERTING, guards.back_to(N.REVERTING), t.resume_revert)
+    yield row(N.HALTED, e.ResumeCommand, N.IDLE, None, t.resume_idle)
+    yield row(N.HALTED, e.RevertCommand, N.REVERTING, guards.can_turn_back, t.resume_revert)
+    yield row(N.HALTED, e.RevertCommand, N.IDLE, guards.install_superseded, t.give_up_install)
+    yield row(N.HALTED, e.RevertCommand, N.HALTED)
+    yield row(N.HALTED, e.NodeStopped, N.HALTED, guards.no_source, t.halt("FIRST_INSTALL_FAILED", N.LAUNCHING))
+    yield row(N.HALTED, e.NodeStopped, N.HALTED, guards.source_revoked, t.halt("PREVIOUS_REVOKED", N.REVERTING))
+    yield row(N.HALTED, e.NodeStopped, N.REVERTING, None, t.target_gone_meanwhile)
+    yield row(N.HALTED, e.NodeServing, N.IDLE, guards.waits_for_serving, t.resume_idle)
+    yield row(N.HALTED, e.NodeServing, N.REVERTED, guards.source_returned, t.returned)
 
 
 def _rows_everywhere() -> Iterable[Row]:
     for name in (N.STAGING, N.STAGED, N.COLLECTING, N.SEALED):
-        yield Row(name, E.CHAIN, N.ABANDONED, guards.target_gone, t.abandon)
+        yield row(name, e.ChainSeen, N.ABANDONED, guards.target_gone, t.abandon_for_the_chain)
     for name in (N.LAUNCHING, N.DELIVERING, N.PROBATION):
-        yield Row(name, E.CHAIN, N.REVERTING, guards.target_revoked, t.turn_back)
-    yield Row(N.REVERTING, E.CHAIN, N.HALTED, guards.source_revoked, t.halt("PREVIOUS_REVOKED", N.REVERTING))
-    yield Row(N.HALTED, E.CHAIN, N.HALTED, guards.revoked_while_waiting, t.halt("PREVIOUS_REVOKED", N.REVERTING))
+        yield row(name, e.ChainSeen, N.REVERTING, guards.target_revoked, t.turn_back_for_the_chain)
+    yield row(N.REVERTING, e.ChainSeen, N.HALTED, guards.source_revoked, t.halt("PREVIOUS_REVOKED", N.REVERTING))
+    yield row(N.HALTED, e.ChainSeen, N.HALTED, guards.revoked_while_waiting, t.halt("PREVIOUS_REVOKED", N.REVERTING))
     for name in (N.COLLECTING, N.SEALED):
-        yield Row(name, E.HOLD, N.STAGED, None, t.remember_command)
+        yield row(name, e.HoldCommand, N.STAGED, None, t.hold)
     for name in Name:
-        yield Row(name, E.CHAIN, name, None, t.remember_chain)
-        for command in (E.HOLD, E.UNHOLD, E.APPROVE, E.OVERRIDE):
-            if command is not E.HOLD or name not in (N.COLLECTING, N.SEALED):
-                yield Row(name, command, name, None, t.remember_command)
+        yield row(name, e.ChainSeen, name, None, t.remember_chain)
+        if name not in (N.COLLECTING, N.SEALED):
+            yield row(name, e.HoldCommand, name, None, t.hold)
+        yield row(name, e.UnholdCommand, name, None, t.unhold)
+        yield row(name, e.ApproveCommand, name, None, t.approve)
+        yield row(name, e.OverrideCommand, name, None, t.override)
         if name is not N.HALTED:
-            yield Row(name, E.RESUME, name)
-        yield Row(name, E.RETRY, name, None, t.release_quarantine)
+            yield row(name, e.ResumeCommand, name)
+        yield row(name, e.RetryCommand, name, None, t.release_quarantine)
     for name in (N.COLLECTING, N.ABANDONED):
-        for kind in (E.NODE_EXITED, E.NODE_START_FAILED):
-            yield Row(name, kind, N.HALTED, guards.source_is_hopeless, t.halt("SOURCE_WONT_START", N.IDLE))
+        for event in (e.NodeExited, e.NodeStartFailed):
+            yield row(name, event, N.HALTED, guards.source_is_hopeless, t.halt("SOURCE_WONT_START", N.IDLE))
     for name in (*KEEPS_NODE, N.HALTED):
-        for kind in (E.NODE_EXITED, E.NODE_START_FAILED):
-            yield Row(name, kind, name, None, t.count_crash)
+        yield row(name, e.NodeExited, name, None, t.count_crash)
+        yield row(name, e.NodeStartFailed, name, None, t.count_crash)
     for name in KEEPS_NODE:
-        yield Row(name, E.NODE_SERVING, name, None, t.note_serving)
-    yield Row(N.HALTED, E.NODE_SERVING, N.HALTED, guards.halted_otherwise, t.note_serving)
+        yield row(name, e.NodeServing, name, None, t.note_serving)
+    yield row(N.HALTED, e.NodeServing, N.HALTED, guards.halted_otherwise, t.note_serving)
 
 
 TABLE: tuple[Row, ...] = tuple(_rows())
-_INDEX: dict[tuple[Name, EventKind], tuple[Row, ...]] = {
-    key: tuple(row for row in TABLE if (row.source, row.event) == key) for key in {(r.source, r.event) for r in TABLE}
+_INDEX: dict[tuple[Name, type[e.Event]], tuple[Row, ...]] = {
+    key: tuple(one for one in TABLE if (one.source, one.event) == key) for key in {(r.source, r.event) for r in TABLE}
 }
 
 
-def find_row(state: State, event: Event, budgets: Budgets) -> Row:
+def find_row(state: State, event: e.Event, budgets: Budgets) -> Row:
     """The row that applies; raises DcupgradeError MACHINE_NO_TRANSITION where there is none."""
-    for row in _INDEX.get((state.name, event.kind), ()):
-        if row.guard is None or row.guard(state, event, budgets):
-            return row
+    for found in _INDEX.get((state.name, type(event)), ()):
+        if found.guard is None or found.guard(state, event, budgets):
+            return found
     raise guards.broken(state, event, "the table has no such transition")
 
 
-def step(state: State, event: Event, budgets: Budgets = DEFAULT_BUDGETS) -> tuple[State, tuple[Effect, ...]]:
+def step(state: State, event: e.Event, budgets: Budgets = DEFAULT_BUDGETS) -> tuple[State, tuple[Effect, ...]]:
     """One transition: the new state, and the effects that it wants and the old one did not.
 
     Raises DcupgradeError MACHINE_NO_TRANSITION for an event that the table does not know in this state.
     """
-    row = find_row(state, event, budgets)
-    after = row.action(state, event, budgets) if row.action else state
-    after = replace(after, name=row.target) if after.name is not row.target else after
+    found = find_row(state, event, budgets)
+    after = found.action(state, event, budgets) if found.action else state
+    after = replace(after, name=found.target) if after.name is not found.target else after
     before = activity(state)
     return after, tuple(effect for effect in activity(after) if effect not in before)
 
@@ -185,8 +200,8 @@ def activity(state: State) -> tuple[Effect, ...]:
             return (*kept, *_idle_activity(state))
         case N.STAGED:
             hold = (state.hold.reason, str(state.hold.until_unix_s)) if state.hold else ("", "")
-            words = (state.approved, state.override, *hold)
-            return (*kept, Effect(F.GATES, target, words=words))
+            commands = (state.approved, state.override, *hold)
+            return (*kept, Effect(F.GATES, target, depends_on=commands))
         case N.REVERTING:
             return (Effect(F.START_SOURCE, running),) if state.target_stopped else (Effect(F.STOP_NODE, target),)
         case N.STOPPING:
@@ -194,7 +209,7 @@ def activity(state: State) -> tuple[Effect, ...]:
         case N.HALTED:
             return (Effect(F.STOP_NODE, target),) if guards.target_may_stop(state) else kept
         case N.STAGING:
-            return (*kept, Effect(F.STAGE, target, words=state.target.sources if state.target else ()))
+            return (*kept, Effect(F.STAGE, target, depends_on=state.target.sources if state.target else ()))
         case _:
             about = running if state.name in (N.ABANDONED, N.COMMITTED, N.REVERTED, N.COLLECTING) else target
             return (*kept, Effect(_WORK[state.name], about, state.key_set_id))

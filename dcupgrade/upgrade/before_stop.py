@@ -7,7 +7,21 @@ from typing import Any
 
 from dcupgrade.errors import DcupgradeError, failure_of
 from dcupgrade.machine import gates
-from dcupgrade.machine.events import Effect, Event, EventKind
+from dcupgrade.machine.effects import Effect
+from dcupgrade.machine.events import (
+    BackoffOver,
+    Collected,
+    CollectFailed,
+    Event,
+    GatesOpen,
+    GatesShut,
+    PermitFailed,
+    Permitted,
+    PreviousRetired,
+    Staged,
+    StageFailed,
+)
+from dcupgrade.machine.stages import Permit, SealedKeys
 from dcupgrade.machine.state import Release, State
 
 from .tools import Emit, Tools, failed, release_of
@@ -22,7 +36,7 @@ async def backoff(tools: Tools, effect: Effect, state: State, _emit: Emit) -> Ev
     """Wait before a release is tried again."""
     record = state.record(effect.enclave_id)
     await tools.clock.sleep(tools.pause_s(record.abandoned + record.reverted))
-    return Event(EventKind.BACKOFF_OVER, effect.enclave_id)
+    return BackoffOver(effect.enclave_id)
 
 
 async def retire(tools: Tools, effect: Effect, state: State, _emit: Emit) -> Event:
@@ -34,7 +48,7 @@ async def retire(tools: Tools, effect: Effect, state: State, _emit: Emit) -> Eve
             await tools.retry("remove the previous version", lambda: tools.slots.remove_slot(effect.enclave_id))
         except Exception as error:
             tools.note("retire_failed", {"enclave_id": effect.enclave_id, "detail": str(error)})
-    return Event(EventKind.RETIRED, effect.enclave_id)
+    return PreviousRetired(effect.enclave_id)
 
 
 async def stage(tools: Tools, effect: Effect, state: State, _emit: Emit) -> Event:
@@ -42,10 +56,10 @@ async def stage(tools: Tools, effect: Effect, state: State, _emit: Emit) -> Even
     release = release_of(state, effect)
     try:
         # A wrong artefact cannot be told from a wrong mirror, so even that is asked for again.
-        await tools.retry("download", lambda: tools.fetch(release), also_refusals=True)
+        staged = await tools.retry("download", lambda: tools.fetch(release), also_refusals=True)
     except Exception as error:
-        return failed(EventKind.STAGE_FAILED, error, effect.enclave_id)
-    return Event(EventKind.STAGED, effect.enclave_id)
+        return failed(StageFailed, error, effect.enclave_id)
+    return Staged(staged)
 
 
 async def open_gates(tools: Tools, effect: Effect, state: State, _emit: Emit) -> Event:
@@ -69,7 +83,7 @@ async def open_gates(tools: Tools, effect: Effect, state: State, _emit: Emit) ->
             pause_s = FLEET_PAUSE_S * (0.5 + gates.fraction(tools.rules.node_id, str(now)))
         if not shut:
             tools.note("gates", {"shut": []})
-            return Event(EventKind.GATES_OPEN, effect.enclave_id)
+            return GatesOpen(effect.enclave_id)
         await _tell_gates(tools, shut, pause_s)
 
 
@@ -106,25 +120,25 @@ async def collect(tools: Tools, effect: Effect, state: State, _emit: Emit) -> Ev
     """Have the vault collect and seal the running node's key set."""
     target = state.target.enclave_id if state.target else ""
 
-    async def ask() -> str:
+    async def ask() -> SealedKeys:
         try:
             evidence = await _evidence(tools, target, effect.enclave_id)
             return await tools.vault.collect(effect.enclave_id, evidence)
         except Exception:
-            key_set_id = await _earlier_copy(tools, effect.enclave_id)
-            if not key_set_id:
+            earlier = await _earlier_copy(tools, effect.enclave_id)
+            if earlier is None:
                 raise
-            tools.note("sealed_copy_used", {"key_set_id": key_set_id})
-            return key_set_id
+            tools.note("sealed_copy_used", {"key_set_id": earlier.key_set_id})
+            return earlier
 
     try:
-        key_set_id = await tools.retry("collect keys", ask)
+        keys = await tools.retry("collect keys", ask)
     except Exception as error:
-        return failed(EventKind.COLLECT_FAILED, error, effect.enclave_id)
-    return Event(EventKind.COLLECTED, effect.enclave_id, key_set_id=key_set_id)
+        return failed(CollectFailed, error, effect.enclave_id)
+    return Collected(keys)
 
 
-async def _earlier_copy(tools: Tools, source_id: str) -> str:
+async def _earlier_copy(tools: Tools, source_id: str) -> SealedKeys | None:
     """The key set sealed in an earlier try, where the node is down and it is the very set that the node has now.
 
     Raises NO_KEYS_ANYWHERE where the node runs but cannot unseal its keys, and the vault has none either.
@@ -138,29 +152,30 @@ async def _earlier_copy(tools: Tools, source_id: str) -> str:
                 why="the running version cannot unseal them and the vault has no copy",
                 kind="invariant",
             )
-        return ""
+        return None
     key_set_id = await tools.processes.key_set_id()
-    return key_set_id if key_set_id and await tools.vault.holds_keys_of(source_id, key_set_id) else ""
+    held = key_set_id and await tools.vault.holds_keys_of(source_id, key_set_id)
+    return SealedKeys(source_id, key_set_id) if held else None
 
 
 async def permit(tools: Tools, effect: Effect, state: State, _emit: Emit) -> Event:
     """Have the vault issue the release permit, and look at the gates once more before downtime begins."""
     source = state.running.enclave_id if state.running else ""
 
-    async def ask() -> int:
+    async def ask() -> Permit:
         evidence = await _evidence(tools, effect.enclave_id, source)
         return await tools.vault.permit(source, effect.enclave_id, effect.key_set_id, evidence)
 
     try:
-        expires = await tools.retry("release permit", ask)
+        permitted = await tools.retry("release permit", ask)
     except Exception as error:
-        return failed(EventKind.PERMIT_FAILED, error, effect.enclave_id)
+        return failed(PermitFailed, error, effect.enclave_id)
     shut = _shut_gates(tools, effect, state)
     if not shut:  # the place is held already: this asks whether the fleet was halted meanwhile
         shut = tuple(gates.Shut(item.code, item.detail) for item in await tools.fleet.take(release_of(state, effect)))
     if shut:
-        return Event(EventKind.GATES_SHUT, effect.enclave_id, code=shut[0].code, detail=shut[0].detail)
-    return Event(EventKind.PERMITTED, effect.enclave_id, expires_unix_s=expires)
+        return GatesShut(effect.enclave_id, shut[0])
+    return Permitted(permitted)
 
 
 async def _evidence(tools: Tools, target_id: str, source_id: str) -> Mapping[str, Any]:

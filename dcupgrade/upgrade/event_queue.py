@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 from dataclasses import dataclass
 
-from dcupgrade.machine.events import Effect, Event
+from dcupgrade.machine.effects import Effect
+from dcupgrade.machine.events import Event
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,7 +25,7 @@ class Item:
 
 
 class EventQueue:
-    """Events in order. Of one source and kind only the newest is kept, so that no source fills the memory."""
+    """Events in order. Of one source and class only the newest is kept, so that no source fills the memory."""
 
     def __init__(self) -> None:
         self._items: dict[tuple[object, ...], Item] = {}
@@ -34,8 +35,8 @@ class EventQueue:
         return len(self._items)
 
     def put(self, item: Item) -> None:
-        """Queue an event behind all others; an older one of the same source and kind is dropped."""
-        key = (item.effect, item.number, item.command_id, item.event.kind)
+        """Queue an event behind all others; an older one of the same source and class is dropped."""
+        key = (item.effect, item.number, item.command_id, type(item.event))
         self._items.pop(key, None)
         self._items[key] = item
         self._filled.set()

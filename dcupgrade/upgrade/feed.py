@@ -185,7 +185,7 @@ class Feed:
             "at_unix_s": event.at_unix_s,
             "from": before.name.value,
             "to": after.name.value,
-            "event": event.kind.value,
+            "event": event.kind,
             "code": event.code or after.halted,
             "detail": event.detail,
             "target": after.target.enclave_id if after.target else "",

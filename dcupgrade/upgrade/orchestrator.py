@@ -12,7 +12,19 @@ from dataclasses import dataclass, replace
 
 from dcupgrade.errors import DcupgradeError, failure_of
 from dcupgrade.machine import gates
-from dcupgrade.machine.events import BESIDE_THE_MACHINE, Effect, Event, EventKind
+from dcupgrade.machine.effects import Effect
+from dcupgrade.machine.events import (
+    BESIDE_THE_MACHINE,
+    Adopted,
+    ChainSeen,
+    CommandEvent,
+    CommandRefused,
+    Event,
+    RestartCommand,
+    ResumeCommand,
+    RevertCommand,
+    StartingCommand,
+)
 from dcupgrade.machine.guards import Budgets
 from dcupgrade.machine.operator_commands import Command, event_of, outcome_of
 from dcupgrade.machine.state import Name, Release, State
@@ -109,7 +121,7 @@ class Orchestrator:
         if found is None:
             return before
         state = State(running=found, hold=before.hold, records=before.records)
-        event = Event(EventKind.ADOPTED, found.enclave_id, at_unix_s=self._clock.now(), detail="no node was known")
+        event = Adopted(found.enclave_id, at_unix_s=self._clock.now())
         await self._store(Entry(before, event, state, activity(state)))
         return state
 
@@ -135,7 +147,7 @@ class Orchestrator:
                 return  # that work is no longer wanted
             self.feed.look_again.set()
         before, event = self.state, replace(self._known_to_giver(item), at_unix_s=self._clock.now())
-        after = before if event.kind in BESIDE_THE_MACHINE else step(before, event, self._budgets)[0]
+        after = before if isinstance(event, BESIDE_THE_MACHINE) else step(before, event, self._budgets)[0]
         outcome = outcome_of(before, event, after) if item.command_id else None
         if after != before or outcome is not None:
             try:
@@ -145,9 +157,9 @@ class Orchestrator:
                     raise
                 log.info("operator command %d was cancelled", item.command_id)
                 return
-        if outcome is not None:
-            log.info("operator command %s of %s: %s %s", event.kind.value, event.who, outcome.code, outcome.text)
-            if event.kind is EventKind.RESTART and outcome.accepted:
+        if outcome is not None and isinstance(event, CommandEvent):
+            log.info("operator command %s of %s: %s %s", event.kind, event.who, outcome.code, outcome.text)
+            if isinstance(event, RestartCommand) and outcome.accepted:
                 self._tools.restart.set()
         if after.halted != before.halted:
             self._condition_since_unix_s = event.at_unix_s
@@ -162,10 +174,10 @@ class Orchestrator:
         """The item's event; a `resume` accepts a revoked version only where its giver can have known that it is."""
         event = item.event
         revoked = self.state.halted == "PREVIOUS_REVOKED"
-        if event.kind is not EventKind.RESUME or not revoked or item.given_unix_s >= self._condition_since_unix_s:
+        if not isinstance(event, ResumeCommand) or not revoked or item.given_unix_s >= self._condition_since_unix_s:
             return event
         why = "it was given before this condition was known; look at it, and give it again if you accept it"
-        return replace(event, kind=EventKind.WORD_REFUSED, code=self.state.halted, detail=f"resume: {why}")
+        return CommandRefused(event.who, refusal=self.state.halted, why=f"resume: {why}")
 
     async def _store(self, entry: Entry) -> None:
         """Nothing may happen that the journal does not hold: a failing write is repeated until it succeeds."""
@@ -229,7 +241,7 @@ class Orchestrator:
                         continue
                     listed = dict(news.listed)
                     self.feed.block_number = news.block_number
-                    self._queue.put(Item(Event(EventKind.CHAIN, chain=news)))
+                    self._queue.put(Item(ChainSeen(news)))
             except Exception as error:
                 failure = failure_of(error)
                 log.warning("the chain cannot be followed: %s", failure.detail, extra={"code": failure.code})
@@ -258,9 +270,10 @@ class Orchestrator:
         A revert or restart is marked where the files of the version that is to be started are not good: what serves
         now must not be stopped for a version that could not be started then.
         """
-        event, state = event_of(command, self.state, self._clock.now()), self.state
-        to_start = {EventKind.REVERT: state.previous, EventKind.RESTART: state.running}.get(event.kind)
+        event = event_of(command, self.state, self._clock.now())
+        if not isinstance(event, StartingCommand):
+            return event
+        to_start = self.state.previous if isinstance(event, RevertCommand) else self.state.running
         if to_start is None or await self._slots.slot_is_good(to_start.enclave_id):
             return event
-        why = f"the files of {to_start.enclave_id} are missing or were changed"
-        return replace(event, code="SOURCE_SLOT_DAMAGED", detail=why)
+        return replace(event, files_damaged=f"the files of {to_start.enclave_id} are missing or were changed")

@@ -6,7 +6,21 @@ that is the machine's table.
 
 from __future__ import annotations
 
-from dcupgrade.machine.events import Effect, EffectKind, Event, EventKind
+from dcupgrade.machine.effects import Effect, EffectKind
+from dcupgrade.machine.events import (
+    CollectFailed,
+    DeliveryFailed,
+    Event,
+    FailureEvent,
+    LaunchFailed,
+    PermitFailed,
+    Settled,
+    SourceFailed,
+    StageFailed,
+    StopFailed,
+    Unhealthy,
+    UpgradeBegun,
+)
 from dcupgrade.machine.state import Name, State
 
 from . import before_stop, running_node, stop_to_commit, way_back
@@ -15,7 +29,7 @@ from .tools import Emit, Tools, Work, at_once, failed
 WORK: dict[EffectKind, Work] = {
     EffectKind.KEEP_NODE: running_node.keep_node,
     EffectKind.AWAIT_SOURCE: running_node.await_source,
-    EffectKind.BEGIN: at_once(EventKind.BEGIN),
+    EffectKind.BEGIN: at_once(UpgradeBegun),
     EffectKind.BACKOFF: before_stop.backoff,
     EffectKind.RETIRE: before_stop.retire,
     EffectKind.STAGE: before_stop.stage,
@@ -28,7 +42,7 @@ WORK: dict[EffectKind, Work] = {
     EffectKind.PROBATION: stop_to_commit.probation,
     EffectKind.COMMIT: stop_to_commit.commit,
     EffectKind.START_SOURCE: way_back.start_source,
-    EffectKind.SETTLE: at_once(EventKind.SETTLED),
+    EffectKind.SETTLE: at_once(Settled),
 }
 
 
@@ -40,22 +54,22 @@ async def perform(tools: Tools, effect: Effect, state: State, emit: Emit) -> Eve
     return await WORK[effect.kind](tools, effect, state, emit)
 
 
-FAILURES: dict[EffectKind, EventKind] = {
-    EffectKind.STAGE: EventKind.STAGE_FAILED,
-    EffectKind.COLLECT: EventKind.COLLECT_FAILED,
-    EffectKind.PERMIT: EventKind.PERMIT_FAILED,
-    EffectKind.STOP_NODE: EventKind.STOP_FAILED,
-    EffectKind.LAUNCH: EventKind.LAUNCH_FAILED,
-    EffectKind.DELIVER: EventKind.DELIVERY_FAILED,
-    EffectKind.PROBATION: EventKind.UNHEALTHY,
-    EffectKind.START_SOURCE: EventKind.SOURCE_FAILED,
+FAILURES: dict[EffectKind, type[FailureEvent]] = {
+    EffectKind.STAGE: StageFailed,
+    EffectKind.COLLECT: CollectFailed,
+    EffectKind.PERMIT: PermitFailed,
+    EffectKind.STOP_NODE: StopFailed,
+    EffectKind.LAUNCH: LaunchFailed,
+    EffectKind.DELIVER: DeliveryFailed,
+    EffectKind.PROBATION: Unhealthy,
+    EffectKind.START_SOURCE: SourceFailed,
 }
 """What an effect ends with that failed unexpectedly, again and again. The others are repeated indefinitely."""
 
 
 def failure_event(effect: Effect, state: State, error: Exception) -> Event | None:
     """The event of an effect that failed unexpectedly; None for one that is repeated indefinitely."""
-    kind = FAILURES.get(effect.kind)
-    if kind is None or (kind is EventKind.STOP_FAILED and state.name is Name.HALTED):
+    ended = FAILURES.get(effect.kind)
+    if ended is None or (ended is StopFailed and state.name is Name.HALTED):
         return None
-    return failed(kind, error, effect.enclave_id)
+    return failed(ended, error, effect.enclave_id)

@@ -10,8 +10,10 @@ from collections.abc import AsyncIterator, Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from dcupgrade.machine.events import Effect, Event
+from dcupgrade.machine.effects import Effect
+from dcupgrade.machine.events import Event
 from dcupgrade.machine.operator_commands import Command, Outcome
+from dcupgrade.machine.stages import Permit, RunningNode, SealedKeys, StagedRelease
 from dcupgrade.machine.state import ChainFacts, Release, State
 
 Progress = Callable[[Mapping[str, Any]], None]
@@ -122,14 +124,14 @@ class VaultPort(Protocol):
     async def status(self) -> Mapping[str, Any]:
         """Its state: own enclave id, heights seen, key sets held."""
 
-    async def collect(self, source_id: str, evidence: Mapping[str, Any]) -> str:
-        """Take the running node's key set, or find it taken already; returns its id once it is sealed.
+    async def collect(self, source_id: str, evidence: Mapping[str, Any]) -> SealedKeys:
+        """Take the running node's key set, or find it taken already; returns once it is sealed.
 
         The evidence shows the vault that the network lists it.
         """
 
-    async def permit(self, source_id: str, target_id: str, key_set_id: str, evidence: Mapping[str, Any]) -> int:
-        """Permit the handover to the target; returns when that expires, Unix seconds."""
+    async def permit(self, source_id: str, target_id: str, key_set_id: str, evidence: Mapping[str, Any]) -> Permit:
+        """Permit the handover of the key set to the target."""
 
     async def delivery(self, enclave_id: str) -> Delivery:
         """How far the handover to this enclave is."""
@@ -144,7 +146,7 @@ class VaultPort(Protocol):
 class SlotsPort(Protocol):
     """Files of node versions on this machine: one slot per version."""
 
-    async def stage(self, release: Release, progress: Progress) -> None:
+    async def stage(self, release: Release, progress: Progress) -> StagedRelease:
         """Download and verify into the release's slot; returns at once when it is there."""
 
     async def fetch_early(self, release: Release) -> None:
@@ -166,7 +168,7 @@ class SlotsPort(Protocol):
 class ProcessesPort(Protocol):
     """Processes of node versions. At most one runs at a time; starting one while another lives is refused."""
 
-    async def start(self, release: Release, *, first_install: bool) -> None:
+    async def start(self, release: Release, *, first_install: bool) -> RunningNode:
         """Have the version's process run: one that lives already is taken over, else it is started."""
 
     async def is_alive(self, enclave_id: str) -> bool:

@@ -6,7 +6,8 @@ import asyncio
 from typing import NoReturn
 
 from dcupgrade.errors import failure_of
-from dcupgrade.machine.events import Effect, Event, EventKind
+from dcupgrade.machine.effects import Effect
+from dcupgrade.machine.events import Event, NodeServing, NodeStartFailed, RestartCommand, SourceServing
 from dcupgrade.machine.state import Release, State
 
 from .tools import Alarm, Emit, Tools, failed, first_of, release_of
@@ -26,7 +27,7 @@ async def keep_node(tools: Tools, effect: Effect, state: State, emit: Emit) -> N
         while True:
             alive = await _is_alive(tools, effect.enclave_id, alarm)
             if crashes and not (first and alive):
-                await first_of(_asked_to_restart(tools, effect), tools.clock.sleep(tools.pause_s(crashes)))
+                await first_of(_asked_to_restart(tools), tools.clock.sleep(tools.pause_s(crashes)))
             first = False
             try:
                 if alive and tools.restart.is_set():
@@ -37,23 +38,23 @@ async def keep_node(tools: Tools, effect: Effect, state: State, emit: Emit) -> N
                     await _start(tools, release, alarm)
             except Exception as error:
                 tools.restart.clear()
-                emit(failed(EventKind.NODE_START_FAILED, error, effect.enclave_id))
+                emit(failed(NodeStartFailed, error, effect.enclave_id))
                 crashes += 1
                 continue
             served: list[bool] = []
-            serving = _tell_when_serving(tools, effect, crashes, emit, served)
-            ended = await tools.until_exit(effect.enclave_id, first_of(_asked_to_restart(tools, effect), serving))
-            if ended.kind is EventKind.RESTART:
+            serving = _report_serving(tools, effect, crashes, emit, served)
+            ended = await tools.until_exit(effect.enclave_id, first_of(_asked_to_restart(tools), serving))
+            if isinstance(ended, RestartCommand):
                 first = True  # no crash: no pause
                 continue
             emit(ended)
             crashes = 1 if served else crashes + 1
 
 
-async def _asked_to_restart(tools: Tools, effect: Effect) -> Event:
+async def _asked_to_restart(tools: Tools) -> Event:
     """Wait for an operator's `restart`."""
     await tools.restart.wait()
-    return Event(EventKind.RESTART, effect.enclave_id)
+    return RestartCommand()
 
 
 async def _is_alive(tools: Tools, enclave_id: str, alarm: Alarm) -> bool:
@@ -85,7 +86,7 @@ async def _start(tools: Tools, release: Release, alarm: Alarm) -> None:
     alarm("", "")
 
 
-async def _tell_when_serving(tools: Tools, effect: Effect, crashes: int, emit: Emit, served: list[bool]) -> Event:
+async def _report_serving(tools: Tools, effect: Effect, crashes: int, emit: Emit, served: list[bool]) -> Event:
     """After a crash, report SERVING only once the node has served for `steady_s`: a crash loop would look healthy."""
     health = await tools.wait_serving(effect.enclave_id, None)
     while crashes:
@@ -94,7 +95,7 @@ async def _tell_when_serving(tools: Tools, effect: Effect, crashes: int, emit: E
         if health.status == "serving":
             break
     if health.status == "serving":
-        emit(Event(EventKind.NODE_SERVING, effect.enclave_id))
+        emit(NodeServing(effect.enclave_id))
         served.append(True)
     return await asyncio.get_running_loop().create_future()  # type: ignore[no-any-return]
 
@@ -106,4 +107,4 @@ async def await_source(tools: Tools, effect: Effect, state: State, _emit: Emit) 
         if health.status == "serving":
             break
         await tools.clock.sleep(tools.limits.probe_interval_s)
-    return Event(EventKind.SOURCE_SERVING, effect.enclave_id)
+    return SourceServing(effect.enclave_id)

@@ -2,8 +2,21 @@
 
 from __future__ import annotations
 
-from dcupgrade.errors import failure_of
-from dcupgrade.machine.events import Effect, Event, EventKind
+from dcupgrade.errors import Failure, failure_of
+from dcupgrade.machine.effects import Effect
+from dcupgrade.machine.events import (
+    CommitDone,
+    Delivered,
+    DeliveryFailed,
+    Event,
+    Healthy,
+    Launched,
+    LaunchFailed,
+    NodeStopped,
+    StopFailed,
+    Unhealthy,
+)
+from dcupgrade.machine.stages import AttestedNode
 from dcupgrade.machine.state import Name, State
 
 from .tools import Emit, Tools, failed, problem_of, release_of
@@ -20,21 +33,21 @@ async def stop_node(tools: Tools, effect: Effect, state: State, _emit: Emit) -> 
             await tools.retry("stop the node", lambda: tools.processes.stop(effect.enclave_id))
         except Exception as error:
             if state.name is not Name.HALTED:
-                return failed(EventKind.STOP_FAILED, error, effect.enclave_id)
+                return failed(StopFailed, error, effect.enclave_id)
             tries += 1
             await tools.clock.sleep(tools.pause_s(tries))
         else:
-            return Event(EventKind.NODE_STOPPED, effect.enclave_id)
+            return NodeStopped(effect.enclave_id)
 
 
 async def launch(tools: Tools, effect: Effect, state: State, _emit: Emit) -> Event:
     """Start the new version."""
     release = release_of(state, effect)
     try:
-        await tools.retry("launch", lambda: tools.processes.start(release, first_install=state.first_install))
+        node = await tools.retry("launch", lambda: tools.processes.start(release, first_install=state.first_install))
     except Exception as error:
-        return failed(EventKind.LAUNCH_FAILED, error, effect.enclave_id)
-    return Event(EventKind.LAUNCHED, effect.enclave_id)
+        return failed(LaunchFailed, error, effect.enclave_id)
+    return Launched(node)
 
 
 async def deliver(tools: Tools, effect: Effect, _state: State, _emit: Emit) -> Event:
@@ -48,7 +61,7 @@ async def _watch_delivery(tools: Tools, effect: Effect) -> Event:
     while True:
         health = await tools.node_http.health(effect.enclave_id)
         if problem := problem_of(health, effect.enclave_id):
-            return Event(EventKind.DELIVERY_FAILED, effect.enclave_id, *problem, failure="rejected")
+            return DeliveryFailed(effect.enclave_id, problem)
         try:
             delivery = await tools.vault.delivery(effect.enclave_id)
             last = f"vault: {delivery.state} {delivery.code} {delivery.detail}, node: {health.status}"
@@ -56,22 +69,22 @@ async def _watch_delivery(tools: Tools, effect: Effect) -> Event:
             # a node that sealed this very key set in an earlier try serves without asking again
             unasked = delivery.state == "waiting" and health.canary and health.key_set_id == effect.key_set_id
             if health.status == "serving" and (unasked or delivery.state in tools.limits.confirmed):
-                return Event(EventKind.DELIVERED, effect.enclave_id)
+                return Delivered(AttestedNode(effect.enclave_id))
             now = tools.clock.monotonic()
             refused_since = (refused_since or now) if delivery.state == "refused" else None
             if refused_since is not None and (
                 delivery.code.startswith(FINAL_REFUSALS) or now - refused_since >= tools.limits.refusal_patience_s
             ):
                 code = delivery.code or "DELIVERY_REFUSED"
-                return Event(EventKind.DELIVERY_FAILED, effect.enclave_id, code, last, failure="rejected")
+                return DeliveryFailed(effect.enclave_id, Failure(code, "rejected", last))
         except Exception as error:
             failure = failure_of(error)
             last = failure.detail
             if failure.code == "VAULT_REPLACED":
-                return failed(EventKind.DELIVERY_FAILED, error, effect.enclave_id)
+                return failed(DeliveryFailed, error, effect.enclave_id)
         waited = tools.clock.monotonic() - began
         if waited >= tools.limits.delivery_deadline_s:
-            return Event(EventKind.DELIVERY_FAILED, effect.enclave_id, "DELIVERY_DEADLINE", last, failure="transient")
+            return DeliveryFailed(effect.enclave_id, Failure("DELIVERY_DEADLINE", "transient", last))
         await tools.clock.sleep(tools.pace_s(waited))
 
 
@@ -89,15 +102,16 @@ async def _watch_probation(tools: Tools, effect: Effect, state: State) -> Event:
         silent = silent + 1 if health.status == "silent" else 0
         problem = problem_of(health, effect.enclave_id)
         if problem is None and health.status != "serving" and (silent == 0 or silent >= tools.limits.silent_probes):
-            problem = ("NODE_NOT_READY", f"its health report says {health.status!r} {health.detail}")
+            why = f"its health report says {health.status!r} {health.detail}"
+            problem = Failure("NODE_NOT_READY", "rejected", why)
         if problem is not None:
-            return Event(EventKind.UNHEALTHY, effect.enclave_id, *problem, failure="rejected")
+            return Unhealthy(effect.enclave_id, problem)
         tools.note("probation", {"passed_s": passed, "whole_s": tools.limits.probation_s, "canary": health.canary})
         if passed >= tools.limits.probation_s and silent == 0:
             if health.canary is None and not state.first_install and "durable" in tools.limits.confirmed:
                 why = "its health report says nothing about the canary"
-                return Event(EventKind.UNHEALTHY, effect.enclave_id, "CANARY_FAILED", why, failure="rejected")
-            return Event(EventKind.HEALTHY, effect.enclave_id)
+                return Unhealthy(effect.enclave_id, Failure("CANARY_FAILED", "rejected", why))
+            return Healthy(effect.enclave_id)
         await tools.clock.sleep(min(tools.limits.probe_interval_s, max(0.05, tools.limits.probation_s - passed)))
         health = await tools.node_http.health(effect.enclave_id)
 
@@ -120,4 +134,4 @@ async def commit(tools: Tools, effect: Effect, state: State, _emit: Emit) -> Eve
         except Exception as error:
             # the vault then keeps its sealed copy for longer than it need, which is the safe side
             tools.note("vault_not_told", {"detail": failure_of(error).detail})
-    return Event(EventKind.COMMIT_DONE, effect.enclave_id)
+    return CommitDone(effect.enclave_id)

@@ -8,9 +8,11 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-from dcupgrade.errors import DcupgradeError, failure_of
-from dcupgrade.machine.events import Effect, Event, EventKind
+from dcupgrade.errors import DcupgradeError, Failure, failure_of
+from dcupgrade.machine.effects import Effect
+from dcupgrade.machine.events import Event, FailureEvent, NodeExited, ReleaseEvent
 from dcupgrade.machine.gates import GateRules
+from dcupgrade.machine.stages import StagedRelease
 from dcupgrade.machine.state import Release, State
 
 from .early_fetch import EarlyFetch
@@ -94,13 +96,12 @@ class Tools:
                 await self.clock.sleep(pause)
 
     async def until_exit(self, enclave_id: str, work: Awaitable[Event]) -> Event:
-        """The work's event, or NODE_EXITED when the node's process ends first."""
+        """The work's event, or NodeExited when the node's process ends first."""
         return await first_of(work, self._exit_event(enclave_id))
 
     async def _exit_event(self, enclave_id: str) -> Event:
         ended = await self._exit_of(enclave_id)
-        code = "HOST_REBOOTED" if ended.rebooted else "NODE_EXITED"
-        return Event(EventKind.NODE_EXITED, enclave_id, code=code, detail=ended.text)
+        return NodeExited(enclave_id, ended.text, ended.rebooted)
 
     async def _exit_of(self, enclave_id: str) -> NodeExit:
         """How the node's process ended. That it cannot be watched is not its end: it is watched again after a pause."""
@@ -124,10 +125,10 @@ class Tools:
                 return health
             await self.clock.sleep(self.pace_s(waited))
 
-    async def fetch(self, release: Release) -> None:
+    async def fetch(self, release: Release) -> StagedRelease:
         """Download and verify a release, with its progress reported; what an early fetch has of it is continued."""
         await self._early.give_way(release.enclave_id)
-        await self.slots.stage(release, lambda facts: self.note("download", facts))
+        return await self.slots.stage(release, lambda facts: self.note("download", facts))
 
 
 Work = Callable[[Tools, Effect, State, Emit], Awaitable[Event]]
@@ -146,29 +147,28 @@ async def first_of(*works: Awaitable[T]) -> T:
         await asyncio.gather(*tasks, return_exceptions=True)
 
 
-def at_once(kind: EventKind) -> Work:
+def at_once(event: type[ReleaseEvent]) -> Work:
     """An effect with nothing to do but to be journalled."""
 
     async def work(_tools: Tools, effect: Effect, _state: State, _emit: Emit) -> Event:
-        return Event(kind, effect.enclave_id)
+        return event(effect.enclave_id)
 
     return work
 
 
-def failed(kind: EventKind, error: BaseException, enclave_id: str = "") -> Event:
+def failed(event: type[FailureEvent], error: BaseException, enclave_id: str) -> FailureEvent:
     """The event of a failed effect."""
-    failure = failure_of(error)
-    return Event(kind, enclave_id, code=failure.code, detail=failure.detail, failure=failure.kind)
+    return event(enclave_id, failure_of(error))
 
 
-def problem_of(health: NodeHealth, enclave_id: str) -> tuple[str, str] | None:
-    """(code, detail) when a health report rules the node out, whatever else is awaited."""
+def problem_of(health: NodeHealth, enclave_id: str) -> Failure | None:
+    """The failure when a health report rules the node out, whatever else is awaited."""
     if health.enclave_id and health.enclave_id != enclave_id:
-        return "NODE_ANOTHER_VERSION", f"{health.enclave_id} answers"
+        return Failure("NODE_ANOTHER_VERSION", "rejected", f"{health.enclave_id} answers")
     if health.status == "failed":
-        return "NODE_UNHEALTHY", health.detail or "it says that it failed"
+        return Failure("NODE_UNHEALTHY", "rejected", health.detail or "it says that it failed")
     if health.canary is False:
-        return "CANARY_FAILED", health.detail or "it cannot decrypt the canary record"
+        return Failure("CANARY_FAILED", "rejected", health.detail or "it cannot decrypt the canary record")
     return None
 
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from dcupgrade.errors import failure_of
-from dcupgrade.machine.events import Effect, Event, EventKind
+from dcupgrade.errors import Failure, failure_of
+from dcupgrade.machine.effects import Effect
+from dcupgrade.machine.events import Event, SourceFailed, SourceServing
 from dcupgrade.machine.state import State
 
 from .tools import Emit, Tools, release_of
@@ -28,7 +29,7 @@ async def start_source(tools: Tools, effect: Effect, state: State, _emit: Emit) 
             found = _source_failed(effect, code, failure.detail)
         else:
             ended = await tools.until_exit(effect.enclave_id, _watch_source(tools, effect))
-            if ended.kind is EventKind.SOURCE_SERVING or ended.code in ("KEYS_UNREACHABLE", "NO_KEYS_ANYWHERE"):
+            if isinstance(ended, SourceServing) or ended.code in ("KEYS_UNREACHABLE", "NO_KEYS_ANYWHERE"):
                 return ended
             found = _source_failed(effect, "SOURCE_WONT_START", ended.detail or ended.code)
             await _stop_quietly(tools, effect.enclave_id)
@@ -52,7 +53,7 @@ async def _watch_source(tools: Tools, effect: Effect) -> Event:
         health = await tools.node_http.health(effect.enclave_id)
         waited = tools.clock.monotonic() - began
         if health.status == "serving":
-            return Event(EventKind.SOURCE_SERVING, effect.enclave_id)
+            return SourceServing(effect.enclave_id)
         if health.status == "waiting_for_keys":
             keys = await _ask_about_keys(tools, effect.enclave_id)
             if keys == "":
@@ -76,5 +77,5 @@ async def _ask_about_keys(tools: Tools, source_id: str) -> str:
         return failure_of(error).detail
 
 
-def _source_failed(effect: Effect, code: str, detail: str) -> Event:
-    return Event(EventKind.SOURCE_FAILED, effect.enclave_id, code, detail, failure="invariant")
+def _source_failed(effect: Effect, code: str, detail: str) -> SourceFailed:
+    return SourceFailed(effect.enclave_id, Failure(code, "invariant", detail))

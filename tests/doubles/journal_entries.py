@@ -4,7 +4,11 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from dcupgrade.machine.events import Effect, EffectKind, Event, EventKind
+from dcupgrade.errors import Failure
+from dcupgrade.machine import events as e
+from dcupgrade.machine.effects import Effect, EffectKind
+from dcupgrade.machine.gates import Shut
+from dcupgrade.machine.stages import AttestedNode, Permit, RunningNode, SealedKeys, StagedRelease
 from dcupgrade.machine.state import ChainFacts, Hold, Name, Record, Release, State
 from dcupgrade.upgrade.ports import Entry
 
@@ -40,49 +44,48 @@ FULL = State(
     override=C,
     records=(Record(B, 1, 2, "BUDGET_SPENT", True), Record(C)),
 )
-E = EventKind
-EVENTS = (
-    Event(E.CHAIN, chain=FACTS),
-    Event(E.HOLD, hold=HOLD, who="ann", detail="a holiday"),
-    Event(E.UNHOLD, who="ann"),
-    Event(E.APPROVE, B, who="ann", detail="looks good"),
-    Event(E.OVERRIDE, B, who="ann"),
-    Event(E.RESUME, who="ann", detail="port is free"),
-    Event(E.REVERT, who="ann", detail="slow"),
-    Event(E.REVERT, code="SOURCE_SLOT_DAMAGED", who="ann", detail="the files are gone"),
-    Event(E.NODE_SERVING, A),
-    Event(E.NODE_EXITED, A, code="NODE_EXITED", detail="signal 9"),
-    Event(E.NODE_START_FAILED, A, code="PORT_TAKEN", detail="in use", failure="transient"),
-    Event(E.BEGIN, B),
-    Event(E.BACKOFF_OVER, B),
-    Event(E.RETIRED, C),
-    Event(E.STAGED, B),
-    Event(E.STAGE_FAILED, B, code="DOWNLOAD_TRUNCATED", detail="cut off", failure="transient"),
-    Event(E.GATES_OPEN, B),
-    Event(E.GATES_SHUT, B, code="GATE_HELD", detail="ann: a holiday"),
-    Event(E.COLLECTED, A, key_set_id="k" * 64),
-    Event(E.COLLECT_FAILED, A, code="VAULT_UNREACHABLE", detail="down", failure="transient"),
-    Event(E.PERMITTED, B, expires_unix_s=1700003600),
-    Event(E.PERMIT_FAILED, B, code="PERMIT_REFUSED", detail="no", failure="rejected"),
-    Event(E.NODE_STOPPED, A),
-    Event(E.STOP_FAILED, A, code="NODE_STOP_FAILED", detail="hangs", failure="invariant"),
-    Event(E.LAUNCHED, B),
-    Event(E.LAUNCH_FAILED, B, code="NODE_START_FAILED", detail="no", failure="transient"),
-    Event(E.DELIVERED, B),
-    Event(E.DELIVERY_FAILED, B, "DELIVERY_DEADLINE", "vault: waiting", failure="transient"),
-    Event(E.HEALTHY, B),
-    Event(E.UNHEALTHY, B, "CANARY_FAILED", "cannot", failure="rejected"),
-    Event(E.COMMIT_DONE, B),
-    Event(E.SOURCE_SERVING, A),
-    Event(E.SOURCE_FAILED, A, "SOURCE_WONT_START", "no", failure="invariant"),
-    Event(E.SETTLED, A),
-    Event(E.ADOPTED, A, detail="no node was known"),
-    Event(E.WORD_REFUSED, who="ann", detail="sing: there is no such command"),
+EVENTS: tuple[e.Event, ...] = (
+    e.ChainSeen(FACTS),
+    e.HoldCommand("ann", "a holiday", hold=HOLD),
+    e.UnholdCommand("ann"),
+    e.ApproveCommand("ann", "looks good", B),
+    e.OverrideCommand("ann", "", B),
+    e.ResumeCommand("ann", "port is free"),
+    e.RevertCommand("ann", "slow"),
+    e.RevertCommand("ann", "slow", files_damaged="the files are gone"),
+    e.NodeServing(A),
+    e.NodeExited(A, "signal 9"),
+    e.NodeStartFailed(A, Failure("PORT_TAKEN", "transient", "in use")),
+    e.UpgradeBegun(B),
+    e.BackoffOver(B),
+    e.PreviousRetired(C),
+    e.Staged(StagedRelease(B)),
+    e.StageFailed(B, Failure("DOWNLOAD_TRUNCATED", "transient", "cut off")),
+    e.GatesOpen(B),
+    e.GatesShut(B, Shut("GATE_HELD", "ann: a holiday")),
+    e.Collected(SealedKeys(A, "k" * 64)),
+    e.CollectFailed(A, Failure("VAULT_UNREACHABLE", "transient", "down")),
+    e.Permitted(Permit(B, 1700003600)),
+    e.PermitFailed(B, Failure("PERMIT_REFUSED", "rejected", "no")),
+    e.NodeStopped(A),
+    e.StopFailed(A, Failure("NODE_STOP_FAILED", "invariant", "hangs")),
+    e.Launched(RunningNode(B)),
+    e.LaunchFailed(B, Failure("NODE_START_FAILED", "transient", "no")),
+    e.Delivered(AttestedNode(B)),
+    e.DeliveryFailed(B, Failure("DELIVERY_DEADLINE", "transient", "vault: waiting")),
+    e.Healthy(B),
+    e.Unhealthy(B, Failure("CANARY_FAILED", "rejected", "cannot")),
+    e.CommitDone(B),
+    e.SourceServing(A),
+    e.SourceFailed(A, Failure("SOURCE_WONT_START", "invariant", "no")),
+    e.Settled(A),
+    e.Adopted(A),
+    e.CommandRefused("ann", why="sing: there is no such command"),
 )
 WANTED = (
     Effect(EffectKind.KEEP_NODE, A),
     Effect(EffectKind.COLLECT, A, key_set_id="k" * 64),
-    Effect(EffectKind.GATES, B, words=("", B, "a holiday", "1700000999.5")),
+    Effect(EffectKind.GATES, B, depends_on=("", B, "a holiday", "1700000999.5")),
 )
 
 

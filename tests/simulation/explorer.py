@@ -2,7 +2,7 @@
 
 A place is (journalled state, world, what may still go wrong). From each place the explorer tries every move of the
 world, every way in which every wanted effect can end, a crash of the agent after every small step of every effect (the
-world has moved, the journal has not), and every word of an operator. Every journalled state goes through the journal's
+world has moved, the journal has not), and every operator command. Every journalled state goes through the journal's
 own codec. Judges look at the world after every step; the graph of fault-free moves is then searched for runs that do
 not come to rest.
 
@@ -20,33 +20,33 @@ from typing import NamedTuple
 
 from dcupgrade.conditions import HALTED_CODES
 from dcupgrade.errors import DcupgradeError
+from dcupgrade.machine import events as e
 from dcupgrade.machine import table as machine
-from dcupgrade.machine.events import Event, EventKind
 from dcupgrade.machine.guards import Budgets
+from dcupgrade.machine.operator_commands import OF_A_RELEASE
 from dcupgrade.machine.state import Hold, Name, State
 from dcupgrade.upgrade.ports import Entry
 from tests.doubles.memory_journal import MemoryJournal
 
 from .model import REVOKED_START, Traits, World, beginning, effect_moves, faults, own_moves
 
-E = EventKind
 BUDGETS = Budgets(attempts=2, failures=2, launches=2, crashes=2, retention_s=100.0)
-WORDS = ("hold", "unhold", "approve", "override", "resume", "revert", "retry")
+COMMANDS = ("hold", "unhold", "approve", "override", "resume", "revert", "retry")
 
 
 @dataclass(frozen=True, slots=True)
 class Scenario:
-    """Where to begin and how much may go wrong: crashes of the agent, faults of the world, words of an operator."""
+    """Where to begin and how much may go wrong: crashes of the agent, faults of the world, operator commands."""
 
     traits: Traits
     crashes: int = 0
     faults: int = 0
-    words: int = 0
+    commands: int = 0
 
     def __str__(self) -> str:
         traits = self.traits
         extra = "".join([" dead" * traits.source_dead, " remove" * traits.remove_previous])
-        return f"target {traits.target}, source {traits.source}{extra}: {self.crashes}c {self.faults}f {self.words}w"
+        return f"target {traits.target}, source {traits.source}{extra}: {self.crashes}c {self.faults}f {self.commands}w"
 
 
 class Place(NamedTuple):
@@ -56,8 +56,8 @@ class Place(NamedTuple):
     world: int
     crashes: int
     faults: int
-    words: int
-    spoken: frozenset[str] = frozenset()
+    commands: int
+    given: frozenset[str] = frozenset()
 
 
 class Option(NamedTuple):
@@ -69,7 +69,7 @@ class Option(NamedTuple):
     state: int
     world: int
     fault: bool
-    word: str
+    command: str
     calm: bool
 
 
@@ -116,7 +116,7 @@ class Explorer:
         """Explore everything that can be reached; returns the report."""
         state, world = beginning(self.scenario.traits)
         chosen = self.scenario
-        first = Place(self._journalled(state), self._number(world), chosen.crashes, chosen.faults, chosen.words)
+        first = Place(self._journalled(state), self._number(world), chosen.crashes, chosen.faults, chosen.commands)
         self._parents[first] = (None, "begin")
         queue = deque([first])
         while queue:
@@ -130,7 +130,7 @@ class Explorer:
                 if after not in self._parents:
                     self._parents[after] = (place, label)
                     queue.append(after)
-                    for problem in judge(self._state_of[after.state], self._world_of[after.world], after.spoken):
+                    for problem in judge(self._state_of[after.state], self._world_of[after.world], after.given):
                         self._complain(problem, after)
             if self.report.violations and self.stop_early:
                 break
@@ -148,9 +148,9 @@ class Explorer:
         options = self._options.get(key)
         if options is None:
             options = self._options[key] = list(self._find_options(place))
-        _, _, crashes, faults_left, words, spoken = place
+        _, _, crashes, faults_left, commands, given = place
         for option in options:
-            if (option.fault and not faults_left) or (option.word and not words):
+            if (option.fault and not faults_left) or (option.command and not commands):
                 continue
             left = faults_left - option.fault
             if crashes:
@@ -159,12 +159,12 @@ class Explorer:
                     self.report.crashes += 1
                     yield (
                         f"crash in: {option.label}",
-                        Place(place.state, world, crashes - 1, left, words, spoken),
+                        Place(place.state, world, crashes - 1, left, commands, given),
                         False,
                     )
-            said = spoken | {option.word} if option.word else spoken
-            rest = words - 1 if option.word else words
-            yield option.label, Place(option.state, option.world, crashes, left, rest, said), option.calm
+            now_given = given | {option.command} if option.command else given
+            rest = commands - 1 if option.command else commands
+            yield option.label, Place(option.state, option.world, crashes, left, rest, now_given), option.calm
 
     def _find_options(self, place: Place) -> Iterator[Option]:
         number, state, world = place.state, self._state_of[place.state], self._world_of[place.world]
@@ -181,21 +181,21 @@ class Explorer:
                 if ends is not None:
                     end = self._number(move.worlds[-1])
                     yield Option(move.name, steps, ends, end, move.fault, "", not move.fault)
-        for word in WORDS if self.scenario.words else ():
-            ends = self._step(place, state, word_event(word, state, world), f"operator: {word}")
+        for command in COMMANDS if self.scenario.commands else ():
+            ends = self._step(place, state, command_event(command, state, world), f"operator: {command}")
             if ends is not None:
                 # what is accepted by a `resume` is what the operator was shown
-                said = f"{word} {state.halted}".strip() if word == "resume" else word
-                yield Option(f"operator: {word}", (), ends, place.world, False, said, False)
+                given = f"{command} {state.halted}".strip() if command == "resume" else command
+                yield Option(f"operator: {command}", (), ends, place.world, False, given, False)
 
     def _observe_chain(self, place: Place, state: State, world: World) -> Iterator[Option]:
-        ends = self._step(place, state, Event(E.CHAIN, chain=world.facts()), "the agent sees the chain")
+        ends = self._step(place, state, e.ChainSeen(world.facts()), "the agent sees the chain")
         if ends is not None and ends != place.state:
             gone = frozenset(name for name in "ab" if name not in world.listed)
             end = self._number(replace(world, knew_revoked=gone))
             yield Option("the agent sees the chain", (), ends, end, False, "", True)
 
-    def _step(self, place: Place, state: State, event: Event, label: str) -> int | None:
+    def _step(self, place: Place, state: State, event: e.Event, label: str) -> int | None:
         try:
             row = machine.find_row(state, event, BUDGETS)
             after, _ = machine.step(state, event, BUDGETS)
@@ -210,7 +210,7 @@ class Explorer:
         number = self._states.get(state)
         if number is None:
             journal = MemoryJournal()
-            journal.append(Entry(state, Event(E.SETTLED), state, machine.activity(state)))
+            journal.append(Entry(state, e.Settled(""), state, machine.activity(state)))
             if journal.load() != state:
                 raise AssertionError(f"the journal gives back another state than {state}")
             number = self._states[state] = len(self._state_of)
@@ -297,18 +297,23 @@ class Explorer:
         return labels[::-1]
 
 
-def word_event(word: str, state: State, world: World) -> Event:
-    """An operator's word as an event; a wish to go back is marked where there are no files to go back to."""
-    if word == "revert" and state.previous is not None and state.previous.enclave_id not in world.slots:
-        return Event(E.REVERT, code="SOURCE_SLOT_DAMAGED")
-    if word == "hold":
-        return Event(E.HOLD, hold=Hold("a reason", "an operator"))
-    if word in ("approve", "override", "retry"):
-        return Event(E(word), "b")
-    return Event(E(word))
+def command_event(command: str, state: State, world: World) -> e.Event:
+    """An operator command as an event; a revert is marked where there are no files to go back to."""
+    match command:
+        case "hold":
+            return e.HoldCommand(hold=Hold("a reason", "an operator"))
+        case "unhold":
+            return e.UnholdCommand()
+        case "resume":
+            return e.ResumeCommand()
+        case "revert":
+            damaged = state.previous is not None and state.previous.enclave_id not in world.slots
+            return e.RevertCommand(files_damaged="its files are gone" if damaged else "")
+        case _:
+            return OF_A_RELEASE[command](enclave_id="b")
 
 
-def judge(state: State, world: World, spoken: frozenset[str]) -> Iterator[str]:
+def judge(state: State, world: World, given: frozenset[str]) -> Iterator[str]:
     """The invariants of the design's section 4, from the world alone."""
     ways = world.sealed & (world.slots | world.lost)
     if world.sealed and not ways and not world.vault_keys_of:
@@ -318,24 +323,24 @@ def judge(state: State, world: World, spoken: frozenset[str]) -> Iterator[str]:
     for name in world.given_to:
         if name != world.vault_keys_of and name not in ("b", "c"):
             yield "3: keys went to another than the permitted target or their source"
-    if world.broken_rule and not (world.broken_rule == REVOKED_START and "resume PREVIOUS_REVOKED" in spoken):
+    if world.broken_rule and not (world.broken_rule == REVOKED_START and "resume PREVIOUS_REVOKED" in given):
         yield f"4: {world.broken_rule}"
     if "b" in world.told_commit and world.traits.target == "blind":
         yield "8: a version that cannot decrypt the old data was told to commit"
     running = state.running
     if running and running.enclave_id not in world.slots | world.lost:
         yield "9: the files of the running version are gone"
-    if running and running.enclave_id < max(world.told_commit, default="") and "revert" not in spoken:
-        yield "8: the machine went back behind a commit without an operator's word"
-    if "revert" in spoken and state.revert_requested and state.name in (Name.LAUNCHING, Name.DELIVERING):
-        yield "10: an operator's wish to go back was passed over"
+    if running and running.enclave_id < max(world.told_commit, default="") and "revert" not in given:
+        yield "8: the machine went back behind a commit without an operator command"
+    if "revert" in given and state.revert_requested and state.name in (Name.LAUNCHING, Name.DELIVERING):
+        yield "10: an operator's revert was ignored"
     by_hand = state.record("b").quarantine == "OPERATOR_REVERT"
-    if "b" in world.told_commit and running and running.enclave_id == "a" and "revert" in spoken:
+    if "b" in world.told_commit and running and running.enclave_id == "a" and "revert" in given:
         begun = state.target is not None and state.target.enclave_id == "b" and state.name in BEGUN
-        if begun and "retry" not in spoken and not by_hand and not state.revert_requested:
+        if begun and "retry" not in given and not by_hand and not state.revert_requested:
             yield "11: what an operator went back from was begun again without `retry`"
-    if world.went_back and "revert" not in spoken:
-        yield "8: an older node was started after the commit without an operator's word"
+    if world.went_back and "revert" not in given:
+        yield "8: an older node was started after the commit without an operator command"
 
 
 BEGUN = (Name.STAGING, Name.STAGED, Name.COLLECTING, Name.SEALED)
@@ -343,7 +348,7 @@ TARGETS = ("good", "bad", "dies", "mute", "blind", "frail")
 
 
 def scenarios(*, thorough: bool) -> Iterator[Scenario]:
-    """The scenarios: crashes singly and in pairs, every effect failing, every word, over all traits."""
+    """The scenarios: crashes singly and in pairs, every effect failing, every command, over all traits."""
     for target in TARGETS:
         yield Scenario(Traits(target), crashes=2, faults=1)
     yield Scenario(Traits("misplaced"), crashes=1, faults=1)
@@ -355,20 +360,20 @@ def scenarios(*, thorough: bool) -> Iterator[Scenario]:
     yield Scenario(Traits("good", "broken", source_dead=True), crashes=2, faults=1)
     yield Scenario(Traits("good", "good", source_dead=True), crashes=2, faults=1)
     yield Scenario(Traits("good", remove_previous=True), crashes=2, faults=1)
-    yield Scenario(Traits("good", remove_previous=True), crashes=1, faults=0, words=1)
+    yield Scenario(Traits("good", remove_previous=True), crashes=1, faults=0, commands=1)
     for target in ("good", "blind"):
-        yield Scenario(Traits(target), crashes=1, faults=0, words=1)
-        yield Scenario(Traits(target), crashes=0, faults=1, words=1)
+        yield Scenario(Traits(target), crashes=1, faults=0, commands=1)
+        yield Scenario(Traits(target), crashes=0, faults=1, commands=1)
     for source in ("gone", "broken"):
-        yield Scenario(Traits("blind", source), crashes=0, faults=1, words=1)
-    yield Scenario(Traits("good", "broken", source_dead=True), crashes=0, faults=1, words=1)
+        yield Scenario(Traits("blind", source), crashes=0, faults=1, commands=1)
+    yield Scenario(Traits("good", "broken", source_dead=True), crashes=0, faults=1, commands=1)
     if thorough:
-        yield Scenario(Traits("blind", "forgetful"), crashes=0, faults=1, words=1)
+        yield Scenario(Traits("blind", "forgetful"), crashes=0, faults=1, commands=1)
         for target in TARGETS:
             yield Scenario(Traits(target), crashes=2, faults=2)
             yield Scenario(Traits(target), crashes=0, faults=3)
-            yield Scenario(Traits(target), crashes=1, faults=1, words=1)
-            yield Scenario(Traits(target), crashes=0, faults=1, words=2)
+            yield Scenario(Traits(target), crashes=1, faults=1, commands=1)
+            yield Scenario(Traits(target), crashes=0, faults=1, commands=2)
 
 
 def explore(chosen: Iterable[Scenario], *, out: object = None) -> Report:

@@ -10,14 +10,18 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
-from dcupgrade.machine.events import Effect, EffectKind, Event, EventKind
+from dcupgrade.errors import Failure
+from dcupgrade.machine import events as e
+from dcupgrade.machine.effects import Effect, EffectKind
+from dcupgrade.machine.gates import Shut
+from dcupgrade.machine.stages import AttestedNode, Permit, RunningNode, SealedKeys, StagedRelease
 from dcupgrade.machine.state import ChainFacts, Name, Release, State
 from dcupgrade.upgrade.performer import failure_event
 
 HEIGHTS = {"a": 1, "b": 2, "c": 3}
 RELEASES = {name: Release(name, version=name, added_height=height) for name, height in HEIGHTS.items()}
 MOVED_B = replace(RELEASES["b"], origin_url="http://corrected")
-E, F = EventKind, EffectKind
+F = EffectKind
 REVOKED_START = "a version known to be revoked was started"
 
 
@@ -98,7 +102,7 @@ class Move:
 
     name: str
     worlds: tuple[World, ...]
-    event: Event | None = None
+    event: e.Event | None = None
     fault: bool = False
 
 
@@ -182,11 +186,16 @@ def effect_moves(effect: Effect, state: State, world: World) -> Iterator[Move]:
         yield Move(f"{effect.kind.value} fails unexpectedly", (world,), ended, True)
 
 
-def _event(kind: EventKind, effect: Effect, code: str = "", failure: str = "", **fields: object) -> Event:
-    return Event(kind, effect.enclave_id, code=code, failure=failure, **fields)  # type: ignore[arg-type]
+def _failed(event: type[e.FailureEvent], effect: Effect, code: str, kind: str = "transient") -> e.FailureEvent:
+    return event(effect.enclave_id, Failure(code, kind, ""))
 
 
-def _start(world: World, effect: Effect, label: str, event: Event | None) -> Iterator[Move]:
+def _coded(event: e.FailureEvent, code: str, kind: str = "") -> e.FailureEvent:
+    """The same failure under another code, and of another kind if one is given."""
+    return replace(event, failure=Failure(code, kind or event.failure.kind, ""))
+
+
+def _start(world: World, effect: Effect, label: str, event: e.Event | None) -> Iterator[Move]:
     name = effect.enclave_id
     if world.phase(name):
         if event is not None:
@@ -204,36 +213,36 @@ def _keep(effect: Effect, state: State, world: World) -> Iterator[Move]:
     name = effect.enclave_id
     broken = name == "a" and world.traits.source == "broken"
     if world.unseen_exit == name and not world.phase(name):
-        yield Move("keep: it ended", (replace(world, unseen_exit=""),), _event(E.NODE_EXITED, effect, "NODE_EXITED"))
+        yield Move("keep: it ended", (replace(world, unseen_exit=""),), e.NodeExited(effect.enclave_id))
     elif not world.phase(name) and name not in world.slots:
         yield Move("keep: fetch", (_fetched(world, name),))
-        yield Move("keep: fetch fails", (world,), _event(E.NODE_START_FAILED, effect, "DOWNLOAD_UNREACHABLE"), True)
+        yield Move("keep: fetch fails", (world,), _failed(e.NodeStartFailed, effect, "DOWNLOAD_UNREACHABLE"), True)
     elif not world.phase(name):
         if broken or world.locked:
-            yield Move("keep: start fails", (world,), _event(E.NODE_START_FAILED, effect, "NODE_START_FAILED"))
+            yield Move("keep: start fails", (world,), _failed(e.NodeStartFailed, effect, "NODE_START_FAILED"))
         else:
             for move in _start(world, effect, "keep: start", None):
                 # kept in idle a revoked version continues to serve; on the way back it is not to be started
                 back = state.resume_to == "reverting" and name in world.knew_revoked
                 yield replace(move, worlds=(move.worlds[0].breaking(REVOKED_START),)) if back else move
     elif world.phase(name) == "serving":
-        yield Move("keep: it serves", (world,), _event(E.NODE_SERVING, effect))
+        yield Move("keep: it serves", (world,), e.NodeServing(effect.enclave_id))
 
 
 def _fetched(world: World, name: str) -> World:
     return replace(world, slots=world.slots | {name}, lost=world.lost - {name})
 
 
-def _at_once(kind: EventKind) -> Perform:
+def _at_once(event: type[e.ReleaseEvent]) -> Perform:
     def moves(effect: Effect, _state: State, world: World) -> Iterator[Move]:
-        yield Move(kind.value, (world,), _event(kind, effect))
+        yield Move(event.kind, (world,), event(effect.enclave_id))
 
     return moves
 
 
 def _retire(effect: Effect, state: State, world: World) -> Iterator[Move]:
     after = replace(world, slots=world.slots - {effect.enclave_id}) if world.traits.remove_previous else world
-    yield Move("retire", (after,), _event(E.RETIRED, effect))
+    yield Move("retire", (after,), e.PreviousRetired(effect.enclave_id))
 
 
 def _stage(effect: Effect, _state: State, world: World) -> Iterator[Move]:
@@ -241,56 +250,56 @@ def _stage(effect: Effect, _state: State, world: World) -> Iterator[Move]:
     trait = world.traits.target if effect.enclave_id == "b" else ""
     bad = trait == "bad" or (trait == "misplaced" and not world.moved)
     if not bad:
-        yield Move("stage", (after,), _event(E.STAGED, effect))
-    yield Move("stage fails", (world,), _event(E.STAGE_FAILED, effect, "DOWNLOAD_UNREACHABLE", "transient"), True)
+        yield Move("stage", (after,), e.Staged(StagedRelease(effect.enclave_id)))
+    yield Move("stage fails", (world,), _failed(e.StageFailed, effect, "DOWNLOAD_UNREACHABLE"), True)
     if bad or trait != "misplaced":
-        yield Move("stage refuses", (world,), _event(E.STAGE_FAILED, effect, "SIGSTRUCT_BAD", "rejected"), not bad)
+        yield Move("stage refuses", (world,), _failed(e.StageFailed, effect, "SIGSTRUCT_BAD", "rejected"), not bad)
 
 
 def _gates(effect: Effect, state: State, world: World) -> Iterator[Move]:
     if state.hold is None and not (state.first_install and world.sealed):
-        yield Move("gates open", (world,), _event(E.GATES_OPEN, effect))
+        yield Move("gates open", (world,), e.GatesOpen(effect.enclave_id))
 
 
 def _collect(effect: Effect, _state: State, world: World) -> Iterator[Move]:
-    failed = _event(E.COLLECT_FAILED, effect, "HANDOVER_PEER_UNREACHABLE", "transient")
+    failed = _failed(e.CollectFailed, effect, "HANDOVER_PEER_UNREACHABLE")
     if world.vault == "replaced":
-        yield Move("collect: replaced", (world,), replace(failed, code="VAULT_REPLACED", failure="invariant"))
+        yield Move("collect: replaced", (world,), _coded(failed, "VAULT_REPLACED", "invariant"))
         return
     name = effect.enclave_id
-    done = _event(E.COLLECTED, effect, key_set_id="k")
+    done = e.Collected(SealedKeys(name, "k"))
     if world.vault == "up" and world.phase(name) == "serving":
         after = replace(world, vault_keys_of=name, permit="" if world.vault_keys_of != name else world.permit)
         yield Move("collect", (after,), done)
     elif world.vault == "up" and not world.phase(name) and world.vault_keys_of == name:
         yield Move("collect: earlier copy", (world,), done)
     elif world.vault == "up" and world.phase(name) == "waiting" and not world.vault_keys_of:
-        yield Move("collect: no keys", (world,), replace(failed, code="NO_KEYS_ANYWHERE", failure="invariant"))
+        yield Move("collect: no keys", (world,), _coded(failed, "NO_KEYS_ANYWHERE", "invariant"))
     yield Move("collect fails", (world,), failed, True)
 
 
 def _permit(effect: Effect, _state: State, world: World) -> Iterator[Move]:
     name = effect.enclave_id
-    failed = _event(E.PERMIT_FAILED, effect, "VAULT_UNREACHABLE", "transient")
+    failed = _failed(e.PermitFailed, effect, "VAULT_UNREACHABLE")
     if world.vault == "replaced":
-        yield Move("permit: replaced", (world,), replace(failed, code="VAULT_REPLACED", failure="invariant"))
+        yield Move("permit: replaced", (world,), _coded(failed, "VAULT_REPLACED", "invariant"))
         return
     source = world.vault_keys_of
     newer = name in world.listed and (source not in world.listed or HEIGHTS[name] > HEIGHTS.get(source, 0))
     if world.vault == "up":
         if source and world.program == name and newer:
             after = replace(world, permit=name)
-            yield Move("permit", (after,), _event(E.PERMITTED, effect, expires_unix_s=9))
-            yield Move("permit: the window has closed", (after,), _event(E.GATES_SHUT, effect), True)
+            yield Move("permit", (after,), e.Permitted(Permit(name, 9)))
+            yield Move("permit: the window has closed", (after,), e.GatesShut(name, Shut("GATE_WINDOW_SHUT", "")), True)
         else:
-            refused = replace(failed, code="PERMIT_TARGET_NOT_PROGRAM", failure="rejected")
+            refused = _coded(failed, "PERMIT_TARGET_NOT_PROGRAM", "rejected")
             yield Move("permit refused", (world,), refused)
     yield Move("permit fails", (world,), failed, True)
 
 
 def _stop(effect: Effect, state: State, world: World) -> Iterator[Move]:
     name = effect.enclave_id
-    done, failed = _event(E.NODE_STOPPED, effect), _event(E.STOP_FAILED, effect, "NODE_STOP_FAILED", "invariant")
+    done, failed = e.NodeStopped(effect.enclave_id), _failed(e.StopFailed, effect, "NODE_STOP_FAILED", "invariant")
     gone = replace(world.with_node(name, ""), unseen_exit="")
     if world.phase(name):
         # judged from the world alone, when the signal is sent
@@ -301,7 +310,7 @@ def _stop(effect: Effect, state: State, world: World) -> Iterator[Move]:
         yield Move("stop", (world, gone), done)
     elif world.locked:
         if state.name is not Name.HALTED:
-            yield Move("stop: data stays locked", (world,), replace(failed, code="DATA_LOCKED"))
+            yield Move("stop: data stays locked", (world,), _coded(failed, "DATA_LOCKED"))
     else:
         yield Move("stop", (gone,), done)
     if state.name is not Name.HALTED:  # there it is tried until it succeeds
@@ -310,8 +319,8 @@ def _stop(effect: Effect, state: State, world: World) -> Iterator[Move]:
 
 def _launch(effect: Effect, _state: State, world: World) -> Iterator[Move]:
     if not world.locked:
-        yield from _start(world, effect, "launch", _event(E.LAUNCHED, effect))
-    failed = _event(E.LAUNCH_FAILED, effect, "NODE_START_FAILED", "transient")
+        yield from _start(world, effect, "launch", e.Launched(RunningNode(effect.enclave_id)))
+    failed = _failed(e.LaunchFailed, effect, "NODE_START_FAILED")
     yield Move("launch fails", (world,), failed, not world.locked)
 
 
@@ -319,11 +328,11 @@ def _deliver(effect: Effect, _state: State, world: World) -> Iterator[Move]:
     name = effect.enclave_id
     phase = world.phase(name)
     if not phase:
-        yield Move("deliver: it ended", (replace(world, unseen_exit=""),), _event(E.NODE_EXITED, effect, "NODE_EXITED"))
+        yield Move("deliver: it ended", (replace(world, unseen_exit=""),), e.NodeExited(effect.enclave_id))
         return
-    failed = _event(E.DELIVERY_FAILED, effect, "DELIVERY_DEADLINE", "transient")
+    failed = _failed(e.DeliveryFailed, effect, "DELIVERY_DEADLINE")
     if phase == "serving" and name in world.durable:
-        yield Move("deliver", (world,), _event(E.DELIVERED, effect))
+        yield Move("deliver", (world,), e.Delivered(AttestedNode(name)))
     stuck = phase == "waiting" and (world.vault == "replaced" or (world.vault == "up" and world.permit != name))
     hopeless = stuck or (phase == "starting" and name == "b" and world.traits.target == "mute")
     yield Move("deliver fails", (world,), failed, not hopeless)
@@ -334,15 +343,13 @@ def _probation(effect: Effect, _state: State, world: World) -> Iterator[Move]:
     phase = world.phase(name)
     sick = name == "b" and traits.target in ("blind", "frail", "mute")
     if not phase:
-        ended = _event(E.NODE_EXITED, effect, "NODE_EXITED")
+        ended = e.NodeExited(effect.enclave_id)
         yield Move("probation: it ended", (replace(world, unseen_exit=""),), ended)
-        yield Move(
-            "probation: host rebooted", (replace(world, unseen_exit=""),), replace(ended, code="HOST_REBOOTED"), True
-        )
+        yield Move("probation: host rebooted", (replace(world, unseen_exit=""),), replace(ended, rebooted=True), True)
         return
-    unhealthy = _event(E.UNHEALTHY, effect, "CANARY_FAILED", "rejected")
+    unhealthy = _failed(e.Unhealthy, effect, "CANARY_FAILED", "rejected")
     if phase == "serving" and not sick:
-        yield Move("probation passed", (world,), _event(E.HEALTHY, effect))
+        yield Move("probation passed", (world,), e.Healthy(effect.enclave_id))
     elif sick and traits.target == "frail" and phase == "serving":
         yield Move("b dies in probation", (replace(world.with_node(name, ""), unseen_exit=name),))
     elif phase == "waiting":
@@ -354,30 +361,30 @@ def _commit(effect: Effect, _state: State, world: World) -> Iterator[Move]:
     name = effect.enclave_id
     if world.phase(name) == "serving":
         told = replace(world, told_commit=world.told_commit | {name})
-        yield Move("commit", (told, replace(told, vault_told=world.vault == "up")), _event(E.COMMIT_DONE, effect))
+        yield Move("commit", (told, replace(told, vault_told=world.vault == "up")), e.CommitDone(effect.enclave_id))
 
 
 def _await_source(effect: Effect, state: State, world: World) -> Iterator[Move]:
     if state.running is None or world.phase(effect.enclave_id) == "serving":
-        yield Move("the source serves", (world,), _event(E.SOURCE_SERVING, effect))
+        yield Move("the source serves", (world,), e.SourceServing(effect.enclave_id))
 
 
 def _start_source(effect: Effect, _state: State, world: World) -> Iterator[Move]:
     name = effect.enclave_id
-    failed = _event(E.SOURCE_FAILED, effect, "SOURCE_WONT_START", "invariant")
+    failed = _failed(e.SourceFailed, effect, "SOURCE_WONT_START", "invariant")
     phase = world.phase(name)
     if name not in world.slots:
         yield Move("source: fetch", (_fetched(world, name),))
-        yield Move("source: slot damaged", (world,), replace(failed, code="SOURCE_SLOT_DAMAGED"), True)
+        yield Move("source: slot damaged", (world,), _coded(failed, "SOURCE_SLOT_DAMAGED"), True)
     elif phase == "serving":
-        yield Move("source serves", (world,), _event(E.SOURCE_SERVING, effect))
+        yield Move("source serves", (world,), e.SourceServing(effect.enclave_id))
     elif phase == "waiting" and not world.vault_keys_of:
-        yield Move("source: no keys", (world,), replace(failed, code="NO_KEYS_ANYWHERE"))
+        yield Move("source: no keys", (world,), _coded(failed, "NO_KEYS_ANYWHERE"))
     elif phase == "waiting":
         hopeless = world.vault == "replaced" or world.vault_keys_of != name
-        yield Move("source: keys unreachable", (world,), replace(failed, code="KEYS_UNREACHABLE"), not hopeless)
+        yield Move("source: keys unreachable", (world,), _coded(failed, "KEYS_UNREACHABLE"), not hopeless)
     elif not phase and world.locked:
-        yield Move("source: data locked", (world,), replace(failed, code="DATA_LOCKED"))
+        yield Move("source: data locked", (world,), _coded(failed, "DATA_LOCKED"))
     elif not phase and name == "a" and world.traits.source == "broken":
         yield Move("source: does not start", (world,), failed)
     elif not phase:
@@ -388,8 +395,8 @@ def _start_source(effect: Effect, _state: State, world: World) -> Iterator[Move]
 
 _PERFORM: dict[EffectKind, Perform] = {
     F.KEEP_NODE: _keep,
-    F.BEGIN: _at_once(E.BEGIN),
-    F.BACKOFF: _at_once(E.BACKOFF_OVER),
+    F.BEGIN: _at_once(e.UpgradeBegun),
+    F.BACKOFF: _at_once(e.BackoffOver),
     F.RETIRE: _retire,
     F.STAGE: _stage,
     F.GATES: _gates,
@@ -402,7 +409,7 @@ _PERFORM: dict[EffectKind, Perform] = {
     F.COMMIT: _commit,
     F.AWAIT_SOURCE: _await_source,
     F.START_SOURCE: _start_source,
-    F.SETTLE: _at_once(E.SETTLED),
+    F.SETTLE: _at_once(e.Settled),
 }
 
 

@@ -5,29 +5,31 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from typing import Any
 from unittest import mock
 
 from dcupgrade.machine import actions as t
+from dcupgrade.machine import events as e
 from dcupgrade.machine import guards
 from dcupgrade.machine import table as machine
-from dcupgrade.machine.events import Effect, EffectKind, Event, EventKind
+from dcupgrade.machine.effects import Effect, EffectKind
 from dcupgrade.machine.state import Name, State
 from dcupgrade.machine.table import Row
 
 from .explorer import Scenario
 from .model import Traits
 
-N, E, F = Name, EventKind, EffectKind
+N, F = Name, EffectKind
 Rows = Callable[[Row], Row | None]
 Activity = Callable[[State, tuple[Effect, ...]], tuple[Effect, ...]]
 
 CALM = Scenario(Traits("good"), crashes=1, faults=1)
 SICK = Scenario(Traits("blind"), crashes=1, faults=1)
 DYING = Scenario(Traits("dies"), crashes=1, faults=0)
-SPOKEN = Scenario(Traits("good"), crashes=0, faults=1, words=1)
+COMMANDED = Scenario(Traits("good"), crashes=0, faults=1, commands=1)
 
 
-def _edge(source: Name, event: EventKind, change: Callable[[Row], Row | None], guard: str = "") -> Rows:
+def _edge(source: Name, event: type[e.Event], change: Callable[[Row], Row | None], guard: str = "") -> Rows:
     def rows(row: Row) -> Row | None:
         named = not guard or (row.guard is not None and row.guard.__name__ == guard)
         return change(row) if (row.source, row.event) == (source, event) and named else row
@@ -39,7 +41,7 @@ def _to(target: Name) -> Callable[[Row], Row]:
     return lambda row: replace(row, target=target)
 
 
-def _act(action: t.Action | None) -> Callable[[Row], Row]:
+def _act(action: t.Action[Any] | None) -> Callable[[Row], Row]:
     return lambda row: replace(row, action=action)
 
 
@@ -90,11 +92,11 @@ def _start_without_stop(state: State, wanted: tuple[Effect, ...]) -> tuple[Effec
     return (Effect(F.START_SOURCE, state.running.enclave_id),) if state.running else wanted
 
 
-def _forgets_the_failure(state: State, _event: Event, _: guards.Budgets) -> State:
+def _forgets_the_failure(state: State, _event: e.Event, _: guards.Budgets) -> State:
     return state
 
 
-def _commits_to_the_source(state: State, event: Event, budgets: guards.Budgets) -> State:
+def _commits_to_the_source(state: State, event: e.Event, budgets: guards.Budgets) -> State:
     return replace(t.commit(state, event, budgets), running=state.running, previous=state.target)
 
 
@@ -107,19 +109,19 @@ def _tries_on_and_on(state: State, wanted: tuple[Effect, ...]) -> tuple[Effect, 
     return (Effect(F.KEEP_NODE, state.running.enclave_id),) if waits and state.running else wanted
 
 
-def _keeps_records(state: State, event: Event, budgets: guards.Budgets) -> State:
+def _keeps_records(state: State, event: e.ChainSeen, budgets: guards.Budgets) -> State:
     return replace(t.remember_chain(state, event, budgets), records=state.records)
 
 
-def _lifts_every_quarantine(state: State, _event: Event, _: guards.Budgets) -> State:
+def _lifts_every_quarantine(state: State, _event: e.Event, _: guards.Budgets) -> State:
     return replace(state, records=())
 
 
 MUTANTS: dict[str, tuple[Rows, Activity, Scenario]] = {
     "stops the node as soon as the release is staged": (
-        _edge(N.STAGED, E.GATES_OPEN, _to(N.STOPPING)), _keep_activity, CALM),
+        _edge(N.STAGED, e.GatesOpen, _to(N.STOPPING)), _keep_activity, CALM),
     "stops the node before it has a copy of the keys": (
-        _edge(N.STAGING, E.STAGED, _to(N.STOPPING)), _keep_activity, CALM),
+        _edge(N.STAGING, e.Staged, _to(N.STOPPING)), _keep_activity, CALM),
     "launches while the old node is being stopped": (_same, _in(N.STOPPING, _launch_while_stopping), CALM),
     "keeps the old node up while the new one is launched": (_same, _in(N.LAUNCHING, _keep_source), CALM),
     "keeps the old node up while keys are delivered": (_same, _in(N.DELIVERING, _keep_source), CALM),
@@ -134,40 +136,40 @@ MUTANTS: dict[str, tuple[Rows, Activity, Scenario]] = {
     "removes the source's files before the commit": (
         _same, _in(N.PROBATION, _retire_before_commit), Scenario(Traits("blind", remove_previous=True))),
     "forgets what failed after reverting": (
-        _edge(N.REVERTING, E.SOURCE_SERVING, _act(_forgets_the_failure)), _keep_activity, SICK),
+        _edge(N.REVERTING, e.SourceServing, _act(_forgets_the_failure)), _keep_activity, SICK),
     "forgets what failed after abandoning": (
-        _edge(N.STAGING, E.STAGE_FAILED, _act(_forgets_the_failure)), _keep_activity,
+        _edge(N.STAGING, e.StageFailed, _act(_forgets_the_failure)), _keep_activity,
         Scenario(Traits("bad"))),
     "relaunches a dying node indefinitely": (
-        _edge(N.LAUNCHING, E.LAUNCHED, _act(None)), _keep_activity, DYING),
+        _edge(N.LAUNCHING, e.Launched, _act(None)), _keep_activity, DYING),
     "ignores a node that ended in probation": (
-        _edge(N.PROBATION, E.NODE_EXITED, _to(N.PROBATION)), _keep_activity, Scenario(Traits("frail"))),
+        _edge(N.PROBATION, e.NodeExited, _to(N.PROBATION)), _keep_activity, Scenario(Traits("frail"))),
     "continues with a target that was revoked while stopping": (
-        _edge(N.STOPPING, E.NODE_STOPPED, _drop, "must_turn_back"), _keep_activity, CALM),
-    "passes over a wish to go back that came while stopping": (
-        _edge(N.STOPPING, E.NODE_STOPPED, lambda row: replace(row, guard=guards.target_revoked), "must_turn_back"),
-        _keep_activity, SPOKEN),
+        _edge(N.STOPPING, e.NodeStopped, _drop, "must_turn_back"), _keep_activity, CALM),
+    "ignores a revert that came while stopping": (
+        _edge(N.STOPPING, e.NodeStopped, lambda row: replace(row, guard=guards.target_revoked), "must_turn_back"),
+        _keep_activity, COMMANDED),
     "goes back to files that are gone": (
-        _edge(N.IDLE, E.REVERT, lambda row: replace(row, guard=lambda state, _event, _: state.previous is not None),
-              "has_previous"),
-        _keep_activity, Scenario(Traits("good", remove_previous=True), crashes=1, words=1)),
+        _edge(N.IDLE, e.RevertCommand,
+              lambda row: replace(row, guard=lambda state, _event, _: state.previous is not None), "has_previous"),
+        _keep_activity, Scenario(Traits("good", remove_previous=True), crashes=1, commands=1)),
     "starts a source that was revoked": (
-        _edge(N.REVERTING, E.NODE_STOPPED, _drop, "source_revoked"), _keep_activity, SICK),
+        _edge(N.REVERTING, e.NodeStopped, _drop, "source_revoked"), _keep_activity, SICK),
     "commits a target that failed probation": (
-        _edge(N.PROBATION, E.UNHEALTHY, lambda row: replace(row, target=N.COMMITTED, action=t.commit)), _keep_activity,
+        _edge(N.PROBATION, e.Unhealthy, lambda row: replace(row, target=N.COMMITTED, action=t.commit)), _keep_activity,
         SICK),
     "goes idle straight from a failed launch": (
-        _edge(N.LAUNCHING, E.LAUNCH_FAILED, _to(N.IDLE)), _keep_activity, CALM),
+        _edge(N.LAUNCHING, e.LaunchFailed, _to(N.IDLE)), _keep_activity, CALM),
     "goes idle from a failed delivery with the new node alive": (
-        _edge(N.DELIVERING, E.DELIVERY_FAILED, _to(N.IDLE)), _keep_activity, CALM),
+        _edge(N.DELIVERING, e.DeliveryFailed, _to(N.IDLE)), _keep_activity, CALM),
     "takes the source for the running version after the commit": (
-        _edge(N.PROBATION, E.HEALTHY, _act(_commits_to_the_source)), _keep_activity, CALM),
+        _edge(N.PROBATION, e.Healthy, _act(_commits_to_the_source)), _keep_activity, CALM),
     "goes back to the source after a crash in committed": (
-        _edge(N.COMMITTED, E.COMMIT_DONE, _to(N.REVERTING)), _keep_activity, CALM),
-    "does not know that stopping can fail": (_edge(N.STOPPING, E.STOP_FAILED, _drop), _keep_activity, CALM),
+        _edge(N.COMMITTED, e.CommitDone, _to(N.REVERTING)), _keep_activity, CALM),
+    "does not know that stopping can fail": (_edge(N.STOPPING, e.StopFailed, _drop), _keep_activity, CALM),
     "halts without a name": (
-        _edge(N.REVERTING, E.STOP_FAILED, _act(None)), _keep_activity, SICK),
-    "cannot leave halted": (_edge(N.HALTED, E.RESUME, _drop), _keep_activity, SPOKEN),
+        _edge(N.REVERTING, e.StopFailed, _act(None)), _keep_activity, SICK),
+    "cannot leave halted": (_edge(N.HALTED, e.ResumeCommand, _drop), _keep_activity, COMMANDED),
     "gives up on a new version that would not stop": (
         _same, _in(N.HALTED, _never_stop), Scenario(Traits("blind"), faults=2)),
     "gives up on a source whose files were lost": (
@@ -175,17 +177,20 @@ MUTANTS: dict[str, tuple[Rows, Activity, Scenario]] = {
     "waits for an operator once the data is free again": (
         _same, _in(N.HALTED, _keep_nothing), Scenario(Traits("dies"), faults=2)),
     "remembers the failures of addresses that were corrected": (
-        _edge(N.IDLE, E.CHAIN, _act(_keeps_records)), _keep_activity, Scenario(Traits("misplaced"), faults=1)),
+        _edge(N.IDLE, e.ChainSeen, _act(_keeps_records)), _keep_activity, Scenario(Traits("misplaced"), faults=1)),
     "does not know that an effect can fail unexpectedly": (
-        _edge(N.PROBATION, E.UNHEALTHY, _drop), _keep_activity, CALM),
+        _edge(N.PROBATION, e.Unhealthy, _drop), _keep_activity, CALM),
     "starts a source that was revoked while it waited": (
-        _edge(N.HALTED, E.CHAIN, _drop, "revoked_while_waiting"), _tries_on_and_on,
+        _edge(N.HALTED, e.ChainSeen, _drop, "revoked_while_waiting"), _tries_on_and_on,
         Scenario(Traits("blind"), faults=3)),
     "takes an approval for an end of the quarantine": (
-        _edge(N.IDLE, E.APPROVE, _act(t.release_quarantine)), _keep_activity, Scenario(Traits("good"), words=2)),
+        _edge(N.IDLE, e.ApproveCommand, _act(t.release_quarantine)), _keep_activity,
+        Scenario(Traits("good"), commands=2)),
     "takes a resume for an end of the quarantine": (
-        _edge(N.IDLE, E.RESUME, _act(_lifts_every_quarantine)), _keep_activity, Scenario(Traits("good"), words=2)),
-    "takes a hold for an order to stop": (_edge(N.COLLECTING, E.HOLD, _to(N.STOPPING)), _keep_activity, SPOKEN),
+        _edge(N.IDLE, e.ResumeCommand, _act(_lifts_every_quarantine)), _keep_activity,
+        Scenario(Traits("good"), commands=2)),
+    "takes a hold for an order to stop": (
+        _edge(N.COLLECTING, e.HoldCommand, _to(N.STOPPING)), _keep_activity, COMMANDED),
 }  # fmt: skip
 """Name of the bug -> (change of the table, change of the wanted work, scenario that shows it)."""
 
@@ -195,7 +200,7 @@ def planted(name: str) -> Iterator[Scenario]:
     """The machine with one bug, for as long as the context lasts; gives the scenario that shows it."""
     rows, change, scenario = MUTANTS[name]
     table = tuple(row for row in map(rows, machine.TABLE) if row is not None)
-    index: dict[tuple[Name, EventKind], tuple[Row, ...]] = {}
+    index: dict[tuple[Name, type[e.Event]], tuple[Row, ...]] = {}
     for row in table:
         index[row.source, row.event] = (*index.get((row.source, row.event), ()), row)
     real = machine.activity

@@ -9,10 +9,10 @@ from .model import Traits
 from .mutants import MUTANTS, planted
 
 COVERING = (
-    Scenario(Traits("good"), faults=1, words=1),
-    Scenario(Traits("blind", "gone"), faults=1, words=1),
+    Scenario(Traits("good"), faults=1, commands=1),
+    Scenario(Traits("blind", "gone"), faults=1, commands=1),
     Scenario(Traits("dies", "gone"), crashes=2, faults=1),
-    Scenario(Traits("dies", "broken"), faults=1, words=1),
+    Scenario(Traits("dies", "broken"), faults=1, commands=1),
     Scenario(Traits("good", "broken", source_dead=True), crashes=2, faults=1),
     Scenario(Traits("good"), faults=2),
     Scenario(Traits("bad"), faults=2),

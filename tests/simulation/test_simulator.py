@@ -14,7 +14,8 @@ import pytest
 
 from dcupgrade.machine import guards
 from dcupgrade.machine import table as machine
-from dcupgrade.machine.events import Effect, EffectKind, Event, EventKind
+from dcupgrade.machine.effects import Effect, EffectKind
+from dcupgrade.machine.events import Event, GatesOpen, NodeStopped
 from dcupgrade.machine.state import Name, State
 from dcupgrade.upgrade.event_queue import Item
 from dcupgrade.upgrade.orchestrator import Orchestrator
@@ -104,7 +105,7 @@ def test_an_orchestrator_that_acts_before_the_journal_is_noticed(monkeypatch: py
 
 def test_a_stop_that_does_not_wait_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
     async def hasty(_tools: Tools, effect: Effect, _state: State, _emit: Emit) -> Event:
-        return Event(EventKind.NODE_STOPPED, effect.enclave_id)
+        return NodeStopped(effect.enclave_id)
 
     monkeypatch.setitem(WORK, EffectKind.STOP_NODE, hasty)
     assert "2: " in first_violation(20)
@@ -164,7 +165,7 @@ def test_a_way_back_that_gives_up_on_what_passes_is_noticed(monkeypatch: pytest.
 
 
 def test_a_machine_that_skips_collecting_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
-    key = (Name.STAGED, EventKind.GATES_OPEN)
+    key = (Name.STAGED, GatesOpen)
     index = dict(machine._INDEX)
     index[key] = tuple(replace(row, target=Name.STOPPING) if row.guard is None else row for row in index[key])
     monkeypatch.setattr(machine, "_INDEX", index)

@@ -6,7 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from dcupgrade.adapters.journal import Journal
-from dcupgrade.machine.events import Event, EventKind
+from dcupgrade.machine.events import Settled
 from dcupgrade.machine.state import State
 from dcupgrade.machine.table import activity
 from dcupgrade.upgrade.ports import Entry
@@ -19,7 +19,7 @@ def main() -> None:
     state = State()
     for number in range(1, count + 1):
         after = replace(state, detail=f"{number}", reason="x" * (number * 37 % 3000))
-        journal.append(Entry(state, Event(EventKind.SETTLED), after, activity(after)))
+        journal.append(Entry(state, Settled(""), after, activity(after)))
         os.pwrite(notes, number.to_bytes(4, "big"), 0)
         state = after
     # the parent replays the writes; a close would checkpoint and tidy up, which a power cut does not

@@ -63,7 +63,7 @@ class SimulatedJournal(MemoryJournal):
         if self._world.disk.dead:
             return
         super().append(entry)
-        self.trace.append(f"{entry.before.name.value}>{entry.after.name.value} {entry.event.kind.value}")
+        self.trace.append(f"{entry.before.name.value}>{entry.after.name.value} {entry.event.kind}")
         self._world.disk.tick()
 
 

@@ -6,6 +6,7 @@ import asyncio
 from typing import TYPE_CHECKING
 
 from dcupgrade.errors import DcupgradeError
+from dcupgrade.machine.stages import RunningNode, StagedRelease
 from dcupgrade.machine.state import Release
 from dcupgrade.upgrade.ports import Finding, NodeExit, NodeHealth, Progress
 from keyvault.errors import KeyvaultError
@@ -107,14 +108,15 @@ class Nodes:
         """Every living process."""
         return [node for node in self.processes.values() if not node.ended.done()]
 
-    async def stage(self, release: Release, progress: Progress) -> None:
+    async def stage(self, release: Release, progress: Progress) -> StagedRelease:
         if self.world.disk.read(f"slot/{release.enclave_id}") is not None:
-            return
+            return StagedRelease(release.enclave_id)
         await asyncio.sleep(self.world.rng.uniform(0.05, 0.5))
         if self.world.rng.random() < self.downloads_fail:
             raise DcupgradeError(code="DOWNLOAD_TRUNCATED", what="download", why="cut off", kind="transient")
         progress({"done_bytes": 1})
         self.world.disk.write(f"slot/{release.enclave_id}", "verified")
+        return StagedRelease(release.enclave_id)
 
     async def fetch_early(self, release: Release) -> None:
         await self.stage(release, lambda _: None)
@@ -127,9 +129,9 @@ class Nodes:
             return [Finding("FIRST_INSTALL_REFUSED", "the data folder is not empty")]
         return [Finding("PORT_TAKEN", "in use")] if self.port_taken else []
 
-    async def start(self, release: Release, *, first_install: bool) -> None:
+    async def start(self, release: Release, *, first_install: bool) -> RunningNode:
         if self.living(release.enclave_id):
-            return
+            return RunningNode(release.enclave_id)
         if self.locked_by_other:
             raise DcupgradeError(code="DATA_LOCKED", what="start", why="another process", kind="transient")
         if self.port_taken:
@@ -139,6 +141,7 @@ class Nodes:
         self.world.judge_start(release.enclave_id)
         published = self.world.chain.releases[release.enclave_id]
         self.processes[release.enclave_id] = Node(self.world, published, first_install)
+        return RunningNode(release.enclave_id)
 
     async def is_alive(self, enclave_id: str) -> bool:
         return self.living(enclave_id) is not None

@@ -21,6 +21,7 @@ from chain_watcher.proof.release import (
     verify_release,
 )
 from dcupgrade.errors import DcupgradeError
+from dcupgrade.machine.stages import Permit, SealedKeys
 from dcupgrade.machine.state import ChainFacts, Release
 from dcupgrade.upgrade.ports import Announcement, Delivery, Ports
 from keyvault.errors import KeyvaultError
@@ -262,10 +263,10 @@ class Vault:
         self._reach()
         return {"key_sets": [entry.key_set_id for entry in self.facts.collected.values()]}
 
-    async def collect(self, source_id: str, evidence: Mapping[str, Any]) -> str:
+    async def collect(self, source_id: str, evidence: Mapping[str, Any]) -> SealedKeys:
         return await detached(self._collect(source_id, evidence))
 
-    async def _collect(self, source_id: str, evidence: Mapping[str, Any]) -> str:
+    async def _collect(self, source_id: str, evidence: Mapping[str, Any]) -> SealedKeys:
         now = self._agent()
         await self.world.network()
         self._save(core.admit_evidence(self.facts, self.rules, evidence["state"], now))
@@ -280,12 +281,12 @@ class Vault:
         if self.world.disk.read(name) != key:
             raise KeyvaultError(code="STORE_READ_BACK_FAILED", what="collect", why="torn", kind="transient")
         self._save(core.record_collected(self.facts, key, source_id, 1, now))
-        return key
+        return SealedKeys(source_id, key)
 
-    async def permit(self, source_id: str, target_id: str, key_set_id: str, evidence: Mapping[str, Any]) -> int:
+    async def permit(self, source_id: str, target_id: str, key_set_id: str, evidence: Mapping[str, Any]) -> Permit:
         return await detached(self._permit(source_id, target_id, key_set_id, evidence))
 
-    async def _permit(self, source_id: str, target_id: str, key_set_id: str, evidence: Mapping[str, Any]) -> int:
+    async def _permit(self, source_id: str, target_id: str, key_set_id: str, evidence: Mapping[str, Any]) -> Permit:
         now = self._agent()
         await self.world.network()
         self._reach()
@@ -299,7 +300,7 @@ class Vault:
         if isinstance(outcome, KeyvaultError):
             raise outcome
         self.refusals.pop(target_id, None)
-        return outcome.expires_at_unix_s
+        return Permit(target_id, outcome.expires_at_unix_s)
 
     async def delivery(self, enclave_id: str) -> Delivery:
         self._agent()

@@ -1,4 +1,4 @@
-"""The journal: what was appended is there after a restart; damage is named; words of operators are taken up once."""
+"""The journal: what was appended is there after a restart; damage is named; operator commands are taken up once."""
 
 import hashlib
 import json
@@ -11,7 +11,7 @@ import pytest
 
 from dcupgrade.adapters.journal import SCHEMA_VERSION, Journal
 from dcupgrade.errors import DcupgradeError
-from dcupgrade.machine.events import Event, EventKind
+from dcupgrade.machine.events import NodeExited, NodeServing, RevertCommand, Settled, UpgradeBegun
 from dcupgrade.machine.operator_commands import Outcome
 from dcupgrade.machine.state import STATE_FORMAT, ChainFacts, Name, Release, State
 from dcupgrade.machine.table import activity, step
@@ -29,7 +29,7 @@ def path(tmp_path: Path) -> Path:
 
 
 def begin(journal: Journal | MemoryJournal, command_id: int = 0) -> State:
-    event = Event(EventKind.BEGIN, B.enclave_id, at_unix_s=100.0)
+    event = UpgradeBegun(B.enclave_id, at_unix_s=100.0)
     after, _ = step(IDLE, event)
     journal.append(Entry(IDLE, event, replace(after, reason="why"), activity(after), command_id))
     return replace(after, reason="why")
@@ -62,7 +62,7 @@ def test_history_tells_when_what_and_why(path: Path) -> None:
         "seq": 1, "at_unix_s": 100.0, "from": "idle", "to": "staging", "event": "begin", "reason": "why", "detail": "",
         "running": A.enclave_id, "target": B.enclave_id, "version": B.version,
     }  # fmt: skip
-    same = Event(EventKind.NODE_SERVING, A.enclave_id)
+    same = NodeServing(A.enclave_id)
     journal.append(Entry(IDLE, same, IDLE, activity(IDLE)))
     assert len(journal.history()) == 1
     assert len(journal.history(all_events=True)) == 2
@@ -77,7 +77,7 @@ def test_downtime_is_counted_from_the_stop_until_the_keys_are_there(path: Path) 
         (11, "stopping", "launching"),
         (14, "delivering", "probation"),
     ):
-        event = Event(EventKind.SETTLED, at_unix_s=at)
+        event = Settled(A.enclave_id, at_unix_s=at)
         journal.append(Entry(replace(IDLE, name=Name(before)), event, replace(IDLE, name=Name(after)), ()))
     assert journal.counts()["downtime_s"] == 4.0
     journal.close()
@@ -120,7 +120,7 @@ def columns_after_target(journal: Journal) -> list[str]:
     return names[names.index("target") + 1 :]
 
 
-def test_operators_words_wait_until_an_entry_takes_them_up(path: Path) -> None:
+def test_operator_commands_wait_until_an_entry_takes_them_up(path: Path) -> None:
     agent, command_line = Journal(path), Journal(path)
     number = command_line.enqueue("hold", "somebody", {"reason": "a holiday"})
     (command,) = agent.commands()
@@ -158,7 +158,7 @@ def test_a_command_that_is_cancelled_while_the_agent_is_about_to_take_it_up_chan
     state = begin(agent)
     number = command_line.enqueue("revert", "ann", {})
     command_line.cancel(number, "ann")
-    entry = Entry(state, Event(EventKind.REVERT), replace(state, name=Name.ABANDONED), (), number)
+    entry = Entry(state, RevertCommand(), replace(state, name=Name.ABANDONED), (), number)
     with pytest.raises(DcupgradeError) as caught:
         agent.append(entry)
     assert caught.value.code == "COMMAND_CANCELLED"
@@ -172,7 +172,7 @@ def test_the_outcome_of_a_command_is_told_to_whoever_asks_for_its_number(path: P
     journal = Journal(path)
     number = journal.enqueue("revert", "ann", {})
     outcome = Outcome(False, "REVERT_IMPOSSIBLE", "there is nothing to go back to")
-    journal.append(Entry(IDLE, Event(EventKind.REVERT, who="ann"), IDLE, (), number, outcome))
+    journal.append(Entry(IDLE, RevertCommand("ann"), IDLE, (), number, outcome))
     assert journal.outcome(number) == outcome
     (row,) = journal.history(all_events=True)
     assert row["reason"] == "REVERT_IMPOSSIBLE"
@@ -182,8 +182,8 @@ def test_the_outcome_of_a_command_is_told_to_whoever_asks_for_its_number(path: P
 def test_rows_of_a_machine_that_rests_carry_no_reason_of_the_last_upgrade(path: Path) -> None:
     journal = Journal(path)
     rests = replace(IDLE, reason="OPERATOR_REVERT")
-    journal.append(Entry(replace(rests, name=Name.REVERTED), Event(EventKind.SETTLED), rests, ()))
-    journal.append(Entry(rests, Event(EventKind.NODE_EXITED, A.enclave_id), replace(rests, crashes=1), ()))
+    journal.append(Entry(replace(rests, name=Name.REVERTED), Settled(A.enclave_id), rests, ()))
+    journal.append(Entry(rests, NodeServing(A.enclave_id), replace(rests, crashes=1), ()))
     assert [row["reason"] for row in journal.history(all_events=True)] == ["OPERATOR_REVERT", ""]
     journal.close()
 
@@ -271,7 +271,7 @@ def test_a_write_that_fails_stores_nothing_and_may_be_repeated(path: Path) -> No
     state = begin(journal)
     pages = journal._db.execute("PRAGMA page_count").fetchone()[0]
     journal._db.execute(f"PRAGMA max_page_count = {pages}")
-    full = Event(EventKind.NODE_EXITED, A.enclave_id, detail="x" * 50_000)
+    full = NodeExited(A.enclave_id, "x" * 50_000)
     entry = Entry(state, full, replace(state, detail="x" * 50_000), activity(state))
     with pytest.raises(DcupgradeError) as caught:
         journal.append(entry)

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from dcupgrade.adapters.journal import Journal
-from dcupgrade.machine.events import Event, EventKind
+from dcupgrade.machine.events import ChainSeen
 from dcupgrade.machine.state import ChainFacts, Name, State
 from dcupgrade.machine.table import activity
 from dcupgrade.upgrade.ports import Entry
@@ -41,5 +41,5 @@ def journal(tmp_path: Path) -> Journal:
     before = State(chain=ChainFacts(NEW, ((NEW.enclave_id, 9),), 12))
     after = State(Name.HALTED, target=NEW, chain=before.chain, halted="NO_KEYS_ANYWHERE", resume_to="idle")
     for number, (one, two) in enumerate(((State(), before), (before, after))):
-        made.append(Entry(one, Event(EventKind.CHAIN, at_unix_s=5.0 + number), two, activity(two)))
+        made.append(Entry(one, ChainSeen(ChainFacts(), at_unix_s=5.0 + number), two, activity(two)))
     return made

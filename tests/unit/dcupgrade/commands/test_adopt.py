@@ -6,8 +6,8 @@ import pytest
 
 from dcupgrade.adapters.journal import Journal
 from dcupgrade.commands import adopt
-from dcupgrade.machine.events import Event, EventKind
-from dcupgrade.machine.state import Name, Release, State
+from dcupgrade.machine.events import Adopted, ChainSeen
+from dcupgrade.machine.state import ChainFacts, Name, Release, State
 from dcupgrade.settings.load import structure
 from dcupgrade.settings.schema import Settings
 from dcupgrade.upgrade.ports import Entry
@@ -32,7 +32,7 @@ def settings_in(folder: Path) -> Settings:
 def test_a_first_install_under_way_is_not_passed_over(tmp_path: Path, name: Name, free: bool) -> None:
     """`watch` would go on with it, and never look at what was taken over."""
     journal = Journal(tmp_path / "journal.sqlite3")
-    journal.append(Entry(State(), Event(EventKind.CHAIN), State(name, target=OURS, first_install=True), ()))
+    journal.append(Entry(State(), ChainSeen(ChainFacts()), State(name, target=OURS, first_install=True), ()))
     journal.close()
     if free:
         adopt._need_free_journal(settings_in(tmp_path), ANOTHER.enclave_id)
@@ -45,7 +45,7 @@ def test_an_agent_that_has_a_node_takes_over_no_other(tmp_path: Path) -> None:
     loaded = settings_in(tmp_path)
     adopt._need_free_journal(loaded, OURS.enclave_id)
     journal = Journal(tmp_path / "journal.sqlite3")
-    journal.append(Entry(State(), Event(EventKind.ADOPTED), State(running=OURS), ()))
+    journal.append(Entry(State(), Adopted(OURS.enclave_id), State(running=OURS), ()))
     journal.close()
     adopt._need_free_journal(loaded, OURS.enclave_id)
     with pytest.raises(ProcessSupervisorError, match=f"NODE_NOT_ADOPTABLE.*{OURS.enclave_id} is this agent's node"):

@@ -17,7 +17,7 @@ from chain_watcher.watch.operator_queries import first_view
 from dcupgrade.adapters.journal import Journal
 from dcupgrade.commands import chain as chain_module
 from dcupgrade.commands.chain import chain as chain_command
-from dcupgrade.machine.events import Event, EventKind
+from dcupgrade.machine.events import Adopted
 from dcupgrade.machine.state import Release, State
 from dcupgrade.upgrade.ports import Entry
 from keyvault.vault.chain_state import trust_root
@@ -76,7 +76,7 @@ def test_releases_are_marked_by_what_they_are(
 
     monkeypatch.setattr(chain_module, "_releases", read)
     running = State(running=Release("a" * 64, "1.0.0"))
-    journal.append(Entry(State(), Event(EventKind.ADOPTED, at_unix_s=9.0), running, ()))
+    journal.append(Entry(State(), Adopted("", at_unix_s=9.0), running, ()))
     code, text = run(config, "chain", "releases")
     _, header, *lines = text.splitlines()
     assert (code, header.split()) == (0, ["height", "enclave", "id", "version", "signed", "marks"])

@@ -11,7 +11,7 @@ from attestation.artefact.sigstruct import sign_sigstruct
 from attestation.sgx import AEXNOTIFY, MODE64BIT, Attributes
 from dcupgrade.adapters.journal import Journal
 from dcupgrade.commands import check as doctor
-from dcupgrade.machine.events import Event, EventKind
+from dcupgrade.machine.events import Adopted
 from dcupgrade.machine.state import Release, State
 from dcupgrade.settings import load
 from dcupgrade.settings import schema as settings
@@ -119,5 +119,5 @@ async def test_a_node_that_should_run_and_does_not_answer_is_a_fault(tmp_path: P
     settings.agent.state_dir.mkdir(mode=0o700)
     journal = Journal(settings.agent.state_dir / "journal.sqlite3")
     running = State(running=Release("a" * 64, "1.0.0"))
-    journal.append(Entry(State(), Event(EventKind.ADOPTED, at_unix_s=9.0), running, ()))
+    journal.append(Entry(State(), Adopted("", at_unix_s=9.0), running, ()))
     assert grades(await doctor.examine(settings), "node") == {("fault", "NODE_NOT_READY")}

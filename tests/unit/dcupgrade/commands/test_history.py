@@ -7,7 +7,7 @@ import jsonschema
 import pytest
 
 from dcupgrade.adapters.journal import Journal
-from dcupgrade.machine.events import Event, EventKind
+from dcupgrade.machine.events import OverrideCommand, Settled
 from dcupgrade.machine.state import Name, State
 from dcupgrade.upgrade.ports import Entry
 from tests.conftest import ROOT
@@ -31,7 +31,7 @@ def test_history_is_a_line_for_each_upgrade_with_version_and_outcome(config: Pat
     steps = (Name.IDLE, Name.STAGING, Name.STAGED, Name.STOPPING, Name.PROBATION, Name.COMMITTED, Name.IDLE)
     for number, (one, two) in enumerate(itertools.pairwise(steps)):
         before, after = (State(name, target=None if name is Name.IDLE else NEW) for name in (one, two))
-        journal.append(Entry(before, Event(EventKind.SETTLED, at_unix_s=10.0 + number), after, ()))
+        journal.append(Entry(before, Settled("", at_unix_s=10.0 + number), after, ()))
     header, line, *_ = run(config, "history", "-n", "1")[1].splitlines()
     assert header.split() == ["began", "version", "outcome", "took", "downtime", "why"]
     assert line.split("  ") == ["1970-01-01 00:00:10 UTC", "1.1.0 [red]", "committed", "5.0 s", "1.0 s"]
@@ -53,8 +53,8 @@ def test_times_are_told_with_their_zone(config: Path, monkeypatch: pytest.Monkey
 
 
 def test_history_tells_who_gave_a_command_and_why(config: Path, journal: Journal) -> None:
-    word = Event(EventKind.OVERRIDE, "b" * 64, who="eve", detail="audit", at_unix_s=9.0)
-    journal.append(Entry(State(), word, State(override="b" * 64), (), 0))
+    command = OverrideCommand("eve", "audit", "b" * 64, at_unix_s=9.0)
+    journal.append(Entry(State(), command, State(override="b" * 64), (), 0))
     assert run(config, "history", "--all")[1].splitlines()[-1].endswith("override audit (by eve)")
     rows = json.loads(run(config, "history", "--all", "--json")[1])
     assert [row.get("who") for row in rows] == [None, None, "eve"]

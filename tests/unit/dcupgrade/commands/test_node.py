@@ -15,7 +15,7 @@ from dcupgrade.adapters.journal import Journal
 from dcupgrade.adapters.node_process import node_name
 from dcupgrade.adapters.node_slots import NodeSlots
 from dcupgrade.commands import operator
-from dcupgrade.machine.events import Event, EventKind
+from dcupgrade.machine.events import Adopted, Event, RestartCommand
 from dcupgrade.machine.operator_commands import outcome_of
 from dcupgrade.machine.state import Name, Release, State
 from dcupgrade.upgrade.ports import Entry
@@ -59,7 +59,7 @@ class Host:
         """Put the machine into a state."""
         (self.folder / "state" / "slots" / RUNNING.enclave_id).mkdir(parents=True, exist_ok=True)
         made = Journal(self.folder / "state" / "journal.sqlite3")
-        made.append(Entry(State(), Event(EventKind.ADOPTED), state, ()))
+        made.append(Entry(State(), Adopted(""), state, ()))
         made.close()
 
     def node(self, *arguments: str) -> tuple[int, str]:
@@ -179,8 +179,8 @@ def test_the_agent_that_runs_is_asked_for_the_restart(host: Host, monkeypatch: p
 @pytest.mark.parametrize(
     ("event", "code", "text"),
     [
-        (Event(EventKind.RESTART), "", "the node is stopped and started again now"),
-        (Event(EventKind.RESTART, code="SOURCE_SLOT_DAMAGED", detail="gone"), "SOURCE_SLOT_DAMAGED", "gone"),
+        (RestartCommand(), "", "the node is stopped and started again now"),
+        (RestartCommand(files_damaged="gone"), "SOURCE_SLOT_DAMAGED", "gone"),
     ],
 )
 def test_the_outcome_of_a_restart_that_the_agent_takes_up(event: Event, code: str, text: str) -> None:

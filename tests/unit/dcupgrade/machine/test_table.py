@@ -8,18 +8,29 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dcupgrade.conditions import HALTED_CODES
-from dcupgrade.errors import CODES, DcupgradeError
+from dcupgrade.errors import CODES, DcupgradeError, Failure
+from dcupgrade.machine import events as e
 from dcupgrade.machine import table as machine
-from dcupgrade.machine.events import Effect, EffectKind, Event, EventKind
+from dcupgrade.machine.effects import Effect, EffectKind
 from dcupgrade.machine.guards import Budgets
 from dcupgrade.machine.picture import edges, mermaid
 from dcupgrade.machine.state import STATE_FORMAT, ChainFacts, Hold, Name, Record, Release, State, state_from_json
 from dcupgrade.machine.table import TABLE, activity, step
 
 A, B, C = (Release(letter * 64, f"1.{n}.0", added_height=n + 1) for n, letter in enumerate("abc"))
-E, F = EventKind, EffectKind
+F = EffectKind
 BOTH = ChainFacts(B, ((A.enclave_id, 1), (B.enclave_id, 2)))
 RUNNING = State(running=A, chain=BOTH)
+
+COMMANDS: tuple[e.CommandEvent, ...] = (
+    e.HoldCommand(hold=Hold("a reason")),
+    e.UnholdCommand(),
+    e.ApproveCommand(enclave_id=B.enclave_id),
+    e.OverrideCommand(enclave_id=B.enclave_id),
+    e.ResumeCommand(),
+    e.RevertCommand(),
+    e.RetryCommand(enclave_id=B.enclave_id),
+)
 
 releases = st.builds(
     Release,
@@ -69,20 +80,15 @@ def test_a_damaged_json_form_raises_documented_errors_only(key: str, value: obje
 
 def test_what_is_not_in_the_table_raises() -> None:
     with pytest.raises(DcupgradeError, match="MACHINE_NO_TRANSITION") as caught:
-        step(RUNNING, Event(E.NODE_STOPPED, A.enclave_id))
+        step(RUNNING, e.NodeStopped(A.enclave_id))
     assert caught.value.kind == "invariant"
 
 
-def test_a_chain_event_without_facts_is_a_fault_of_the_program() -> None:
-    with pytest.raises(DcupgradeError, match="carries no chain facts"):
-        step(RUNNING, Event(E.CHAIN))
-
-
-def test_operators_words_and_chain_events_are_understood_in_every_state() -> None:
+def test_operator_commands_and_chain_events_are_understood_in_every_state() -> None:
     known = {(row.source, row.event) for row in TABLE}
     for name in Name:
-        for kind in (E.CHAIN, E.HOLD, E.UNHOLD, E.APPROVE, E.OVERRIDE, E.RESUME, E.REVERT, E.RETRY):
-            assert (name, kind) in known
+        for event in (e.ChainSeen, *map(type, COMMANDS)):
+            assert (name, event) in known
 
 
 def test_every_state_can_be_entered_and_left() -> None:
@@ -107,9 +113,9 @@ def test_the_machine_keeps_the_node_up_until_it_is_to_stop() -> None:
 
 
 def test_step_gives_only_the_work_that_is_new() -> None:
-    staging, effects = step(RUNNING, Event(E.BEGIN, B.enclave_id))
+    staging, effects = step(RUNNING, e.UpgradeBegun(B.enclave_id))
     assert staging.name is Name.STAGING
-    assert effects == (Effect(F.STAGE, B.enclave_id, words=B.sources),)
+    assert effects == (Effect(F.STAGE, B.enclave_id, depends_on=B.sources),)
     assert Effect(F.KEEP_NODE, A.enclave_id) in activity(staging)
 
 
@@ -129,15 +135,15 @@ def test_only_a_signed_and_newer_version_is_begun(
     program: Release | None, listed: dict[Release, int], offered: bool
 ) -> None:
     facts = ChainFacts(program, tuple((item.enclave_id, height) for item, height in listed.items()))
-    state, _ = step(State(running=A), Event(E.CHAIN, chain=facts))
+    state, _ = step(State(running=A), e.ChainSeen(facts))
     assert (Effect(F.BEGIN, B.enclave_id) in activity(state)) is offered
 
 
 def fail(state: State, code: str, failure: str, budgets: Budgets) -> State:
-    state, _ = step(state, Event(E.BEGIN, B.enclave_id), budgets)
-    state, _ = step(state, Event(E.STAGE_FAILED, B.enclave_id, code=code, failure=failure), budgets)
+    state, _ = step(state, e.UpgradeBegun(B.enclave_id), budgets)
+    state, _ = step(state, e.StageFailed(B.enclave_id, Failure(code, failure, "")), budgets)
     assert (state.name, state.reason) == (Name.ABANDONED, code)
-    return step(state, Event(E.SOURCE_SERVING), budgets)[0]
+    return step(state, e.SourceServing(A.enclave_id), budgets)[0]
 
 
 def test_a_refused_artefact_is_quarantined_at_once() -> None:
@@ -151,15 +157,15 @@ def test_what_may_pass_is_tried_again_without_end() -> None:
     for _ in range(40):
         state = fail(state, "DOWNLOAD_UNREACHABLE", "transient", Budgets(attempts=2))
         assert Effect(F.BACKOFF, B.enclave_id) in activity(state)
-        state, _ = step(state, Event(E.BACKOFF_OVER, B.enclave_id))
+        state, _ = step(state, e.BackoffOver(B.enclave_id))
     assert state.record(B.enclave_id).quarantine == ""
 
 
-@pytest.mark.parametrize("kind", [E.APPROVE, E.RESUME, E.OVERRIDE, E.HOLD, E.UNHOLD, E.RETRY])
-def test_only_retry_lifts_a_quarantine(kind: EventKind) -> None:
+@pytest.mark.parametrize("command", [one for one in COMMANDS if not isinstance(one, e.RevertCommand)])
+def test_only_retry_lifts_a_quarantine(command: e.CommandEvent) -> None:
     state = fail(RUNNING, "SIGSTRUCT_SIGNATURE_BAD", "rejected", Budgets())
-    state, _ = step(state, Event(kind, B.enclave_id))
-    assert (Effect(F.BEGIN, B.enclave_id) in activity(state)) is (kind is E.RETRY)
+    state, _ = step(state, command)
+    assert (Effect(F.BEGIN, B.enclave_id) in activity(state)) is isinstance(command, e.RetryCommand)
     assert (state.approved, state.override) == ("", "")
 
 
@@ -173,52 +179,52 @@ def test_records_of_old_releases_do_not_grow_without_bound() -> None:
 
 def test_only_what_matters_of_the_list_is_kept() -> None:
     listed = tuple((f"{n:064x}", n) for n in range(5000))
-    state, _ = step(RUNNING, Event(E.CHAIN, chain=ChainFacts(B, (*listed, *BOTH.listed))))
+    state, _ = step(RUNNING, e.ChainSeen(ChainFacts(B, (*listed, *BOTH.listed))))
     assert state.chain is not None
     assert state.chain.listed == BOTH.listed
 
 
 def test_a_named_failure_of_the_vault_halts_before_the_stop() -> None:
     collecting = replace(RUNNING, name=Name.COLLECTING, target=B)
-    state, _ = step(collecting, Event(E.COLLECT_FAILED, code="VAULT_REPLACED", failure="invariant"))
+    state, _ = step(collecting, e.CollectFailed(A.enclave_id, Failure("VAULT_REPLACED", "invariant", "")))
     assert (state.name, state.halted, state.resume_to) == (Name.HALTED, "VAULT_REPLACED", "idle")
     assert Effect(F.KEEP_NODE, A.enclave_id) in activity(state)
 
 
-def test_a_wish_to_go_back_while_the_node_stops_is_kept_until_it_has_stopped() -> None:
+def test_a_revert_while_the_node_stops_is_kept_until_it_has_stopped() -> None:
     stopping = replace(RUNNING, name=Name.STOPPING, target=B)
-    wished, effects = step(stopping, Event(E.REVERT, detail="not today"))
+    wished, effects = step(stopping, e.RevertCommand("ann", "not today"))
     assert (wished.name, effects) == (Name.STOPPING, ())
-    reverting, effects = step(wished, Event(E.NODE_STOPPED, A.enclave_id))
+    reverting, effects = step(wished, e.NodeStopped(A.enclave_id))
     assert (reverting.name, reverting.reason) == (Name.REVERTING, "OPERATOR_REVERT")
     assert effects == (Effect(F.STOP_NODE, B.enclave_id),)
-    assert step(stopping, Event(E.NODE_STOPPED, A.enclave_id))[0].name is Name.LAUNCHING
+    assert step(stopping, e.NodeStopped(A.enclave_id))[0].name is Name.LAUNCHING
 
 
 def test_a_source_that_is_revoked_while_it_is_tried_on_and_on_is_started_only_after_a_resume() -> None:
     state = replace(RUNNING, name=Name.REVERTING, target=B, target_stopped=True)
-    state, _ = step(state, Event(E.SOURCE_FAILED, A.enclave_id, code="SOURCE_WONT_START"))
+    state, _ = step(state, e.SourceFailed(A.enclave_id, Failure("SOURCE_WONT_START", "invariant", "")))
     assert activity(state) == (Effect(F.KEEP_NODE, A.enclave_id),)
-    state, _ = step(state, Event(E.CHAIN, chain=ChainFacts(B, ((B.enclave_id, 2),))))
+    state, _ = step(state, e.ChainSeen(ChainFacts(B, ((B.enclave_id, 2),))))
     assert (state.name, state.halted, activity(state)) == (Name.HALTED, "PREVIOUS_REVOKED", ())
-    state, _ = step(state, Event(E.RESUME))
+    state, _ = step(state, e.ResumeCommand())
     assert (state.name, activity(state)) == (Name.REVERTING, (Effect(F.START_SOURCE, A.enclave_id),))
 
 
 def test_a_target_that_does_not_stop_is_stopped_on_and_on_and_then_the_way_back_continues() -> None:
     state = replace(RUNNING, name=Name.REVERTING, target=B)
-    state, _ = step(state, Event(E.STOP_FAILED, B.enclave_id, code="CONTAINER_ENGINE_UNREACHABLE"))
+    state, _ = step(state, e.StopFailed(B.enclave_id, Failure("CONTAINER_ENGINE_UNREACHABLE", "transient", "")))
     assert (state.halted, activity(state)) == ("TARGET_WONT_STOP", (Effect(F.STOP_NODE, B.enclave_id),))
-    state, _ = step(state, Event(E.NODE_STOPPED, B.enclave_id))
+    state, _ = step(state, e.NodeStopped(B.enclave_id))
     assert (state.name, state.halted) == (Name.REVERTING, "")
     assert activity(state) == (Effect(F.START_SOURCE, A.enclave_id),)
 
 
 def test_a_target_whose_data_another_process_holds_is_gone_and_the_source_is_tried_on_and_on() -> None:
     state = replace(RUNNING, name=Name.REVERTING, target=B)
-    state, _ = step(state, Event(E.STOP_FAILED, B.enclave_id, code="DATA_LOCKED"))
+    state, _ = step(state, e.StopFailed(B.enclave_id, Failure("DATA_LOCKED", "transient", "")))
     assert (state.halted, activity(state)) == ("DATA_LOCKED", (Effect(F.KEEP_NODE, A.enclave_id),))
-    state, _ = step(state, Event(E.NODE_SERVING, A.enclave_id))
+    state, _ = step(state, e.NodeServing(A.enclave_id))
     assert state.name is Name.REVERTED
 
 
@@ -228,18 +234,18 @@ ELSEWHERE = replace(B, origin_url="https://corrected.example/b")
 @pytest.mark.parametrize("failure", ["transient", "rejected"])
 def test_new_addresses_of_the_same_release_are_a_new_try(failure: str) -> None:
     state = fail(RUNNING, "ARCHIVE_CORRUPT", failure, Budgets())
-    state, _ = step(state, Event(E.CHAIN, chain=BOTH))
+    state, _ = step(state, e.ChainSeen(BOTH))
     assert Effect(F.BEGIN, B.enclave_id) not in activity(state)
-    state, _ = step(state, Event(E.CHAIN, chain=replace(BOTH, program=ELSEWHERE)))
+    state, _ = step(state, e.ChainSeen(replace(BOTH, program=ELSEWHERE)))
     assert Effect(F.BEGIN, B.enclave_id) in activity(state)
-    state, _ = step(state, Event(E.BEGIN, B.enclave_id))
+    state, _ = step(state, e.UpgradeBegun(B.enclave_id))
     assert state.target == ELSEWHERE
 
 
 def test_a_download_under_way_begins_anew_with_new_addresses() -> None:
-    state, _ = step(RUNNING, Event(E.BEGIN, B.enclave_id))
-    _, effects = step(state, Event(E.CHAIN, chain=replace(BOTH, program=ELSEWHERE)))
-    assert effects == (Effect(F.STAGE, B.enclave_id, words=ELSEWHERE.sources),)
+    state, _ = step(RUNNING, e.UpgradeBegun(B.enclave_id))
+    _, effects = step(state, e.ChainSeen(replace(BOTH, program=ELSEWHERE)))
+    assert effects == (Effect(F.STAGE, B.enclave_id, depends_on=ELSEWHERE.sources),)
 
 
 @pytest.mark.parametrize(
@@ -247,7 +253,7 @@ def test_a_download_under_way_begins_anew_with_new_addresses() -> None:
 )
 def test_new_addresses_do_not_excuse_a_version_that_failed_itself(record: Record) -> None:
     state = RUNNING.with_record(record)
-    state, _ = step(state, Event(E.CHAIN, chain=replace(BOTH, program=ELSEWHERE)))
+    state, _ = step(state, e.ChainSeen(replace(BOTH, program=ELSEWHERE)))
     assert state.record(B.enclave_id) == record
 
 

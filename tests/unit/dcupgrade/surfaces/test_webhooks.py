@@ -15,8 +15,8 @@ from aiohttp.test_utils import TestServer
 from dcupgrade.adapters.journal import Journal
 from dcupgrade.adapters.webhook_posts import poster
 from dcupgrade.errors import DcupgradeError
-from dcupgrade.machine.events import Event, EventKind
-from dcupgrade.machine.state import Name, State
+from dcupgrade.machine.events import ChainSeen
+from dcupgrade.machine.state import ChainFacts, Name, State
 from dcupgrade.machine.table import activity
 from dcupgrade.settings.schema import WebhookSettings
 from dcupgrade.surfaces.webhooks import Post, Webhook
@@ -66,7 +66,7 @@ async def post() -> AsyncIterator[Post]:
 def enter(journal: Journal, *names: Name) -> None:
     for before, after in itertools.pairwise(names):
         state = State(after)
-        journal.append(Entry(State(before), Event(EventKind.CHAIN, at_unix_s=5.0), state, activity(state)))
+        journal.append(Entry(State(before), ChainSeen(ChainFacts(), at_unix_s=5.0), state, activity(state)))
 
 
 def hook(receiver: Receiver, journal: Journal, post: Post, **settings: Any) -> Webhook:

@@ -6,8 +6,8 @@ from dataclasses import replace
 
 import pytest
 
-from dcupgrade.machine.events import Event, EventKind
-from dcupgrade.machine.state import Hold, Name, Release, State
+from dcupgrade.machine.events import ChainSeen
+from dcupgrade.machine.state import ChainFacts, Hold, Name, Release, State
 from dcupgrade.upgrade.ports import Entry
 from tests.doubles.scene import Scene
 from tests.simulation.simulator.nodes import Node
@@ -513,7 +513,7 @@ def test_a_node_of_somebody_else_is_taken_over_while_it_runs(scene: Scene, alive
         if not alive:
             only_node(scene).kill("signal 9")
         scene.journal.append(
-            Entry(State(), Event(EventKind.CHAIN), State(Name.STAGED, target=first, hold=Hold("kept", "ann")), ())
+            Entry(State(), ChainSeen(ChainFacts()), State(Name.STAGED, target=first, hold=Hold("kept", "ann")), ())
         )
 
         async def discover() -> Release | None:

@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import pytest
 
+from dcupgrade.machine.stages import RunningNode
 from dcupgrade.machine.state import Name, Release
 from dcupgrade.upgrade.ports import Delivery, NodeHealth
 from tests.doubles.scene import Scene
@@ -123,9 +124,9 @@ def test_only_a_first_install_may_make_keys() -> None:
         first = await scene.installed()
         real, asked = scene.world.nodes.start, []
 
-        async def start(release: Release, *, first_install: bool) -> None:
+        async def start(release: Release, *, first_install: bool) -> RunningNode:
             asked.append(first_install)
-            await real(release, first_install=first_install)
+            return await real(release, first_install=first_install)
 
         scene.world.nodes.start = start  # type: ignore[method-assign]
         for node in scene.world.nodes.all_living():

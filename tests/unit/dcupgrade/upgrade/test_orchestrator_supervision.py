@@ -5,7 +5,8 @@ from dataclasses import replace
 
 import pytest
 
-from dcupgrade.machine.events import EffectKind, Event, EventKind
+from dcupgrade.machine.effects import EffectKind
+from dcupgrade.machine.events import GatesOpen
 from dcupgrade.machine.gates import GateRules, Window
 from dcupgrade.machine.state import Name
 from dcupgrade.upgrade.event_queue import Item
@@ -188,7 +189,7 @@ def test_a_result_of_an_earlier_run_of_the_same_work_is_dropped() -> None:
         await scene.until_state(Name.STAGED)
         await asyncio.sleep(1)
         (effect,) = [effect for effect in scene.agent._jobs if effect.kind is EffectKind.GATES]
-        stale = Event(EventKind.GATES_OPEN, second.enclave_id)
+        stale = GatesOpen(second.enclave_id)
         scene.agent._queue.put(Item(stale, effect, scene.agent._jobs[effect].number - 1))
         await asyncio.sleep(1)
         assert "collecting" not in scene.passed()

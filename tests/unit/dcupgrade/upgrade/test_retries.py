@@ -8,7 +8,9 @@ from typing import Any
 import pytest
 
 from dcupgrade.errors import DcupgradeError
-from dcupgrade.machine.events import Effect, EffectKind, Event, EventKind
+from dcupgrade.machine.effects import Effect, EffectKind
+from dcupgrade.machine.events import ChainSeen, NodeExited, NodeServing, ResumeCommand, Staged
+from dcupgrade.machine.stages import StagedRelease
 from dcupgrade.machine.state import ChainFacts, Name
 from dcupgrade.upgrade.event_queue import EventQueue, Item
 from dcupgrade.upgrade.performer import FAILURES
@@ -184,8 +186,8 @@ def test_a_port_that_another_program_takes_between_stop_and_start_needs_no_perso
 async def test_the_queue_keeps_the_newest_of_a_kind_behind_all_others() -> None:
     queue = EventQueue()
     keep = Effect(EffectKind.KEEP_NODE, "a")
-    exited = [Item(Event(EventKind.NODE_EXITED, "a", detail=str(number)), keep, 1) for number in range(1000)]
-    serving = Item(Event(EventKind.NODE_SERVING, "a"), keep, 1)
+    exited = [Item(NodeExited("a", str(number)), keep, 1) for number in range(1000)]
+    serving = Item(NodeServing("a"), keep, 1)
     for item in (exited[0], serving, *exited[1:]):
         queue.put(item)
     assert len(queue) == 2
@@ -195,8 +197,8 @@ async def test_the_queue_keeps_the_newest_of_a_kind_behind_all_others() -> None:
 async def test_the_queue_never_drops_a_command_or_the_result_of_another_run() -> None:
     queue = EventQueue()
     stage = Effect(EffectKind.STAGE, "b")
-    items = [Item(Event(EventKind.STAGED, "b"), stage, number) for number in (1, 2)]
-    items += [Item(Event(EventKind.RESUME), command_id=number) for number in (1, 2)]
+    items = [Item(Staged(StagedRelease("b")), stage, number) for number in (1, 2)]
+    items += [Item(ResumeCommand(), command_id=number) for number in (1, 2)]
     for item in items:
         queue.put(item)
     assert [await queue.get() for _ in items] == items
@@ -220,11 +222,11 @@ def test_a_journal_that_cannot_be_written_for_hours_fills_no_memory() -> None:
 async def test_only_the_newest_view_of_the_chain_waits() -> None:
     queue = EventQueue()
     for number in range(100):
-        queue.put(Item(Event(EventKind.CHAIN, chain=ChainFacts(block_number=number))))
+        queue.put(Item(ChainSeen(ChainFacts(block_number=number))))
     assert len(queue) == 1
-    newest = (await queue.get()).event.chain
-    assert newest is not None
-    assert newest.block_number == 99
+    newest = (await queue.get()).event
+    assert isinstance(newest, ChainSeen)
+    assert newest.facts.block_number == 99
 
 
 def test_a_slow_health_report_is_no_silence() -> None:

@@ -3,6 +3,7 @@
 from collections.abc import Awaitable, Callable
 
 from dcupgrade.errors import DcupgradeError
+from dcupgrade.machine.stages import StagedRelease
 from dcupgrade.machine.state import Release
 from dcupgrade.upgrade.ports import Progress
 from tests.doubles.scene import Scene
@@ -14,14 +15,14 @@ def wrong(kind: str) -> DcupgradeError:
 
 def mirror(scene: Scene, failures: list[DcupgradeError]) -> list[str]:
     """A mirror that first gives these; returns what was asked for."""
-    real: Callable[[Release, Progress], Awaitable[None]] = scene.world.nodes.stage
+    real: Callable[[Release, Progress], Awaitable[StagedRelease]] = scene.world.nodes.stage
     asked: list[str] = []
 
-    async def stage(release: Release, progress: Progress) -> None:
+    async def stage(release: Release, progress: Progress) -> StagedRelease:
         asked.append(release.enclave_id)
         if failures:
             raise failures.pop(0)
-        await real(release, progress)
+        return await real(release, progress)
 
     scene.world.nodes.stage = stage  # type: ignore[method-assign]
     return asked
