@@ -24,6 +24,7 @@ from dcupgrade.adapters.container_changes import ContainerChanges
 from dcupgrade.adapters.fleet import FleetGate
 from dcupgrade.adapters.fleet_open import open_engine
 from dcupgrade.adapters.journal import Journal
+from dcupgrade.adapters.journal_thread import JournalThread, open_journal
 from dcupgrade.adapters.node_containers import NodeContainers, open_node_driver
 from dcupgrade.adapters.node_http import NodeHttp
 from dcupgrade.adapters.node_preflight import Preflight
@@ -67,7 +68,7 @@ IGNORED_SIGNALS = (
 HTTP_CONNECTIONS_MAX = 256
 """Well below the limit of descriptors, of which the node, the vault and downloads need some."""
 
-WrapJournal = Callable[[Journal], JournalPort]
+WrapJournal = Callable[[JournalThread], JournalPort]
 
 
 def run(settings: Settings, *, first_install: bool = False) -> int:
@@ -92,9 +93,8 @@ async def serve(settings: Settings, *, first_install: bool = False, wrap_journal
         loop.add_signal_handler(number, _ignore, number)
     async with AsyncExitStack() as stack:
         lock_folders(settings, stack)
-        journal = Journal(settings.agent.state_dir / "journal.sqlite3")
-        stack.callback(journal.close)
-        journal.counts()  # reads the whole history once, before anybody waits for it
+        journal = await stack.enter_async_context(open_journal(settings.agent.state_dir / "journal.sqlite3"))
+        await journal.run(Journal.counts)  # reads the whole history once, before anybody waits for it
         session = await stack.enter_async_context(aiohttp.ClientSession())
         driver = ProcessDriver(settings.agent.state_dir / "run")
         stack.push_async_callback(driver.close)
@@ -168,17 +168,17 @@ class _Parts:
             out.append(("containers", self.changes.look()))
         return out
 
-    def identities(self) -> dict[str, str]:
+    async def identities(self) -> dict[str, str]:
         """How the enclave ids of the versions at hand are proven, by enclave id."""
         state = self.orchestrator.state
         known = {release.enclave_id for release in (state.running, state.target, state.previous) if release}
-        return {enclave_id: self.slots.identity(enclave_id) for enclave_id in sorted(known)}
+        return await self.slots.identities(sorted(known))
 
 
 async def _assemble(
     settings: Settings,
     first_install: bool,
-    journal: Journal,
+    journal: JournalThread,
     wrap_journal: WrapJournal | None,
     session: aiohttp.ClientSession,
     nodes_by: tuple[NodeDriver, NodeContainers | None],
@@ -187,7 +187,7 @@ async def _assemble(
     client = VaultClient(settings.vault.url, read_or_draw_token(settings.token_file))
     stack.push_async_callback(client.close)
     keys = NetworkKeys.parse(settings.chain.network_keys, settings.chain.threshold)
-    config = watcher_config(settings, journal.chain_progress())
+    config = watcher_config(settings, await journal.run(Journal.chain_progress))
     chain = Chain(Watcher(config, keys.verify, on_progress=remember_progress(settings, journal)))
     vault = Vault(
         client,
@@ -251,13 +251,13 @@ async def _tend(drivers: Collection[NodeDriver]) -> None:
 
 
 @asynccontextmanager
-async def _face(settings: Settings, journal: Journal, parts: _Parts) -> AsyncIterator[None]:
+async def _face(settings: Settings, journal: JournalThread, parts: _Parts) -> AsyncIterator[None]:
     if settings.agent.http_listen == "off":
         yield
         return
     orchestrator = parts.orchestrator
 
-    def status() -> dict[str, Any]:
+    async def status() -> dict[str, Any]:
         facts = orchestrator.feed.snapshot(orchestrator.state)
         vault, node = {**facts["vault"], **parts.vault.facts()}, facts["node"]
         return {
@@ -267,26 +267,30 @@ async def _face(settings: Settings, journal: Journal, parts: _Parts) -> AsyncIte
             "tee": vault["tee"],
             "vault": vault,
             "chain": parts.chain.watcher.health(),
-            "identity": parts.identities(),
+            "identity": await parts.identities(),
         }
 
-    def plan_now() -> dict[str, Any]:
+    async def plan_now() -> dict[str, Any]:
         state = orchestrator.state
         now = SystemClock().now()
         host = orchestrator.feed.snapshot(state)["progress"].get("gates", {}).get("shut", ())
         answer = plan(state, parts.rules, now, state.target_since_unix_s or now, host)
         target = str(answer["target"])
         changes = parts.changes.of(target) if parts.changes is not None else []
-        return with_launch(answer, parts.slots.identity(target) if target else "", changes)
+        return with_launch(answer, (await parts.slots.identities([target])).get(target, ""), changes)
+
+    async def outcome(number: int) -> dict[str, Any] | None:
+        found = await journal.run(Journal.outcome, number)
+        return found.to_json() if found is not None else None
 
     site = Site(
         status=status,
         plan=plan_now,
         events=orchestrator.feed.subscribe,
-        history=lambda limit, every: journal.history(limit, all_events=every),
-        counts=journal.counts,
-        enqueue=journal.enqueue,
-        outcome=lambda number: outcome.to_json() if (outcome := journal.outcome(number)) else None,
+        history=lambda limit, every: journal.run(Journal.history, limit, all_events=every),
+        counts=lambda: journal.run(Journal.counts),
+        enqueue=lambda kind, who, arguments: journal.run(Journal.enqueue, kind, who, arguments),
+        outcome=outcome,
         explain=meaning_and_remedy,
         token=read_or_draw_token(settings.agent.state_dir / "operator.token"),
         allowed_hosts=frozenset(settings.agent.allowed_hosts),

@@ -20,7 +20,7 @@ from dcupgrade.settings.derive import proxies
 from dcupgrade.settings.schema import Settings
 from dcupgrade.upgrade.ports import Announcement
 
-from .journal import Journal
+from .journal_thread import JournalThread
 
 
 class Chain:
@@ -115,7 +115,7 @@ def read_checkpoint(path: Path) -> Any:
         ) from error
 
 
-def remember_progress(settings: Settings, journal: Journal) -> Callable[[Mapping[str, Any]], None]:
+def remember_progress(settings: Settings, journal: JournalThread) -> Callable[[Mapping[str, Any]], None]:
     """Store the watcher's progress, seldom while nothing but the height moves."""
     last: dict[str, Any] = {}
 

@@ -6,6 +6,7 @@ import asyncio
 import json
 import logging
 import os
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -130,12 +131,9 @@ class NodeSlots:
         except ProcessSupervisorError:
             return True
 
-    def identity(self, enclave_id: str) -> str:
-        """How the id of a staged version is proven: "measured", "sigstruct", "attested"; "" where none is staged."""
-        try:
-            return StageFacts.from_json((self.folder / enclave_id / STAGE_FILE).read_bytes()).identity
-        except (OSError, ValueError):
-            return ""
+    async def identities(self, enclave_ids: Sequence[str]) -> dict[str, str]:
+        """How the ids of staged versions are proven: "measured", "sigstruct", "attested"; "" where none is staged."""
+        return await asyncio.to_thread(lambda: {one: _identity(self.folder / one) for one in enclave_ids})
 
     async def staged(self) -> list[str]:
         """Enclave ids of the slots."""
@@ -168,6 +166,13 @@ class NodeSlots:
         version = json.loads((slot / "release.json").read_text(encoding="utf-8")).get("version", "")
         texts = (slot / "network.sig").read_text(encoding="ascii").split()
         return Release(enclave_id, version=str(version), signatures=tuple(decode_multibase(item) for item in texts))
+
+
+def _identity(slot: Path) -> str:
+    try:
+        return StageFacts.from_json((slot / STAGE_FILE).read_bytes()).identity
+    except (OSError, ValueError):
+        return ""
 
 
 def _names(folder: Path) -> list[str]:

@@ -59,13 +59,13 @@ class Site:
     to do about it.
     """
 
-    status: Callable[[], dict[str, Any]]
-    plan: Callable[[], dict[str, Any]]
+    status: Callable[[], Awaitable[dict[str, Any]]]
+    plan: Callable[[], Awaitable[dict[str, Any]]]
     events: Callable[[], AsyncIterator[dict[str, Any]]]
-    history: Callable[[int, bool], list[dict[str, Any]]]
-    counts: Callable[[], Mapping[str, float]]
-    enqueue: Callable[[str, str, Mapping[str, Any]], int]
-    outcome: Callable[[int], Mapping[str, Any] | None]
+    history: Callable[[int, bool], Awaitable[list[dict[str, Any]]]]
+    counts: Callable[[], Awaitable[Mapping[str, float]]]
+    enqueue: Callable[[str, str, Mapping[str, Any]], Awaitable[int]]
+    outcome: Callable[[int], Awaitable[Mapping[str, Any] | None]]
     explain: Explain
     token: str
     allowed_hosts: frozenset[str] = field(default_factory=frozenset)
@@ -77,9 +77,7 @@ Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 def make_app(site: Site, *, keep_alive_s: float = KEEP_ALIVE_S) -> web.Application:
     """The aiohttp application of the status page and API."""
     app = web.Application(middlewares=[_guard(site.allowed_hosts)], client_max_size=BODY_MAX_BYTES)
-    registry = prometheus_client.CollectorRegistry()
-    registry.register(AgentCollector(site.status, site.counts))
-    face = _Face(site, registry, keep_alive_s)
+    face = _Face(site, keep_alive_s)
     app.add_routes(
         [
             web.get("/", face.page),
@@ -148,15 +146,15 @@ def _error(status: int, code: str, why: str) -> web.Response:
 
 
 class _Face:
-    def __init__(self, site: Site, registry: prometheus_client.CollectorRegistry, keep_alive_s: float) -> None:
-        self._site, self._registry, self._keep_alive_s = site, registry, keep_alive_s
+    def __init__(self, site: Site, keep_alive_s: float) -> None:
+        self._site, self._keep_alive_s = site, keep_alive_s
         self._streams = 0
 
     async def page(self, _: web.Request) -> web.Response:
-        status = self._status()
-        rows = self._site.history(UPGRADES_SHOWN * ROWS_PER_UPGRADE, False)
+        status = await self._status()
+        rows = await self._site.history(UPGRADES_SHOWN * ROWS_PER_UPGRADE, False)
         found = upgrades(rows, UPGRADES_SHOWN, status["now_unix_s"])
-        return web.Response(text=page_html.page(status, self._site.plan(), found), content_type="text/html")
+        return web.Response(text=page_html.page(status, await self._site.plan(), found), content_type="text/html")
 
     async def file(self, request: web.Request) -> web.StreamResponse:
         return web.FileResponse(page_html.PAGE / request.path.lstrip("/"))
@@ -171,34 +169,35 @@ class _Face:
         return web.json_response({"ok": True})
 
     async def metrics(self, _: web.Request) -> web.Response:
-        text = prometheus_client.generate_latest(self._registry)
+        collector = AgentCollector(await self._site.status(), await self._site.counts())
+        text = prometheus_client.generate_latest(collector)
         return web.Response(body=text, headers={"Content-Type": "text/plain; version=0.0.4; charset=utf-8"})
 
     async def status(self, _: web.Request) -> web.Response:
-        return web.json_response(self._status())
+        return web.json_response(await self._status())
 
-    def _status(self) -> dict[str, Any]:
-        facts = self._site.status()
-        return {**facts, "overview": overview(facts, self._site.plan(), self._site.explain)}
+    async def _status(self) -> dict[str, Any]:
+        facts = await self._site.status()
+        return {**facts, "overview": overview(facts, await self._site.plan(), self._site.explain)}
 
     async def plan(self, _: web.Request) -> web.Response:
-        return web.json_response(self._site.plan())
+        return web.json_response(await self._site.plan())
 
     async def history(self, request: web.Request) -> web.Response:
         limit = _limit(request, HISTORY_MAX)
         if limit is None:
             return _error(400, "HTTP_REFUSED", f"limit is a number from 1 to {HISTORY_MAX}")
-        return web.json_response({"rows": self._site.history(limit, "all" in request.query)})
+        return web.json_response({"rows": await self._site.history(limit, "all" in request.query)})
 
     async def upgrades(self, request: web.Request) -> web.Response:
         limit = _limit(request, UPGRADES_MAX)
         if limit is None:
             return _error(400, "HTTP_REFUSED", f"limit is a number from 1 to {UPGRADES_MAX}")
-        rows = self._site.history(limit * ROWS_PER_UPGRADE, False)
-        return web.json_response({"upgrades": upgrades(rows, limit, self._site.status()["now_unix_s"])})
+        rows = await self._site.history(limit * ROWS_PER_UPGRADE, False)
+        return web.json_response({"upgrades": upgrades(rows, limit, (await self._site.status())["now_unix_s"])})
 
     async def command(self, request: web.Request) -> web.Response:
-        return web.json_response({"outcome": self._site.outcome(int(request.match_info["number"]))})
+        return web.json_response({"outcome": await self._site.outcome(int(request.match_info["number"]))})
 
     async def machine(self, _: web.Request) -> web.Response:
         return web.json_response({"states": [name.value for name in Name], "edges": picture.edges()})
@@ -224,7 +223,7 @@ class _Face:
         try:
             await asyncio.sleep(0)  # from here on the stream has begun, so that its end also ends the subscription
             await answer.prepare(request)
-            await answer.write(b"event: status\ndata: " + json.dumps(self._status()).encode() + b"\n\n")
+            await answer.write(b"event: status\ndata: " + json.dumps(await self._status()).encode() + b"\n\n")
             while True:
                 done, _ = await asyncio.wait({coming}, timeout=self._keep_alive_s)
                 if not done:
@@ -251,7 +250,7 @@ class _Face:
             return _error(400, "HTTP_REFUSED", "the body is not an object")
         who = arguments.pop("who", "status page")
         try:
-            number = self._site.enqueue(action, who, require_valid(action, who, arguments))
+            number = await self._site.enqueue(action, who, require_valid(action, who, arguments))
         except ValueError as error:
             return _error(400, "HTTP_REFUSED", str(error))
         return web.json_response({"queued": number})

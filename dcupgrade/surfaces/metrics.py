@@ -6,7 +6,7 @@ docs/metrics.md, which a test compares with what is exposed.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, InfoMetricFamily, Metric
@@ -17,23 +17,23 @@ from dcupgrade.machine.state import Name
 
 
 class AgentCollector(Collector):
-    """Turns the facts of ``status()`` and the counts of ``counts()`` into metrics.
+    """Turns the facts of one moment into metrics.
 
-    ``status()`` is the status answer of the HTTP API; ``counts()`` maps a transition "from>to" to how often the journal
-    holds it, and "downtime_s" to the seconds of the last upgrade without a serving node.
+    `status` is the status answer of the HTTP API; `counts` maps a transition "from>to" to how often the journal holds
+    it, and "downtime_s" to the seconds of the last upgrade without a serving node.
     """
 
-    def __init__(self, status: Callable[[], Mapping[str, Any]], counts: Callable[[], Mapping[str, float]]) -> None:
+    def __init__(self, status: Mapping[str, Any], counts: Mapping[str, float]) -> None:
         self._status, self._counts = status, counts
 
     def collect(self) -> Iterator[Metric]:
         """All metrics, named dcupgrade_*."""
-        status = self._status()
+        status = self._status
         yield InfoMetricFamily("dcupgrade_build", "The program that answers.", value={"version": __version__})
         yield from _machine(status)
         yield from _health(status)
         yield from _chain(status)
-        yield from _upgrades(self._counts())
+        yield from _upgrades(self._counts)
         progress = status.get("progress", {}).get("download", {})
         yield _gauge("download_bytes", "Bytes of the download under way.", progress.get("done_bytes", 0))
 

@@ -31,13 +31,13 @@ Post = Callable[[str, bytes, Mapping[str, str]], Awaitable[tuple[int, float]]]
 class Queue(Protocol):
     """The part of the journal that is used here."""
 
-    def history_after(self, seq: int, limit: int) -> list[dict[str, Any]]:
+    async def history_after(self, seq: int, limit: int) -> list[dict[str, Any]]:
         """Changes of state after a sequence number, oldest first."""
 
-    def webhook_seq(self, url: str) -> int:
+    async def webhook_seq(self, url: str) -> int:
         """The last event that the receiver has; a receiver never seen before begins at the end."""
 
-    def set_webhook_seq(self, url: str, seq: int) -> None:
+    async def set_webhook_seq(self, url: str, seq: int) -> None:
         """Remember durably that the receiver has everything up to ``seq``."""
 
 
@@ -82,13 +82,13 @@ class Webhook:
     async def step(self, poll_s: float) -> float:
         """Deliver what is waiting; returns how long to wait before the next try, seconds."""
         url = self._settings.url
-        for row in self._queue.history_after(self._queue.webhook_seq(url), BATCH):
+        for row in await self._queue.history_after(await self._queue.webhook_seq(url), BATCH):
             if not self._settings.events or event_name(row) in self._settings.events:
                 failed = await self._send(row)
                 if failed is not None:
                     return self._put_off(*failed)
             self._pause_s = 0.0
-            self._queue.set_webhook_seq(url, row["seq"])
+            await self._queue.set_webhook_seq(url, row["seq"])
         return poll_s
 
     def _put_off(self, why: str, asked_s: float = 0.0) -> float:

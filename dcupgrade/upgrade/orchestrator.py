@@ -86,7 +86,7 @@ class Orchestrator:
         Raises DcupgradeError: JOURNAL_CORRUPT from start-up, MACHINE_NO_TRANSITION for a fault of the program. Nodes
         are never touched by the end of this task.
         """
-        stored = self._journal.load()
+        stored = await self._journal.load()
         self.state = await self._begin(stored) if stored is None or has_no_node(stored) else stored
         self.feed.begin()
         self._condition_since_unix_s = self._clock.now()
@@ -184,7 +184,7 @@ class Orchestrator:
         tries = 0
         while True:
             try:
-                self._journal.append(entry)
+                await self._journal.append(entry)
                 return
             except DcupgradeError as error:
                 if error.kind != "transient":
@@ -252,7 +252,7 @@ class Orchestrator:
     async def _follow_commands(self) -> None:
         while True:
             try:
-                self.feed.waiting_commands = self._journal.commands()
+                self.feed.waiting_commands = await self._journal.commands()
                 for command in self.feed.waiting_commands:
                     if command.id not in self._seen_commands:
                         event = await self._understood(command)

@@ -75,16 +75,16 @@ class Entry:
 class JournalPort(Protocol):
     """Durable memory. `append` returns only when the entry would survive a power cut."""
 
-    def load(self) -> State | None:
+    async def load(self) -> State | None:
         """The last state, or None in a new journal."""
 
-    def append(self, entry: Entry) -> None:
+    async def append(self, entry: Entry) -> None:
         """Store one transition. Raises DcupgradeError, and then nothing was stored.
 
         JOURNAL_WRITE_FAILED may pass; COMMAND_CANCELLED: the operator command was cancelled meanwhile.
         """
 
-    def commands(self) -> list[Command]:
+    async def commands(self) -> list[Command]:
         """Operator commands that no entry has taken up yet, oldest first."""
 
 

@@ -23,11 +23,11 @@ class MemoryJournal:
         self.queue: list[Command] = []
         self.outcomes: dict[int, Outcome | None] = {}
 
-    def load(self) -> State | None:
+    async def load(self) -> State | None:
         """The last state that was appended."""
         return None if self.durable is None else state_from_json(json.loads(self.durable))
 
-    def append(self, entry: Entry) -> None:
+    async def append(self, entry: Entry) -> None:
         """Keep the state."""
         if self.fail_writes:
             raise DcupgradeError(
@@ -43,6 +43,6 @@ class MemoryJournal:
         self.entries += 1
         self.queue = [item for item in self.queue if item.id != entry.command_id]
 
-    def commands(self) -> list[Command]:
+    async def commands(self) -> list[Command]:
         """Operator commands that wait."""
         return list(self.queue)

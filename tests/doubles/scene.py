@@ -30,8 +30,8 @@ class SceneJournal(SimulatedJournal):
         super().__init__(world)
         self.waiting: list[tuple[Name, asyncio.Future[None]]] = []
 
-    def append(self, entry: Entry) -> None:
-        super().append(entry)
+    async def append(self, entry: Entry) -> None:
+        await super().append(entry)
         if entry.after.name is not entry.before.name:
             for name, future in self.waiting:
                 if name is entry.after.name and not future.done():

@@ -18,7 +18,7 @@ import sys
 from pathlib import Path
 
 from dcupgrade import service
-from dcupgrade.adapters.journal import Journal
+from dcupgrade.adapters.journal_thread import JournalThread
 from dcupgrade.machine.operator_commands import Command
 from dcupgrade.machine.state import State
 from dcupgrade.settings import load
@@ -30,18 +30,18 @@ from keyvault.vault.log_writer import LogWriter
 class ElbowJournal:
     """A journal that kills when it is told to."""
 
-    def __init__(self, journal: Journal, state_dir: Path) -> None:
+    def __init__(self, journal: JournalThread, state_dir: Path) -> None:
         self._journal, self._state_dir = journal, state_dir
 
-    def load(self) -> State | None:
-        return self._journal.load()
+    async def load(self) -> State | None:
+        return await self._journal.load()
 
-    def commands(self) -> list[Command]:
-        return self._journal.commands()
+    async def commands(self) -> list[Command]:
+        return await self._journal.commands()
 
-    def append(self, entry: Entry) -> None:
+    async def append(self, entry: Entry) -> None:
         self._look(entry, "before")
-        self._journal.append(entry)
+        await self._journal.append(entry)
         self._look(entry, "after")
 
     def _look(self, entry: Entry, when: str) -> None:
@@ -81,7 +81,7 @@ def main() -> None:
     loaded = load.load(Path(sys.argv[1]))
     logs.configure(LogWriter(), "human", "info")
 
-    def wrap(journal: Journal) -> ElbowJournal:
+    def wrap(journal: JournalThread) -> ElbowJournal:
         return ElbowJournal(journal, loaded.agent.state_dir)
 
     asyncio.run(service.serve(loaded, first_install="--first-install" in sys.argv, wrap_journal=wrap))

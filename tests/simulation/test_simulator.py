@@ -97,7 +97,7 @@ def test_an_orchestrator_that_acts_before_the_journal_is_noticed(monkeypatch: py
 
     async def forgetful(self: Any, entry: Any) -> None:
         if entry.after.name in (Name.STAGED, Name.ABANDONED, Name.IDLE, Name.COMMITTED):
-            self._journal.append(entry)
+            await self._journal.append(entry)
 
     monkeypatch.setattr(Orchestrator, "_store", forgetful)
     assert first_violation(60) != ""

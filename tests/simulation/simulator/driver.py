@@ -58,11 +58,11 @@ class SimulatedJournal(MemoryJournal):
         self._world = world
         self.trace: list[str] = []
 
-    def append(self, entry: Entry) -> None:
+    async def append(self, entry: Entry) -> None:
         self._world.disk.tick()
         if self._world.disk.dead:
             return
-        super().append(entry)
+        await super().append(entry)
         self.trace.append(f"{entry.before.name.value}>{entry.after.name.value} {entry.event.kind}")
         self._world.disk.tick()
 

@@ -162,8 +162,8 @@ async def test_a_slot_is_good_only_while_the_engine_has_its_image(tmp_path: Path
     engine = Engine()
     slots = NodeSlots(settings, engine, containers_of(settings, engine))  # type: ignore[arg-type]
     assert await slots.slot_is_good(NEW.enclave_id)
-    assert slots.identity(NEW.enclave_id) == "attested"
-    assert slots.identity(OLD.enclave_id) == ""
+    ids = [NEW.enclave_id, OLD.enclave_id]
+    assert await slots.identities(ids) == {NEW.enclave_id: "attested", OLD.enclave_id: ""}
     engine.here = None
     assert await slots.slot_is_good(NEW.enclave_id), "an engine that is away says nothing of its images"
     engine.here = False

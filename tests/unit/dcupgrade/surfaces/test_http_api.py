@@ -30,7 +30,7 @@ class FakeAgent:
         self.readers = 0
         self.left = asyncio.Event()
 
-    def status(self) -> dict[str, Any]:
+    async def status(self) -> dict[str, Any]:
         return {
             "node_id": "n1", "tee": "simulated", "state": self.state.to_json(), "since_unix_s": 90.0,
             "now_unix_s": 100.0,
@@ -51,7 +51,7 @@ class FakeAgent:
             self.readers -= 1
             self.left.set()
 
-    def history(self, limit: int, every: bool) -> list[dict[str, Any]]:
+    async def history(self, limit: int, every: bool) -> list[dict[str, Any]]:
         self.asked = (limit, every)
         row = {
             "seq": 1,
@@ -64,19 +64,28 @@ class FakeAgent:
         }
         return [{**row, "running": OLD.enclave_id, "target": NEW.enclave_id, "version": "1.1.0"}]
 
-    def enqueue(self, kind: str, who: str, arguments: Mapping[str, Any]) -> int:
+    async def enqueue(self, kind: str, who: str, arguments: Mapping[str, Any]) -> int:
         self.words.append((kind, who, arguments))
         return len(self.words)
+
+    async def plan(self) -> dict[str, Any]:
+        return plan(self.state, GateRules(), 100.0, 90.0)
+
+    async def counts(self) -> dict[str, float]:
+        return {"probation>committed": 3, "collecting>sealed": 4, "downtime_s": 1.5, "idle>halted": 1}
+
+    async def outcome(self, number: int) -> dict[str, Any] | None:
+        return {"accepted": True, "code": "", "text": "done"} if number == 1 else None
 
     def site(self) -> web.Site:
         return web.Site(
             status=self.status,
-            plan=lambda: plan(self.state, GateRules(), 100.0, 90.0),
+            plan=self.plan,
             events=self.events,
             history=self.history,
-            counts=lambda: {"probation>committed": 3, "collecting>sealed": 4, "downtime_s": 1.5, "idle>halted": 1},
+            counts=self.counts,
             enqueue=self.enqueue,
-            outcome=lambda number: {"accepted": True, "code": "", "text": "done"} if number == 1 else None,
+            outcome=self.outcome,
             explain=lambda code: (f"{code} means", f"do about {code}"),
             token="the token",
             allowed_hosts=frozenset({"node.example"}),
@@ -184,7 +193,7 @@ async def test_a_token_that_is_no_text_is_refused_like_any_other(client: TestCli
 
 
 async def test_a_fault_of_the_agent_is_told_with_its_code(agent: FakeAgent) -> None:
-    def full(*_: Any) -> int:
+    async def full(*_: Any) -> int:
         raise DcupgradeError(code="JOURNAL_WRITE_FAILED", what="journal /secret/path", why="disk full")
 
     site = replace(agent.site(), enqueue=full)

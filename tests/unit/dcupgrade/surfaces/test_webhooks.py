@@ -12,7 +12,7 @@ import pytest
 from aiohttp import web
 from aiohttp.test_utils import TestServer
 
-from dcupgrade.adapters.journal import Journal
+from dcupgrade.adapters.journal_thread import JournalThread, open_journal
 from dcupgrade.adapters.webhook_posts import poster
 from dcupgrade.errors import DcupgradeError
 from dcupgrade.machine.events import ChainSeen
@@ -63,24 +63,29 @@ async def post() -> AsyncIterator[Post]:
         yield poster(made)
 
 
-def enter(journal: Journal, *names: Name) -> None:
+@pytest.fixture
+async def journal(tmp_path: Path) -> AsyncIterator[JournalThread]:
+    async with open_journal(tmp_path / "j") as made:
+        yield made
+
+
+async def enter(journal: JournalThread, *names: Name) -> None:
     for before, after in itertools.pairwise(names):
         state = State(after)
-        journal.append(Entry(State(before), ChainSeen(ChainFacts(), at_unix_s=5.0), state, activity(state)))
+        await journal.append(Entry(State(before), ChainSeen(ChainFacts(), at_unix_s=5.0), state, activity(state)))
 
 
-def hook(receiver: Receiver, journal: Journal, post: Post, **settings: Any) -> Webhook:
+def hook(receiver: Receiver, journal: JournalThread, post: Post, **settings: Any) -> Webhook:
     return Webhook(WebhookSettings(url=receiver.url, **settings), journal, post, NoClock(), "n1")
 
 
 async def test_events_arrive_in_order_and_once_a_new_receiver_begins_now(
-    receiver: Receiver, post: Post, tmp_path: Path
+    receiver: Receiver, post: Post, journal: JournalThread, tmp_path: Path
 ) -> None:
-    journal = Journal(tmp_path / "j")
-    enter(journal, Name.IDLE, Name.STAGING)
+    await enter(journal, Name.IDLE, Name.STAGING)
     first = hook(receiver, journal, post)
     assert await first.step(1.0) == 1.0
-    enter(journal, Name.STAGING, Name.STAGED, Name.COLLECTING)
+    await enter(journal, Name.STAGING, Name.STAGED, Name.COLLECTING)
     await first.step(1.0)
     await hook(receiver, journal, post).step(1.0)
     assert [fact["event"] for fact, _, _ in receiver.got] == ["upgrade.staged", "upgrade.collecting"]
@@ -88,64 +93,66 @@ async def test_events_arrive_in_order_and_once_a_new_receiver_begins_now(
 
 
 async def test_a_failing_receiver_is_asked_again_with_growing_pauses_and_loses_nothing(
-    receiver: Receiver, post: Post, tmp_path: Path
+    receiver: Receiver, post: Post, journal: JournalThread, tmp_path: Path
 ) -> None:
-    journal = Journal(tmp_path / "j")
     sender = hook(receiver, journal, post)
     await sender.step(1.0)
-    enter(journal, Name.IDLE, Name.STAGING, Name.STAGED)
+    await enter(journal, Name.IDLE, Name.STAGING, Name.STAGED)
     receiver.status = 500
     assert [await sender.step(1.0) for _ in range(3)] == [1.0, 2.0, 4.0]
     receiver.status = 200
-    journal.close()
-    journal = Journal(tmp_path / "j")
-    await hook(receiver, journal, post).step(1.0)
+    async with open_journal(tmp_path / "j") as reopened:
+        await hook(receiver, reopened, post).step(1.0)
     assert [fact["to"] for fact, _, _ in receiver.got] == ["staging", "staged"]
 
 
-async def test_the_body_is_signed_with_the_receivers_secret(receiver: Receiver, post: Post, tmp_path: Path) -> None:
+async def test_the_body_is_signed_with_the_receivers_secret(
+    receiver: Receiver, post: Post, journal: JournalThread, tmp_path: Path
+) -> None:
     (tmp_path / "secret").write_text("hush\n")
-    journal = Journal(tmp_path / "j")
     sender = hook(receiver, journal, post, secret_file=tmp_path / "secret")
     await sender.step(1.0)
-    enter(journal, Name.IDLE, Name.STAGING)
+    await enter(journal, Name.IDLE, Name.STAGING)
     await sender.step(1.0)
     [(fact, body, signature)] = receiver.got
     jsonschema.validate(fact, json.loads((ROOT / "docs" / "schemas" / "event.schema.json").read_text()))
     assert signature == "sha256=" + hmac.new(b"hush", body, hashlib.sha256).hexdigest()
 
 
-async def test_only_the_events_asked_for_are_sent(receiver: Receiver, post: Post, tmp_path: Path) -> None:
-    journal = Journal(tmp_path / "j")
+async def test_only_the_events_asked_for_are_sent(
+    receiver: Receiver, post: Post, journal: JournalThread, tmp_path: Path
+) -> None:
     sender = hook(receiver, journal, post, events=("upgrade.halted",))
     await sender.step(1.0)
-    enter(journal, Name.IDLE, Name.STAGING, Name.HALTED)
+    await enter(journal, Name.IDLE, Name.STAGING, Name.HALTED)
     await sender.step(1.0)
     assert [fact["to"] for fact, _, _ in receiver.got] == ["halted"]
 
 
 async def test_a_receiver_whose_secret_cannot_be_read_is_refused_not_served_unsigned(
-    receiver: Receiver, post: Post, tmp_path: Path
+    receiver: Receiver, post: Post, journal: JournalThread, tmp_path: Path
 ) -> None:
     with pytest.raises(DcupgradeError) as caught:
-        hook(receiver, Journal(tmp_path / "j"), post, secret_file=tmp_path / "absent")
+        hook(receiver, journal, post, secret_file=tmp_path / "absent")
     assert caught.value.code == "WEBHOOK_SECRET_UNREADABLE"
 
 
-async def test_an_empty_secret_is_no_secret(receiver: Receiver, post: Post, tmp_path: Path) -> None:
+async def test_an_empty_secret_is_no_secret(
+    receiver: Receiver, post: Post, journal: JournalThread, tmp_path: Path
+) -> None:
     (tmp_path / "secret").write_text("\n")
     with pytest.raises(DcupgradeError, match=r"WEBHOOK_SECRET_UNREADABLE.*empty"):
-        hook(receiver, Journal(tmp_path / "j"), post, secret_file=tmp_path / "secret")
+        hook(receiver, journal, post, secret_file=tmp_path / "secret")
 
 
 class FullDisk:
-    def history_after(self, _seq: int, _limit: int) -> list[dict[str, Any]]:
+    async def history_after(self, _seq: int, _limit: int) -> list[dict[str, Any]]:
         raise AssertionError("never reached")
 
-    def webhook_seq(self, _url: str) -> int:
+    async def webhook_seq(self, _url: str) -> int:
         raise DcupgradeError(code="JOURNAL_WRITE_FAILED", what="journal", why="disk full", kind="transient")
 
-    def set_webhook_seq(self, _url: str, _seq: int) -> None:
+    async def set_webhook_seq(self, _url: str, _seq: int) -> None:
         raise AssertionError("never reached")
 
 

@@ -28,7 +28,7 @@ def test_a_word_that_means_nothing_keeps_no_later_one_from_being_heard(word: str
         await asyncio.sleep(3)
         scene.say("hold", reason="a holiday")
         await scene.until(lambda state: state.hold is not None and state.hold.reason == "a holiday")
-        assert scene.journal.commands() == []  # nor does a restart read it again
+        assert scene.journal.queue == []  # nor does a restart read it again
         assert scene.state.name is Name.IDLE
 
     Scene().play(act)

@@ -512,7 +512,7 @@ def test_a_node_of_somebody_else_is_taken_over_while_it_runs(scene: Scene, alive
         await scene.kill_agent()
         if not alive:
             only_node(scene).kill("signal 9")
-        scene.journal.append(
+        await scene.journal.append(
             Entry(State(), ChainSeen(ChainFacts()), State(Name.STAGED, target=first, hold=Hold("kept", "ann")), ())
         )
 

@@ -1,0 +1,105 @@
+"""The journal in a thread of its own: the loop continues while a disk is slow, and order and durability are kept."""
+
+import asyncio
+import sqlite3
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from dcupgrade.adapters.journal import Journal
+from dcupgrade.adapters.journal_thread import open_journal
+from dcupgrade.errors import DcupgradeError
+from dcupgrade.machine.events import Event, EventKind
+from dcupgrade.machine.state import State
+from dcupgrade.upgrade.ports import Entry
+
+
+class SlowDisk:
+    """Every entry waits at the disk until it is let through."""
+
+    def __init__(self) -> None:
+        self.reached, self.let_through = threading.Event(), threading.Event()
+        self.threads: set[int] = set()
+
+    async def until_reached(self) -> None:
+        await asyncio.to_thread(self.reached.wait)
+
+
+@pytest.fixture
+def disk(monkeypatch: pytest.MonkeyPatch) -> Iterator[SlowDisk]:
+    made, append = SlowDisk(), Journal.append
+
+    def slow(journal: Journal, entry: Entry) -> None:
+        made.threads.add(threading.get_ident())
+        made.reached.set()
+        made.let_through.wait()
+        append(journal, entry)
+
+    monkeypatch.setattr(Journal, "append", slow)
+    yield made
+    made.let_through.set()
+
+
+def entry(number: int) -> Entry:
+    return Entry(State(), Event(EventKind.SETTLED), State(crashes=number), ())
+
+
+async def test_the_loop_continues_while_the_disk_is_slow(tmp_path: Path, disk: SlowDisk) -> None:
+    async with open_journal(tmp_path / "j") as journal:
+        writing = asyncio.create_task(journal.append(entry(1)))
+        await disk.until_reached()
+        assert not writing.done()
+        assert threading.get_ident() not in disk.threads
+        disk.let_through.set()
+        await writing
+        assert await journal.load() == State(crashes=1)
+
+
+async def test_entries_are_stored_one_after_another_in_their_order(tmp_path: Path, disk: SlowDisk) -> None:
+    async with open_journal(tmp_path / "j") as journal:
+        writing = [asyncio.create_task(journal.append(entry(number))) for number in range(20)]
+        await disk.until_reached()
+        disk.let_through.set()
+        await asyncio.gather(*writing)
+        assert await journal.load() == State(crashes=19)
+        rows = await journal.run(Journal.history, 100, all_events=True)
+        assert [row["seq"] for row in rows] == list(range(1, 21))
+    assert len(disk.threads) == 1
+
+
+async def test_an_entry_is_on_disk_when_append_returns(tmp_path: Path) -> None:
+    async with open_journal(tmp_path / "j") as journal:
+        await journal.append(entry(3))
+        other = sqlite3.connect(tmp_path / "j")
+        assert other.execute("SELECT COUNT(*) FROM events").fetchone() == (1,)
+        other.close()
+
+
+async def test_an_end_in_the_middle_of_an_entry_waits_for_it(tmp_path: Path, disk: SlowDisk) -> None:
+    async with open_journal(tmp_path / "j") as journal:
+        writing = asyncio.create_task(journal.append(entry(7)))
+        await disk.until_reached()
+        writing.cancel()
+        await asyncio.gather(writing, return_exceptions=True)
+        disk.let_through.set()
+    left = Journal(tmp_path / "j")
+    assert left.load() == State(crashes=7)
+    left.close()
+
+
+async def test_progress_of_the_chain_is_stored_without_anybody_waiting(tmp_path: Path) -> None:
+    async with open_journal(tmp_path / "j") as journal:
+        journal.set_chain_progress({"number": 5})
+        assert await journal.run(Journal.chain_progress) == {"number": 5}
+
+
+async def test_errors_of_the_journal_reach_the_caller(tmp_path: Path) -> None:
+    with pytest.raises(DcupgradeError, match="JOURNAL_UNREADABLE"):
+        async with open_journal(tmp_path / "none" / "j"):
+            pass
+    async with open_journal(tmp_path / "j") as journal:
+        taken = Entry(State(), Event(EventKind.HOLD), State(), (), command_id=9)
+        with pytest.raises(DcupgradeError, match="COMMAND_CANCELLED"):
+            await journal.append(taken)
