@@ -17,7 +17,7 @@ import secrets
 import signal
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -336,18 +336,22 @@ class _V1:
     """The holder's side of handover v1 (``keyvault.handover.v1_http.V1Port``)."""
 
     def __init__(self, party: Party, policy: NodePolicy, held: Callable[[], HandoverKeySet]) -> None:
-        self.v1_holder = V1Holder(party, policy.network)
+        self._holder = V1Holder(party, policy.network)
         self._policy = policy
         self._held = held
 
-    def v1_hand_out(self, requester_id: str) -> HandoverKeySet:
+    async def v1_challenge(self, query: Mapping[str, str]) -> bytes:
+        """Answer `/teerandom`."""
+        return self._holder.challenge(query, now_s=time.monotonic())
+
+    async def v1_answer(self, query: Mapping[str, str]) -> bytes:
+        """Answer `/secret`."""
+        return self._holder.answer(query, self.hand_out, now_s=time.monotonic())
+
+    def hand_out(self, requester_id: str) -> HandoverKeySet:
         """The key set, for an upgrader that the network signed."""
         self._policy.require_listed(requester_id)
         return self._held()
-
-    def now_s(self) -> float:
-        """Monotonic seconds."""
-        return time.monotonic()
 
 
 async def run(policy: Policy, arguments: argparse.Namespace) -> None:

@@ -6,7 +6,7 @@ parameter or a failed verification.
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import replace
 from typing import Final, Protocol
 
@@ -22,35 +22,29 @@ from .http_client import accepted, send, shown_text
 from .http_server import log_refusal, refuse_browsers
 from .key_set import KeySet
 from .party import Party
-from .v1 import ANSWER_MAX_BYTES, REPORT_LENGTH, V1Holder, V1Requester
+from .v1 import ANSWER_MAX_BYTES, REPORT_LENGTH, V1Requester
 
 VERSION_BYTES_MAX: Final = 512
 
 
 class V1Port(Protocol):
-    """Whoever answers v1: the vault, or a node. `now_s` is a monotonic clock."""
+    """Whoever answers v1: the vault, or a node; see `keyvault.handover.v1.V1Holder`."""
 
-    @property
-    def v1_holder(self) -> V1Holder:
-        """The challenges under way."""
+    async def v1_challenge(self, query: Mapping[str, str]) -> bytes:
+        """Return the answer to `/teerandom`."""
 
-    def v1_hand_out(self, requester_id: str) -> KeySet:
-        """Decide on a verified requester; returns the key set (wiped here) or raises."""
-
-    def now_s(self) -> float:
-        """Monotonic seconds."""
+    async def v1_answer(self, query: Mapping[str, str]) -> bytes:
+        """Return the answer to `/secret`."""
 
 
 def add_v1_routes(app: web.Application, port: V1Port) -> None:
     """Add `GET /teerandom` and `GET /secret`; a refusal is logged with its code, and the caller gets the code alone."""
 
     async def teerandom(request: web.Request) -> web.Response:
-        body = port.v1_holder.challenge(request.query, now_s=port.now_s())
-        return web.Response(body=body, content_type="application/octet-stream")
+        return web.Response(body=await port.v1_challenge(request.query), content_type="application/octet-stream")
 
     async def secret(request: web.Request) -> web.Response:
-        body = port.v1_holder.answer(request.query, port.v1_hand_out, now_s=port.now_s())
-        return web.Response(body=body, content_type="application/json")
+        return web.Response(body=await port.v1_answer(request.query), content_type="application/json")
 
     app.router.add_get("/teerandom", _told_the_v1_way(teerandom))
     app.router.add_get("/secret", _told_the_v1_way(secret))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import hmac
 import json
@@ -44,7 +45,7 @@ def _malformed(why: str) -> KeyvaultError:
 
 
 def _object(body: bytes, required: Mapping[str, type], optional: Mapping[str, type]) -> Any:
-    """Return the body as a JSON object with exactly these fields and types."""
+    """Return the body as a JSON object with exactly these fields and types. Evidence takes a while to parse."""
     try:
         value = strict_json(body, _EVIDENCE_BYTES_MAX, "request")
     except KeyvaultError as error:
@@ -136,7 +137,7 @@ class _AgentApi:
 
     async def collect(self, _: web.Request, body: bytes) -> web.Response:
         required = {"node_url": str, "source_id": str, "protocol": str}
-        value = _object(body, required, {"evidence": dict})
+        value = await asyncio.to_thread(_object, body, required, {"evidence": dict})
         _check_ids(source_id=value["source_id"])
         if value["protocol"] not in ("v1", "v2"):
             raise _malformed("protocol is neither v1 nor v2")
@@ -145,12 +146,12 @@ class _AgentApi:
         )
 
     async def advance(self, _: web.Request, body: bytes) -> web.Response:
-        value = _object(body, {"set_changes": list}, {})
+        value = await asyncio.to_thread(_object, body, {"set_changes": list}, {})
         return web.json_response(await self._vault.advance(value["set_changes"]))
 
     async def permit(self, _: web.Request, body: bytes) -> web.Response:
         required = {"source_id": str, "target_id": str, "key_set_id": str, "evidence": dict}
-        value = _object(body, required, {})
+        value = await asyncio.to_thread(_object, body, required, {})
         ids = {name: value[name] for name in ("source_id", "target_id", "key_set_id")}
         _check_ids(**ids)
         return web.json_response(await self._vault.permit(**ids, evidence=value["evidence"]))
@@ -163,15 +164,18 @@ class _AgentApi:
     async def retain(self, _: web.Request, body: bytes) -> web.Response:
         value = _object(body, {"key_set_id": str, "until_unix_s": int}, {})
         _check_ids(key_set_id=value["key_set_id"])
-        return web.json_response(self._vault.retain(value["key_set_id"], value["until_unix_s"]))
+        return web.json_response(
+            await self._vault.steps.run(self._vault.retain, value["key_set_id"], value["until_unix_s"])
+        )
 
     async def self_test(self, _: web.Request, _body: bytes) -> web.Response:
-        return web.json_response(self._vault.self_test())
+        return web.json_response(await self._vault.steps.run(self._vault.self_test))
 
     async def committed(self, _: web.Request, body: bytes) -> web.Response:
         value = _object(body, {"target_id": str, "key_set_id": str}, {})
         _check_ids(target_id=value["target_id"], key_set_id=value["key_set_id"])
-        return web.json_response(self._vault.committed(value["target_id"], value["key_set_id"]))
+        vault = self._vault
+        return web.json_response(await vault.steps.run(vault.committed, value["target_id"], value["key_set_id"]))
 
 
 def _dumps(value: object) -> str:

@@ -154,7 +154,8 @@ async def serve(args: argparse.Namespace, vault: Vault, facts: dict[str, object]
     try:
         while not stop.is_set():
             try:
-                vault.sweep()
+                vault.sweep_sessions()
+                await vault.steps.run(vault.sweep)
             except KeyvaultError as error:  # a full disk, say: wiping can wait, serving cannot
                 log.error("%s", error)
             with contextlib.suppress(TimeoutError):

@@ -1,7 +1,8 @@
 """The vault itself: sealed store, release decisions and the two sides of the handover, put together. No HTTP in here.
 
-`keyvault.vault.decisions` decides. Every change of facts is sealed to disk before anything is done upon it. File
-work is synchronous and short, so each step runs to its end before another begins.
+`keyvault.vault.decisions` decides. Every change of facts is sealed to disk before anything is done upon it. Whatever
+changes facts or uses the disk is a step: steps are synchronous, and each runs to its end before another begins. While
+the vault serves they run in one thread of their own (`Vault.steps`), sessions on the event loop.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from attestation.errors import AttestationError
 from attestation.network import decode_multibase
 from attestation.policy import Policy, Role
 from keyvault.errors import KeyvaultError
-from keyvault.handover.holder import Holder, Limits
+from keyvault.handover.holder import Confirmation, Holder, Limits
 from keyvault.handover.http_client import confirm, fetch_key_set, node_base_url
 from keyvault.handover.key_set import KeySet, wipe
 from keyvault.handover.party import Crypto, Party, Tee, peer_verifier
@@ -43,6 +44,7 @@ from .hygiene import lock_key_set
 from .measured_policy import VaultPolicy
 from .opening import NO_SOURCE, open_store
 from .record import Facts, Permit
+from .steps import Steps
 
 log = logging.getLogger("keyvault")
 _ATTEMPTS_MAX: Final = 1024
@@ -85,7 +87,8 @@ class Vault:
         anyone = peer_verifier(tee, self._acceptance, Role.UPGRADER, None)
         self._party = Party(bytes.fromhex(policy.genesis_hash), signatures, tee, crypto, anyone)
         self._holder = Holder(self._party, limits)
-        self.v1_holder = V1Holder(self._party, policy.network)
+        self._v1_holder = V1Holder(self._party, policy.network)
+        self.steps = Steps()
         self._facts = Facts()
         #: enclave id -> how its newest try stands, for the agent: "challenged", "received" or a refusal's code
         self._attempts: dict[str, str] = {}
@@ -164,7 +167,8 @@ class Vault:
             self._check_condition()
             base_url = node_base_url(node_url)
             if evidence is not None:
-                self._save((await self._admit(evidence))[0])
+                state = await asyncio.to_thread(self._chain_state, evidence)
+                await self.steps.run(lambda: self._save(self._admit(state)))
             core.check_collect(self._facts, self._rules)
             if protocol == "v2":
                 return await self._collect_v2(base_url, source_id)
@@ -175,7 +179,7 @@ class Vault:
         requester = Requester(replace(self._party, verify_peer=verify))
         async with aiohttp.ClientSession() as session:
             with await fetch_key_set(session, base_url, requester) as key_set:
-                answer = self.keep(key_set, source_id)
+                answer = await self.steps.run(self.keep, key_set, source_id)
             try:
                 await confirm(session, base_url, requester, _sealed_already())
             except KeyvaultError as error:
@@ -189,7 +193,7 @@ class Vault:
         verify = peer_verifier(self._tee, self._acceptance, Role.SOURCE, frozenset({source_id}))
         async with aiohttp.ClientSession() as session:
             with await fetch_key_set_v1(session, base_url, replace(self._party, verify_peer=verify)) as key_set:
-                return self.keep(key_set, source_id)
+                return await self.steps.run(self.keep, key_set, source_id)
 
     def _check_v1(self, enclave_id: str) -> None:
         if not self.policy.v1_allowed(enclave_id):
@@ -200,16 +204,20 @@ class Vault:
                 action="Use v2, or run a vault build whose policy names this node in allow_v1.",
             )
 
-    # handover v1, as holder (V1Port of keyvault.handover.v1_http)
+    # handover v1, as holder (V1Port of keyvault.handover.v1_http); its challenges are kept by the vault's thread
 
-    def v1_hand_out(self, requester_id: str) -> KeySet:
+    async def v1_challenge(self, query: Mapping[str, str]) -> bytes:
+        """Answer `/teerandom`."""
+        return await self.steps.run(self._v1_holder.challenge, query, now_s=self._clocks.monotonic_s())
+
+    async def v1_answer(self, query: Mapping[str, str]) -> bytes:
+        """Answer `/secret`."""
+        return await self.steps.run(self._v1_holder.answer, query, self._v1_hand_out, now_s=self._clocks.monotonic_s())
+
+    def _v1_hand_out(self, requester_id: str) -> KeySet:
         """The key set for a requester that was verified over v1, where the measured policy allows v1 for it."""
         self._check_v1(requester_id)
         return self.hand_out(requester_id)
-
-    def now_s(self) -> float:
-        """Monotonic seconds."""
-        return self._clocks.monotonic_s()
 
     def keep(self, key_set: KeySet, source_id: str) -> dict[str, Any]:
         """Seal a collected key set beside all others; `put` returns only after it was read back and unsealed."""
@@ -219,15 +227,12 @@ class Vault:
         log.info("sealed key set %s from %s, epoch %d", key_set.key_set_id, source_id, epoch)
         return {"key_set_id": key_set.key_set_id, "source_id": source_id, "epoch": epoch}
 
-    async def _admit(self, evidence: object) -> tuple[Facts, ChainState]:
-        """Verify evidence in this process and take it into the facts (not yet sealed).
-
-        Many set changes take seconds to verify: nodes are answered meanwhile.
-        """
-        state = await asyncio.to_thread(self._chain_state, evidence)
-        return core.admit_evidence(self._facts, self._rules, state, self._now()), state
+    def _admit(self, state: ChainState) -> Facts:
+        """Take verified evidence into the facts (not yet sealed)."""
+        return core.admit_evidence(self._facts, self._rules, state, self._now())
 
     def _chain_state(self, evidence: object) -> ChainState:
+        """Verify evidence. Many set changes take seconds: nodes are answered meanwhile, and steps are done."""
         mode = evidence.get("mode") if isinstance(evidence, dict) else None
         if mode in UNPROVEN_MODES:
             return decode_unproven(evidence)
@@ -246,6 +251,9 @@ class Vault:
         if known is None:
             raise malformed("the measured policy pins no checkpoint, so there is no authority set to advance")
         proven = await asyncio.to_thread(verify_set_changes, set_changes, known)
+        return await self.steps.run(self._advance, proven)
+
+    def _advance(self, proven: Mapping[str, Any]) -> dict[str, Any]:
         facts = core.record_authorities(self._facts, proven)
         if facts is not self._facts:
             self._save(facts)
@@ -258,7 +266,11 @@ class Vault:
         The agent then stops the old node, so the sealed copy must open now, whenever it was read back last.
         """
         self._check_condition()
-        admitted, state = await self._admit(evidence)
+        state = await asyncio.to_thread(self._chain_state, evidence)
+        return await self.steps.run(self._permit, state, source_id, target_id, key_set_id)
+
+    def _permit(self, state: ChainState, source_id: str, target_id: str, key_set_id: str) -> dict[str, Any]:
+        admitted = self._admit(state)
         facts, outcome = core.decide_permit(
             admitted,
             self._rules,
@@ -314,10 +326,8 @@ class Vault:
         """Postpone the wiping of a key set."""
         self._check_condition()
         self._save(core.record_retain(self._facts, key_set_id, until_unix_s))
-        return {
-            "key_set_id": key_set_id,
-            "retain_until_unix_s": self._facts.collected[key_set_id].retain_until_unix_s,
-        }
+        entry = self._facts.collected[key_set_id]
+        return {"key_set_id": key_set_id, "retain_until_unix_s": entry.retain_until_unix_s}
 
     def committed(self, target_id: str, key_set_id: str) -> dict[str, Any]:
         """Record that the upgrade is committed."""
@@ -343,9 +353,12 @@ class Vault:
                 failed[key_set_id] = error.code
         return {"attestation": True, "opened": len(kept) - len(failed), "failed": failed}
 
-    def sweep(self) -> list[str]:
-        """Wipe what is over: sessions, and sealed copies, whose key set ids it returns. Call it now and then."""
+    def sweep_sessions(self) -> None:
+        """Drop sessions that are over. Call it now and then, on the loop."""
         self._holder.sweep(self._clocks.monotonic_s())
+
+    def sweep(self) -> list[str]:
+        """Wipe the sealed copies whose time is over; returns their key set ids. Call it now and then."""
         if self.condition is not None:
             return []
         self._count_kept()
@@ -398,7 +411,7 @@ class Vault:
     async def on_request(self, body: bytes) -> bytes:
         """Verify the requester, decide, count and seal the hand-out, then deliver."""
         request = self._holder.on_request(body, self._clocks.monotonic_s())
-        with self.hand_out(request.requester_id, request.wanted) as key_set:
+        with await self.steps.run(self.hand_out, request.requester_id, request.wanted) as key_set:
             return self._holder.deliver(request, key_set, self._clocks.monotonic_s())
 
     def hand_out(self, requester_id: str, wanted: str = "") -> KeySet:
@@ -448,12 +461,16 @@ class Vault:
     async def on_received(self, body: bytes) -> bytes:
         """Take a receipt."""
         confirmation = self._holder.on_received(body, self._clocks.monotonic_s())
-        self._note(confirmation.requester_id, "received")
+        await self.steps.run(self._note, confirmation.requester_id, "received")
         return confirmation.answer
 
     async def on_durable(self, body: bytes) -> bytes:
         """Record that the keys are durable at the target; it is sealed before it is acknowledged."""
         confirmation = self._holder.on_durable(body, self._clocks.monotonic_s())
+        await self.steps.run(self._record_durable, confirmation)
+        return confirmation.answer
+
+    def _record_durable(self, confirmation: Confirmation) -> None:
         facts = core.record_progress(
             self._facts, confirmation.key_set_id, confirmation.requester_id, "durable", self._now()
         )
@@ -461,7 +478,6 @@ class Vault:
             self._save(facts)
             log.info("key set %s is durable at %s", confirmation.key_set_id, confirmation.requester_id)
         self._attempts.pop(confirmation.requester_id, None)
-        return confirmation.answer
 
 
 async def _sealed_already() -> bool:

@@ -1,7 +1,7 @@
 """The holder in Go conforms to the suite, and the Python and Go halves speak with each other."""
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 
 import aiohttp
@@ -53,13 +53,13 @@ class V1Port:
     """A v1 holder of SECRET for whoever the network signed."""
 
     def __init__(self) -> None:
-        self.v1_holder = V1Holder(Enclave("vault").party)
+        self._holder = V1Holder(Enclave("vault").party)
 
-    def v1_hand_out(self, _: str) -> KeySet:
-        return KeySet(SECRET)
+    async def v1_challenge(self, query: Mapping[str, str]) -> bytes:
+        return self._holder.challenge(query, now_s=asyncio.get_running_loop().time())
 
-    def now_s(self) -> float:
-        return asyncio.get_running_loop().time()
+    async def v1_answer(self, query: Mapping[str, str]) -> bytes:
+        return self._holder.answer(query, lambda _: KeySet(SECRET), now_s=asyncio.get_running_loop().time())
 
 
 @asynccontextmanager

@@ -29,11 +29,11 @@ def test_a_vault_that_left_the_list_gets_no_keys_over_v1_where_the_node_knows_th
     first, second = (
         _V1(one.party(), one._handover, lambda: HandoverKeySet(KeySet.draw().encoded)) for one in (follower, other)
     )
-    first.v1_hand_out("aa").wipe()
+    first.hand_out("aa").wipe()
     listed.write_text("bb\n")
     with pytest.raises(KeyvaultError, match="HANDOVER_UPGRADER_UNLISTED"):
-        first.v1_hand_out("aa")
-    second.v1_hand_out("aa").wipe()  # the control: a node that does not follow the chain
+        first.hand_out("aa")
+    second.hand_out("aa").wipe()  # the control: a node that does not follow the chain
 
 
 async def test_keys_are_made_by_the_first_start_and_found_by_the_next(tmp_path: Path) -> None:

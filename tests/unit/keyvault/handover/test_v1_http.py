@@ -1,6 +1,6 @@
 """Handover v1 over HTTP: what managers and nodes of the field ask, and what ours refuses."""
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from typing import Any
@@ -25,14 +25,17 @@ class Port:
     v1_holder: V1Holder
     refusal: KeyvaultError | None = None
 
-    def v1_hand_out(self, requester_id: str) -> KeySet:
+    async def v1_challenge(self, query: Mapping[str, str]) -> bytes:
+        return self.v1_holder.challenge(query, now_s=0.0)
+
+    async def v1_answer(self, query: Mapping[str, str]) -> bytes:
+        return self.v1_holder.answer(query, self.hand_out, now_s=0.0)
+
+    def hand_out(self, requester_id: str) -> KeySet:
         if self.refusal is not None:
             raise self.refusal
         assert requester_id == UPGRADER.id
         return KeySet(SECRET)
-
-    def now_s(self) -> float:
-        return 0.0
 
 
 @pytest.fixture

@@ -160,7 +160,7 @@ async def test_receipt_keys_of_deliveries_that_ran_out_are_wiped_without_another
     (delivery,) = vault._holder._deliveries.values()
     assert any(delivery.receipt_key)
     host.clock.monotonic_s += 901
-    vault.sweep()
+    vault.sweep_sessions()
     assert not any(delivery.receipt_key)
 
 

@@ -1,0 +1,109 @@
+"""The vault's steps: one after another in a thread of their own, whatever the disk does and whoever gives up."""
+
+import asyncio
+import threading
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from keyvault.errors import KeyvaultError
+from keyvault.handover.key_set import KeySet
+from keyvault.vault.steps import Steps
+from tests.doubles.crash_disk import CrashDisk
+from tests.doubles.loop_watch import watched_loop
+from tests.doubles.vault_host import KEYS_ID, Host, collect, permit, serving
+from tests.doubles.vault_kit import SECRET
+
+
+class Gate:
+    """Work that waits in its thread until it is let through."""
+
+    def __init__(self) -> None:
+        self.reached, self.open = threading.Event(), threading.Event()
+
+    def wait(self) -> None:
+        self.reached.set()
+        self.open.wait()
+
+
+@pytest.fixture
+def gate() -> Iterator[Gate]:
+    made = Gate()
+    yield made
+    made.open.set()
+
+
+async def test_steps_run_one_after_another_in_one_thread(gate: Gate) -> None:
+    steps, done = Steps(), []
+
+    def work(number: int) -> int:
+        if number == 0:
+            gate.wait()
+        done.append((number, threading.get_ident()))
+        return number
+
+    tasks = [asyncio.create_task(steps.run(work, number)) for number in range(10)]
+    await asyncio.to_thread(gate.reached.wait)
+    assert done == []
+    gate.open.set()
+    assert await asyncio.gather(*tasks) == list(range(10))
+    assert [number for number, _ in done] == list(range(10))
+    assert len({thread for _, thread in done} | {threading.get_ident()}) == 2
+
+
+async def test_a_cancellation_waits_for_the_step_and_wipes_keys_that_nobody_takes(gate: Gate) -> None:
+    steps, keys = Steps(), KeySet(SECRET)
+
+    def work() -> KeySet:
+        gate.wait()
+        return keys
+
+    task = asyncio.create_task(steps.run(work))
+    await asyncio.to_thread(gate.reached.wait)
+    for _ in range(2):
+        task.cancel()
+        await asyncio.sleep(0)
+    assert not task.done()
+    gate.open.set()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert not any(keys.buffer)
+
+
+async def test_a_step_that_fails_says_so_to_its_caller_and_leaves_the_thread_alone() -> None:
+    steps = Steps()
+
+    def work() -> None:
+        raise KeyvaultError(code="STORE_WRITE_FAILED", what="w", why="full")
+
+    with pytest.raises(KeyvaultError, match="STORE_WRITE_FAILED"):
+        await steps.run(work)
+    assert await steps.run(lambda: 7) == 7
+
+
+async def test_the_vault_answers_while_its_disk_is_slow_and_decides_in_order(
+    gate: Gate, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    host = Host()
+    async with serving(host.vault()) as client:
+        await collect(client)
+        sync = CrashDisk.sync
+
+        def slow(disk: CrashDisk, name: str) -> None:
+            gate.wait()
+            sync(disk, name)
+
+        monkeypatch.setattr(CrashDisk, "sync", slow)
+        with watched_loop() as held:
+            permitting: asyncio.Task[dict[str, Any]] = asyncio.create_task(permit(client))
+            await asyncio.to_thread(gate.reached.wait)
+            retaining = asyncio.create_task(client.retain(KEYS_ID, 1))
+            assert (await client.health())["status"] == "ok"
+            assert (await client.status())["permits"] == []
+            assert not permitting.done()
+            assert not retaining.done()
+            gate.open.set()
+            assert await permitting
+            assert await retaining
+        assert held == []
