@@ -94,7 +94,9 @@ async def serve(settings: Settings, *, first_install: bool = False, wrap_journal
     async with AsyncExitStack() as stack:
         lock_folders(settings, stack)
         journal = await stack.enter_async_context(open_journal(settings.agent.state_dir / "journal.sqlite3"))
-        await journal.run(Journal.counts)  # reads the whole history once, before anybody waits for it
+        # both read all there is once, before anybody waits for it
+        await journal.run(Journal.counts)
+        await asyncio.to_thread(meaning_and_remedy, "UNEXPECTED")
         session = await stack.enter_async_context(aiohttp.ClientSession())
         driver = ProcessDriver(settings.agent.state_dir / "run")
         stack.push_async_callback(driver.close)

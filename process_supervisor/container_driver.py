@@ -176,18 +176,17 @@ class ContainerDriver:
             wanted = [f"{LABEL_NODE}={_label(name)}", f"{LABEL_OWNER}={self._owner}"]
             listed = await self._docker.containers.list(all=True, filters=json.dumps({"label": wanted}))
         found = {item.id: await self.inspect(item.id) for item in listed}
-        if container_id := self._taken_over().get(name):
+        if container_id := (await self._taken_over()).get(name):
             found[container_id] = await self.inspect(container_id)
         facts = [item for item in found.values() if item is not None]
         return sorted(facts, key=lambda item: (item.running, item.started_at), reverse=True)
 
-    def _taken_over(self) -> dict[str, str]:
+    async def _taken_over(self) -> dict[str, str]:
         """Ids of containers that somebody else made and this driver took over, by the node's name."""
-        paths = self._notes.glob(f"*{TAKEN_OVER_SUFFIX}") if self._notes.is_dir() else ()
-        return {path.name.removesuffix(TAKEN_OVER_SUFFIX): path.read_text("ascii", "replace").strip() for path in paths}
+        return await asyncio.to_thread(_read_notes, self._notes)
 
-    def _is_ours(self, facts: ContainerFacts) -> bool:
-        return facts.labels.get(LABEL_OWNER) == self._owner or facts.container_id in self._taken_over().values()
+    async def _is_ours(self, facts: ContainerFacts) -> bool:
+        return facts.labels.get(LABEL_OWNER) == self._owner or facts.container_id in (await self._taken_over()).values()
 
     # --- nodes -------------------------------------------------------------------------------------------------------
 
@@ -242,7 +241,7 @@ class ContainerDriver:
         holder = await self.inspect(name)
         if holder is None or holder.name != name or (same is not None and holder.container_id == same.container_id):
             return
-        if holder.running or not self._is_ours(holder):
+        if holder.running or not await self._is_ours(holder):
             raise ProcessSupervisorError(
                 code="CONTAINER_NAME_TAKEN",
                 what=f"container {name}",
@@ -272,7 +271,7 @@ class ContainerDriver:
                     action="Stage the release again",
                 ) from error
             existing = await self.inspect(name) if error.status == 409 else None
-            if existing is None or not self._is_ours(existing) or not _is_of(existing, spec):
+            if existing is None or not await self._is_ours(existing) or not _is_of(existing, spec):
                 with engine_errors(f"container of node {spec.name!r}"):
                     raise
             return existing.container_id
@@ -413,7 +412,7 @@ class ContainerDriver:
         for item in containers:
             with engine_errors(f"removal of container {item.name}"), gone_is_fine():
                 await self._docker.containers.container(item.container_id).delete(v=LABEL_COMMAND in item.labels)
-        (self._notes / f"{_label(name)}{TAKEN_OVER_SUFFIX}").unlink(missing_ok=True)
+        await asyncio.to_thread((self._notes / f"{_label(name)}{TAKEN_OVER_SUFFIX}").unlink, missing_ok=True)
 
     async def logs(self, name: str, lines: int) -> list[str]:
         """The last lines of a node's output."""
@@ -436,6 +435,11 @@ class ContainerDriver:
         for handle in self._handles.values():
             await handle.close()
         self._handles.clear()
+
+
+def _read_notes(notes: Path) -> dict[str, str]:
+    paths = notes.glob(f"*{TAKEN_OVER_SUFFIX}") if notes.is_dir() else ()
+    return {path.name.removesuffix(TAKEN_OVER_SUFFIX): path.read_text("ascii", "replace").strip() for path in paths}
 
 
 def _unix_s(text: str) -> float:

@@ -81,7 +81,7 @@ class DataLock:
 
 
 def data_lock_holder(data_dir: Path) -> LockHolder | None:
-    """Who holds the lock on a data folder, or None if it is free. Raises DATA_LOCK_INVALID.
+    """Who holds the lock on a data folder, or None if it is free. Blocking; raises DATA_LOCK_INVALID.
 
     The kernel's list names the holder, but hides those in other pid namespaces (containers), and some file systems show
     other device numbers there. So a shared lock is tried after it and let go at once; ask while no node is starting.
@@ -152,7 +152,7 @@ async def wait_data_unlocked(
 ) -> None:
     """Return once nobody holds the data folder's lock. Raises DATA_LOCK_INVALID, DATA_LOCK_HELD after `timeout_s`."""
     deadline = clock() + timeout_s
-    while (holder := data_lock_holder(data_dir)) is not None:
+    while (holder := await asyncio.to_thread(data_lock_holder, data_dir)) is not None:
         if clock() >= deadline:
             raise ProcessSupervisorError(
                 code="DATA_LOCK_HELD",

@@ -159,15 +159,20 @@ class ProcessDriver:
             if handle is not None:
                 await self.stop(handle, 0.0)
         try:
-            return self._spawn(spec)
+            record = await in_thread(self._spawn, spec)
+            pidfd = os.pidfd_open(record.pid)
         except (OSError, ValueError) as error:
             raise _start_failed(spec, str(error)) from error
+        # Nobody else waits for this child: until the handle reaps it, its pid is given to no other process.
+        handle = ProcessHandle(record, pidfd, log_of(record.pid, spec.log_path))
+        self._handles[record.pid, record.start_time_ticks] = handle
+        return record
 
     def _spawn(self, spec: LaunchSpec) -> NodeRecord:
+        """Start the process, gated by its record. Blocking."""
         program = shutil.which(spec.argv[0], path=spec.env.get("PATH", os.defpath)) if spec.argv else None
         if program is None:
             raise _start_failed(spec, f"{spec.argv[:1]} is not an executable program")
-        self._run_dir.mkdir(parents=True, exist_ok=True)
         log = open_log(spec.log_path)
         try:
             child = subprocess.Popen(  # noqa: S603  (argv comes from the operator's settings)
@@ -181,19 +186,15 @@ class ProcessDriver:
             )
         finally:
             os.close(log)
-        pidfd = os.pidfd_open(child.pid)
-        # From here on the pidfd waits and reaps; a Popen object that thinks its child is running would do so too.
+        # From here on a pidfd waits and reaps; a Popen object that thinks its child is running would do so too.
         child.returncode = 0
         try:
             record = self._record_of(spec, child.pid)
             self._write_record(record)
         except BaseException:
             self._let_go(child.stdin)
-            os.waitid(os.P_PIDFD, pidfd, os.WEXITED)
-            os.close(pidfd)
+            os.waitid(os.P_PID, child.pid, os.WEXITED)
             raise
-        handle = ProcessHandle(record, pidfd, log_of(record.pid, spec.log_path))
-        self._handles[record.pid, record.start_time_ticks] = handle
         self._let_go(child.stdin, GO)
         return record
 
@@ -226,6 +227,7 @@ class ProcessDriver:
 
     def _write_record(self, record: NodeRecord) -> None:
         path = self._record_path(record.name)
+        self._run_dir.mkdir(parents=True, exist_ok=True)
         aside = path.with_name(f".{path.name}.new")
         with aside.open("w", encoding="utf-8") as file:
             file.write(record.to_json() + "\n")
@@ -238,7 +240,7 @@ class ProcessDriver:
         """The record of the node that was last started under `name`. Raises NODE_RECORD_INVALID, NODE_NOT_WATCHED."""
         path = self._record_path(name)
         try:
-            text = _read_record(path)
+            text = await asyncio.to_thread(_read_record, path)
         except FileNotFoundError:
             return None
         except OSError as error:
@@ -307,8 +309,7 @@ class ProcessDriver:
             start_time_ticks=facts.start_time_ticks,
             boot_id=self._boot_id,
         )
-        self._run_dir.mkdir(parents=True, exist_ok=True)
-        self._write_record(record)
+        await in_thread(self._write_record, record)
         return record
 
     async def _remains(self, record: NodeRecord) -> list[ProcessFacts]:
@@ -403,9 +404,12 @@ class ProcessDriver:
         handle = self._handles.pop((record.pid, record.start_time_ticks), None)
         if handle is not None:
             handle.close()  # it would put the log back
+        await in_thread(self._forget, record)
+
+    def _forget(self, record: NodeRecord) -> None:
         if record.log_path:
-            await in_thread(remove_logs, Path(record.log_path))
-        self._record_path(name).unlink(missing_ok=True)
+            remove_logs(Path(record.log_path))
+        self._record_path(record.name).unlink(missing_ok=True)
         sync_folder(self._run_dir)
 
     async def logs(self, name: str, lines: int) -> list[str]:

@@ -9,7 +9,6 @@ from collections.abc import Callable
 from dcupgrade.errors import failure_of
 from dcupgrade.machine.state import Name, State
 from process_supervisor.container_template import differences
-from process_supervisor.slots import STAGE_FILE, StageFacts
 
 from .node_containers import NodeContainers
 from .node_process import node_name
@@ -48,9 +47,9 @@ class ContainerChanges:
         """The lines for a staged version. Raises CONTAINER_*, OSError, ValueError."""
         containers = self._containers
         record = await containers.driver.find(node_name(running_id))
-        facts = StageFacts.from_json((containers.slot(target_id) / STAGE_FILE).read_bytes())
+        facts = await asyncio.to_thread(containers.facts, target_id)
         shown = await containers.driver.show(record.container_id) if record is not None else None
         image = await containers.images.inspect(facts.image_id) if facts.image_id else None
         if shown is None or image is None or not containers.images_run_themselves:
             return []
-        return differences(shown, containers.template(), image, facts.source)
+        return differences(shown, await asyncio.to_thread(containers.template), image, facts.source)

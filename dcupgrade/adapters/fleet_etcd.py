@@ -6,6 +6,7 @@ etcd's Python clients that are kept up bring gRPC with them; the gateway needs f
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import json
 import ssl
@@ -127,9 +128,12 @@ class EtcdFleet:
                 self._endpoints.append(self._endpoints.pop(0))
         raise unreachable("etcd", why)
 
+    def _password(self) -> str:
+        return self._password_file.read_text(encoding="utf-8").strip() if self._password_file else ""
+
     async def _ask(self, url: str, path: str, body: Mapping[str, Any]) -> dict[str, Any]:
         if self._user and not self._token:
-            password = self._password_file.read_text(encoding="utf-8").strip() if self._password_file else ""
+            password = await asyncio.to_thread(self._password)
             answer = await self._post(f"{url}/v3/auth/authenticate", {"name": self._user, "password": password})
             self._token = str(answer["token"])
         try:

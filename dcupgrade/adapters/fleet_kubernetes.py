@@ -7,6 +7,7 @@ agents one loses. The API is asked over aiohttp: two verbs on one kind of object
 
 from __future__ import annotations
 
+import asyncio
 import json
 import ssl
 from collections.abc import Mapping
@@ -114,9 +115,10 @@ class KubernetesFleet:
     async def _ask(self, method: str, url: str, body: Mapping[str, Any] | None = None) -> dict[str, Any]:
         """One call. Raises FLEET_UNREACHABLE, and FileExistsError for a conflict."""
         try:
-            token = self._token_file.read_text(encoding="ascii").strip()
+            token = (await asyncio.to_thread(self._token_file.read_text, encoding="ascii")).strip()
             if self._session is None:
-                context = ssl.create_default_context(cafile=str(self._ca_file) if self._ca_file else None)
+                ca_file = str(self._ca_file) if self._ca_file else None
+                context = await asyncio.to_thread(ssl.create_default_context, cafile=ca_file)
                 self._session = aiohttp.ClientSession(
                     timeout=aiohttp.ClientTimeout(total=TIMEOUT_S), connector=aiohttp.TCPConnector(ssl=context)
                 )

@@ -6,6 +6,7 @@ that runs by itself: its container is made from the template that `dcupgrade ado
 
 from __future__ import annotations
 
+import asyncio
 import dataclasses
 import hashlib
 import os
@@ -81,6 +82,10 @@ class NodeContainers:
         """Where the files of a version lie."""
         return self._settings.agent.state_dir / "slots" / enclave_id
 
+    def facts(self, enclave_id: str) -> StageFacts:
+        """What was noted when the version was staged. Blocking; raises OSError, ValueError."""
+        return StageFacts.from_json((self.slot(enclave_id) / STAGE_FILE).read_bytes())
+
     @property
     def images_run_themselves(self) -> bool:
         """Whether a release is an image that needs no command of ours."""
@@ -89,7 +94,7 @@ class NodeContainers:
     # --- the template ------------------------------------------------------------------------------------------------
 
     def template(self) -> ContainerTemplate:
-        """What the containers of images that run themselves are made from. Raises CONTAINER_TEMPLATE_UNREADABLE."""
+        """What an image that runs by itself gets as its container. Blocking; raises CONTAINER_TEMPLATE_UNREADABLE."""
         try:
             text = self.template_path.read_text(encoding="utf-8")
         except FileNotFoundError:
@@ -127,8 +132,8 @@ class NodeContainers:
         )
 
     def launch(self, spec: LaunchSpec, slot: Path) -> LaunchSpec:
-        """The launch of a process, as that of a container. Raises CONTAINER_TEMPLATE_UNREADABLE."""
-        facts = StageFacts.from_json((slot / STAGE_FILE).read_bytes())
+        """The launch of a process, as that of a container. Blocking; raises CONTAINER_TEMPLATE_UNREADABLE."""
+        facts = self.facts(slot.name)
         template = self.template() if self.images_run_themselves else self._with_command(spec, slot)
         data_dir = self._settings.node.data_dir.resolve()
         writable = [item for item in mounts_of(template.host) if not item.read_only]
@@ -167,14 +172,15 @@ class NodeContainers:
         found = [Finding("OTHER_MANAGER_RUNNING", ", ".join(managers))] if managers else []
         if not self.images_run_themselves:
             return found
-        template = self.template()
+        template = await asyncio.to_thread(self.template)
         # in a container of this engine the agent does not see the files of the host
         if all(item.get("Id") != own_id for item in running):
-            found += [Finding(code, words) for code, words in container_host.missing_of_host(template)]
+            lacks = await asyncio.to_thread(lambda: list(container_host.missing_of_host(template)))
+            found += [Finding(code, words) for code, words in lacks]
         missing = await self.images.missing_volumes(template)
         if missing and not first_install:
             found.append(Finding("CONTAINER_MOUNT_MISSING", f"the engine has no volume {', '.join(missing)}"))
-        image_id = StageFacts.from_json((self.slot(target_id) / STAGE_FILE).read_bytes()).image_id
+        image_id = (await asyncio.to_thread(self.facts, target_id)).image_id
         if image_id and (words := await self._missing_program(image_id, template)):
             found.append(Finding("CONTAINER_PROGRAM_MISSING", words))
         return found

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import os
+import asyncio
 from collections.abc import Callable
 from typing import Any
 
@@ -15,7 +15,7 @@ from process_supervisor.driver import NodeDriver
 from process_supervisor.procfs import process_facts
 
 from .node_containers import NodeContainers
-from .node_process import living
+from .node_process import folder_names, living
 
 
 class Preflight:
@@ -39,10 +39,10 @@ class Preflight:
     async def preflight(self, target: Release, source_id: str, first_install: bool) -> list[Finding]:
         """Checks of the host before an upgrade begins."""
         settings, found = self._settings, []
-        free = probe.free_bytes(settings.agent.state_dir)
+        free = await asyncio.to_thread(probe.free_bytes, settings.agent.state_dir)
         if free < settings.upgrade.free_space_min_bytes:
             found.append(Finding("GATE_PREFLIGHT", f"only {free} bytes are free in {settings.agent.state_dir}"))
-        if others := probe.other_manager_processes():
+        if others := await asyncio.to_thread(probe.other_manager_processes):
             found.append(Finding("OTHER_MANAGER_RUNNING", ", ".join(others)))
         if not await self._slots.slot_is_good(target.enclave_id):
             found.append(Finding("GATE_PREFLIGHT", "the staged files were changed; they are fetched anew"))
@@ -60,7 +60,7 @@ class Preflight:
 
     async def _lock_findings(self, source_id: str) -> list[Finding]:
         """A stranger that holds the data would be found after the node's stop otherwise, with nothing left to serve."""
-        holder = data_lock.data_lock_holder(self._settings.node.data_dir)
+        holder = await asyncio.to_thread(data_lock.data_lock_holder, self._settings.node.data_dir)
         if holder is None:
             return []
         handle = await living(self._driver, source_id) if source_id else None
@@ -80,7 +80,8 @@ class Preflight:
         if not self._first_install_allowed:
             return [Finding("FIRST_INSTALL_REFUSED", "nothing runs here; allow it with `watch --first-install`")]
         data_dir = self._settings.node.data_dir
-        names = [] if not data_dir.exists() else sorted(n for n in os.listdir(data_dir) if not n.startswith("."))
+        found = await asyncio.to_thread(folder_names, data_dir)
+        names = sorted(name for name in found if not name.startswith("."))
         if names:
             return [Finding("FIRST_INSTALL_REFUSED", f"{data_dir} is not empty ({', '.join(names[:3])})")]
         if await self._sealed_copies():

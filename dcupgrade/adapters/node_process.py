@@ -24,6 +24,7 @@ from process_supervisor import host as probe
 from process_supervisor.driver import LaunchSpec, NodeDriver, NodeHandle, NodeRecord
 from process_supervisor.errors import ProcessSupervisorError
 from process_supervisor.procfs import boot_id
+from process_supervisor.threads import in_thread
 
 from .node_containers import PYTHON_IN_IMAGE, NodeContainers
 
@@ -70,11 +71,10 @@ class NodeProcesses:
                     why=f"{name} still runs on the same data",
                     kind="transient",
                 )
-            data_dir = self._settings.node.data_dir
-            data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
-            _require_unlocked(data_dir)
+            await in_thread(_require_unlocked, self._settings.node.data_dir)
             await asyncio.to_thread(probe.require_ports_free, [self._settings.node.port])
-            await _to_the_end(self._driver.start(self._spec(release, first_install)))
+            spec = await asyncio.to_thread(self._spec, release, first_install)
+            await _to_the_end(self._driver.start(spec))
             return RunningNode(release.enclave_id)
 
     async def is_alive(self, enclave_id: str) -> bool:
@@ -123,15 +123,15 @@ class NodeProcesses:
 
     async def key_set_id(self) -> str:
         """The marker's key-set id in the data folder."""
-        return key_set_id_of(self._settings.node.data_dir)
+        return await asyncio.to_thread(key_set_id_of, self._settings.node.data_dir)
 
     async def _living_names(self) -> list[str]:
         """Driver names of the versions here that run."""
-        slots = self._slots.iterdir() if self._slots.is_dir() else ()
-        ids = sorted(item.name for item in slots if len(item.name) == 64)
+        ids = sorted(name for name in await asyncio.to_thread(folder_names, self._slots) if len(name) == 64)
         return [node_name(item) for item in ids if await living(self._driver, item) is not None]
 
     def _spec(self, release: Release, first_install: bool) -> LaunchSpec:
+        """How the version is started. Blocking."""
         settings = self._settings
         slot = self._slots / release.enclave_id
         # once a key set exists, the node must unseal it; it never makes another one
@@ -180,8 +180,13 @@ async def living(driver: NodeDriver, enclave_id: str) -> NodeHandle | None:
     return handle if handle is not None and handle.exit_status() is None else None
 
 
+def folder_names(folder: Path) -> list[str]:
+    """Names of what lies in a folder; none where there is no folder. Blocking."""
+    return os.listdir(folder) if folder.is_dir() else []
+
+
 def key_set_id_of(data_dir: Path) -> str:
-    """The key-set id in the data folder's marker; "" when there is none."""
+    """The key-set id in the data folder's marker; "" when there is none. Blocking."""
     try:
         with (data_dir / KEY_SET_MARKER).open("rb") as file:
             content = file.read(MARKER_BYTES_MAX + 1)
@@ -209,6 +214,8 @@ async def _to_the_end(work: Coroutine[Any, Any, T]) -> T:
 
 
 def _require_unlocked(data_dir: Path) -> None:
+    """Make the data folder if it is not there, and raise DATA_LOCKED while somebody works on it. Blocking."""
+    data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
     holder = data_lock.data_lock_holder(data_dir)
     if holder is not None:
         raise DcupgradeError(

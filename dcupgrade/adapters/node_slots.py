@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
-import os
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -30,7 +29,7 @@ from process_supervisor.stage import StageRequest, stage
 from process_supervisor.threads import in_thread
 
 from .node_containers import NodeContainers
-from .node_process import key_set_id_of, living, node_name
+from .node_process import folder_names, key_set_id_of, living, node_name
 
 if TYPE_CHECKING:
     from process_supervisor.container_images import ImageStore
@@ -108,9 +107,7 @@ class NodeSlots:
         """Verify the slot; files that did not change since they were verified are not read again."""
         folder = self.folder / enclave_id
         try:
-            facts = StageFacts.from_json((folder / STAGE_FILE).read_bytes())
-            files = [(folder / name).stat() for name in sorted({*facts.members, STAGE_FILE, "network.sig"})]
-            mark = tuple((item.st_ino, item.st_size, item.st_mtime_ns, item.st_ctime_ns) for item in files)
+            facts, mark = await asyncio.to_thread(_seen, folder)
             if self._good.get(enclave_id) != mark:
                 proven = facts.identity == "attested" or await asyncio.to_thread(verify_folder, folder) == enclave_id
                 if not proven:
@@ -137,7 +134,7 @@ class NodeSlots:
 
     async def staged(self) -> list[str]:
         """Enclave ids of the slots."""
-        return sorted(name for name in await in_thread(_names, self.folder) if is_enclave_id(name))
+        return sorted(name for name in await asyncio.to_thread(folder_names, self.folder) if is_enclave_id(name))
 
     async def remove_slot(self, enclave_id: str) -> None:
         """Delete the slot of a version that does not run."""
@@ -153,19 +150,18 @@ class NodeSlots:
     async def discover(self) -> Release | None:
         """The version whose process lives, else the one that was started last on data that has keys."""
         found: list[tuple[bool, float, str]] = []
-        for slot in self.folder.iterdir() if self.folder.is_dir() else ():
-            record = await self._driver.find(node_name(slot.name)) if len(slot.name) == 64 else None
+        for name in await asyncio.to_thread(folder_names, self.folder):
+            record = await self._driver.find(node_name(name)) if len(name) == 64 else None
             if record is not None:
-                found.append((await living(self._driver, slot.name) is not None, record.started_unix_s, slot.name))
-        if not found or not (max(found)[0] or key_set_id_of(self._settings.node.data_dir)):
+                found.append((await living(self._driver, name) is not None, record.started_unix_s, name))
+        if not found:
+            return None
+        if not max(found)[0] and not await asyncio.to_thread(key_set_id_of, self._settings.node.data_dir):
             return None
         enclave_id = max(found)[2]
-        slot = self.folder / enclave_id
         if not await self.slot_is_good(enclave_id):
             return None
-        version = json.loads((slot / "release.json").read_text(encoding="utf-8")).get("version", "")
-        texts = (slot / "network.sig").read_text(encoding="ascii").split()
-        return Release(enclave_id, version=str(version), signatures=tuple(decode_multibase(item) for item in texts))
+        return await asyncio.to_thread(_release_in, self.folder / enclave_id)
 
 
 def _identity(slot: Path) -> str:
@@ -175,8 +171,17 @@ def _identity(slot: Path) -> str:
         return ""
 
 
-def _names(folder: Path) -> list[str]:
-    return os.listdir(folder) if folder.is_dir() else []
+def _seen(slot: Path) -> tuple[StageFacts, tuple[tuple[int, ...], ...]]:
+    """What was noted at staging, and by what it is seen that a file has changed since."""
+    facts = StageFacts.from_json((slot / STAGE_FILE).read_bytes())
+    files = [(slot / name).stat() for name in sorted({*facts.members, STAGE_FILE, "network.sig"})]
+    return facts, tuple((item.st_ino, item.st_size, item.st_mtime_ns, item.st_ctime_ns) for item in files)
+
+
+def _release_in(slot: Path) -> Release:
+    version = json.loads((slot / "release.json").read_text(encoding="utf-8")).get("version", "")
+    texts = (slot / "network.sig").read_text(encoding="ascii").split()
+    return Release(slot.name, version=str(version), signatures=tuple(decode_multibase(item) for item in texts))
 
 
 def verify_folder(folder: Path) -> str:

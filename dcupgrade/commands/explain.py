@@ -23,11 +23,18 @@ def all_codes() -> dict[str, str]:
 
 def runbook_entry(code: str) -> str | None:
     """The runbook's section on `code` (Markdown text under its heading), or None where there is none."""
+    return _runbook().get(code)
+
+
+@functools.cache
+def _runbook() -> dict[str, str]:
+    """Every entry by its code."""
+    entries = {}
     for page in sorted(RUNBOOK.glob("*.md")):
-        _, found, rest = page.read_text(encoding="utf-8").partition(f"\n## {code}\n")
-        if found:
-            return rest.split("\n## ")[0].strip()
-    return None
+        for section in page.read_text(encoding="utf-8").split("\n## ")[1:]:
+            code, _, text = section.partition("\n")
+            entries[code] = text.strip()
+    return entries
 
 
 def explanation(asked: str) -> str:

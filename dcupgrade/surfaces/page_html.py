@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from html import escape
@@ -37,11 +38,15 @@ ICON_COLOURS = {"good": "#1f6f4a", "busy": "#1d5fa8", "attention": "#8a5300", "b
 _MARKED = re.compile(r"\b(?P<id>[0-9a-f]{64})\b|`(?P<code>[^`]+)`")
 
 
+@functools.cache
+def _template() -> Template:
+    return Template((PAGE / "index.html").read_text(encoding="utf-8"))
+
+
 def page(status: Facts, plan: Facts, upgrades: Sequence[Facts]) -> str:
     """The whole page. `status` is the status answer with its overview, `upgrades` the newest upgrades first."""
     told = status["overview"]
-    template = Template((PAGE / "index.html").read_text(encoding="utf-8"))
-    return template.substitute(
+    return _template().substitute(
         title=escape(f"{MARKS[told['level']]} {status['node_id']}: {_short(status, told['level'])}"),
         level=told["level"],
         node=escape(str(status["node_id"])),

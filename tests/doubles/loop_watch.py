@@ -1,8 +1,8 @@
 """Names whatever holds an event loop: judged by what the loop's thread does, so that a busy machine fails nothing.
 
 A callback holds the loop if it used more than HELD_S_MAX seconds of processor time, or slept so long in a blocking call
-on its stack. Time in which the thread only waited for a processor, for Python's lock, or for the machine's own disk (a
-sync of the journal, which is still written on the loop) does not count: that would judge how busy the machine is.
+on its stack: waiting for the disk is one. Time in which the thread only waited for a processor, for Python's lock, or
+for pages of its own program does not count: that would judge how busy the machine is.
 """
 
 import asyncio
@@ -43,7 +43,7 @@ class LoopWatch:
         if watched.ident is None or watched.native_id is None:
             raise ValueError("the thread does not run")
         self._report, self._ident = report, watched.ident
-        self._state = Path(f"/proc/self/task/{watched.native_id}/stat")
+        self._task = Path(f"/proc/self/task/{watched.native_id}")
         self._clock = time.pthread_getcpuclockid(watched.ident)
         self._running: object | None = None
         self._stop = threading.Event()
@@ -96,11 +96,13 @@ class LoopWatch:
                     self._report(Held(how, held_s, _stack(frame)))
 
     def _sleeps(self) -> bool:
+        """Whether the thread sleeps in a system call. In a page fault there is none: the kernel shows -1."""
         try:
-            text = self._state.read_text(encoding="ascii", errors="replace")
+            text = (self._task / "stat").read_text(encoding="ascii", errors="replace")
+            call = (self._task / "syscall").read_text(encoding="ascii", errors="replace")
         except OSError:
             return False
-        return text[text.rindex(")") + 2] == "S"
+        return text[text.rindex(")") + 2] in "SD" and not call.startswith("-1")
 
 
 def _stack(frame: FrameType) -> tuple[str, ...]:

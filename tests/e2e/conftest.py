@@ -13,6 +13,7 @@ from devnet.release_builder import ReleaseKeys
 from devnet.signals import interruptible
 from devnet.world import World
 from tests.doubles.loop_watch import read_reports, watch_children
+from tests.doubles.vault_watch import VaultWatch
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -41,13 +42,23 @@ def loop_reports(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         yield reports
 
 
+@pytest.fixture(scope="session")
+def vault_reports(tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[str]]:
+    """Every vault of this run is watched; the list names what blocked its loop."""
+    reports: list[str] = []
+    watch = VaultWatch(tmp_path_factory.getbasetemp(), reports.append)
+    watch.start()
+    yield reports
+    watch.stop()
+
+
 @pytest.fixture(autouse=True)
-def nothing_holds_the_loop(loop_reports: Path) -> Iterator[None]:
-    """A trial fails whose agent stood still, whatever else it shows."""
-    before = len(read_reports(loop_reports))
+def nothing_holds_the_loop(loop_reports: Path, vault_reports: list[str]) -> Iterator[None]:
+    """A trial fails whose agent or vault stood still, whatever else it shows."""
+    before, before_vaults = len(read_reports(loop_reports)), len(vault_reports)
     yield
-    held = read_reports(loop_reports)[before:]
-    assert not held, "\n".join(map(str, held))
+    held = [*map(str, read_reports(loop_reports)[before:]), *vault_reports[before_vaults:]]
+    assert not held, "\n".join(held)
 
 
 @pytest.fixture(scope="session")

@@ -8,7 +8,10 @@ import threading
 import time
 from pathlib import Path
 
+import pytest
+
 from tests.doubles.loop_watch import HELD_S_MAX, read_reports, watch_children, watched_loop
+from tests.doubles.vault_watch import EPOLL, VaultWatch
 
 
 def compute() -> None:
@@ -66,3 +69,44 @@ def test_a_process_of_its_own_is_watched(tmp_path: Path) -> None:
     for argument, times in (("status", 0), ("watch", 1)):
         subprocess.run([sys.executable, "-c", code, argument], env=env, check=True)
         assert len(read_reports(report)) == times
+
+
+VAULT = """
+import asyncio, sys, time
+async def main():
+    if sys.argv[2] == "blocks":
+        time.sleep(1000)
+    await asyncio.to_thread(time.sleep, 1000)
+time.sleep(float(sys.argv[4]))
+asyncio.run(main())
+"""
+"""Stands where the enclave does: its loop begins after a while."""
+
+
+@pytest.mark.parametrize("what", ["blocks", "serves"])
+def test_a_vault_whose_loop_is_blocked_is_named_from_outside(tmp_path: Path, what: str) -> None:
+    told, named = [], threading.Event()
+
+    def report(text: str) -> None:
+        told.append(text)
+        named.set()
+
+    watch = VaultWatch(tmp_path, report)
+    with subprocess.Popen([sys.executable, "-c", VAULT, "serve", what, tmp_path / "store", "0.6"]) as vault:
+        watch.start()
+        try:
+            if what == "blocks":
+                named.wait()
+            else:
+                until_idle(vault.pid)
+                assert not named.wait(3 * HELD_S_MAX)
+        finally:
+            watch.stop()
+            vault.kill()
+    assert len(told) == (what == "blocks")
+
+
+def until_idle(pid: int) -> None:
+    """Return once the process's loop waits for events, its other threads being at work."""
+    while Path(f"/proc/{pid}/syscall").read_text().split()[0] not in EPOLL:
+        time.sleep(0.01)

@@ -11,7 +11,7 @@ import pytest
 from dcupgrade.adapters.journal import Journal
 from dcupgrade.adapters.journal_thread import open_journal
 from dcupgrade.errors import DcupgradeError
-from dcupgrade.machine.events import Event, EventKind
+from dcupgrade.machine.events import Settled
 from dcupgrade.machine.state import State
 from dcupgrade.upgrade.ports import Entry
 
@@ -43,7 +43,7 @@ def disk(monkeypatch: pytest.MonkeyPatch) -> Iterator[SlowDisk]:
 
 
 def entry(number: int) -> Entry:
-    return Entry(State(), Event(EventKind.SETTLED), State(crashes=number), ())
+    return Entry(State(), Settled(""), State(crashes=number), ())
 
 
 async def test_the_loop_continues_while_the_disk_is_slow(tmp_path: Path, disk: SlowDisk) -> None:
@@ -100,6 +100,6 @@ async def test_errors_of_the_journal_reach_the_caller(tmp_path: Path) -> None:
         async with open_journal(tmp_path / "none" / "j"):
             pass
     async with open_journal(tmp_path / "j") as journal:
-        taken = Entry(State(), Event(EventKind.HOLD), State(), (), command_id=9)
+        taken = Entry(State(), Settled(""), State(), (), command_id=9)
         with pytest.raises(DcupgradeError, match="COMMAND_CANCELLED"):
             await journal.append(taken)
