@@ -60,7 +60,7 @@ VAULT_SHELLS = {
     "keyvault.handover.guarded_server",
     *("keyvault.handover.hpke", "keyvault.store.disk", "keyvault.store.sealed_store"),
     *("keyvault.vault.serve", "keyvault.vault.start_files", "keyvault.vault.vault", "keyvault.vault.opening"),
-    *("keyvault.vault.agent_api", "keyvault.vault.hygiene", "keyvault.vault.log_writer"),
+    *("keyvault.vault.agent_api", "keyvault.vault.hygiene", "keyvault.vault.log_writer", "keyvault.vault.steps"),
 }
 IMPURE = {
     *("aiodocker", "aiohttp", "asyncio", "http", "logging", "multiprocessing", "os", "pathlib", "random", "requests"),
