@@ -25,6 +25,7 @@ MANIFEST_BYTES_MAX = 1 * MIB
 IMAGE_MEMBERS_MAX = 4096
 PULL_SILENCE_S_MAX = 600.0
 _IMAGE_ID = re.compile(r"sha256:[0-9a-f]{64}\Z")
+_CONFIG_FILE = re.compile(r"(?:\A|/)([0-9a-f]{64})(?:\.json)?\Z")
 #: The engine passes a registry's answer on as text. The first group of words that is in it names the code.
 _REGISTRY_WORDS = (
     ("CONTAINER_REGISTRY_BUSY", ("toomanyrequests", "too many requests", "status: 429", "rate limit")),
@@ -56,20 +57,24 @@ _PULL_ADVICE = {
 }
 
 
-def holds_image(archive: Path, limits: ArchiveLimits) -> bool:
-    """Whether the file is an archive of one image, as `docker save` makes it. Blocking.
+def image_in(archive: Path, limits: ArchiveLimits) -> str | None:
+    """The id of the one image in an archive that `docker save` made; None if the file is no such archive. Blocking.
 
-    Its layout is the engine's to check; here its unpacked size is. Raises ARCHIVE_*; more than one image is refused.
+    The id is the digest of the image's configuration. That the content has it is the engine's to verify; here the
+    unpacked size is. Raises ARCHIVE_*; more than one image is refused.
     """
     bytes_max = limits.total_bytes_max  # a layer is a member: it may have all that the whole may have
     whole = ArchiveLimits(members_max=IMAGE_MEMBERS_MAX, member_bytes_max=bytes_max, total_bytes_max=bytes_max)
     data = read_member(archive, "manifest.json", whole, MANIFEST_BYTES_MAX)
     if data is None:
-        return False
+        return None
     try:
         manifest = json.loads(data)
         if len(manifest) != 1 or not isinstance(manifest[0], dict):
             raise ValueError(f"it describes {len(manifest)} images")
+        config = _CONFIG_FILE.search(str(manifest[0].get("Config")))
+        if config is None:
+            raise ValueError("it names no configuration")
     except (ValueError, TypeError, KeyError, RecursionError) as error:
         raise ProcessSupervisorError(
             code="ARCHIVE_CORRUPT",
@@ -77,7 +82,7 @@ def holds_image(archive: Path, limits: ArchiveLimits) -> bool:
             why=f"its manifest.json is not that of one image ({error})",
             action="This artefact is not used; tell its publisher",
         ) from error
-    return True
+    return f"sha256:{config[1]}"
 
 
 class ImageStore(ImageFiles):
@@ -184,10 +189,12 @@ class ImageStore(ImageFiles):
     async def load(self, archive: Path, limits: DownloadLimits) -> ReleaseImage | None:
         """Load the one image of an archive; None if the file is no such archive.
 
+        What the engine has afterwards is the image whose digest the archive names, or CONTAINER_IMAGE_CHANGED.
         Tags that are here keep pointing to the images that they point to, also if the load fails in its middle: an
         archive is not verified yet, and other programs start what those tags name. Raises ARCHIVE_*, CONTAINER_*.
         """
-        if not await asyncio.to_thread(holds_image, archive, limits.archive):
+        named = await asyncio.to_thread(image_in, archive, limits.archive)
+        if named is None:
             return None
         before = await self._tags()
         lines: list[str] = []
@@ -204,16 +211,24 @@ class ImageStore(ImageFiles):
             ids = {item["Id"] for item in facts if item is not None}
         finally:
             await self._point_back(before, ids or None)
-        if len(ids) == 1:
-            await self._require_native(next(item for item in facts if item is not None), archive.name)
-        else:
+        if len(ids) != 1:
             raise ProcessSupervisorError(
                 code="CONTAINER_IMAGE_MISSING",
                 what=f"load of {archive.name}",
                 why=f"the engine answered {lines[-3:]}",
                 action="Publish an archive that `docker save` made of one image",
             )
-        return ReleaseImage(_checked_id(ids.pop()), names[0])
+        found = next(item for item in facts if item is not None)
+        # With containerd's image store an id is the digest of the manifest, which older archives do not have.
+        if "Descriptor" not in found and found["Id"] != named:
+            raise ProcessSupervisorError(
+                code="CONTAINER_IMAGE_CHANGED",
+                what=f"load of {archive.name}",
+                why=f"the archive names {named}, the engine has {str(found['Id'])[:80]} under {names[0]}",
+                action="Nothing: it is loaded again. If it stays so, look who else tags images on this engine",
+            )
+        await self._require_native(found, archive.name)
+        return ReleaseImage(_checked_id(found["Id"]), names[0])
 
     async def _tags(self) -> dict[str, str]:
         """Every tag at the engine with the id of its image; what an archive says of its tags is not relied on."""

@@ -18,16 +18,19 @@ from urllib.request import url2pathname
 import aiohttp
 from multidict import CIMultiDictProxy
 
+from .car_file import CarFile
+from .content_id import ContentId
 from .errors import ProcessSupervisorError
 from .http_headers import content_length, continues_at, retry_after_s, strong_validator
 from .limits import DownloadLimits
 from .outbound import Outbound
 from .part_file import Fetched, Part, disk_error, download_error
-from .sources import ContentId, UrlSource
+from .sources import UrlSource
 from .threads import in_thread
 
 WRITE_S_MAX = 0.25
 """What a slow source gives is written after this many seconds, also if it is less than a chunk."""
+CAR_TYPE = "application/vnd.ipld.car"
 _RETRIED_STATUS = frozenset({408, 425, 429})
 
 
@@ -65,7 +68,9 @@ async def fetch(
     sleep: Sleep = asyncio.sleep,
 ) -> Fetched:
     """Download `source` into the part file `path`, resuming what is there. Raises DOWNLOAD_*, STAGING_DISK_*."""
-    download = _Download(outbound, source, Part(path, source, cids, limits), limits, progress, sleep)
+    checked = () if source.form == "car" else cids  # the blocks of a CAR are verified one by one
+    tree = cids[0] if source.form == "car" else None
+    download = _Download(outbound, source, tree, Part(path, source, checked, limits), limits, progress, sleep)
     try:
         async with asyncio.timeout(limits.total_s_max):
             await in_thread(download.part.open)
@@ -75,24 +80,33 @@ async def fetch(
         raise download_error("DOWNLOAD_DEADLINE", source.url, why, "It continues where it stopped") from error
     except OSError as error:
         raise disk_error(error, path.parent) from error
+    except ProcessSupervisorError:
+        if tree is not None:  # nothing continues a CAR
+            await in_thread(download.part.discard)
+        raise
     finally:
         await in_thread(download.part.close)
 
 
 class _Download:
-    """One source's artefact on its way into a part file. `last` says for people why the last attempt failed."""
+    """One source's artefact on its way into a part file, out of the CAR of `tree` if there is one.
+
+    `last` says for people why the last attempt failed.
+    """
 
     def __init__(
         self,
         outbound: Outbound,
         source: UrlSource,
+        tree: ContentId | None,
         part: Part,
         limits: DownloadLimits,
         progress: ProgressFn,
         sleep: Sleep,
     ) -> None:
         self.part, self.last = part, ""
-        self._outbound, self._source, self._limits = outbound, source, limits
+        self._outbound, self._source, self._tree, self._limits = outbound, source, tree, limits
+        self._car: CarFile | None = None
         self._progress, self._sleep = progress, sleep
 
     async def copy_file(self) -> Fetched:
@@ -158,6 +172,8 @@ class _Download:
         headers = {"Accept-Encoding": "identity"}
         if part.size and part.validator is not None:
             headers |= {"Range": f"bytes={part.size}-", "If-Range": part.validator}
+        if self._tree is not None:
+            headers["Accept"] = f"{CAR_TYPE}; version=1; order=dfs; dups=y"
         try:
             async with await self._outbound.get(source.url, headers, self._limits) as response:
                 await in_thread(self._accept, response.status, response.headers)
@@ -166,6 +182,8 @@ class _Download:
                 await self._take(response.content.iter_any())
             if response.status == 206 and part.total is not None and before < part.size < part.total:
                 return None
+            if self._car is not None and not self._car.complete:
+                raise download_error("DOWNLOAD_TRUNCATED", source.url, "the CAR ended before the file did", "")
             return await in_thread(part.finish)
         except aiohttp.ClientPayloadError as error:
             why = f"the connection ended after {part.size} bytes"
@@ -176,7 +194,7 @@ class _Download:
             failure = download_error("DOWNLOAD_UNREACHABLE", source.url, why, "Look at the network and at the server")
             raise _AttemptError(failure, retry=True) from error
         except ProcessSupervisorError as error:
-            if error.code == "DOWNLOAD_DIGEST_MISMATCH" and part.resumed:
+            if error.code in ("DOWNLOAD_DIGEST_MISMATCH", "DOWNLOAD_LAYOUT_UNKNOWN") and part.resumed:
                 # It may be the pieces that do not belong together. Only what came in one piece tells about the source.
                 await in_thread(part.reset, None, None)
                 raise _AttemptError(error, retry=True) from error
@@ -186,7 +204,7 @@ class _Download:
 
     async def _take(self, chunks: AsyncIterator[bytes]) -> None:
         """Write and hash what comes, one chunk behind: a thread does that while the next chunk is received."""
-        part, block, clock = self.part, bytearray(), asyncio.get_running_loop().time
+        block, clock = bytearray(), asyncio.get_running_loop().time
         behind: asyncio.Future[None] | None = None
         written_s = clock()
         try:
@@ -196,15 +214,33 @@ class _Download:
                     if behind is not None:
                         await behind
                     self._tell()
-                    behind, block = asyncio.ensure_future(in_thread(part.append, block)), bytearray()
+                    behind, block = asyncio.ensure_future(in_thread(self._append, block)), bytearray()
                     written_s = clock()
         finally:
             if behind is not None:
                 await behind
             # What came before the connection broke is kept.
             if block:
-                await in_thread(part.append, block)
+                await in_thread(self._append, block)
             self._tell()
+
+    def _append(self, data: bytearray) -> None:
+        """Write and hash what came: the bytes of the artefact, or a CAR that holds them. Blocking."""
+        if self._car is None:
+            self.part.append(data)
+            return
+        try:
+            content = self._car.feed(data)
+        except ValueError as error:
+            raise self._car_invalid(str(error)) from error
+        if self.part.total is None and self._car.size is not None:
+            self.part.total = self._car.size
+            self.part.require_room()
+        self.part.append(content)
+
+    def _car_invalid(self, why: str) -> ProcessSupervisorError:
+        action = "It is asked for as plain bytes too; if both fail, add another gateway to download.ipfs_gateways"
+        return download_error("DOWNLOAD_CAR_INVALID", self._source.url, why, action)
 
     def _tell(self) -> None:
         self._progress(Progress("download", self._source.url, self.part.size, self.part.total))
@@ -212,6 +248,13 @@ class _Download:
     def _accept(self, status: int, headers: CIMultiDictProxy[str]) -> None:
         """Bring the part file into the state that this answer continues, or raise _AttemptError. Blocking."""
         part, url = self.part, self._source.url
+        if status == 200 and self._tree is not None:
+            given = headers.get("Content-Type", "")
+            if given.partition(";")[0].strip().lower() != CAR_TYPE:
+                raise self._car_invalid(f"the gateway answered with {given[:100] or 'nothing that it calls a CAR'}")
+            self._car = CarFile(self._tree)
+            part.reset(None, None)  # the same bytes may come in another CAR the next time
+            return
         if status == 200:
             part.reset(strong_validator(headers), content_length(headers))
             return

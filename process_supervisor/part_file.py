@@ -11,9 +11,10 @@ import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
+from .content_id import ContentId
 from .errors import ProcessSupervisorError
 from .limits import MIB, DownloadLimits
-from .sources import ContentId, DigestCheck, UrlSource
+from .sources import DigestCheck, UrlSource
 
 SPACE_CHECK_BYTES = 16 * MIB
 META_BYTES_MAX = 16 * 1024
@@ -150,7 +151,10 @@ class Part:
         self.farthest = max(self.farthest, self.size)
 
     def finish(self) -> Fetched:
-        """Sync and verify the whole. Raises DOWNLOAD_TRUNCATED, DOWNLOAD_DIGEST_MISMATCH (nothing is kept then)."""
+        """Sync and verify the whole.
+
+        Raises DOWNLOAD_TRUNCATED, DOWNLOAD_DIGEST_MISMATCH and DOWNLOAD_LAYOUT_UNKNOWN (nothing is kept then).
+        """
         source = self._source.url
         if self.total is not None and self.size != self.total:
             why = f"{self.size} of {self.total} bytes were received"

@@ -1,16 +1,17 @@
-"""What the chain names as a source of a release: URLs, image references, CIDs. Pure decoding."""
+"""What the chain names as a source of a release: URLs and image references, and the check of what they give. Pure."""
 
 import hashlib
 import hmac
 import re
 from dataclasses import dataclass
+from typing import Literal
 from urllib.parse import urlsplit
 
+from .content_id import ContentId
 from .errors import ProcessSupervisorError
+from .known_layouts import KnownLayouts
 
 SOURCE_CHARS_MAX = 4096
-# Multihash codes (https://github.com/multiformats/multicodec/blob/master/table.csv) that hashlib computes.
-_HASHES = {0x12: ("sha256", 32), 0x13: ("sha512", 64), 0x14: ("sha3_512", 64), 0x16: ("sha3_256", 32)}
 _ENCLAVE_ID = re.compile(r"[0-9a-f]{64}\Z")
 # The grammar of https://github.com/distribution/reference (reference.go), lengths as there.
 _COMPONENT = r"[a-z0-9]+(?:(?:\.|_|__|-+)[a-z0-9]+)*"
@@ -26,11 +27,15 @@ _IMAGE = re.compile(
 
 @dataclass(frozen=True, slots=True)
 class UrlSource:
-    """An archive behind a URL; `scheme` is http, https or file. `sha256` (hex) where the fragment gives it."""
+    """An archive behind a URL; `scheme` is http, https or file. `sha256` (hex) where the fragment gives it.
+
+    `form` is how a gateway is asked for it: as it is, or in a CAR with the blocks that prove it.
+    """
 
     scheme: str
     url: str
     sha256: str | None = None
+    form: Literal["plain", "car"] = "plain"
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,20 +49,6 @@ class ImageReference:
     def __str__(self) -> str:
         tag = f":{self.tag}" if self.tag else ""
         return f"{self.name}{tag}@{self.digest}" if self.digest else f"{self.name}{tag}"
-
-
-@dataclass(frozen=True, slots=True)
-class ContentId:
-    """A decoded IPFS CID. `hash_name` is None where the content cannot be verified as one stream of bytes.
-
-    Only the `raw` codec names the hash of the bytes themselves; `dag-pb` (every CIDv0) names the root of a tree whose
-    shape depends on how the file was added, so it is reported as not verifiable instead of being guessed.
-    """
-
-    text: str
-    codec: str
-    hash_name: str | None
-    digest: bytes
 
 
 def _unsupported(text: str, why: str) -> ProcessSupervisorError:
@@ -110,43 +101,25 @@ def _decode_fragment(text: str, fragment: str) -> str | None:
     return match[1]
 
 
-def decode_cid(text: str) -> ContentId:
-    """Decode a CID (version 0 or 1, any multibase). Raises DOWNLOAD_SOURCE_UNSUPPORTED."""
-    if not text or len(text) > 256 or not text.isascii() or not text.isalnum():
-        raise _unsupported(text, "it is not a CID")
-    try:
-        import cid as py_cid  # large, and most releases name no CID
-
-        decoded = py_cid.make_cid(text)
-        # <hash code> <length> <digest>; both numbers are varints, of one byte each for every hash known here.
-        code, length, digest = decoded.multihash[0], decoded.multihash[1], bytes(decoded.multihash[2:])
-        codec = str(decoded.codec)
-    except Exception as error:  # py-cid and its parts raise many types for bad text
-        raise _unsupported(text, f"it is not a CID ({type(error).__name__})") from error
-    known = _HASHES.get(code)
-    if known is not None and not len(digest) == length == known[1]:
-        raise _unsupported(text, "its digest has the wrong length")
-    verifiable = known is not None and codec == "raw"
-    return ContentId(text, codec, known[0] if known and verifiable else None, digest)
-
-
 class DigestCheck:
     """Hashes what is received, and afterwards verifies it against the digest of the source and the CIDs.
 
-    `sha256` is always computed. With verifiable CIDs the content has to match one of them: they name mirrors of the
+    `sha256` is always computed. Where there are CIDs the content has to match one of them: they name mirrors of the
     same artefact.
     """
 
     def __init__(self, sha256: str | None, cids: tuple[ContentId, ...]) -> None:
         self._expected_sha256 = sha256
-        self._cids = tuple(item for item in cids if item.hash_name is not None)
-        names = {"sha256"} | {item.hash_name for item in self._cids if item.hash_name is not None}
-        self._hashes = {name: hashlib.new(name) for name in names}
+        self._cids = cids
+        self._hashes = {name: hashlib.new(name) for name in {"sha256"} | {item.hash_name for item in cids}}
+        self._trees = [KnownLayouts(version) for version in {item.version for item in cids if item.is_tree}]
 
     def update(self, data: bytes | bytearray | memoryview) -> None:
         """Take the next bytes of the artefact."""
         for digest in self._hashes.values():
             digest.update(data)
+        for tree in self._trees:
+            tree.update(data)
 
     @property
     def sha256(self) -> str:
@@ -154,15 +127,18 @@ class DigestCheck:
         return self._hashes["sha256"].hexdigest()
 
     def verify(self, what: str) -> None:
-        """Raise DOWNLOAD_DIGEST_MISMATCH if the whole content is not what was named."""
+        """Raise unless the whole content is what was named; call it once.
+
+        Raises DOWNLOAD_DIGEST_MISMATCH, and DOWNLOAD_LAYOUT_UNKNOWN where it may be right all the same.
+        """
         if self._expected_sha256 is not None and not hmac.compare_digest(self.sha256, self._expected_sha256):
             raise _mismatch(what, f"expected sha256 {self._expected_sha256}, received {self.sha256}")
-        if self._cids and not any(self._matches(item) for item in self._cids):
+        if not self._cids:
+            return
+        found = {ContentId("raw", name, value.digest()) for name, value in self._hashes.items()}
+        if found.union(*(tree.roots() for tree in self._trees)).isdisjoint(self._cids):
             listed = ", ".join(item.text for item in self._cids)
-            raise _mismatch(what, f"sha256 {self.sha256} is none of the CIDs {listed}")
-
-    def _matches(self, item: ContentId) -> bool:
-        return item.hash_name is not None and self._hashes[item.hash_name].digest() == item.digest
+            raise (_layout_unknown if self._trees else _mismatch)(what, f"sha256 {self.sha256} is none of {listed}")
 
 
 def _mismatch(what: str, why: str) -> ProcessSupervisorError:
@@ -172,4 +148,14 @@ def _mismatch(what: str, why: str) -> ProcessSupervisorError:
         why=why,
         action="The source serves something else than the publisher named; tell the publisher",
         kind="rejected",
+    )
+
+
+def _layout_unknown(what: str, why: str) -> ProcessSupervisorError:
+    # Transient: another gateway may give the blocks themselves, and then it is seen which of the two it is.
+    return ProcessSupervisorError(
+        code="DOWNLOAD_LAYOUT_UNKNOWN",
+        what=what,
+        why=f"{why} in any layout that is known here",
+        action="Add a gateway that gives CARs to download.ipfs_gateways, or ask the publisher for a URL",
     )

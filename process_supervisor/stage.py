@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Protocol
 
 from .archive import unpack
+from .content_id import ContentId, decode_cid
 from .errors import ProcessSupervisorError
 from .fetch import Progress, ProgressFn, fetch
 from .limits import DownloadLimits
@@ -40,7 +41,7 @@ from .slots import (
     verify_folder,
     write_file,
 )
-from .sources import ContentId, ImageReference, UrlSource, decode_cid, decode_source, is_enclave_id
+from .sources import ImageReference, UrlSource, decode_source, is_enclave_id
 from .threads import in_thread
 
 EXTRA_FILE_BYTES_MAX = 64 * 1024
@@ -177,18 +178,27 @@ def _plan(request: StageRequest, limits: DownloadLimits, *, containers: bool) ->
         if isinstance(decoded, ImageReference) and not containers:
             refusals.append(_needs_containers(text))
         else:
-            plan.append((decoded, tuple(cids)))
+            # The root of a tree depends on more than the file's content, so only a gateway's answer is held against it.
+            plan.append((decoded, tuple(item for item in cids if not item.is_tree)))
     for gateway in limits.ipfs_gateways:
-        plan += [(_at_gateway(gateway, item), (item,)) for item in cids]
+        plan += [(source, (item,)) for item in cids for source in _at_gateway(gateway, item)]
     if cids and not limits.ipfs_gateways:
         refusals.append(_needs_gateway(cids[0]))
     return plan, refusals
 
 
-def _at_gateway(gateway: str, cid: ContentId) -> UrlSource:
-    """Where a gateway has the CID: in place of `{cid}`, else below `/ipfs/`."""
+def _at_gateway(gateway: str, cid: ContentId) -> list[UrlSource]:
+    """Where a gateway has the CID: in place of `{cid}`, else below `/ipfs/`. Of a tree its blocks are asked for first.
+
+    Many gateways give no blocks, and what they send cannot be resumed; the plain bytes have neither problem, but prove
+    a tree only if it has one of the known layouts.
+    """
     url = gateway if "{cid}" in gateway else f"{gateway.rstrip('/')}/ipfs/{{cid}}"
-    return UrlSource(url.partition(":")[0].lower(), url.replace("{cid}", cid.text))
+    plain = UrlSource(url.partition(":")[0].lower(), url.replace("{cid}", cid.text))
+    if not cid.is_tree:
+        return [plain]
+    with_query = plain.url + ("&" if "?" in plain.url else "?")
+    return [UrlSource(plain.scheme, f"{with_query}format=car&car-order=dfs&car-dups=y", form="car"), plain]
 
 
 def _needs_gateway(cid: ContentId) -> ProcessSupervisorError:

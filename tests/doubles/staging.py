@@ -13,8 +13,6 @@ from tests.unit.process_supervisor.conftest import ENCLAVE
 BIG = b"image" * 200_000
 CUT = 700_000
 OTHER = "cd" * 32
-# Names the root of a tree; it cannot be compared with a stream of bytes.
-TREE_CID = "QmYwAPJzv5CZsnA625s3Xf2nemtYgPpHdWEz79ojWnPbdG"
 SIGNATURE = {"network.sig": b"bsignature"}
 
 

@@ -13,7 +13,7 @@ import pytest
 
 from devnet.chain import DevChain
 from devnet.docker.engine import PrivateEngine, missing_tools
-from devnet.field import manager
+from devnet.field import ipfs, manager
 from devnet.field.image import REPOSITORY, SIGNED_ENCLAVE, ImageBuilder
 from devnet.field.registry import image_registry
 from devnet.release_builder import BuiltRelease, NodeTraits, ReleaseKeys
@@ -36,6 +36,7 @@ class Field:
     private_engine: PrivateEngine
     images: ImageBuilder
     registry: str
+    gateway: ipfs.Gateway
 
     def release(self, version: str, traits: NodeTraits | None = None) -> BuiltRelease:
         return self.world.builder.build(version, traits or NodeTraits(features=("stats",)), name=f"field-{version}")
@@ -52,6 +53,15 @@ class Field:
 
         await asyncio.to_thread(push)
         return reference
+
+    async def archive_cid(self, release: BuiltRelease) -> str:
+        """Build the release's image and put its archive on IPFS; gives its CID. Nothing of it stays at the engine."""
+        tag = await asyncio.to_thread(self.images.build, release)
+        path = self.world.folder / f"{release.version}.image.tar"
+        await asyncio.to_thread(self.images.save, tag, path)
+        data = await asyncio.to_thread(path.read_bytes)
+        path.unlink()
+        return await asyncio.to_thread(self.gateway.add, data)
 
     async def command(self, *arguments: str) -> str:
         return await self.world.dcupgrade("--config", str(self.world.settings_path), *arguments)
@@ -90,8 +100,18 @@ def five_field_chain() -> Iterator[DevChain]:
 
 
 @pytest.fixture
+async def gateway() -> AsyncIterator[ipfs.Gateway]:
+    async with ipfs.gateway() as made:
+        yield made
+
+
+@pytest.fixture
 async def field(
-    five_field_chain: DevChain, private_engine: PrivateEngine, release_keys: ReleaseKeys, tmp_path: Path
+    five_field_chain: DevChain,
+    private_engine: PrivateEngine,
+    release_keys: ReleaseKeys,
+    gateway: ipfs.Gateway,
+    tmp_path: Path,
 ) -> AsyncIterator[Field]:
     host = manager.Host(tmp_path / "host")
     overrides = {
@@ -108,6 +128,7 @@ async def field(
             "identity": "sigstruct",
             "signed_enclave": SIGNED_ENCLAVE,
         },
+        "download": {"ipfs_gateways": [gateway.url]},
         "vault": {"cpu_dir": str(host.etc / "cpu")},
     }
     opened = World.open(
@@ -120,7 +141,7 @@ async def field(
             about = {"port": world.ports["node"], "upgrader": f"http://127.0.0.1:{world.ports['vault']}"}
             with host.prepared(**about, makes_keys="0.0.1"):
                 try:
-                    yield Field(world, host, docker, private_engine, images, registry)
+                    yield Field(world, host, docker, private_engine, images, registry, gateway)
                 finally:
                     await world.stop_agent()
                     await asyncio.to_thread(_clean, private_engine)
@@ -155,16 +176,18 @@ async def test_a_node_of_the_field_is_taken_over_upgraded_and_gone_back_to(field
     rows = await world.wait_for("the node taken over", lambda rows: rows != [], within_s=60)
     assert (rows[0]["kind"], rows[0]["running"]) == ("adopted", first.enclave_id)
 
-    second = await _by_reference(field, first_id)
+    await _by_reference(field, first_id)
     await field.objects_are_read("first")
     await field.put("second")
-    await _does_not_start(field, second)
+    third = await _by_cid(field)
     await field.objects_are_read("first", "second")
-    await _manager_runs(field, second)
+    await _does_not_start(field, third)
+    await field.objects_are_read("first", "second")
+    await _manager_runs(field, third)
     await field.objects_are_read("first", "second")
 
 
-async def _by_reference(field: Field, first_id: str) -> BuiltRelease:
+async def _by_reference(field: Field, first_id: str) -> None:
     """By its tag, which moves after it was resolved: what was resolved first is what runs."""
     world, second = field.world, field.release("0.0.2")
     seq = world.last_seq()
@@ -190,7 +213,18 @@ async def _by_reference(field: Field, first_id: str) -> BuiltRelease:
     assert "DCSTORAGE_VERSION=0.0.2" in found["Config"]["Env"]  # type: ignore[index]
     status = json.loads(await field.command("status", "--json"))
     assert status["identity"] == dict.fromkeys(status["identity"], "sigstruct")
-    return second
+
+
+async def _by_cid(field: Field) -> BuiltRelease:
+    """The chain's reference leads nowhere; the archive on IPFS is verified while it comes, and loaded."""
+    world, third, seq = field.world, field.release("0.0.3"), field.world.last_seq()
+    cid = await field.archive_cid(third)
+    await world.publish(third, origin_url=f"{field.registry}/dcnetio/nowhere:0.0.3", cids=(cid,))
+    await world.wait_committed(third.enclave_id, after=seq)
+    await world.wait_serving(third.enclave_id)
+    assert field.gateway.asked == ["car"]
+    assert "DCSTORAGE_VERSION=0.0.3" in (await field.container())["Config"]["Env"]  # type: ignore[index]
+    return third
 
 
 async def _does_not_start(field: Field, serving: BuiltRelease) -> None:

@@ -15,7 +15,7 @@ import pytest
 from aiohttp import web
 
 from devnet.docker.engine import BASE_IMAGE, PrivateEngine, missing_tools
-from process_supervisor.container_images import ImageStore, holds_image
+from process_supervisor.container_images import ImageStore, image_in
 from process_supervisor.engine_client import engine
 from process_supervisor.errors import ProcessSupervisorError
 from process_supervisor.limits import DownloadLimits
@@ -228,7 +228,7 @@ async def test_an_archive_of_an_image_is_loaded(
 ) -> None:
     private_engine.docker("tag", BASE_IMAGE, "dc/node:1.1.0")
     held = await docker.images.inspect("dc/node:1.1.0")
-    assert holds_image(archive, LIMITS.archive)
+    assert image_in(archive, LIMITS.archive)
     store, slots = ImageStore(docker), tmp_path / "slots"
     staged = await stage(request(archive.as_uri()), slots, measure, LIMITS, images=store)
     assert (staged.path / "enclave.pyz").read_bytes() == b"image"

@@ -46,6 +46,7 @@ class FaultyServer:
 
     content: bytes = b""
     etag: str | None = '"v1"'
+    content_type: str = "application/octet-stream"
     requests: list[dict[str, str]] = field(default_factory=list)
     cut_after: list[int] = field(default_factory=list)
     behave: Callable[[web.Request], web.StreamResponse | None] | None = None
@@ -64,7 +65,7 @@ class FaultyServer:
             headers["Content-Range"] = f"bytes {first}-{len(self.content) - 1}/{len(self.content)}"
         body = self.content[first:]
         response = web.StreamResponse(status=status, headers=headers)
-        response.content_length = len(body)
+        response.content_length, response.content_type = len(body), self.content_type
         await response.prepare(request)
         cut = self.cut_after.pop(0) if self.cut_after else None
         await response.write(body if cut is None else body[:cut])

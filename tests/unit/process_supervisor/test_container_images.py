@@ -15,7 +15,7 @@ from aiohttp import web
 
 from process_supervisor import container_images as module
 from process_supervisor.container_driver import LABEL_COMMAND, LABEL_NODE, LABEL_OWNER, ContainerDriver
-from process_supervisor.container_images import ImageStore, holds_image
+from process_supervisor.container_images import ImageStore, image_in
 from process_supervisor.engine_client import engine
 from process_supervisor.errors import ProcessSupervisorError
 from process_supervisor.limits import ArchiveLimits, DownloadLimits
@@ -25,7 +25,7 @@ from .conftest import member, release_tar, tar_bytes
 
 OLD, NEW, THIRD = ("sha256:" + digit * 64 for digit in "123")
 LIMITS = DownloadLimits()
-MANIFEST = member("manifest.json", json.dumps([{"RepoTags": ["dc/node:2"]}]).encode())
+MANIFEST = member("manifest.json", json.dumps([{"Config": f"{'2' * 64}.json", "RepoTags": ["dc/node:2"]}]).encode())
 
 
 @dataclass
@@ -45,6 +45,7 @@ class FakeEngine:
     auth: list[str | None] = field(default_factory=list)
     stats: dict[str, dict[str, object]] = field(default_factory=dict)
     image_config: dict[str, object] = field(default_factory=dict)
+    about: dict[str, object] = field(default_factory=dict)
     go_on: asyncio.Event = field(default_factory=asyncio.Event)
 
     def app(self) -> web.Application:
@@ -91,7 +92,7 @@ class FakeEngine:
         found = name if name.startswith("sha256:") else self.tags.get(name)
         if found is None:
             return web.json_response({"message": "no such image"}, status=404)
-        about = {"Os": "linux", "Architecture": self.architecture, "Config": self.image_config}
+        about = {"Os": "linux", "Architecture": self.architecture, "Config": self.image_config, **self.about}
         return web.json_response({"Id": found, "RepoDigests": self.digests, **about})
 
     async def load(self, request: web.Request) -> web.Response:
@@ -187,6 +188,24 @@ async def test_an_archive_does_not_move_the_machines_tags(
         assert fake.tags == {"python:3": OLD, "other:1": THIRD, "dc/node:2": NEW}
 
 
+@pytest.mark.parametrize("store", ["classic", "containerd"])
+async def test_what_an_archive_names_is_what_the_engine_has(
+    fake: FakeEngine, docker: aiodocker.Docker, tmp_path: Path, store: str
+) -> None:
+    """Somebody moved the tag between the load and the look at it; containerd's store has ids of another kind."""
+    fake.loads = {"dc/node:2": THIRD}
+    fake.says = [{"stream": "Loaded image: dc/node:2\n"}]
+    if store == "containerd":
+        fake.about = {"Descriptor": {"digest": THIRD}}
+        loaded = await ImageStore(docker).load(archive(tmp_path), LIMITS)
+        assert loaded is not None
+        assert loaded.image_id == THIRD
+        return
+    with pytest.raises(ProcessSupervisorError) as caught:
+        await ImageStore(docker).load(archive(tmp_path), LIMITS)
+    assert (caught.value.code, caught.value.kind) == ("CONTAINER_IMAGE_CHANGED", "transient")
+
+
 async def test_what_others_tag_during_a_load_stays(fake: FakeEngine, docker: aiodocker.Docker, tmp_path: Path) -> None:
     fake.tags = {"built:1": OLD}
     fake.loads = {"dc/node:2": NEW, "built:1": THIRD}  # the second one by a build of somebody
@@ -203,19 +222,19 @@ def test_a_bomb_does_not_reach_the_engine(tmp_path: Path) -> None:
         for order in ([MANIFEST, *members], [*members, MANIFEST]):
             path.write_bytes(tar_bytes(*order))
             with pytest.raises(ProcessSupervisorError, match="ARCHIVE_TOO_LARGE"):
-                holds_image(path, limits)
+                image_in(path, limits)
     path.write_bytes(gzip.compress(tar_bytes(MANIFEST, member("a/layer.tar", bytes(900_000)), compress=False)))
-    assert holds_image(path, limits)
+    assert image_in(path, limits)
     path.write_bytes(release_tar())
-    assert not holds_image(path, limits)
+    assert image_in(path, limits) is None
 
 
-@pytest.mark.parametrize("text", [b"[]", b"{}", b"[{}, {}]", b"x", b"[1]", b'{"a": 1}', b"5", b"[" * 100_000])
+@pytest.mark.parametrize("text", [b"[]", b"{}", b"[{}, {}]", b"x", b"[1]", b'{"a": 1}', b"5", b"[{}]", b"[" * 100_000])
 def test_a_manifest_that_is_not_of_one_image(tmp_path: Path, text: bytes) -> None:
     path = tmp_path / "image.tar"
     path.write_bytes(tar_bytes(member("manifest.json", text)))
     with pytest.raises(ProcessSupervisorError, match="ARCHIVE_CORRUPT"):
-        holds_image(path, LIMITS.archive)
+        image_in(path, LIMITS.archive)
 
 
 async def test_a_tag_is_pinned_to_the_digest_that_its_own_repository_knows(

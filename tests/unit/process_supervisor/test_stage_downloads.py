@@ -7,11 +7,11 @@ import os
 from dataclasses import replace
 from pathlib import Path
 
-import cid
 import pytest
 from aiohttp import web
 from multidict import CIMultiDict, CIMultiDictProxy
 
+from devnet.field import ipfs
 from process_supervisor import part_file
 from process_supervisor import slots as slots_module
 from process_supervisor.errors import ProcessSupervisorError
@@ -19,7 +19,7 @@ from process_supervisor.http_headers import strong_validator
 from process_supervisor.limits import DownloadLimits
 from process_supervisor.outbound import Outbound
 from process_supervisor.stage import stage
-from tests.doubles.staging import BIG, CUT, OTHER, TREE_CID, failure, measure, part_of, request
+from tests.doubles.staging import BIG, CUT, OTHER, failure, measure, part_of, request
 
 from .conftest import ENCLAVE, FaultyServer, release_tar, sha256
 
@@ -358,34 +358,11 @@ async def test_digests_and_cids_are_verified(server: FaultyServer, slots: Path, 
     server.content = release_tar()
     wrong = f"{server.url}#sha256={'0' * 64}"
     assert (await failure(request(wrong), slots, limits)).code == "DOWNLOAD_DIGEST_MISMATCH"
-    other = cid.CIDv1("raw", b"\x12\x20" + bytes(32)).encode("base32").decode()
+    other = ipfs.raw_block(b"other").text
     assert (await failure(request(server.url, cids=(other,)), slots, limits)).code == "DOWNLOAD_DIGEST_MISMATCH"
     good = f"{server.url}#sha256={sha256(server.content)}"
-    mine = cid.CIDv1("raw", b"\x12\x20" + bytes.fromhex(sha256(server.content))).encode("base32").decode()
+    mine = ipfs.raw_block(server.content).text
     assert (await stage(request(good, cids=(mine,)), slots, measure, limits)).path.is_dir()
-
-
-async def test_a_gateway_serves_a_cid(server: FaultyServer, slots: Path, limits: DownloadLimits) -> None:
-    server.content = release_tar()
-    mine = cid.CIDv1("raw", b"\x12\x20" + bytes.fromhex(sha256(server.content))).encode("base32").decode()
-    gateway = server.url.removesuffix("/release.tar")
-    req = request("ghcr.io/x/y:1", cids=(mine,))
-    assert (await failure(req, slots, limits)).code == "DOWNLOAD_SOURCE_UNSUPPORTED"
-    staged = await stage(req, slots, measure, replace(limits, ipfs_gateways=(gateway,)))
-    assert staged.source == f"{gateway}/ipfs/{mine}"
-
-
-async def test_the_settings_say_where_in_a_gateways_address_the_cid_goes(
-    server: FaultyServer, slots: Path, limits: DownloadLimits
-) -> None:
-    server.content = release_tar()
-    gateway = server.url.replace("/release.tar", "/get/{cid}/file?download=true").replace("http:", "HTTP:")
-    req = request(cids=(TREE_CID,))
-    error = await failure(req, slots, limits)
-    assert (error.code, error.kind) == ("DOWNLOAD_SOURCE_UNSUPPORTED", "transient")
-    assert "download.ipfs_gateways" in error.action
-    await stage(req, slots, measure, replace(limits, ipfs_gateways=(gateway,)))
-    assert server.requests[-1][":path"] == f"/get/{TREE_CID}/file?download=true"
 
 
 async def test_what_lies_in_a_slot_can_be_read_by_a_containers_user(

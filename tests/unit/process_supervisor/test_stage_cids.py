@@ -1,0 +1,144 @@
+"""Releases by CID: from gateways that give the blocks, and from those that give only bytes."""
+
+from collections.abc import AsyncIterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from aiohttp import web
+
+from devnet.field import ipfs
+from process_supervisor.limits import DownloadLimits
+from process_supervisor.stage import stage
+from tests.doubles.staging import BIG, CUT, failure, measure, request
+
+from .conftest import FaultyServer, release_tar, sha256
+
+RELEASE = release_tar(BIG)
+
+
+@pytest.fixture
+async def gateway() -> AsyncIterator[ipfs.Gateway]:
+    async with ipfs.gateway() as made:
+        yield made
+
+
+def at(limits: DownloadLimits, *gateways: str) -> DownloadLimits:
+    return replace(limits, ipfs_gateways=gateways)
+
+
+async def test_a_cid_of_bytes_is_had_from_a_gateway(server: FaultyServer, slots: Path, limits: DownloadLimits) -> None:
+    server.content = release_tar()
+    mine = ipfs.raw_block(server.content).text
+    gateway = server.url.removesuffix("/release.tar")
+    req = request("ghcr.io/x/y:1", cids=(mine,))
+    assert (await failure(req, slots, limits)).code == "DOWNLOAD_SOURCE_UNSUPPORTED"
+    staged = await stage(req, slots, measure, at(limits, gateway))
+    assert staged.source == f"{gateway}/ipfs/{mine}"
+    assert len(server.requests) == 1
+
+
+@pytest.mark.parametrize("how", [{}, {"raw": True, "version": 1}, {"chunk": 5000, "width": 3}])
+async def test_a_tree_is_verified_block_by_block(
+    gateway: ipfs.Gateway, slots: Path, limits: DownloadLimits, how: dict[str, int]
+) -> None:
+    """Whatever its layout is."""
+    cid = gateway.add(RELEASE, **how)
+    seen = []
+    staged = await stage(request(cids=(cid,)), slots, measure, at(limits, gateway.url), progress=seen.append)
+    assert (staged.digest, staged.size) == (sha256(RELEASE), len(RELEASE))
+    assert gateway.asked == ["car"]
+    assert {item.total_bytes for item in seen if item.received_bytes} == {len(RELEASE)}
+
+
+async def test_plain_bytes_prove_themselves_by_a_known_layout(
+    gateway: ipfs.Gateway, slots: Path, limits: DownloadLimits
+) -> None:
+    gateway.gives_cars = False
+    cid = gateway.add(RELEASE)
+    assert (await stage(request(cids=(cid,)), slots, measure, at(limits, gateway.url))).digest == sha256(RELEASE)
+    assert gateway.asked == ["plain", "plain"], "the first answer was not the CAR that was asked for, and is not read"
+
+
+async def test_bytes_in_an_unknown_layout_are_had_from_another_gateway(
+    gateway: ipfs.Gateway, slots: Path, limits: DownloadLimits
+) -> None:
+    cid = gateway.add(RELEASE, chunk=5000)
+    async with ipfs.gateway(gives_cars=False) as other:
+        other.add(RELEASE, chunk=5000)
+        error = await failure(request(cids=(cid,)), slots, at(limits, other.url))
+        assert (error.code, error.kind) == ("DOWNLOAD_SOURCES_FAILED", "transient")
+        assert "DOWNLOAD_CAR_INVALID" in error.why
+        assert "DOWNLOAD_LAYOUT_UNKNOWN" in error.why
+        staged = await stage(request(cids=(cid,)), slots, measure, at(limits, other.url, gateway.url))
+    assert staged.source.startswith(gateway.url)
+
+
+@pytest.mark.parametrize("cars", [True, False])
+async def test_a_gateway_with_other_bytes_condemns_nothing(slots: Path, limits: DownloadLimits, cars: bool) -> None:
+    async with ipfs.gateway(gives_cars=cars) as liar:
+        cid = ipfs.add(RELEASE).text
+        liar.files[cid] = (ipfs.add(RELEASE + b"?"), RELEASE + b"?")
+        error = await failure(request(cids=(cid,)), slots, at(limits, liar.url))
+    assert error.kind == "transient"
+    assert not list((slots / ".incoming").glob("*.part"))
+
+
+async def test_a_car_that_breaks_off_is_asked_for_again(
+    server: FaultyServer, slots: Path, limits: DownloadLimits
+) -> None:
+    root = ipfs.add(RELEASE)
+    server.content, server.cut_after = ipfs.car(root), [CUT]
+    server.content_type = ipfs.CAR
+    staged = await stage(
+        request(cids=(root.text,)), slots, measure, at(limits, server.url.removesuffix("/release.tar"))
+    )
+    assert staged.digest == sha256(RELEASE)
+    assert ["Range" in item for item in server.requests] == [False, False], "a CAR is never resumed"
+    assert all("format=car" in item[":path"] and "order=dfs; dups=y" in item["Accept"] for item in server.requests)
+
+
+async def test_a_car_that_ends_too_early_is_truncated(
+    server: FaultyServer, slots: Path, limits: DownloadLimits
+) -> None:
+    root = ipfs.add(RELEASE, chunk=10000)
+    server.content = ipfs.car(root, list(root.walk())[:50])
+    server.content_type = ipfs.CAR
+    server.behave = lambda req: None if "format=car" in req.path_qs else web.Response(status=404)
+    error = await failure(request(cids=(root.text,)), slots, at(limits, server.url.removesuffix("/release.tar")))
+    assert "DOWNLOAD_TRUNCATED" in error.why
+    assert error.kind == "transient"
+
+
+async def test_the_size_of_a_tree_is_looked_at_before_its_bytes_come(
+    gateway: ipfs.Gateway, slots: Path, limits: DownloadLimits
+) -> None:
+    cid = gateway.add(RELEASE)
+    small = replace(at(limits, gateway.url), size_bytes_max=len(RELEASE) - 1)
+    assert (await failure(request(cids=(cid,)), slots, small)).code == "DOWNLOAD_TOO_LARGE"
+    full = replace(at(limits, gateway.url), free_bytes_min=2**62)
+    assert (await failure(request(cids=(cid,)), slots, full)).code == "STAGING_DISK_FULL"
+
+
+async def test_a_url_of_the_chain_is_not_held_against_a_tree(
+    server: FaultyServer, slots: Path, limits: DownloadLimits
+) -> None:
+    """A tree's CID depends on more than the content; the measurement decides."""
+    server.content = release_tar()
+    tree = ipfs.add(b"the same in another layout").text
+    assert (await stage(request(server.url, cids=(tree,)), slots, measure, limits)).source == server.url
+
+
+async def test_the_settings_say_where_in_a_gateways_address_the_cid_goes(
+    server: FaultyServer, slots: Path, limits: DownloadLimits
+) -> None:
+    server.content = release_tar()
+    gateway = server.url.replace("/release.tar", "/get/{cid}/file?download=true").replace("http:", "HTTP:")
+    tree = ipfs.add(server.content).text
+    error = await failure(request(cids=(tree,)), slots, limits)
+    assert (error.code, error.kind) == ("DOWNLOAD_SOURCE_UNSUPPORTED", "transient")
+    assert "download.ipfs_gateways" in error.action
+    await stage(request(cids=(tree,)), slots, measure, at(limits, gateway))
+    paths = [item[":path"] for item in server.requests]
+    assert paths[0].startswith(f"/get/{tree}/file?download=true&format=car")
+    assert paths[1] == f"/get/{tree}/file?download=true"
