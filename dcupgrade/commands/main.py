@@ -10,13 +10,14 @@ import platform
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import click
 
 from dcupgrade import __version__
 from dcupgrade.errors import why_of
 from dcupgrade.settings import load
+from dcupgrade.settings.profiles import PROFILES, Pinned, filled_policy
 
 OPERATOR = "dcupgrade.commands.operator"
 LAZY: dict[str, tuple[str, str, str]] = {
@@ -211,11 +212,38 @@ def config_show(ctx: click.Context) -> None:
 
 
 @config.command("example")
-def config_example() -> None:
-    """Print a commented settings file with every key and its default."""
+@click.option("--profile", type=click.Choice(list(PROFILES)), help="Fill it in for a host of this kind.")
+@click.option("--policy", is_flag=True, help="Print the measured policy of that profile's vault instead.")
+@click.option("--network-key", "network_keys", multiple=True, help="Public key of the network; repeatable.")
+@click.option("--checkpoint", type=click.File(), help="What `dcupgrade chain checkpoint` printed, to be pinned.")
+def config_example(profile: str | None, policy: bool, network_keys: tuple[str, ...], checkpoint: TextIO | None) -> None:
+    """Print a commented settings file with every key and its default.
+
+    With --profile it is complete for a host of that kind: `dcnet-container` (a node of the DC network in its
+    container), `gramine-process` (a node as a process, under Gramine), `reference` (development). With --policy the
+    `policy.json` that its vault is built with is printed; network keys and checkpoint go into both.
+    """
     from dcupgrade.settings import reference as settings_reference
 
-    click.echo(settings_reference.example_toml())
+    if profile is None and (policy or network_keys or checkpoint):
+        raise click.UsageError("--policy, --network-key and --checkpoint need --profile.")
+    pinned = Pinned(network_keys, _checkpoint(checkpoint) if checkpoint is not None else None)
+    if policy and profile:
+        click.echo(json.dumps(filled_policy(profile, pinned), indent=2, ensure_ascii=False))
+    else:
+        click.echo(settings_reference.example_toml(profile or "", pinned))
+
+
+def _checkpoint(file: TextIO) -> dict[str, Any]:
+    """The checkpoint in a file. Raises CHECKPOINT_INVALID."""
+    from chain_watcher.proof.grandpa import Checkpoint
+
+    try:
+        found = json.load(file)
+    except (ValueError, RecursionError):
+        found = None
+    Checkpoint.from_json(found)
+    return dict(found)
 
 
 @contextlib.contextmanager

@@ -1,13 +1,15 @@
 """The settings' reference, generated from the settings themselves."""
 
 import json
+import textwrap
 import typing
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import attrs
 
+from .profiles import PROFILES, Pinned, Values, filled_settings
 from .schema import Settings
 
 REQUIRED = {
@@ -37,19 +39,29 @@ def _tables(cls: type, prefix: str) -> Iterator[tuple[str, type, bool]]:
             yield from _tables(kind, f"{prefix}{field.name}.")
 
 
-def example_toml() -> str:
-    """A settings file with every key: required ones to fill in, the others commented out at their default."""
-    lines = [
-        "# Settings of dcupgrade. Keys that are commented out stand at their default. Mode `proven`, the default, also",
-        "# needs chain.genesis_hash and chain.checkpoint_file; `dcupgrade config validate` lists what is missing.",
-        "",
-    ]
+def example_toml(profile: str = "", pinned: Pinned | None = None) -> str:
+    """A settings file with every key, those without a value commented out at their default.
+
+    Without a profile the required keys alone have values, to be filled in.
+    """
+    values: Mapping[str, Values] = filled_settings(profile, pinned or Pinned()) if profile else {}
+    about = (
+        PROFILES[profile].about + " Check what is set, then `dcupgrade config validate` and `dcupgrade check`."
+        if profile
+        else "Mode `proven`, the default, also needs chain.genesis_hash and chain.checkpoint_file; "
+        "`dcupgrade config validate` lists what is missing."
+    )
+    lines = [*_comment(f"Settings of dcupgrade. {about} Keys that are commented out stand at their default."), ""]
     for name, cls, repeated in sections():
         if repeated:
-            lines += [f"# [[{name}]]  # {cls.__doc__}", *(f"# {line}" for line in _keys(cls)), ""]
+            lines += [f"# [[{name}]]  # {cls.__doc__}", *(f"# {line}" for line in _keys(cls, {})), ""]
         else:
-            lines += [f"[{name}]  # {cls.__doc__}", *_keys(cls), ""]
+            lines += [f"[{name}]  # {cls.__doc__}", *_keys(cls, values.get(name, {})), ""]
     return "\n".join(lines)
+
+
+def _comment(text: str) -> list[str]:
+    return [f"# {line}" for line in textwrap.wrap(text, 116, break_long_words=False)]
 
 
 def reference_markdown() -> str:
@@ -68,12 +80,15 @@ def reference_markdown() -> str:
     return "\n".join(lines)
 
 
-def _keys(cls: Any) -> Iterator[str]:
+def _keys(cls: Any, values: Values) -> Iterator[str]:
     for field in attrs.fields(cls):
         if attrs.has(_inner(field.type)):
             continue  # a table of its own
         yield f"# {field.metadata['doc']}"
-        if field.default is attrs.NOTHING:
+        if field.name in values:
+            value, why = values[field.name]
+            yield f"{field.name} = {_toml(value)}" + (f"  # {why}" if why else "")
+        elif field.default is attrs.NOTHING:
             yield f"{field.name} = {_toml(REQUIRED.get(field.name, ''))}"
         elif field.default is not None:
             yield f"# {field.name} = {_toml(field.default)}"

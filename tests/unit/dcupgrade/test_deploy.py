@@ -5,6 +5,7 @@ import os
 import re
 import shutil
 import subprocess
+import tomllib
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,8 @@ import yaml
 from prometheus_client import CollectorRegistry, generate_latest
 
 from dcupgrade.machine.state import Name, State
+from dcupgrade.settings import load
+from dcupgrade.settings.reference import example_toml
 from dcupgrade.surfaces.metrics import AgentCollector
 from tests.conftest import ROOT
 
@@ -308,3 +311,43 @@ def test_the_vaults_sealed_store_is_not_in_a_folder_of_the_program() -> None:
     unit = (DEPLOY / "systemd" / "dcupgrade-vault.service").read_text().splitlines()
     # the manifest's file:store is relative to the working folder, and only the state folder may be written
     assert {"WorkingDirectory=/var/lib/dcupgrade-vault", "StateDirectory=dcupgrade-vault"} <= set(unit)
+
+
+FIELD = DEPLOY / "field"
+GROUPS = {"DC_ENGINE_GID": "998", "DC_SGX_GID": "997"}
+
+
+def test_the_fields_compose_file_and_unit_fit_the_settings_of_its_profile() -> None:
+    settings = load.structure(tomllib.loads(example_toml("dcnet-container")), environ={}, path="example")
+    services = yaml.safe_load((FIELD / "compose.yaml").read_text())["services"]
+    agent, vault = services["agent"], services["vault"]
+    mounted = {item["source"]: item["target"] for item in agent["volumes"]}
+    engine = settings.container.engine.removeprefix("unix://")
+    for path in (str(settings.agent.state_dir), str(settings.node.data_dir), engine):
+        assert mounted[path] == path, "the engine is told paths of the host"
+    assert f"ReadWritePaths={settings.node.data_dir}" in (FIELD / "dcupgrade.conf").read_text().splitlines()
+    for named in (settings.chain.checkpoint_file, settings.vault.token_file):
+        assert str(named).startswith("/etc/dcupgrade/")
+    for service in (agent, vault):
+        assert service["network_mode"] == "host"
+        assert service["cap_drop"] == ["ALL"]
+        assert service["read_only"]
+    assert agent["user"] != vault["user"]
+    dockerfile = (DEPLOY / "container" / "Dockerfile").read_text()
+    assert f"USER {agent['user']}" in dockerfile
+    assert 'ENTRYPOINT ["python3", "-m", "dcupgrade"]' in dockerfile
+    assert agent["command"][-1] == "watch"
+    # sealed keys stay on the host, and the agent is nowhere near them
+    assert [item["source"] for item in vault["volumes"]] == ["/var/lib/dcupgrade-vault"]
+    assert "/var/lib/dcupgrade-vault" not in mounted
+
+
+@pytest.mark.skipif(shutil.which("docker-compose") is None, reason="docker-compose is not on this machine")
+def test_compose_accepts_the_fields_file_and_asks_for_the_groups() -> None:
+    command = ["docker-compose", "-f", str(FIELD / "compose.yaml"), "config", "-q"]
+    environ = {"PATH": os.environ["PATH"], "HOME": os.environ.get("HOME", "/")}
+    good = subprocess.run(command, env={**environ, **GROUPS}, capture_output=True, text=True, check=False, timeout=60)
+    assert (good.returncode, good.stderr) == (0, "")
+    bad = subprocess.run(command, env=environ, capture_output=True, text=True, check=False, timeout=60)
+    assert bad.returncode != 0
+    assert "group of" in bad.stderr

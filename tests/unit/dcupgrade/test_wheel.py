@@ -42,6 +42,7 @@ def test_the_wheel_holds_schemas_page_and_units(wheel: Path) -> None:
     for name in (
         *("surfaces/schemas/status.schema.json", "surfaces/page/index.html", "deploy/systemd/dcupgrade.service"),
         *("deploy/systemd/dcupgrade.sysusers", "deploy/prometheus/alerts.yaml", "commands/runbook/README.md"),
+        *("deploy/field/compose.yaml", "deploy/field/dcupgrade.conf"),
     ):
         assert (wheel / "dcupgrade" / name).is_file(), name
 
