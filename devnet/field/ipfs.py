@@ -31,9 +31,9 @@ class Block:
     """A block with those below it; `file_bytes` of the file are in them."""
 
     cid: bytes
-    data: bytes
+    data: bytes = field(repr=False)
     file_bytes: int
-    children: list[Block] = field(default_factory=list)
+    children: list[Block] = field(default_factory=list, repr=False)
 
     def walk(self) -> Iterator[Block]:
         """Depth first, as a CAR has them."""
@@ -98,7 +98,7 @@ def car(root: Block, blocks: Iterator[Block] | list[Block] | None = None) -> byt
 class Gateway:
     """Serves files by CID: `/ipfs/<CID>`, as a CAR where it is asked to and `gives_cars`. `asked` has the forms."""
 
-    files: dict[str, tuple[Block, bytes]] = field(default_factory=dict)
+    files: dict[str, tuple[Block, bytes]] = field(default_factory=dict, repr=False)
     gives_cars: bool = True
     asked: list[str] = field(default_factory=list)
     url: str = ""
@@ -109,7 +109,7 @@ class Gateway:
         self.files[root.text] = (root, data)
         return root.text
 
-    async def get(self, request: web.Request) -> web.Response:
+    async def get(self, request: web.Request) -> web.StreamResponse:
         """Answer as Kubo's gateway does."""
         if request.match_info["cid"] not in self.files:
             raise web.HTTPNotFound
@@ -117,7 +117,12 @@ class Gateway:
         as_car = self.gives_cars and request.query.get("format") == "car"
         self.asked.append("car" if as_car else "plain")
         if as_car:
-            return web.Response(body=car(root), content_type=CAR)
+            response = web.StreamResponse(headers={"Content-Type": CAR})
+            await response.prepare(request)
+            await response.write(car(root, []))
+            for block in root.walk():
+                await response.write(section(block))
+            return response
         return web.Response(body=data, headers={"ETag": f'"{root.text}"'}, content_type="application/x-tar")
 
 

