@@ -1,4 +1,4 @@
-"""What `dcupgrade config example --profile` fills in: complete examples for hosts of a kind, and their vaults' policies.
+"""What `dcupgrade config example --profile` fills in: complete examples for hosts of a kind, and vault policies.
 
 A value that nobody can know beforehand is a placeholder: its comment says where the right one comes from.
 """
