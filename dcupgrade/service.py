@@ -36,7 +36,7 @@ from dcupgrade.adapters.vault_authorities import keep_authorities_current
 from dcupgrade.adapters.vault_process import keep_vault
 from dcupgrade.adapters.webhook_posts import poster
 from dcupgrade.commands.explain import meaning_and_remedy
-from dcupgrade.machine.plan import plan, with_launch
+from dcupgrade.machine.plan import Plan, plan, with_launch
 from dcupgrade.settings.derive import budgets, gate_rules, limits, proxies
 from dcupgrade.settings.schema import Settings
 from dcupgrade.surfaces.chain_log import log_chain_news
@@ -272,14 +272,12 @@ async def _face(settings: Settings, journal: JournalThread, parts: _Parts) -> As
             "identity": await parts.identities(),
         }
 
-    async def plan_now() -> dict[str, Any]:
+    async def plan_now() -> Plan:
         state = orchestrator.state
         now = SystemClock().now()
-        host = orchestrator.feed.snapshot(state)["progress"].get("gates", {}).get("shut", ())
-        answer = plan(state, parts.rules, now, state.target_since_unix_s or now, host)
-        target = str(answer["target"])
-        changes = parts.changes.of(target) if parts.changes is not None else []
-        return with_launch(answer, (await parts.slots.identities([target])).get(target, ""), changes)
+        found = plan(state, parts.rules, now, state.target_since_unix_s or now, orchestrator.feed.shut_gates)
+        changes = parts.changes.of(found.target) if parts.changes is not None else []
+        return with_launch(found, (await parts.slots.identities([found.target])).get(found.target, ""), changes)
 
     async def outcome(number: int) -> dict[str, Any] | None:
         found = await journal.run(Journal.outcome, number)

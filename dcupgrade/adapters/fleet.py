@@ -14,8 +14,9 @@ import aiohttp
 from dcupgrade.errors import DcupgradeError, failure_of
 from dcupgrade.machine import fleet as rules
 from dcupgrade.machine.fleet import Fleet, Halt, Outcome, Slot, Take
+from dcupgrade.machine.gates import Shut
 from dcupgrade.machine.state import Name, Release, State
-from dcupgrade.upgrade.ports import ClockPort, Finding
+from dcupgrade.upgrade.ports import ClockPort
 
 log = logging.getLogger("dcupgrade")
 
@@ -61,7 +62,7 @@ class FleetGate:
         self.last: Fleet | None = None
         self._may_hold = True  # an earlier run of the agent may have taken one
 
-    async def take(self, release: Release) -> tuple[Finding, ...]:
+    async def take(self, release: Release) -> tuple[Shut, ...]:
         """Hold a slot for an upgrade to this release; what is returned speaks against it.
 
         Safe to ask again: a slot that this node holds already is found by its name, also after a crash.
@@ -73,14 +74,14 @@ class FleetGate:
                     fleet, self._node, release.enclave_id, reverts_max=self._reverts_max, draw=self._draw()
                 )
                 if not isinstance(found, Take):
-                    return (Finding(found.code, found.detail),)
+                    return (found,)
                 slot = Slot(self._node, release.enclave_id, release.version, self._clock.now())
                 self._may_hold = True
                 if found.held or await self._engine.put(found.number, slot):
                     return ()
             except DcupgradeError as error:
-                return (Finding(error.code, error.why),)
-        return (Finding("FLEET_FULL", "others were quicker each time"),)
+                return (Shut(error.code, error.why),)
+        return (Shut("FLEET_FULL", "others were quicker each time"),)
 
     async def give_back(self) -> None:
         """Free a slot that is not used yet. A failure costs others a place until the next try."""

@@ -17,8 +17,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dcupgrade.errors import DcupgradeError
+from dcupgrade.machine.gates import Shut
 from dcupgrade.settings.schema import Settings
-from dcupgrade.upgrade.ports import Finding
 from process_supervisor import container_host
 from process_supervisor import host as probe
 from process_supervisor.container_template import (
@@ -165,24 +165,24 @@ class NodeContainers:
 
     # --- before the node that serves is stopped ----------------------------------------------------------------------
 
-    async def findings(self, target_id: str, *, first_install: bool) -> list[Finding]:
+    async def findings(self, target_id: str, *, first_install: bool) -> list[Shut]:
         """What the host, the engine or the staged image lacks for the next version's container."""
         running, own_id = await self.driver.running_containers(), probe.own_container_id()
         managers = probe.other_manager_containers(running, own_id)
-        found = [Finding("OTHER_MANAGER_RUNNING", ", ".join(managers))] if managers else []
+        found = [Shut("OTHER_MANAGER_RUNNING", ", ".join(managers))] if managers else []
         if not self.images_run_themselves:
             return found
         template = await asyncio.to_thread(self.template)
         # in a container of this engine the agent does not see the files of the host
         if all(item.get("Id") != own_id for item in running):
             lacks = await asyncio.to_thread(lambda: list(container_host.missing_of_host(template)))
-            found += [Finding(code, words) for code, words in lacks]
+            found += [Shut(code, words) for code, words in lacks]
         missing = await self.images.missing_volumes(template)
         if missing and not first_install:
-            found.append(Finding("CONTAINER_MOUNT_MISSING", f"the engine has no volume {', '.join(missing)}"))
+            found.append(Shut("CONTAINER_MOUNT_MISSING", f"the engine has no volume {', '.join(missing)}"))
         image_id = (await asyncio.to_thread(self.facts, target_id)).image_id
         if image_id and (words := await self._missing_program(image_id, template)):
-            found.append(Finding("CONTAINER_PROGRAM_MISSING", words))
+            found.append(Shut("CONTAINER_PROGRAM_MISSING", words))
         return found
 
     async def other_managers(self) -> list[str]:

@@ -6,9 +6,10 @@ import asyncio
 from collections.abc import Callable
 from typing import Any
 
+from dcupgrade.machine.gates import Shut
 from dcupgrade.machine.state import Release
 from dcupgrade.settings.schema import Settings
-from dcupgrade.upgrade.ports import Finding, NodeHttpPort, SlotsPort
+from dcupgrade.upgrade.ports import NodeHttpPort, SlotsPort
 from process_supervisor import data_lock
 from process_supervisor import host as probe
 from process_supervisor.driver import NodeDriver
@@ -36,16 +37,16 @@ class Preflight:
         self._first_install_allowed, self._sealed_copies = first_install_allowed, sealed_copies
         self._containers = containers
 
-    async def preflight(self, target: Release, source_id: str, first_install: bool) -> list[Finding]:
+    async def preflight(self, target: Release, source_id: str, first_install: bool) -> list[Shut]:
         """Checks of the host before an upgrade begins."""
         settings, found = self._settings, []
         free = await asyncio.to_thread(probe.free_bytes, settings.agent.state_dir)
         if free < settings.upgrade.free_space_min_bytes:
-            found.append(Finding("GATE_PREFLIGHT", f"only {free} bytes are free in {settings.agent.state_dir}"))
+            found.append(Shut("GATE_PREFLIGHT", f"only {free} bytes are free in {settings.agent.state_dir}"))
         if others := await asyncio.to_thread(probe.other_manager_processes):
-            found.append(Finding("OTHER_MANAGER_RUNNING", ", ".join(others)))
+            found.append(Shut("OTHER_MANAGER_RUNNING", ", ".join(others)))
         if not await self._slots.slot_is_good(target.enclave_id):
-            found.append(Finding("GATE_PREFLIGHT", "the staged files were changed; they are fetched anew"))
+            found.append(Shut("GATE_PREFLIGHT", "the staged files were changed; they are fetched anew"))
             await self._slots.stage(target, lambda _: None)
         if self._containers is not None:
             found += await self._containers.findings(target.enclave_id, first_install=first_install)
@@ -55,10 +56,10 @@ class Preflight:
             health = await self._node_http.health(source_id)
             # one that waits for keys continues: collecting then finds out whether there are any
             if health.status not in ("serving", "waiting_for_keys"):
-                found.append(Finding("NODE_NOT_READY", f"the running version is {health.status}"))
+                found.append(Shut("NODE_NOT_READY", f"the running version is {health.status}"))
         return found + await self._lock_findings(source_id)
 
-    async def _lock_findings(self, source_id: str) -> list[Finding]:
+    async def _lock_findings(self, source_id: str) -> list[Shut]:
         """A stranger that holds the data would be found after the node's stop otherwise, with nothing left to serve."""
         holder = await asyncio.to_thread(data_lock.data_lock_holder, self._settings.node.data_dir)
         if holder is None:
@@ -70,20 +71,20 @@ class Preflight:
             facts = process_facts(holder.pid) if holder.pid is not None and record.kind == "process" else None
             if facts is None or facts.session == record.pid:
                 return []
-        return [Finding("DATA_LOCKED", f"{holder} works on {self._settings.node.data_dir}")]
+        return [Shut("DATA_LOCKED", f"{holder} works on {self._settings.node.data_dir}")]
 
-    async def _first_install_findings(self) -> list[Finding]:
+    async def _first_install_findings(self) -> list[Shut]:
         port = self._settings.node.port
         if not probe.port_is_free(port):
             why = f"something listens on port {port}; if it is the node, stop the agent and `dcupgrade adopt` it"
-            return [Finding("FIRST_INSTALL_REFUSED", why)]
+            return [Shut("FIRST_INSTALL_REFUSED", why)]
         if not self._first_install_allowed:
-            return [Finding("FIRST_INSTALL_REFUSED", "nothing runs here; allow it with `watch --first-install`")]
+            return [Shut("FIRST_INSTALL_REFUSED", "nothing runs here; allow it with `watch --first-install`")]
         data_dir = self._settings.node.data_dir
         found = await asyncio.to_thread(folder_names, data_dir)
         names = sorted(name for name in found if not name.startswith("."))
         if names:
-            return [Finding("FIRST_INSTALL_REFUSED", f"{data_dir} is not empty ({', '.join(names[:3])})")]
+            return [Shut("FIRST_INSTALL_REFUSED", f"{data_dir} is not empty ({', '.join(names[:3])})")]
         if await self._sealed_copies():
-            return [Finding("FIRST_INSTALL_REFUSED", "the vault holds sealed keys of an earlier node")]
+            return [Shut("FIRST_INSTALL_REFUSED", "the vault holds sealed keys of an earlier node")]
         return []

@@ -1,4 +1,4 @@
-"""Gates: whether an upgrade may begin now, and if not, why not and when to look again. Pure; time comes in.
+"""Gates: whether an upgrade may begin now, and if not, why not and when to judge again. Pure; time comes in.
 
 Windows are weekly, in local time of an IANA zone, and may pass midnight. Where the clock is set forward over an opening
 time, the window opens as late as without that (02:30 at what is then 03:30); where a time comes twice, at the first.
@@ -8,15 +8,16 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime, timedelta
+from typing import Any
 from zoneinfo import ZoneInfo
 
 from .state import Hold
 
 DAYS = ("mon", "tue", "wed", "thu", "fri", "sat", "sun")
 RECHECK_MAX_S = 60.0
-"""The longest wait before the gates are looked at again, whatever they say."""
+"""The longest wait before the gates are judged again, whatever they say."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,11 +42,18 @@ class GateRules:
 
 @dataclass(frozen=True, slots=True)
 class Shut:
-    """One shut gate: a stable code, the reason for a reader, and when it opens by itself (None: it does not)."""
+    """One shut gate: a stable code, the reason for a reader, and when it opens by itself (None: it does not).
+
+    Also what the host's preflight or the fleet has against an upgrade: each has a code of its own.
+    """
 
     code: str
     detail: str
     opens_unix_s: float | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        """JSON form: {"code", "detail", "opens_unix_s"}."""
+        return asdict(self)
 
 
 def shut_gates(
@@ -77,7 +85,7 @@ def shut_gates(
 
 
 def recheck_after_s(shut: Sequence[Shut], now_unix_s: float) -> float:
-    """How long to wait before looking again, seconds: until the next gate opens, at most RECHECK_MAX_S."""
+    """How long to wait before judging them again, seconds: until the next gate opens, at most RECHECK_MAX_S."""
     waits = [item.opens_unix_s - now_unix_s for item in shut if item.opens_unix_s is not None]
     return max(0.05, min([RECHECK_MAX_S, *(wait for wait in waits if wait > 0)]))
 

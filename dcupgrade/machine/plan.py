@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Any
 
@@ -20,13 +21,58 @@ IDENTITY_NOTES = {
 GATES = ("GATE_HELD", "GATE_APPROVAL_MISSING", "GATE_WINDOW_SHUT", "GATE_NOT_MY_TURN", PREFLIGHT)
 
 
-def plan(
-    state: State, rules: GateRules, now_unix_s: float, since_unix_s: float, host: Sequence[Mapping[str, Any]] = ()
-) -> dict[str, Any]:
-    """{"action", "lines", "target", "gates": [{"name", "open", "why", "opens_unix_s"}]}; JSON-able.
+@dataclass(frozen=True, slots=True)
+class Gate:
+    """One gate as it stands: open, or shut for a reason."""
 
-    ``action``: "none", "upgrade", "install", "wait", "under_way" or "halted". ``host`` is what the agent's last look at
-    the host found against an upgrade ({"code", "detail"} each); it looks once the other gates are open.
+    code: str
+    shut: Shut | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        """JSON form: {"name", "open", "why", "opens_unix_s"}."""
+        return {
+            "name": self.code,
+            "open": self.shut is None,
+            "why": self.shut.detail if self.shut else "open",
+            "opens_unix_s": self.shut.opens_unix_s if self.shut else None,
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What would be done now.
+
+    `action`: "none", "upgrade", "install", "wait", "under_way" or "halted". `lines` say it to a reader. `target` is the
+    enclave id that it is about, or "". `identity` is how that id is proven ("" where it is not staged), `changes` is
+    what its container would have that the running one has not.
+    """
+
+    action: str
+    lines: tuple[str, ...]
+    target: str
+    gates: tuple[Gate, ...]
+    identity: str = ""
+    changes: tuple[str, ...] = ()
+
+    def to_json(self) -> dict[str, Any]:
+        """JSON form, the answer of /api/v1/plan."""
+        return {
+            "action": self.action,
+            "lines": list(self.lines),
+            "target": self.target,
+            "gates": [gate.to_json() for gate in self.gates],
+            "identity": self.identity,
+            "changes": list(self.changes),
+        }
+
+
+def plan(
+    state: State, rules: GateRules, now_unix_s: float, since_unix_s: float, found_shut: Sequence[Shut] = ()
+) -> Plan:
+    """What would be done in this state. `since_unix_s` is when the release was first seen.
+
+    `found_shut` are the gates that the agent last found shut, with what the host and the fleet have against it. These
+    two are asked only once the other gates are open.
     """
     target = state.target if state.name in (Name.STAGING, Name.STAGED) else newer_release(state)
     shut = shut_gates(
@@ -39,7 +85,7 @@ def plan(
         override=state.override,
     )
 
-    def nothing(action: str, why: str) -> dict[str, Any]:
+    def nothing(action: str, why: str) -> Plan:
         return _answer(action, [why], target.enclave_id if target else "", shut)
 
     if state.name is Name.HALTED:
@@ -56,7 +102,7 @@ def plan(
         why = f"{_named(target)} is in quarantine ({quarantine}); `dcupgrade retry` gives it another try."
         return nothing("none", why)
     if not shut and state.name is Name.STAGED:
-        shut = _of_host(host)
+        shut = _of_host(found_shut)
     verb = "Would install" if state.running is None else f"Would upgrade {_named(state.running)} to"
     lines = [f"{verb} {_named(target)}, listed at height {target.added_height}."]
     lines += [f"Not yet: {item.code}: {item.detail}{_until(item)}." for item in shut]
@@ -64,13 +110,13 @@ def plan(
     return _answer(action, lines, target.enclave_id, shut)
 
 
-def with_launch(answer: dict[str, Any], identity: str, changes: Sequence[str]) -> dict[str, Any]:
+def with_launch(found: Plan, identity: str, changes: Sequence[str]) -> Plan:
     """The plan with what is known of a staged version: how its id is proven, and what its container has otherwise."""
-    lines = list(answer["lines"])
+    lines = list(found.lines)
     if identity in IDENTITY_NOTES:
         lines.append(IDENTITY_NOTES[identity])
     lines += [f"Container: {item}" for item in changes]
-    return {**answer, "lines": lines, "identity": identity, "changes": list(changes)}
+    return replace(found, lines=tuple(lines), identity=identity, changes=tuple(changes))
 
 
 def _until(shut: Shut) -> str:
@@ -80,14 +126,14 @@ def _until(shut: Shut) -> str:
     return f" (opens at {datetime.fromtimestamp(shut.opens_unix_s, UTC):%Y-%m-%d %H:%M:%S} UTC)"
 
 
-def _of_host(found: Sequence[Mapping[str, Any]]) -> tuple[Shut, ...]:
-    """The preflight as one gate; what an earlier look said of the other gates is no news of the host."""
-    words = [
-        item["detail"] if item["code"] == PREFLIGHT else f"{item['code']}: {item['detail']}"
+def _of_host(found: Sequence[Shut]) -> tuple[Shut, ...]:
+    """The preflight as one gate. The other gates that were found shut are left out: they have been judged anew."""
+    reasons = [
+        item.detail if item.code == PREFLIGHT else f"{item.code}: {item.detail}"
         for item in found
-        if item["code"] == PREFLIGHT or item["code"] not in GATES
+        if item.code == PREFLIGHT or item.code not in GATES
     ]
-    return (Shut(PREFLIGHT, "; ".join(words)),) if words else ()
+    return (Shut(PREFLIGHT, "; ".join(reasons)),) if reasons else ()
 
 
 def _why_nothing(state: State) -> str:
@@ -99,19 +145,11 @@ def _why_nothing(state: State) -> str:
     return f"{_named(program)} is the version on the chain, but it is not newer than the running one, or not listed."
 
 
-def _answer(action: str, lines: Sequence[str], target: str, shut: Sequence[Shut]) -> dict[str, Any]:
+def _answer(action: str, lines: Sequence[str], target: str, shut: Sequence[Shut]) -> Plan:
     """The plan; without a target only the gates that are the same for every release."""
-    by_code: Mapping[str, Shut] = {item.code: item for item in shut}
-    gates = [
-        {
-            "name": code,
-            "open": code not in by_code,
-            "why": by_code[code].detail if code in by_code else "open",
-            "opens_unix_s": by_code[code].opens_unix_s if code in by_code else None,
-        }
-        for code in (GATES if target else GATES_OF_ALL)
-    ]
-    return {"action": action, "lines": list(lines), "target": target, "gates": gates}
+    by_code = {item.code: item for item in shut}
+    gates = tuple(Gate(code, by_code.get(code)) for code in (GATES if target else GATES_OF_ALL))
+    return Plan(action, tuple(lines), target, gates)
 
 
 def _named(release: Any) -> str:

@@ -23,6 +23,7 @@ from dcupgrade.errors import failure_of
 from dcupgrade.machine import picture
 from dcupgrade.machine.operator_commands import ARGUMENTS, require_valid
 from dcupgrade.machine.picture import machine_svg
+from dcupgrade.machine.plan import Plan
 from dcupgrade.machine.state import Name
 
 from . import page_html
@@ -53,14 +54,14 @@ SECURITY_HEADERS = {
 class Site:
     """What the face shows and may do; the service fills it in.
 
-    ``status`` and ``plan`` give JSON-able facts, ``events`` a stream of them, ``history(limit, all)`` journal rows,
-    ``counts`` transitions by name, ``enqueue(kind, who, arguments)`` queues an operator's word and gives its number.
-    ``outcome(number)`` gives what came of one, None while it waits. ``explain(code)`` gives what a code means and what
+    `status` gives JSON-able facts, `plan` the plan, `events` a stream of facts, `history(limit, all)` journal rows,
+    `counts` transitions by name, `enqueue(kind, who, arguments)` queues an operator command and returns its number.
+    `outcome(number)` gives what came of one, None while it waits. `explain(code)` gives what a code means and what
     to do about it.
     """
 
     status: Callable[[], Awaitable[dict[str, Any]]]
-    plan: Callable[[], Awaitable[dict[str, Any]]]
+    plan: Callable[[], Awaitable[Plan]]
     events: Callable[[], AsyncIterator[dict[str, Any]]]
     history: Callable[[int, bool], Awaitable[list[dict[str, Any]]]]
     counts: Callable[[], Awaitable[Mapping[str, float]]]
@@ -154,7 +155,7 @@ class _Face:
         status = await self._status()
         rows = await self._site.history(UPGRADES_SHOWN * ROWS_PER_UPGRADE, False)
         found = upgrades(rows, UPGRADES_SHOWN, status["now_unix_s"])
-        return web.Response(text=page_html.page(status, await self._site.plan(), found), content_type="text/html")
+        return web.Response(text=page_html.page(status, await self._plan(), found), content_type="text/html")
 
     async def file(self, request: web.Request) -> web.StreamResponse:
         return web.FileResponse(page_html.PAGE / request.path.lstrip("/"))
@@ -178,10 +179,13 @@ class _Face:
 
     async def _status(self) -> dict[str, Any]:
         facts = await self._site.status()
-        return {**facts, "overview": overview(facts, await self._site.plan(), self._site.explain)}
+        return {**facts, "overview": overview(facts, await self._plan(), self._site.explain)}
 
     async def plan(self, _: web.Request) -> web.Response:
-        return web.json_response(await self._site.plan())
+        return web.json_response(await self._plan())
+
+    async def _plan(self) -> dict[str, Any]:
+        return (await self._site.plan()).to_json()
 
     async def history(self, request: web.Request) -> web.Response:
         limit = _limit(request, HISTORY_MAX)

@@ -78,22 +78,22 @@ async def open_gates(tools: Tools, effect: Effect, state: State, _emit: Emit) ->
         if shut:
             await tools.fleet.give_back()
         else:
-            shut = tuple(gates.Shut(item.code, item.detail) for item in await tools.fleet.take(release))
+            shut = await tools.fleet.take(release)
             # spread over nodes and time, so that a fleet does not ask its engine in one moment
             pause_s = FLEET_PAUSE_S * (0.5 + gates.fraction(tools.rules.node_id, str(now)))
         if not shut:
-            tools.note("gates", {"shut": []})
+            tools.show_gates(())
             return GatesOpen(effect.enclave_id)
-        await _tell_gates(tools, shut, pause_s)
+        tools.show_gates(shut)
+        await tools.clock.sleep(pause_s)
 
 
 async def _host_gates(tools: Tools, release: Release, state: State) -> tuple[gates.Shut, ...]:
     source_id = state.running.enclave_id if state.running else ""
     try:
-        findings = await tools.host.preflight(release, source_id, state.first_install)
+        return tuple(await tools.host.preflight(release, source_id, state.first_install))
     except Exception as error:
         return (gates.Shut("GATE_PREFLIGHT", failure_of(error).detail),)
-    return tuple(gates.Shut(item.code, item.detail) for item in findings)
 
 
 def _shut_gates(tools: Tools, effect: Effect, state: State) -> tuple[gates.Shut, ...]:
@@ -106,14 +106,6 @@ def _shut_gates(tools: Tools, effect: Effect, state: State) -> tuple[gates.Shut,
         approved=state.approved,
         override=state.override,
     )
-
-
-async def _tell_gates(tools: Tools, shut: tuple[gates.Shut, ...], pause_s: float) -> None:
-    tools.note(
-        "gates",
-        {"shut": [{"code": item.code, "detail": item.detail, "opens_unix_s": item.opens_unix_s} for item in shut]},
-    )
-    await tools.clock.sleep(pause_s)
 
 
 async def collect(tools: Tools, effect: Effect, state: State, _emit: Emit) -> Event:
@@ -172,7 +164,7 @@ async def permit(tools: Tools, effect: Effect, state: State, _emit: Emit) -> Eve
         return failed(PermitFailed, error, effect.enclave_id)
     shut = _shut_gates(tools, effect, state)
     if not shut:  # the place is held already: this asks whether the fleet was halted meanwhile
-        shut = tuple(gates.Shut(item.code, item.detail) for item in await tools.fleet.take(release_of(state, effect)))
+        shut = await tools.fleet.take(release_of(state, effect))
     if shut:
         return GatesShut(effect.enclave_id, shut[0])
     return Permitted(permitted)

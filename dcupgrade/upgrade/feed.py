@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from dcupgrade.machine.events import Event
+from dcupgrade.machine.gates import Shut
 from dcupgrade.machine.guards import newer_release
 from dcupgrade.machine.operator_commands import Command
 from dcupgrade.machine.state import Release, State
@@ -44,6 +45,8 @@ class Feed:
         self._vault_away_since_s: float | None = clock.monotonic()
         self.look_again = asyncio.Event()
         """Set when the agent's own work had a result: the node may be another one now, or in another condition."""
+        self.shut_gates: tuple[Shut, ...] = ()
+        """The gates that keep the upgrade waiting, as they were last judged; empty in any state but STAGED."""
         self.block_number = 0
         self.waiting_commands: Sequence[Command] = ()
 
@@ -178,6 +181,11 @@ class Feed:
             log.warning("%s: %s", name, dict(facts), extra={"event": name})
         self._publish({"type": "progress", "name": name, "at_unix_s": self._clock.now(), "facts": dict(facts)})
 
+    def show_gates(self, shut: tuple[Shut, ...]) -> None:
+        """Keep and report the gates that are shut now."""
+        self.shut_gates = shut
+        self.note("gates", {"shut": [item.to_json() for item in shut]})
+
     def transition(self, before: State, event: Event, after: State) -> None:
         """One step of the machine."""
         fact = {
@@ -194,6 +202,7 @@ class Feed:
         if after.name is not before.name:
             self._since_unix_s = event.at_unix_s
             self._progress.clear()
+            self.shut_gates = ()
         self._recent.append(fact)
         level = logging.ERROR if after.halted and not before.halted else logging.INFO
         log.log(level, "%s -> %s on %s %s %s", fact["from"], fact["to"], fact["event"], fact["code"], fact["detail"])

@@ -72,7 +72,10 @@ class Orchestrator:
         self._clock, self._budgets, self._commands_poll_s = ports.clock, budgets, commands_poll_s
         self.feed = Feed(ports.clock, budgets.crashes)
         self._early = EarlyFetch(ports.slots, ports.clock, lambda: self.state, limits.early_hosts)
-        self._tools = Tools(ports, limits, rules, self._early, self.feed.note, self.feed.alarm)
+        self._tools = Tools(
+            ports, limits, rules, self._early,
+            note=self.feed.note, show_gates=self.feed.show_gates, alarm=self.feed.alarm,
+        )  # fmt: skip
         self._queue = EventQueue()
         self._jobs: dict[Effect, _Job] = {}
         self._numbers = 0

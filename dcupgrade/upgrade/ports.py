@@ -12,6 +12,7 @@ from typing import Any, Protocol
 
 from dcupgrade.machine.effects import Effect
 from dcupgrade.machine.events import Event
+from dcupgrade.machine.gates import Shut
 from dcupgrade.machine.operator_commands import Command, Outcome
 from dcupgrade.machine.stages import Permit, RunningNode, SealedKeys, StagedRelease
 from dcupgrade.machine.state import ChainFacts, Release, State
@@ -47,14 +48,6 @@ class Delivery:
     state: str
     code: str = ""
     detail: str = ""
-
-
-@dataclass(frozen=True, slots=True)
-class Finding:
-    """One failed check of the host, under a stable code."""
-
-    code: str
-    detail: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -197,14 +190,14 @@ class NodeHttpPort(Protocol):
 class HostPort(Protocol):
     """The machine that everything runs on."""
 
-    async def preflight(self, target: Release, source_id: str, first_install: bool) -> list[Finding]:
+    async def preflight(self, target: Release, source_id: str, first_install: bool) -> list[Shut]:
         """Everything that speaks against an upgrade now; `source_id` is "" for a first install."""
 
 
 class FleetPort(Protocol):
     """This node's place among the nodes that may upgrade at once. Asked only while the old node runs."""
 
-    async def take(self, release: Release) -> tuple[Finding, ...]:
+    async def take(self, release: Release) -> tuple[Shut, ...]:
         """Hold a place for an upgrade to this release; what is returned speaks against it. Safe to ask again."""
 
     async def give_back(self) -> None:
@@ -214,7 +207,7 @@ class FleetPort(Protocol):
 class NoFleet:
     """The fleet of a node that belongs to none: it may always upgrade."""
 
-    async def take(self, _release: Release) -> tuple[Finding, ...]:
+    async def take(self, _release: Release) -> tuple[Shut, ...]:
         """See `FleetPort`."""
         return ()
 

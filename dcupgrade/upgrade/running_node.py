@@ -43,7 +43,7 @@ async def keep_node(tools: Tools, effect: Effect, state: State, emit: Emit) -> N
                 continue
             served: list[bool] = []
             serving = _report_serving(tools, effect, crashes, emit, served)
-            ended = await tools.until_exit(effect.enclave_id, first_of(_asked_to_restart(tools), serving))
+            ended = await tools.until_exit(effect.enclave_id, _asked_to_restart(tools), serving)
             if isinstance(ended, RestartCommand):
                 first = True  # no crash: no pause
                 continue

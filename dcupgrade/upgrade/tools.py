@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 from dcupgrade.errors import DcupgradeError, Failure, failure_of
 from dcupgrade.machine.effects import Effect
 from dcupgrade.machine.events import Event, FailureEvent, NodeExited, ReleaseEvent
-from dcupgrade.machine.gates import GateRules
+from dcupgrade.machine.gates import GateRules, Shut
 from dcupgrade.machine.stages import StagedRelease
 from dcupgrade.machine.state import Release, State
 
@@ -22,6 +22,8 @@ T = TypeVar("T")
 Emit = Callable[[Event], None]
 Note = Callable[[str, Mapping[str, Any]], None]
 """Takes progress for people: a name, and JSON-able facts."""
+ShowGates = Callable[[tuple[Shut, ...]], None]
+"""Takes the gates that are shut now, for people."""
 Alarm = Callable[[str, str], None]
 AlarmOfWork = Callable[[], AbstractContextManager[Alarm]]
 """Opens an alarm that ends with the work: call it with a code and a detail, or an empty code to end it."""
@@ -57,7 +59,15 @@ class Tools:
     """Ports, limits and gate rules of one agent, and how work reports progress and alarms. Neither report raises."""
 
     def __init__(
-        self, ports: Ports, limits: Limits, rules: GateRules, early: EarlyFetch, note: Note, alarm: AlarmOfWork
+        self,
+        ports: Ports,
+        limits: Limits,
+        rules: GateRules,
+        early: EarlyFetch,
+        *,
+        note: Note,
+        show_gates: ShowGates,
+        alarm: AlarmOfWork,
     ) -> None:
         self._early = early
         self.chain, self.vault, self.clock = ports.chain, ports.vault, ports.clock
@@ -65,7 +75,8 @@ class Tools:
             ports.slots, ports.processes, ports.node_http, ports.host,
         )  # fmt: skip
         self.fleet = ports.fleet
-        self.limits, self.rules, self.note, self.alarm = limits, rules, note, alarm
+        self.limits, self.rules = limits, rules
+        self.note, self.show_gates, self.alarm = note, show_gates, alarm
         self.restart = asyncio.Event()
         """Set when an operator wants the node stopped and started again; cleared by whoever keeps the node."""
 
@@ -95,9 +106,9 @@ class Tools:
                 self.note("retry", {"what": what, "code": failure.code, "detail": failure.detail, "pause_s": pause})
                 await self.clock.sleep(pause)
 
-    async def until_exit(self, enclave_id: str, work: Awaitable[Event]) -> Event:
-        """The work's event, or NodeExited when the node's process ends first."""
-        return await first_of(work, self._exit_event(enclave_id))
+    async def until_exit(self, enclave_id: str, *works: Awaitable[Event]) -> Event:
+        """The event of the work that ends first, or NodeExited when the node's process ends before."""
+        return await first_of(*works, self._exit_event(enclave_id))
 
     async def _exit_event(self, enclave_id: str) -> Event:
         ended = await self._exit_of(enclave_id)
@@ -136,7 +147,10 @@ Work = Callable[[Tools, Effect, State, Emit], Awaitable[Event]]
 
 
 async def first_of(*works: Awaitable[T]) -> T:
-    """Result of the work that ends first, in the given order where several have; the others are cancelled."""
+    """Result of the work that ends first, in the given order where several have; the others are cancelled.
+
+    Await it at once, never as a task of its own: a task that is cancelled before it begins leaves `works` unawaited.
+    """
     tasks = [asyncio.ensure_future(work) for work in works]
     try:
         await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)

@@ -6,9 +6,10 @@ import asyncio
 from typing import TYPE_CHECKING
 
 from dcupgrade.errors import DcupgradeError
+from dcupgrade.machine.gates import Shut
 from dcupgrade.machine.stages import RunningNode, StagedRelease
 from dcupgrade.machine.state import Release
-from dcupgrade.upgrade.ports import Finding, NodeExit, NodeHealth, Progress
+from dcupgrade.upgrade.ports import NodeExit, NodeHealth, Progress
 from keyvault.errors import KeyvaultError
 
 from .loop import detached
@@ -124,10 +125,10 @@ class Nodes:
     async def discover(self) -> Release | None:
         return None
 
-    async def preflight(self, target: Release, source_id: str, first_install: bool) -> list[Finding]:
+    async def preflight(self, target: Release, source_id: str, first_install: bool) -> list[Shut]:
         if first_install and self.world.disk.read("node/keyset"):
-            return [Finding("FIRST_INSTALL_REFUSED", "the data folder is not empty")]
-        return [Finding("PORT_TAKEN", "in use")] if self.port_taken else []
+            return [Shut("FIRST_INSTALL_REFUSED", "the data folder is not empty")]
+        return [Shut("PORT_TAKEN", "in use")] if self.port_taken else []
 
     async def start(self, release: Release, *, first_install: bool) -> RunningNode:
         if self.living(release.enclave_id):

@@ -12,7 +12,7 @@ from dcupgrade.adapters.container_changes import ContainerChanges
 from dcupgrade.adapters.node_containers import NodeContainers, owner
 from dcupgrade.adapters.node_slots import NodeSlots
 from dcupgrade.errors import DcupgradeError
-from dcupgrade.machine.plan import with_launch
+from dcupgrade.machine.plan import Plan, with_launch
 from dcupgrade.machine.state import Name, State
 from dcupgrade.settings.load import SettingsError, structure
 from dcupgrade.settings.schema import Settings
@@ -188,10 +188,10 @@ async def test_plan_tells_what_the_next_container_has_otherwise(tmp_path: Path) 
     changes = ContainerChanges(containers_of(settings, engine), lambda: state)
     lines = await changes.compare(OLD.enclave_id, NEW.enclave_id)
     assert lines == ["Image: dc/node:1 -> dc/node@sha256:1", "Env: without OLD=1", "Env: with NEW=1"]
-    told = with_launch({"lines": ["Would upgrade."], "target": NEW.enclave_id}, "attested", lines)
-    assert "WARNING: nothing proves its identity" in told["lines"][1]
-    assert told["lines"][-1] == "Container: Env: with NEW=1"
-    assert (told["identity"], told["changes"]) == ("attested", lines)
+    told = with_launch(Plan("upgrade", ("Would upgrade.",), NEW.enclave_id, ()), "attested", lines)
+    assert "WARNING: nothing proves its identity" in told.lines[1]
+    assert told.lines[-1] == "Container: Env: with NEW=1"
+    assert (told.identity, told.changes) == ("attested", tuple(lines))
 
 
 def test_two_nodes_of_one_host_have_owners_of_their_own(tmp_path: Path) -> None:

@@ -1,7 +1,6 @@
 """The plan judges gates as they are, also where there is nothing to upgrade (case F7)."""
 
 from dataclasses import replace
-from typing import Any
 
 import pytest
 
@@ -18,8 +17,8 @@ FRIDAY_UNIX_S = 1700000000.0
 
 
 def gates(state: State, rules: GateRules | None = None) -> dict[str, bool]:
-    told: dict[str, Any] = plan(state, rules or GateRules("n"), FRIDAY_UNIX_S, FRIDAY_UNIX_S)
-    return {gate["name"]: gate["open"] for gate in told["gates"]}
+    found = plan(state, rules or GateRules("n"), FRIDAY_UNIX_S, FRIDAY_UNIX_S)
+    return {gate.code: gate.shut is None for gate in found.gates}
 
 
 @pytest.mark.parametrize(
@@ -46,5 +45,5 @@ def test_gates_of_one_release_are_shown_only_where_there_is_one() -> None:
 
 def test_a_quarantined_release_names_the_command_that_releases_it() -> None:
     state = OFFERED.with_record(Record(B.enclave_id, quarantine="BUDGET_SPENT"))
-    (line,) = plan(state, GateRules("n"), FRIDAY_UNIX_S, FRIDAY_UNIX_S)["lines"]
+    (line,) = plan(state, GateRules("n"), FRIDAY_UNIX_S, FRIDAY_UNIX_S).lines
     assert "`dcupgrade retry`" in line

@@ -11,7 +11,7 @@ from aiohttp.test_utils import TestClient, TestServer
 from dcupgrade import __version__
 from dcupgrade.errors import DcupgradeError
 from dcupgrade.machine import picture
-from dcupgrade.machine.gates import GateRules
+from dcupgrade.machine.gates import GateRules, Shut
 from dcupgrade.machine.plan import plan
 from dcupgrade.machine.state import ChainFacts, Hold, Name, Release, State
 from dcupgrade.surfaces import http_api as web
@@ -294,31 +294,31 @@ async def test_the_status_holds_the_answers_that_people_read(client: TestClient[
 )
 def test_the_plan_tells_what_would_happen_and_why_not_yet(state: State, action: str, word: str) -> None:
     told = plan(state, GateRules(), 100.0, 90.0)
-    assert told["action"] == action
-    assert any(word in line for line in told["lines"])
+    assert told.action == action
+    assert any(word in line for line in told.lines)
 
 
 def test_the_plan_tells_when_a_gate_opens() -> None:
     state = State(running=OLD, chain=CHAIN, hold=Hold("audit", "eve", 86400.0 * 2))
     assert (
         "Not yet: GATE_HELD: eve: audit (opens at 1970-01-03 00:00:00 UTC)."
-        in plan(state, GateRules(), 100.0, 90.0)["lines"]
+        in plan(state, GateRules(), 100.0, 90.0).lines
     )
     state = replace(state, hold=Hold("audit", "eve"))
-    assert "Not yet: GATE_HELD: eve: audit." in plan(state, GateRules(), 100.0, 90.0)["lines"]
+    assert "Not yet: GATE_HELD: eve: audit." in plan(state, GateRules(), 100.0, 90.0).lines
 
 
 def test_the_plan_tells_what_the_host_has_against_it() -> None:
     state = State(Name.STAGED, target=NEW, chain=CHAIN)
     found = [
-        {"code": "GATE_HELD", "detail": "of an earlier look"},
-        {"code": "FIRST_INSTALL_REFUSED", "detail": "something listens"},
-        {"code": "GATE_PREFLIGHT", "detail": "only 7 bytes are free"},
+        Shut("GATE_HELD", "judged earlier"),
+        Shut("FIRST_INSTALL_REFUSED", "something listens"),
+        Shut("GATE_PREFLIGHT", "only 7 bytes are free"),
     ]
     told = plan(state, GateRules(), 100.0, 90.0, found)
-    assert told["action"] == "wait"
-    assert "Not yet: GATE_PREFLIGHT: FIRST_INSTALL_REFUSED: something listens; only 7 bytes are free." in told["lines"]
-    assert [gate["name"] for gate in told["gates"] if not gate["open"]] == ["GATE_PREFLIGHT"]
+    assert told.action == "wait"
+    assert "Not yet: GATE_PREFLIGHT: FIRST_INSTALL_REFUSED: something listens; only 7 bytes are free." in told.lines
+    assert [gate.code for gate in told.gates if gate.shut] == ["GATE_PREFLIGHT"]
     held = plan(replace(state, hold=Hold("audit", "eve")), GateRules(), 100.0, 90.0, found)
-    assert [gate["name"] for gate in held["gates"] if not gate["open"]] == ["GATE_HELD"]
-    assert plan(state, GateRules(), 100.0, 90.0, found[:1])["action"] == "install"
+    assert [gate.code for gate in held.gates if gate.shut] == ["GATE_HELD"]
+    assert plan(state, GateRules(), 100.0, 90.0, found[:1]).action == "install"

@@ -33,7 +33,7 @@ WELL: dict[str, Any] = {
 
 
 def told(state: State = CURRENT, **facts: Any) -> dict[str, Any]:
-    planned = plan(state, GateRules(), 4000.0, 4000.0)
+    planned = plan(state, GateRules(), 4000.0, 4000.0).to_json()
     return overview({**WELL, "state": state.to_json(), **facts}, planned, lambda code: (f"{code} means", f"{code} do"))
 
 

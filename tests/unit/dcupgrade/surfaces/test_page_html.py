@@ -71,7 +71,7 @@ def facts(state: State = CURRENT, **more: Any) -> tuple[dict[str, Any], dict[str
         "chain": {"last_number": 791, "finalized_age_s": 1.0, "endpoint": "ws://a", "endpoints": [{"url": "ws://<a>"}]},
         **more,
     }
-    planned = plan(state, GateRules(approval=True), 100.0, 90.0)
+    planned = plan(state, GateRules(approval=True), 100.0, 90.0).to_json()
     return {**status, "overview": overview(status, planned, lambda code: (f"{code} <b>", "do <i>"))}, planned
 
 
