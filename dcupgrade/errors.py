@@ -62,6 +62,8 @@ CODES: dict[str, str] = {
     "AGENT_STATE_UNUSABLE": "the agent's state folder cannot be created or written",
     "MACHINE_NO_TRANSITION": "the upgrade machine met an event that its table does not know in that state",
     "JOURNAL_CORRUPT": "the journal is damaged, or is not a journal",
+    "JOURNAL_ROW_DAMAGED": "a row of the journal's history or queue is not what was written",
+    "JOURNAL_WORK_DIFFERS": "the stored state wants other work than was stored with it",
     "JOURNAL_TOO_NEW": "the journal was written by a newer version of the program",
     "JOURNAL_UNREADABLE": "the journal's file cannot be opened",
     "JOURNAL_WRITE_FAILED": "the journal cannot be written; nothing is done that it does not hold",

@@ -94,8 +94,10 @@ async def serve(settings: Settings, *, first_install: bool = False, wrap_journal
     async with AsyncExitStack() as stack:
         lock_folders(settings, stack)
         journal = await stack.enter_async_context(open_journal(settings.agent.state_dir / "journal.sqlite3"))
-        # both read all there is once, before anybody waits for it
+        # all of these read what there is once, before anybody waits for it
         await journal.run(Journal.counts)
+        if damaged := await journal.run(Journal.damaged_rows):
+            log.error("JOURNAL_ROW_DAMAGED: %d rows: %s", len(damaged), ", ".join(damaged[:10]))
         await asyncio.to_thread(meaning_and_remedy, "UNEXPECTED")
         session = await stack.enter_async_context(aiohttp.ClientSession())
         driver = ProcessDriver(settings.agent.state_dir / "run")

@@ -23,22 +23,10 @@ from dcupgrade.machine.operator_commands import Command, Outcome
 from dcupgrade.machine.state import STATE_FORMAT, Name, State, state_from_json
 from dcupgrade.upgrade.ports import Entry
 
-SCHEMA_VERSION = 1
+from .journal_file import COMMANDS, EVENTS, INTENTS, corrupt, damaged_rows, open_file, too_new
+
 HISTORY_ROWS_MAX = 100_000
 """Older transitions are dropped, a thousand at a time."""
-
-_SCHEMA = (
-    "CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID",
-    "CREATE TABLE state (id INTEGER PRIMARY KEY CHECK (id = 1), seq INTEGER NOT NULL, json TEXT NOT NULL,"
-    " sha256 TEXT NOT NULL)",
-    "CREATE TABLE events (seq INTEGER PRIMARY KEY AUTOINCREMENT, at_unix_s REAL NOT NULL, state_before TEXT NOT NULL,"
-    " state_after TEXT NOT NULL, kind TEXT NOT NULL, reason TEXT NOT NULL, detail TEXT NOT NULL,"
-    " running TEXT NOT NULL, target TEXT NOT NULL, json TEXT NOT NULL)",
-    "CREATE TABLE intents (id INTEGER PRIMARY KEY, seq INTEGER NOT NULL, json TEXT NOT NULL)",
-    "CREATE TABLE commands (id INTEGER PRIMARY KEY AUTOINCREMENT, at_unix_s REAL NOT NULL, kind TEXT NOT NULL,"
-    " who TEXT NOT NULL, json TEXT NOT NULL, taken_seq INTEGER)",
-    "CREATE TABLE webhooks (url TEXT PRIMARY KEY, seq INTEGER NOT NULL) WITHOUT ROWID",
-)
 
 
 @dataclass
@@ -69,7 +57,7 @@ class Journal:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._db = _open(path)
+        self._db = open_file(path)
         self._tally = _Tally()
 
     def close(self) -> None:
@@ -83,20 +71,26 @@ class Journal:
         if row is None:
             return None
         text, digest = row
-        if hashlib.sha256(text.encode()).hexdigest() != digest:
-            raise _corrupt(self.path, "the stored state does not match its checksum")
+        if hashlib.sha256(str(text).encode("utf-8", "surrogateescape")).hexdigest() != digest:
+            raise corrupt(self.path, "the stored state does not match its checksum")
         try:
             data = json.loads(text)
             if data["format"] > STATE_FORMAT:
-                raise _too_new(self.path, f"its state has format {data['format']}, this program knows {STATE_FORMAT}")
+                raise too_new(self.path, f"its state has format {data['format']}, this program knows {STATE_FORMAT}")
             return state_from_json(data)
         except (KeyError, TypeError, ValueError) as error:
-            raise _corrupt(self.path, f"the stored state cannot be decoded ({error!r})") from error
+            raise corrupt(self.path, f"the stored state cannot be decoded ({error!r})") from error
 
     def intents(self) -> list[dict[str, Any]]:
-        """The work that was wanted when the last transition was stored."""
+        """The work that was wanted when the last transition was stored; damaged rows are left out."""
         with self._reading():
-            return [json.loads(text) for (text,) in self._db.execute("SELECT json FROM intents ORDER BY id")]
+            found = [INTENTS.content(row) for row in self._db.execute(INTENTS.select("ORDER BY id"))]
+        return [content for content in found if content is not None]
+
+    def damaged_rows(self) -> list[str]:
+        """Each row that is not what was written, as "events 7". Reads everything."""
+        with self._reading():
+            return [f"{table} {number}" for table, number in damaged_rows(self._db)]
 
     def append(self, entry: Entry) -> None:
         """Store one transition durably. On an error the journal is as it was before.
@@ -109,13 +103,12 @@ class Journal:
             with self._db:
                 self._db.execute("BEGIN IMMEDIATE")
                 seq = self._db.execute(_INSERT_EVENT, _event_row(entry)).lastrowid
+                EVENTS.sign(self._db, seq)
                 self._db.execute("INSERT OR REPLACE INTO state VALUES (1, ?, ?, ?)", (seq, text, digest))
                 self._db.execute("DELETE FROM intents")
-                self._db.executemany(
-                    "INSERT INTO intents (seq, json) VALUES (?, ?)",
-                    [(seq, _dump(effect.to_json())) for effect in entry.wanted],
-                )
-                if entry.command_id and not self._db.execute(_TAKE, (seq, entry.command_id)).rowcount:
+                for effect in entry.wanted:
+                    INTENTS.sign(self._db, self._db.execute(_INSERT_INTENT, (seq, _dump(effect.to_json()))).lastrowid)
+                if entry.command_id and not self._end_wait(entry.command_id, seq):
                     raise _cancelled(entry.command_id)
                 if seq and seq % 1000 == 0:
                     for statement in _DROP_OLD:
@@ -129,27 +122,42 @@ class Journal:
                 kind="transient",
             ) from error
 
+    def _end_wait(self, number: int, seq: int | None, who: str = "") -> bool:
+        """Let a command wait no longer, cancelled by `who` where there is one; False where none waits.
+
+        One that is damaged is left unsigned: it stays to be seen as what it is.
+        """
+        row = self._db.execute(COMMANDS.select("WHERE id = ? AND taken_seq IS NULL"), (number,)).fetchone()
+        if row is None:
+            return False
+        content = COMMANDS.content(row)
+        self._db.execute("UPDATE commands SET taken_seq = ? WHERE id = ?", (seq, number))
+        if content is not None:
+            if who:
+                text = _dump({**content, "cancelled_by": who})
+                self._db.execute("UPDATE commands SET json = ? WHERE id = ?", (text, number))
+            COMMANDS.sign(self._db, number)
+        return True
+
     def commands(self) -> list[Command]:
         """Operator commands that wait, oldest first; at most 100."""
         with self._reading():
-            rows = self._db.execute(
-                "SELECT id, kind, who, json, at_unix_s FROM commands WHERE taken_seq IS NULL ORDER BY id LIMIT 100"
-            ).fetchall()
-        return [Command(number, kind, who, json.loads(text), at) for number, kind, who, text, at in rows]
+            rows = self._db.execute(COMMANDS.select("WHERE taken_seq IS NULL ORDER BY id LIMIT 100")).fetchall()
+        return [_command(row) for row in rows]
 
     def enqueue(self, kind: str, who: str, arguments: Mapping[str, Any]) -> int:
         """Queue an operator command for the agent; returns its number."""
         try:
             with self._db:
-                cursor = self._db.execute(
-                    "INSERT INTO commands (at_unix_s, kind, who, json) VALUES (?, ?, ?, ?)",
-                    (time.time(), kind, who, _dump(dict(arguments))),
-                )
+                self._db.execute("BEGIN IMMEDIATE")
+                values = (time.time(), kind, who, _dump(dict(arguments)))
+                number = self._db.execute(_INSERT_COMMAND, values).lastrowid
+                COMMANDS.sign(self._db, number)
         except sqlite3.Error as error:
             raise DcupgradeError(
                 code="JOURNAL_WRITE_FAILED", what=f"journal {self.path}", why=str(error), kind="transient"
             ) from error
-        return cursor.lastrowid or 0
+        return number or 0
 
     def command_taken(self, number: int) -> bool:
         """Whether the agent has taken up the command with this number."""
@@ -161,23 +169,28 @@ class Journal:
         """Cancel a command that still waits; False when it is taken up, cancelled already, or there is none."""
         try:
             with self._db:
-                cancelled = self._db.execute(_CANCEL, (CANCELLED_SEQ, who, number)).rowcount
+                self._db.execute("BEGIN IMMEDIATE")
+                return self._end_wait(number, CANCELLED_SEQ, who)
         except sqlite3.Error as error:
             raise DcupgradeError(
                 code="JOURNAL_WRITE_FAILED", what=f"journal {self.path}", why=str(error), kind="transient"
             ) from error
-        return bool(cancelled)
 
     def outcome(self, number: int) -> Outcome | None:
         """What became of a command; None while it waits, or where there is none."""
         with self._reading():
-            row = self._db.execute(_OUTCOME, (number,)).fetchone()
-        if row is None or row[0] is None:
-            return None
-        taken_seq, command, event = row
+            row = self._db.execute(COMMANDS.select("WHERE id = ?"), (number,)).fetchone()
+            if row is None or row[-2] is None:
+                return None
+            command, taken_seq = COMMANDS.content(row), row[-2]
+            event = self._db.execute(EVENTS.select("WHERE seq = ?"), (taken_seq,)).fetchone()
+        if command is None:
+            return Outcome(False, ROW_DAMAGED, f"command {number} is damaged in the journal; give it again")
         if taken_seq == CANCELLED_SEQ:
-            return Outcome(False, "COMMAND_CANCELLED", f"cancelled by {json.loads(command).get('cancelled_by')}")
-        found = json.loads(event).get("outcome") if event else None
+            return Outcome(False, "COMMAND_CANCELLED", f"cancelled by {command.get('cancelled_by')}")
+        if event is not None and EVENTS.content(event) is None:
+            return Outcome(False, ROW_DAMAGED, f"it was taken up, and row {taken_seq} with what it came to is damaged")
+        found = (EVENTS.content(event) or {}).get("outcome") if event else None
         if found is None:
             return Outcome(True, "", "taken up")
         return Outcome(bool(found["accepted"]), str(found["code"]), str(found["text"]))
@@ -199,7 +212,7 @@ class Journal:
         """The last event that a receiver of webhooks has; one never seen before begins at the end."""
         with self._reading():
             row = self._db.execute("SELECT seq FROM webhooks WHERE url = ?", (url,)).fetchone()
-            if row is None:
+            if row is None or type(row[0]) is not int:
                 (last,) = self._db.execute("SELECT COALESCE(MAX(seq), 0) FROM events").fetchone()
                 self.set_webhook_seq(url, last)
                 return int(last)
@@ -219,7 +232,10 @@ class Journal:
         """What the watcher had seen when the agent last ran: ``number``, ``hash``, ``chain_state``; may be empty."""
         with self._reading():
             row = self._db.execute("SELECT value FROM meta WHERE key = 'chain'").fetchone()
-        found = json.loads(row[0]) if row else {}
+        try:
+            found = json.loads(row[0]) if row else {}
+        except (TypeError, ValueError, RecursionError):  # as in `set_chain_progress`: it costs a look further back
+            return {}
         return found if isinstance(found, dict) else {}
 
     def set_chain_progress(self, facts: Mapping[str, Any]) -> None:
@@ -236,7 +252,8 @@ class Journal:
         with self._reading():
             rows = self._db.execute(_CHANGES_AFTER, (self._tally.seq,)).fetchall()
         for row in rows:
-            self._tally.add(*row)
+            if EVENTS.content(row) is not None:
+                self._tally.add(*row[:4])
         return {**self._tally.changes, "downtime_s": self._tally.downtime_s}
 
     @contextmanager
@@ -252,7 +269,7 @@ class Journal:
                     action="Try again; if it stays, look at the disk and at who else has the file open.",
                     kind="transient",
                 ) from error
-            raise _corrupt(self.path, str(error)) from error
+            raise corrupt(self.path, str(error)) from error
 
 
 _PASSING = frozenset(
@@ -268,47 +285,47 @@ _PASSING = frozenset(
     }
 )
 """What SQLite says of the host and of other programs; nothing of it is damage to the journal."""
-_CHANGES_AFTER = (
-    "SELECT seq, at_unix_s, state_before, state_after FROM events WHERE seq > ? AND state_before != state_after"
-    " ORDER BY seq"
-)
+_CHANGES_AFTER = EVENTS.select("WHERE seq > ? AND state_before != state_after ORDER BY seq")
 CANCELLED_SEQ = 0
 """`commands.taken_seq` of a command that was cancelled: no event has this number."""
-_TAKE = "UPDATE commands SET taken_seq = ? WHERE id = ? AND taken_seq IS NULL"
-_CANCEL = (
-    "UPDATE commands SET taken_seq = ?, json = json_set(json, '$.cancelled_by', ?) WHERE id = ? AND taken_seq IS NULL"
-)
-_OUTCOME = (
-    "SELECT commands.taken_seq, commands.json, events.json FROM commands"
-    " LEFT JOIN events ON events.seq = commands.taken_seq WHERE commands.id = ?"
-)
+ROW_DAMAGED = "JOURNAL_ROW_DAMAGED"
+_INSERT_INTENT = "INSERT INTO intents (seq, json) VALUES (?, ?)"
+_INSERT_COMMAND = "INSERT INTO commands (at_unix_s, kind, who, json) VALUES (?, ?, ?, ?)"
 _DROP_OLD = ("DELETE FROM events WHERE seq <= ?", "DELETE FROM commands WHERE taken_seq <= ?")
 _HISTORY_KEYS = ("seq", "at_unix_s", "from", "to", "event", "reason", "detail", "running", "target")
 _INSERT_EVENT = (
     "INSERT INTO events (at_unix_s, state_before, state_after, kind, reason, detail, running, target, json)"
     " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)"
 )
-_HISTORY_AFTER = (
-    "SELECT seq, at_unix_s, state_before, state_after, kind, reason, detail, running, target, json FROM events"
-    " WHERE seq > ? AND state_before != state_after ORDER BY seq LIMIT ?"
-)
-_HISTORY_ALL = (
-    "SELECT seq, at_unix_s, state_before, state_after, kind, reason, detail, running, target, json FROM events"
-    " ORDER BY seq DESC LIMIT ?"
-)
-_HISTORY_CHANGES = (
-    "SELECT seq, at_unix_s, state_before, state_after, kind, reason, detail, running, target, json FROM events"
-    " WHERE state_before != state_after ORDER BY seq DESC LIMIT ?"
-)
+_HISTORY_AFTER = EVENTS.select("WHERE seq > ? AND state_before != state_after ORDER BY seq LIMIT ?")
+_HISTORY_ALL = EVENTS.select("ORDER BY seq DESC LIMIT ?")
+_HISTORY_CHANGES = EVENTS.select("WHERE state_before != state_after ORDER BY seq DESC LIMIT ?")
 
 
 def _history_row(row: tuple[Any, ...]) -> dict[str, Any]:
-    """A row for people and receivers; `who` is there where an operator command was the event."""
-    *values, text = row
-    out = dict(zip(_HISTORY_KEYS, values, strict=True))
-    event = json.loads(text)
+    """A row for people and receivers; `who` is there where an operator command was the event.
+
+    Of a damaged row only its number is told, and that it is damaged.
+    """
+    event = EVENTS.content(row)
+    if event is None:
+        told = (row[0], _number(row[1]), "", "", "damaged", ROW_DAMAGED, "it is not what was written", "", "")
+        return {**dict(zip(_HISTORY_KEYS, told, strict=True)), "version": ""}
+    out = dict(zip(_HISTORY_KEYS, row, strict=False))
     out["version"] = str(event.get("version", ""))
     return {**out, "who": str(event["who"])} if event.get("who") else out
+
+
+def _number(value: object) -> float:
+    return float(value) if isinstance(value, int | float) else 0.0
+
+
+def _command(row: tuple[Any, ...]) -> Command:
+    number, at_unix_s, kind, who, *_ = row
+    arguments = COMMANDS.content(row)
+    if arguments is None:
+        return Command(number, "damaged", "", {}, _number(at_unix_s), is_damaged=True)
+    return Command(number, kind, who, arguments, at_unix_s)
 
 
 def _event_row(entry: Entry) -> tuple[Any, ...]:
@@ -347,82 +364,6 @@ def _reason(entry: Entry) -> str:
 
 def _cancelled(number: int) -> DcupgradeError:
     return DcupgradeError(code="COMMAND_CANCELLED", what=f"command {number}", why="it was cancelled, or is taken up")
-
-
-def _open(path: Path) -> sqlite3.Connection:
-    new = not path.exists()
-    try:
-        db = sqlite3.connect(path, isolation_level=None, timeout=10)
-    except sqlite3.Error as error:
-        raise DcupgradeError(
-            code="JOURNAL_UNREADABLE",
-            what=f"journal {path}",
-            why=str(error),
-            action="See to it that the folder exists and belongs to the agent's user.",
-            kind="invariant",
-        ) from error
-    try:
-        if new:
-            path.chmod(0o600)
-        db.execute("PRAGMA journal_mode=WAL")
-        db.execute("PRAGMA synchronous=FULL")
-        db.execute("PRAGMA trusted_schema=OFF")
-        found = [line for (line,) in db.execute("PRAGMA quick_check(1)")]
-        if found != ["ok"]:
-            raise _corrupt(path, f"SQLite finds it damaged ({found[0] if found else 'no answer'})")
-        _migrate(db, path)
-    except sqlite3.DatabaseError as error:
-        db.close()
-        if isinstance(error, sqlite3.OperationalError):
-            raise DcupgradeError(
-                code="JOURNAL_UNREADABLE", what=f"journal {path}", why=str(error), kind="invariant"
-            ) from error
-        raise _corrupt(path, str(error)) from error
-    except DcupgradeError:
-        db.close()
-        raise
-    return db
-
-
-def _migrate(db: sqlite3.Connection, path: Path) -> None:
-    db.execute("BEGIN IMMEDIATE")
-    try:
-        tables = {name for (name,) in db.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
-        if not tables:
-            for statement in _SCHEMA:
-                db.execute(statement)
-            db.execute("INSERT INTO meta VALUES ('schema', ?)", (str(SCHEMA_VERSION),))
-        elif "meta" not in tables:
-            raise _corrupt(path, "it is a database of something else")
-        (version,) = db.execute("SELECT value FROM meta WHERE key = 'schema'").fetchone() or ("none",)
-        if not version.isdigit() or int(version) < 1:
-            raise _corrupt(path, f"its schema version is {version!r}")
-        if int(version) > SCHEMA_VERSION:
-            raise _too_new(path, f"it has schema {version}, this program knows {SCHEMA_VERSION}")
-    except BaseException:
-        db.execute("ROLLBACK")
-        raise
-    db.execute("COMMIT")
-
-
-def _too_new(path: Path, why: str) -> DcupgradeError:
-    return DcupgradeError(
-        code="JOURNAL_TOO_NEW",
-        what=f"journal {path}",
-        why=why,
-        action="Run the version of the program that wrote it, or a newer one.",
-        kind="invariant",
-    )
-
-
-def _corrupt(path: Path, why: str) -> DcupgradeError:
-    return DcupgradeError(
-        code="JOURNAL_CORRUPT",
-        what=f"journal {path}",
-        why=why,
-        action="Do not delete it: follow `dcupgrade explain JOURNAL_CORRUPT`. The running node is left as it is.",
-        kind="invariant",
-    )
 
 
 def _dump(value: Mapping[str, Any]) -> str:

@@ -57,6 +57,10 @@ class JournalThread:
         """See `JournalPort`."""
         return await self.run(Journal.load)
 
+    async def intents(self) -> list[dict[str, Any]]:
+        """See `JournalPort`."""
+        return await self.run(Journal.intents)
+
     async def append(self, entry: Entry) -> None:
         """See `JournalPort`."""
         await self.run(Journal.append, entry)

@@ -84,13 +84,17 @@ OF_A_RELEASE: dict[str, type[ReleaseCommand]] = {
 
 @dataclass(frozen=True, slots=True)
 class Command:
-    """An operator command, queued in the journal by the command line or the HTTP API."""
+    """An operator command, queued in the journal by the command line or the HTTP API.
+
+    Of one that `is_damaged` in the journal nothing is known but its number: it is refused.
+    """
 
     id: int
     kind: str
     who: str
     arguments: Mapping[str, Any]
     at_unix_s: float
+    is_damaged: bool = False
 
     @property
     def expires_unix_s(self) -> float | None:
@@ -123,10 +127,13 @@ class Outcome:
 
 
 def event_of(command: Command, state: State, now_unix_s: float) -> CommandEvent:
-    """The event that a queued command means; CommandRefused for one that is invalid or too old.
+    """The event that a queued command means; CommandRefused for one that is damaged, invalid or too old.
 
     An invalid command is rejected without blocking the commands behind it.
     """
+    if command.is_damaged:
+        why = f"command {command.id} is not what was written into the journal; give it again"
+        return CommandRefused(command.who, refusal="JOURNAL_ROW_DAMAGED", why=why)
     try:
         if command.expires_unix_s is not None and now_unix_s > command.expires_unix_s:
             why = f"{command.kind}: it waited for longer than {LIFETIME_S:.0f} s; give it again if it is still wanted"

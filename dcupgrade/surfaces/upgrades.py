@@ -62,7 +62,7 @@ def _steps(group: Sequence[Row], now_unix_s: float) -> list[dict[str, Any]]:
             "detail": row["detail"],
         }
         for row, end in zip(group, ends, strict=True)
-        if row["to"] != "idle"
+        if row["to"] not in ("idle", "")  # a damaged row has no state
     ]
 
 

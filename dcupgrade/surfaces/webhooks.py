@@ -83,7 +83,9 @@ class Webhook:
         """Deliver what is waiting; returns how long to wait before the next try, seconds."""
         url = self._settings.url
         for row in await self._queue.history_after(await self._queue.webhook_seq(url), BATCH):
-            if not self._settings.events or event_name(row) in self._settings.events:
+            if row["reason"] == "JOURNAL_ROW_DAMAGED":
+                log.error("JOURNAL_ROW_DAMAGED: event %d is not sent to %s", row["seq"], _host(self._settings))
+            elif not self._settings.events or event_name(row) in self._settings.events:
                 failed = await self._send(row)
                 if failed is not None:
                     return self._put_off(*failed)

@@ -90,6 +90,8 @@ class Orchestrator:
         are never touched by the end of this task.
         """
         stored = await self._journal.load()
+        if stored is not None:
+            await self._compare_work(stored)
         self.state = await self._begin(stored) if stored is None or has_no_node(stored) else stored
         self.feed.begin()
         self._condition_since_unix_s = self._clock.now()
@@ -113,6 +115,12 @@ class Orchestrator:
             await asyncio.gather(*tasks, return_exceptions=True)
             await self._early.close()
             self._jobs.clear()
+
+    async def _compare_work(self, stored: State) -> None:
+        """Report where the state wants other work now than when it was stored. The state decides."""
+        before, now = await self._journal.intents(), [effect.to_json() for effect in activity(stored)]
+        if before != now:
+            log.warning("JOURNAL_WORK_DIFFERS: stored was %s, wanted is %s", before, now)
 
     async def _begin(self, stored: State | None) -> State:
         """Where the journal knows of no node, one that is here already is taken over.

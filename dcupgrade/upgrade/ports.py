@@ -71,6 +71,9 @@ class JournalPort(Protocol):
     async def load(self) -> State | None:
         """The last state, or None in a new journal."""
 
+    async def intents(self) -> list[dict[str, Any]]:
+        """The JSON of the work that was wanted when the last entry was stored."""
+
     async def append(self, entry: Entry) -> None:
         """Store one transition. Raises DcupgradeError, and then nothing was stored.
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from typing import Any
 
 from dcupgrade.errors import DcupgradeError
 from dcupgrade.machine.operator_commands import Command, Outcome
@@ -18,6 +19,7 @@ class MemoryJournal:
 
     def __init__(self, durable: str | None = None) -> None:
         self.durable = durable
+        self.wanted = "[]"
         self.entries = 0
         self.fail_writes = False
         self.queue: list[Command] = []
@@ -26,6 +28,10 @@ class MemoryJournal:
     async def load(self) -> State | None:
         """The last state that was appended."""
         return None if self.durable is None else state_from_json(json.loads(self.durable))
+
+    async def intents(self) -> list[dict[str, Any]]:
+        """The work of the last state that was appended."""
+        return list(json.loads(self.wanted))
 
     async def append(self, entry: Entry) -> None:
         """Keep the state."""
@@ -40,6 +46,7 @@ class MemoryJournal:
             raise DcupgradeError(code="COMMAND_CANCELLED", what=f"command {entry.command_id}", why="it was cancelled")
         self.outcomes[entry.command_id] = entry.outcome
         self.durable = json.dumps(entry.after.to_json())
+        self.wanted = json.dumps([effect.to_json() for effect in entry.wanted])
         self.entries += 1
         self.queue = [item for item in self.queue if item.id != entry.command_id]
 

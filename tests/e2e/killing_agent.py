@@ -16,6 +16,7 @@ import os
 import signal
 import sys
 from pathlib import Path
+from typing import Any
 
 from dcupgrade import service
 from dcupgrade.adapters.journal_thread import JournalThread
@@ -35,6 +36,9 @@ class ElbowJournal:
 
     async def load(self) -> State | None:
         return await self._journal.load()
+
+    async def intents(self) -> list[dict[str, Any]]:
+        return await self._journal.intents()
 
     async def commands(self) -> list[Command]:
         return await self._journal.commands()
