@@ -87,17 +87,18 @@ lock: ## resolve the dependencies of pyproject.toml anew, in an environment of i
 	$(PYTHON) -m venv --clear build/lock
 	build/lock/bin/python -m pip install --quiet pip-tools==7.6.2
 	$(LOCK) --only-build-deps --all-build-deps -o requirements.build.lock pyproject.toml
-	$(LOCK) --extra dev -o requirements.lock pyproject.toml
+	$(LOCK) --extra dev --extra publish -o requirements.lock pyproject.toml
 	$(LOCK) -o requirements.runtime.lock pyproject.toml
+	$(LOCK) --extra publish -o requirements.publish.lock pyproject.toml
 	$(RUN) keyvault.enclave_content >requirements.enclave.lock
 	$(LOCK) -o requirements.release.lock requirements.release.in
 
-install: ## install under PREFIX (default /usr/local; DESTDIR is honoured; WHEELS=folder needs no registry)
-	@PYTHON=$(PYTHON) .ci/install install
+install: ## install under PREFIX (default /usr/local; DESTDIR is honoured; WHEELS=folder needs no registry; EXTRA=publish)
+	@PYTHON=$(PYTHON) EXTRA=$(EXTRA) .ci/install install
 
 wheels: setup ## fetch what `make install WHEELS=build/wheels` needs on a host without a registry
 	$(RUN) pip download --quiet --no-deps --require-hashes --no-build-isolation -d build/wheels -r requirements.build.lock
-	$(RUN) pip download --quiet --no-deps --require-hashes --no-build-isolation -d build/wheels -r requirements.runtime.lock
+	$(RUN) pip download --quiet --no-deps --require-hashes --no-build-isolation -d build/wheels -r requirements.publish.lock
 
 uninstall: ## remove the program; journal and sealed keys stay
 	@.ci/install uninstall

@@ -34,6 +34,7 @@ CODES: dict[str, str] = {
     "RELEASE_NOT_LISTED": "the enclave id is not in the chain's list, so there is nothing to revoke",
     "RELEASE_FIELD_BAD": "a field of a release is empty, too long or holds characters that no client would accept",
     "PUBLISH_CHAIN_UNREACHABLE": "the chain's RPC endpoint cannot be reached, broke off or gave no usable answer",
+    "PUBLISH_EXTRA_MISSING": "the packages that write to the chain are not installed on this machine",
     "PUBLISH_PALLET_MISSING": "the chain has no pallet with the DCNode calls and storage",
     "PUBLISH_CALL_UNKNOWN_FIELD": "a call of the pallet has an argument that this version does not know how to fill",
     "PUBLISH_NO_KEY": "no account was given that could sign the extrinsic",

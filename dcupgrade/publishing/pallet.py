@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import re
 from collections.abc import Iterator
@@ -28,6 +29,19 @@ CALLS = frozenset({"set_enclave_id", "remove_enclave_id", "set_dc_program"})
 
 
 STORAGE = frozenset({"EnclaveIds", "DcProgram"})
+
+
+def require_publishing() -> None:
+    """Raise PUBLISH_EXTRA_MISSING where the packages that write to the chain are not installed."""
+    try:
+        importlib.import_module("substrateinterface")
+    except ImportError as error:
+        raise DcupgradeError(
+            code="PUBLISH_EXTRA_MISSING",
+            what="nothing can be written to the chain from here",
+            why="substrate-interface is not installed: an agent's host does not need it",
+            action="On a release manager's machine: pip install 'dcupgrade[publish]', or make install EXTRA=publish.",
+        ) from error
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,6 +119,7 @@ class PublisherChain:
     @contextmanager
     def connect(cls, url: str) -> Iterator[PublisherChain]:
         """Open ``url`` (ws:// or wss://); PUBLISH_CHAIN_UNREACHABLE if it cannot be had, breaks off or is not one."""
+        require_publishing()
         from substrateinterface import SubstrateInterface
         from substrateinterface.exceptions import SubstrateRequestException
 

@@ -15,11 +15,12 @@ from typing import Any
 from chain_watcher.proof.release import newer
 from dcupgrade.errors import DcupgradeError, why_of
 
-from .pallet import PalletState, PreparedCall, PublisherChain, Release
+from .pallet import PalletState, PreparedCall, PublisherChain, Release, require_publishing
 
 
 def load_account(suri: str | None, key_file: Path | None) -> Any:
     """Keypair (sr25519) that signs extrinsics: a secret URI, or a file that holds one, or 64 hex digits of a seed."""
+    require_publishing()
     from substrateinterface import Keypair
 
     try:

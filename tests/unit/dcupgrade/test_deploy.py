@@ -190,15 +190,18 @@ def host(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def installer_process(host: Path, action: str, prefix: str = "/usr/local") -> subprocess.CompletedProcess[str]:
+def installer_process(
+    host: Path, action: str, prefix: str = "/usr/local", **more: str
+) -> subprocess.CompletedProcess[str]:
     environ = {"PATH": os.environ["PATH"], "PYTHON": str(host / "python"), "DESTDIR": str(host), "PREFIX": prefix}
+    environ |= more
     return subprocess.run(
         [ROOT / ".ci" / "install", action], env=environ, capture_output=True, text=True, check=False, timeout=60
     )
 
 
-def installer(host: Path, action: str, prefix: str = "/usr/local") -> str:
-    done = installer_process(host, action, prefix)
+def installer(host: Path, action: str, prefix: str = "/usr/local", **more: str) -> str:
+    done = installer_process(host, action, prefix, **more)
     assert done.returncode == 0, done.stderr
     return done.stdout
 
@@ -231,6 +234,16 @@ def test_what_is_installed_knows_where_it_is(host: Path) -> None:
     installer(host, "uninstall", "/opt/dcupgrade")
     assert not (host / "opt/dcupgrade/lib/dcupgrade").exists()
     assert not any(path.exists() for path in completions)
+
+
+def test_only_who_publishes_gets_the_packages_for_it(host: Path) -> None:
+    (host / "python").write_text(FAKE_PYTHON.replace('"-m pip") ;;', '"-m pip") echo "$@" >>"$DESTDIR/asked" ;;'))
+    for extra, lock in (("", "requirements.runtime.lock"), ("publish", "requirements.publish.lock")):
+        (host / "asked").unlink(missing_ok=True)
+        installer(host, "install", EXTRA=extra)
+        assert lock in (host / "asked").read_text()
+    refused = installer_process(host, "install", EXTRA="everything")
+    assert (refused.returncode, "EXTRA is publish or nothing" in refused.stderr) == (2, True)
 
 
 def versions(host: Path) -> set[str]:

@@ -8,7 +8,13 @@ import pytest
 from devnet.release_builder import ROOT
 from devnet.tools import NODEJS_LOCK
 
-LOCKS = ("requirements.build.lock", "requirements.lock", "requirements.runtime.lock", "requirements.enclave.lock")
+LOCKS = (
+    "requirements.build.lock",
+    "requirements.lock",
+    "requirements.runtime.lock",
+    "requirements.publish.lock",
+    "requirements.enclave.lock",
+)
 INSTALLERS = (".ci/setup", ".ci/install", "devnet/docker/Dockerfile", "devnet/tools.py", "docs/gramine.md")
 
 
@@ -35,7 +41,7 @@ def test_every_installation_asks_for_hashes_and_builds_with_nothing_that_is_not_
         if re.search(r"pip[\"',]* *,? *[\"']?install\b", line) and not line.lstrip().startswith(("#", '"""')):
             assert "--require-hashes" in text
             assert "--no-deps" in line
-        if re.search(r"-r requirements\.(runtime\.)?lock", line):
+        if re.search(r"-r .?requirements\.((runtime|publish|\$lock)\.)?lock", line):
             assert "--no-build-isolation --use-pep517" in line
             assert "-r requirements.build.lock" in text
 
