@@ -45,6 +45,7 @@ def _enter_tee(args: argparse.Namespace, arguments: list[str]) -> NoReturn:
 
 def _command_serve(args: argparse.Namespace) -> int:
     words = ["serve", "--listen", args.listen, "--store", str(args.store.absolute())]
+    words += ["--port-file", str(args.port_file.absolute())] if args.port_file else []
     words += ["--token-file", str(args.token_file.absolute()), "--auth-file", str(args.auth_file.absolute())]
     _enter_tee(args, [*words, "--tighten", str(args.tighten.absolute())] if args.tighten else words)
 

@@ -29,7 +29,7 @@ from keyvault.store.sealed_store import SealedStore
 from .agent_api import vault_app
 from .hygiene import harden_process
 from .log_writer import LogWriter
-from .start_files import measured_policy, read_signatures, read_text_file, start_refused
+from .start_files import listen_address, measured_policy, read_signatures, read_text_file, start_refused
 from .vault import Vault
 
 log = logging.getLogger("keyvault")
@@ -47,6 +47,7 @@ _TOKEN: Final = re.compile(r"[\x21-\x7e]{16,512}")
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the vault's arguments to a parser."""
     parser.add_argument("--listen", default="127.0.0.1:6666", metavar="HOST:PORT")
+    parser.add_argument("--port-file", type=Path, help="file with another port, for several vaults on one host")
     parser.add_argument("--store", type=Path, required=True, help="folder of the sealed store")
     parser.add_argument("--token-file", type=Path, required=True, help="token that agent and vault share")
     parser.add_argument("--auth-file", type=Path, required=True, help="network signature over the vault's enclave id")
@@ -137,16 +138,15 @@ async def serve(args: argparse.Namespace, vault: Vault, facts: dict[str, object]
     token = read_text_file(args.token_file, "token file").strip()
     if not _TOKEN.fullmatch(token):
         raise start_refused("the token file does not hold 16 to 512 printable characters without spaces")
-    host, _, port = args.listen.rpartition(":")
+    host, port = listen_address(args.listen, args.port_file)
     server = GuardedServer(vault_app(vault, token, facts))
     stop = asyncio.Event()
     _take_signals(stop)
     try:
-        bound = await server.start(host.strip("[]"), int(port))
-    except (OSError, ValueError, OverflowError) as error:
-        raise start_refused(
-            f"it cannot listen on {args.listen} ({error})", "Free the port or choose another."
-        ) from None
+        bound = await server.start(host, port)
+    except OSError as error:
+        why = f"it cannot listen on {host}:{port} ({error})"
+        raise start_refused(why, "Free the port or choose another.") from None
     unsafe = f"; UNSAFE: {', '.join(vault.policy.unsafe())}" if vault.policy.unsafe() else ""
     log.info("vault %s (%s TEE) listens on %s:%d%s", vault.enclave_id, vault.status()["tee"], host, bound, unsafe)
     if vault.condition is not None:

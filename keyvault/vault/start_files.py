@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.resources
+import re
 from pathlib import Path
 from typing import Final
 
@@ -12,6 +13,8 @@ from keyvault.errors import KeyvaultError
 from .measured_policy import FILE_NAME, VaultPolicy, parse_policy, tighten
 
 _SIGNATURE_CHARS: Final = 104
+_PORT: Final = re.compile(r"[0-9]{1,5}")
+_PORT_MAX: Final = 65535
 
 
 def start_refused(why: str, action: str = "") -> KeyvaultError:
@@ -32,6 +35,20 @@ def read_signatures(text: str) -> tuple[bytes, ...]:
     joined = "".join(text.split())
     parts = [joined[at : at + _SIGNATURE_CHARS] for at in range(0, len(joined), _SIGNATURE_CHARS)]
     return tuple(decode_multibase(part) for part in parts)
+
+
+def listen_address(measured: str, port_file: Path | None) -> tuple[str, int]:
+    """Return the host and port to listen at: of the measured address only the port may be another one.
+
+    Several vaults of one build run on one host, each with a port file of its own; without the file the measured port
+    counts. The port is the host's word: what listens there proves nothing by it. Raises VAULT_START_REFUSED.
+    """
+    host, _, port = measured.rpartition(":")
+    if port_file is not None and port_file.exists():
+        port = read_text_file(port_file, "port file").strip()
+    if not _PORT.fullmatch(port) or int(port) > _PORT_MAX:
+        raise start_refused(f"{port[:20]!r} is no port", "Write a number from 1 to 65535 into the port file.")
+    return host.strip("[]"), int(port)
 
 
 def measured_policy(tighten_file: Path | None) -> VaultPolicy:

@@ -71,6 +71,7 @@ def test_it_starts_no_other_process_and_speaks_tcp_on_loopback(manifest: dict) -
     assert manifest["sys"]["disallow_subprocesses"] is True
     argv = manifest["loader"]["argv"]
     assert argv[argv.index("--listen") + 1].startswith("127.0.0.1:")
+    assert argv[argv.index("--port-file") + 1] == "/settings/port"  # several vaults of this one measurement on a host
 
 
 def test_all_code_is_measured_and_only_data_is_not(manifest: dict) -> None:

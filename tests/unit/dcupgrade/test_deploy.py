@@ -148,6 +148,21 @@ def test_units_are_hardened_and_agent_and_vault_are_different_users(unit: Path) 
     assert len({next(line for line in u.read_text().splitlines() if line.startswith("User=")) for u in UNITS}) == 2
 
 
+@pytest.mark.parametrize("name", ["dcupgrade", "dcupgrade-vault"])
+def test_the_template_differs_from_the_single_nodes_unit_by_the_nodes_name_alone(name: str) -> None:
+    def lines(unit: str) -> list[str]:
+        text = (DEPLOY / "systemd" / unit).read_text()
+        return [line for line in text.splitlines() if not line.startswith("#")]
+
+    single, template = lines(f"{name}.service"), lines(f"{name}@.service")
+    changed = [(one, other) for one, other in zip(single, template, strict=True) if one != other]
+    assert all("%i" in other or "${VAULT_PORT}" in other for _, other in changed)
+    assert {one.partition("=")[0] for one, _ in changed} <= {
+        *("Description", "Wants", "After", "EnvironmentFile", "ExecStart", "WorkingDirectory"),
+        *("StateDirectory", "RuntimeDirectory", "ReadWritePaths"),
+    }
+
+
 def test_stopping_the_agent_leaves_its_nodes_alone() -> None:
     lines = (DEPLOY / "systemd" / "dcupgrade.service").read_text().splitlines()
     assert {"KillMode=process", "Delegate=yes", "Type=notify"} <= set(lines)
