@@ -272,6 +272,7 @@ async def _face(settings: Settings, journal: JournalThread, parts: _Parts) -> As
             "vault": vault,
             "chain": parts.chain.watcher.health(),
             "identity": await parts.identities(),
+            **({"fleet": parts.fleet.facts()} if parts.fleet is not None else {}),
         }
 
     async def plan_now() -> Plan:

@@ -7,13 +7,14 @@ import json
 import logging
 import random
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any, Protocol
 
 import aiohttp
 
 from dcupgrade.errors import DcupgradeError, failure_of
 from dcupgrade.machine import fleet as rules
-from dcupgrade.machine.fleet import Fleet, Halt, Outcome, Slot, Take
+from dcupgrade.machine.fleet import Fleet, Halt, Member, Outcome, Slot, Take
 from dcupgrade.machine.gates import Shut
 from dcupgrade.machine.state import Name, Release, State
 from dcupgrade.upgrade.ports import ClockPort
@@ -21,6 +22,8 @@ from dcupgrade.upgrade.ports import ClockPort
 log = logging.getLogger("dcupgrade")
 
 KEEP_POLL_S = 15.0
+MEMBERS_EVERY = 20
+"""In how many rounds of `KEEP_POLL_S` the versions of all nodes are read once: there may be thousands."""
 VALUE_BYTES_MAX = 65_536
 ANSWER_BYTES_MAX = 4 * 1024 * 1024
 TAKES_MAX = 3
@@ -42,6 +45,12 @@ class FleetEngine(Protocol):
     async def set_halt(self, halt: Halt | None) -> None:
         """Stop the fleet, or let it continue; the count of reverts starts anew then."""
 
+    async def publish(self, member: Member) -> None:
+        """Tell the others what this node runs and waits for, where the engine lets agents write that."""
+
+    async def members(self) -> tuple[Member, ...]:
+        """What the nodes of the fleet last said of themselves."""
+
     async def aclose(self) -> None:
         """Close connections."""
 
@@ -60,6 +69,10 @@ class FleetGate:
         self._engine, self._node, self._reverts_max = engine, node_id, reverts_max
         self._clock, self._draw = clock, draw
         self.last: Fleet | None = None
+        self._members: tuple[Member, ...] = ()
+        self._waits_for = ""
+        self._published: Member | None = None
+        self._rounds = 0
         self._may_hold = True  # an earlier run of the agent may have taken one
 
     async def take(self, release: Release) -> tuple[Shut, ...]:
@@ -67,6 +80,7 @@ class FleetGate:
 
         Safe to ask again: a slot that this node holds already is found by its name, also after a crash.
         """
+        self._waits_for = ""
         for _ in range(TAKES_MAX):
             try:
                 self.last = fleet = await self._engine.read()
@@ -74,6 +88,7 @@ class FleetGate:
                     fleet, self._node, release.enclave_id, reverts_max=self._reverts_max, draw=self._draw()
                 )
                 if not isinstance(found, Take):
+                    self._waits_for = (release.version or release.enclave_id) if found.code == "FLEET_FULL" else ""
                     return (found,)
                 slot = Slot(self._node, release.enclave_id, release.version, self._clock.now())
                 self._may_hold = True
@@ -85,6 +100,7 @@ class FleetGate:
 
     async def give_back(self) -> None:
         """Free a slot that is not used yet. A failure costs others a place until the next try."""
+        self._waits_for = ""
         if self._may_hold:
             with contextlib.suppress(DcupgradeError):
                 fleet = await self._engine.read()
@@ -94,7 +110,7 @@ class FleetGate:
                 self._may_hold = False
 
     async def keep(self, state: Callable[[], State]) -> None:
-        """Free this node's slot whenever its upgrade has ended. Never returns.
+        """Free this node's slot whenever its upgrade has ended, and publish what the node runs. Never returns.
 
         Whether it has ended follows from the machine's state alone, so a crash between two steps loses nothing.
         """
@@ -102,6 +118,7 @@ class FleetGate:
         while True:
             try:
                 await self._free_if_idle(state())
+                await self._exchange(state())
                 problem = ""
             except Exception as error:
                 failure = failure_of(error)
@@ -127,12 +144,22 @@ class FleetGate:
         await self._engine.clear(number, self._node, outcome)
         log.info("fleet slot %d is free again: %s", number, ended, extra={"event": "fleet"})
 
+    async def _exchange(self, state: State) -> None:
+        """Publish what this node runs when that has changed, and read of the others what changes slowly."""
+        if state.name not in (Name.IDLE, Name.STAGED):
+            return  # the engine is not asked while the node is away
+        version = (state.running.version or state.running.enclave_id) if state.running else ""
+        member = Member(self._node, version, self._waits_for, 0.0)
+        if member != self._published:
+            await self._engine.publish(replace(member, at_unix_s=self._clock.now()))
+            self._published = member
+        if self._rounds % MEMBERS_EVERY == 0:
+            self._members = await self._engine.members()
+        self._rounds += 1
+
     def facts(self) -> Mapping[str, Any]:
-        """What is known of the fleet, for status and metrics; empty before the first answer."""
-        if self.last is None:
-            return {}
-        slots = [None if slot is None else rules.to_json(slot) for slot in self.last.slots]
-        return {"slots": slots, "halt": rules.to_json(self.last.halt) if self.last.halt else None}
+        """What is known of the fleet, for status, page and metrics; empty before the first answer."""
+        return {} if self.last is None else rules.summary(self.last, self._members)
 
 
 def unreachable(engine: str, why: str) -> DcupgradeError:

@@ -1,6 +1,7 @@
 """A fleet in etcd v3, over its JSON gateway: one transaction takes a slot, or does not.
 
-Keys below `/dcupgrade/<fleet>/`: `limit` (a number); `slots/<n>`, `halt`, `outcomes/<node>/<enclave id>` (JSON).
+Keys below `/dcupgrade/<fleet>/`: `limit` (a number); `slots/<n>`, `halt`, `outcomes/<node>`, `versions/<node>` (JSON).
+Of each node the last outcome is kept, so that what is read stays as large as the fleet is.
 etcd's Python clients that are kept up bring gRPC with them; the gateway needs four calls.
 """
 
@@ -8,19 +9,21 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import contextlib
 import json
 import ssl
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import aiohttp
 
 from dcupgrade.machine import fleet as rules
-from dcupgrade.machine.fleet import Fleet, Halt, Outcome, Slot
+from dcupgrade.machine.fleet import Fleet, Halt, Member, Outcome, Slot
 
 from .fleet import decode, decode_value, read_answer, unreachable
 
+T = TypeVar("T")
 TIMEOUT_S = 5.0
 SLOTS_MAX = 10_000
 
@@ -54,7 +57,7 @@ class EtcdFleet:
         for number in range(limit):
             value = found.get(f"slots/{number}")
             slots.append(None if value is None else _slot(value))
-        return Fleet(tuple(slots), _halt(found.get("halt")), rules.newest(_outcomes(found)))
+        return Fleet(tuple(slots), _halt(found.get("halt")), _outcomes(found))
 
     async def put(self, number: int, slot: Slot) -> bool:
         """See `FleetEngine`."""
@@ -73,7 +76,7 @@ class EtcdFleet:
         same = {"key": self._key(key), "target": "VALUE", "result": "EQUAL", "value": _b64(value)}
         then: list[dict[str, Any]] = [{"requestDeleteRange": {"key": self._key(key)}}]
         if outcome is not None:
-            then.append(self._put(f"outcomes/{outcome.node}/{outcome.enclave_id}", rules.to_json(outcome)))
+            then.append(self._put(f"outcomes/{outcome.node}", rules.to_json(outcome)))
         await self._call("kv/txn", {"compare": [same], "success": then})
 
     async def set_halt(self, halt: Halt | None) -> None:
@@ -92,14 +95,26 @@ class EtcdFleet:
         """Set how many nodes may upgrade at once."""
         await self._call("kv/put", {"key": self._key("limit"), "value": _b64(str(slots).encode())})
 
+    async def publish(self, member: Member) -> None:
+        """See `FleetEngine`."""
+        await self._call("kv/put", self._put(f"versions/{member.node}", rules.to_json(member))["requestPut"])
+
+    async def members(self) -> tuple[Member, ...]:
+        """See `FleetEngine`."""
+        first = f"{self._prefix}versions/"
+        return tuple(_decoded(rules.member_from_json, (await self._range(first, _after(first))).values()))
+
     async def aclose(self) -> None:
         """See `FleetEngine`."""
         if self._session is not None:
             await self._session.close()
 
     async def _values(self) -> dict[str, bytes]:
-        """All values below the prefix, by the rest of their key."""
-        query = {"key": _b64(self._prefix.encode()), "range_end": _b64(_after(self._prefix))}
+        """The values that a decision needs, by the rest of their key."""
+        return await self._range(self._prefix, f"{self._prefix}t".encode())  # `versions/` is read by itself
+
+    async def _range(self, first: str, end: bytes) -> dict[str, bytes]:
+        query = {"key": _b64(first.encode()), "range_end": _b64(end)}
         answer = await self._call("kv/range", query)
         found = {}
         for item in answer.get("kvs") or []:
@@ -203,11 +218,12 @@ def _halt(value: bytes | None) -> Halt | None:
 
 
 def _outcomes(found: Mapping[str, bytes]) -> tuple[Outcome, ...]:
-    out = []
-    for key, value in found.items():
-        if key.startswith("outcomes/"):
-            try:
-                out.append(rules.outcome_from_json(decode_value(value)))
-            except ValueError:
-                continue
-    return tuple(out)
+    listed = (value for key, value in found.items() if key.startswith("outcomes/"))
+    return tuple(_decoded(rules.outcome_from_json, listed))
+
+
+def _decoded(decoder: Callable[[Mapping[str, Any]], T], values: Iterable[bytes]) -> Iterator[T]:
+    """What can be decoded of values that a hand may have written."""
+    for value in values:
+        with contextlib.suppress(ValueError):
+            yield decoder(decode_value(value))

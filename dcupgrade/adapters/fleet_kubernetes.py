@@ -2,7 +2,8 @@
 
 `<fleet>-slot-0` … `<fleet>-slot-N` are the slots; one is held while its `spec.holderIdentity` is set. `<fleet>-halt`
 stops the fleet while its `holderIdentity` is set. An update carries the `resourceVersion` that was read, so of two
-agents one loses. The API is asked over aiohttp: two verbs on one kind of object need no client library.
+agents one loses. Each slot keeps the outcomes of the upgrades that held it. The API is asked over aiohttp: two verbs on
+one kind of object need no client library.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from typing import Any
 import aiohttp
 
 from dcupgrade.machine import fleet as rules
-from dcupgrade.machine.fleet import Fleet, Halt, Outcome, Slot
+from dcupgrade.machine.fleet import Fleet, Halt, Member, Outcome, Slot
 
 from .fleet import decode, decode_value, read_answer, unreachable
 
@@ -28,6 +29,8 @@ ANNOTATION_SLOT = "dcupgrade/slot"
 ANNOTATION_OUTCOMES = "dcupgrade/outcomes"
 ANNOTATION_HALT = "dcupgrade/halt"
 LABEL = "dcupgrade/fleet"
+OUTCOMES_PER_SLOT_MIN = 10
+"""Outcomes that each slot has room for in the largest fleets; their number grows with the slots."""
 
 
 class KubernetesFleet:
@@ -45,7 +48,7 @@ class KubernetesFleet:
         outcomes: list[Outcome] = []
         for lease in slots:
             outcomes += _outcomes(lease)
-        return Fleet(tuple(_slot(lease) for lease in slots), _halt(halt), rules.newest(tuple(outcomes)))
+        return Fleet(tuple(_slot(lease) for lease in slots), _halt(halt), tuple(outcomes))
 
     async def put(self, number: int, slot: Slot) -> bool:
         """See `FleetEngine`."""
@@ -56,7 +59,13 @@ class KubernetesFleet:
         _annotations(lease)[ANNOTATION_SLOT] = json.dumps(rules.to_json(slot))
         at = datetime.fromtimestamp(slot.since_unix_s, UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
         lease["spec"] = {"holderIdentity": slot.holder, "acquireTime": at}
-        return await self._update(lease)
+        if not await self._update(lease):
+            return False
+        _, halt = await self._objects()
+        if _halt(halt) is None:
+            return True
+        await self.clear(number, slot.holder, None)  # halted between the two questions: nothing has begun yet
+        return False
 
     async def clear(self, number: int, holder: str, outcome: Outcome | None) -> None:
         """See `FleetEngine`."""
@@ -69,7 +78,8 @@ class KubernetesFleet:
         annotations = _annotations(lease)
         annotations.pop(ANNOTATION_SLOT, None)
         if outcome is not None:
-            kept = rules.newest((*_outcomes(lease), outcome))
+            room = max(OUTCOMES_PER_SLOT_MIN, rules.OUTCOMES_KEPT // len(slots))
+            kept = rules.worth_keeping((*_outcomes(lease), outcome), room)
             annotations[ANNOTATION_OUTCOMES] = json.dumps([rules.to_json(item) for item in kept])
         lease["spec"] = {}
         if not await self._update(lease):
@@ -90,6 +100,13 @@ class KubernetesFleet:
         for item in changed:
             if not await self._update(item):
                 raise unreachable("Kubernetes", f"{item['metadata']['name']} was changed meanwhile; try again")
+
+    async def publish(self, member: Member) -> None:
+        """See `FleetEngine`. Nothing: agents may write slots only, and a slot is not theirs while they wait."""
+
+    async def members(self) -> tuple[Member, ...]:
+        """See `FleetEngine`. Nobody: what nodes run follows from the outcomes that the slots keep."""
+        return ()
 
     async def aclose(self) -> None:
         """See `FleetEngine`."""

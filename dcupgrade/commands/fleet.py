@@ -9,7 +9,7 @@ import time
 from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import click
 
@@ -17,7 +17,8 @@ from dcupgrade.adapters.fleet import FleetEngine
 from dcupgrade.adapters.fleet_etcd import EtcdFleet
 from dcupgrade.adapters.fleet_open import open_engine
 from dcupgrade.errors import DcupgradeError
-from dcupgrade.machine.fleet import Fleet, Halt, Outcome, to_json
+from dcupgrade.machine.fleet import Fleet, Halt, Member, Outcome, summary
+from dcupgrade.printable import one_line
 from dcupgrade.settings import load
 
 from .tables import print_table
@@ -52,10 +53,15 @@ def fleet() -> None:
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @click.pass_obj
 def status(config_path: Path, as_json: bool) -> None:
-    """Show the slots and their holders, the stop, and how the last upgrades ended."""
-    found = _with_engine(config_path, lambda engine: engine.read())
+    """Show the slots and their holders, the stop, who waits, which versions run, and how the last upgrades ended."""
+
+    async def read(engine: FleetEngine) -> tuple[Fleet, tuple[Member, ...]]:
+        return await engine.read(), await engine.members()
+
+    found, members = _with_engine(config_path, read)
+    shown = summary(found, members)
     if as_json:
-        click.echo(json.dumps(_facts(found), indent=2))
+        click.echo(json.dumps(shown, indent=2))
         return
     if found.halt is not None:
         click.echo(f"HALTED by {found.halt.who or 'an operator'} at {_at(found.halt.at_unix_s)}: {found.halt.why}")
@@ -64,9 +70,14 @@ def status(config_path: Path, as_json: bool) -> None:
         for number, slot in enumerate(found.slots)
     ]
     print_table(("slot", "holder", "version", "since"), rows)
+    if shown["waiting"]:
+        click.echo(f"\nwait for a slot: {', '.join(map(one_line, shown['waiting']))}")
+    if shown["versions"]:
+        click.echo("")
+        print_table(("version", "nodes"), [(version, str(count)) for version, count in shown["versions"].items()])
     if found.outcomes:
         click.echo("")
-        ended = [(_at(item.at_unix_s), item.node, item.version, item.outcome) for item in reversed(found.outcomes)]
+        ended = [(_at(item.at_unix_s), item.node, item.version, item.outcome) for item in found.newest()]
         print_table(("ended", "node", "version", "outcome"), ended)
 
 
@@ -120,14 +131,6 @@ def limit(config_path: Path, slots: int) -> None:
 
     _with_engine(config_path, set_limit)
     click.echo(f"{slots} nodes may upgrade at once.")
-
-
-def _facts(found: Fleet) -> dict[str, Any]:
-    return {
-        "slots": [None if slot is None else to_json(slot) for slot in found.slots],
-        "halt": None if found.halt is None else to_json(found.halt),
-        "outcomes": [to_json(item) for item in found.outcomes],
-    }
 
 
 def _at(unix_s: float) -> str:

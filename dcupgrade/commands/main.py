@@ -31,11 +31,7 @@ LAZY: dict[str, tuple[str, str, str]] = {
     "history": ("dcupgrade.commands.history", "history", "Show what happened: upgrades, outcomes, durations, reasons."),
     "hold": (OPERATOR, "hold", "Start no upgrade until `unhold`, or for some hours."),
     "init": ("dcupgrade.commands.init", "init", "Write a settings file, make folders and tokens, check the result."),
-    "list": (
-        "dcupgrade.commands.list_nodes",
-        "list_nodes",
-        "List the nodes of this host, and what they share wrongly.",
-    ),
+    "list": ("dcupgrade.commands.list_nodes", "list_nodes", "List the nodes of this host and what they share wrongly."),
     "node": ("dcupgrade.commands.node", "node", "Stop, start or restart the node."),
     "override": (OPERATOR, "override", "Open all gates for one release, in an emergency."),
     "plan": ("dcupgrade.commands.status", "plan", "Tell what would be done now, and why not yet."),

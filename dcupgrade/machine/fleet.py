@@ -7,6 +7,7 @@ many hosts as there are slots. A person frees it (`dcupgrade fleet release`).
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -15,6 +16,10 @@ from .gates import Shut
 
 OUTCOMES_KEPT = 100
 """How many ends of upgrades the fleet remembers."""
+VERSIONS_SHOWN, WAITING_SHOWN = 20, 100
+"""How many versions and waiting nodes status, page and metrics name."""
+LAST_UNIX_S = 253_402_300_799.0
+"""The last second of the year 9999: what a hand wrote beyond it is no time."""
 TEXT_MAX = 200
 """Characters of a name or reason that is kept; engines are shared with others."""
 
@@ -50,8 +55,18 @@ class Outcome:
 
 
 @dataclass(frozen=True, slots=True)
+class Member:
+    """What a node says of itself: the version that it runs, and the one for which it waits for a slot, or nothing."""
+
+    node: str
+    version: str
+    waits_for: str
+    at_unix_s: float
+
+
+@dataclass(frozen=True, slots=True)
 class Fleet:
-    """What an engine says of one fleet: a place for each slot (None: free), the stop, and the newest outcomes."""
+    """What an engine says of one fleet: a place for each slot (None: free), the stop, and the outcomes it kept."""
 
     slots: tuple[Slot | None, ...]
     halt: Halt | None = None
@@ -60,6 +75,10 @@ class Fleet:
     def slot_of(self, node: str) -> int | None:
         """The number of the slot that a node holds."""
         return next((n for n, slot in enumerate(self.slots) if slot is not None and slot.holder == node), None)
+
+    def newest(self) -> tuple[Outcome, ...]:
+        """The last outcomes by the clocks of their hosts, newest first."""
+        return tuple(sorted(self.outcomes, key=lambda item: item.at_unix_s, reverse=True))[:OUTCOMES_KEPT]
 
     def reverted(self, enclave_id: str) -> tuple[str, ...]:
         """The nodes whose last upgrade to a release was reverted."""
@@ -101,8 +120,26 @@ def decide(fleet: Fleet, node: str, enclave_id: str, *, reverts_max: int, draw: 
     return Take(free[int(draw * len(free))], held=False)
 
 
-def to_json(value: Slot | Halt | Outcome) -> dict[str, Any]:
-    """The JSON form of a slot, a halt or an outcome."""
+def versions(fleet: Fleet, members: tuple[Member, ...]) -> dict[str, int]:
+    """How many nodes run each version, most first: by their own word, else by how their last upgrade ended."""
+    runs = {item.node: item.version for item in reversed(fleet.newest()) if item.outcome == "committed"}
+    runs |= {member.node: member.version for member in members}
+    return dict(Counter(version for version in runs.values() if version).most_common(VERSIONS_SHOWN))
+
+
+def summary(fleet: Fleet, members: tuple[Member, ...]) -> dict[str, Any]:
+    """What status, page and metrics show of a fleet; JSON-able."""
+    return {
+        "slots": [None if slot is None else to_json(slot) for slot in fleet.slots],
+        "halt": None if fleet.halt is None else to_json(fleet.halt),
+        "waiting": sorted(member.node for member in members if member.waits_for)[:WAITING_SHOWN],
+        "versions": versions(fleet, members),
+        "outcomes": [to_json(item) for item in fleet.newest()],
+    }
+
+
+def to_json(value: Slot | Halt | Outcome | Member) -> dict[str, Any]:
+    """The JSON form of a slot, a halt, an outcome or a member."""
     return asdict(value)
 
 
@@ -123,9 +160,23 @@ def outcome_from_json(data: Mapping[str, Any]) -> Outcome:
     return Outcome(*texts, _number(data, "at_unix_s"))
 
 
-def newest(outcomes: tuple[Outcome, ...]) -> tuple[Outcome, ...]:
-    """The outcomes that are worth keeping, oldest first."""
-    return tuple(sorted(outcomes, key=lambda item: item.at_unix_s))[-OUTCOMES_KEPT:]
+def member_from_json(data: Mapping[str, Any]) -> Member:
+    """Decode a member. Raises ValueError for what is none."""
+    texts = (_text(data, "node"), _text(data, "version"), _text(data, "waits_for"))
+    return Member(*texts, _number(data, "at_unix_s"))
+
+
+def worth_keeping(outcomes: tuple[Outcome, ...], most: int = OUTCOMES_KEPT) -> tuple[Outcome, ...]:
+    """The outcomes that stay where there is room for so many; they come and stay in the order of their arrival.
+
+    Reverts stay longest, since they stop a release. No host's clock decides: it may be years off.
+    """
+    spare = len(outcomes) - most
+    if spare <= 0:
+        return outcomes
+    oldest_first = sorted(range(len(outcomes)), key=lambda place: (outcomes[place].outcome == "reverted", place))
+    gone = set(oldest_first[:spare])
+    return tuple(item for place, item in enumerate(outcomes) if place not in gone)
 
 
 def _text(data: Mapping[str, Any], key: str) -> str:
@@ -137,6 +188,6 @@ def _text(data: Mapping[str, Any], key: str) -> str:
 
 def _number(data: Mapping[str, Any], key: str) -> float:
     value = data.get(key)
-    if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) < 1e12:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= LAST_UNIX_S:
         raise ValueError(f"{key} is not a time")
     return float(value)

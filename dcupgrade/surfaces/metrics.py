@@ -6,6 +6,7 @@ docs/metrics.md, which a test compares with what is exposed.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -34,6 +35,8 @@ class AgentCollector(Collector):
         yield from _health(status)
         yield from _chain(status)
         yield from _upgrades(self._counts)
+        if fleet := status.get("fleet"):
+            yield from _fleet(fleet)
         progress = status.get("progress", {}).get("download", {})
         yield _gauge("download_bytes", "Bytes of the download under way.", progress.get("done_bytes", 0))
 
@@ -84,6 +87,24 @@ def _chain(status: Mapping[str, Any]) -> Iterator[Metric]:
     for code, count in (chain.get("refused") or {}).items():
         refused.add_metric([code], count)
     yield refused
+
+
+def _fleet(fleet: Mapping[str, Any]) -> Iterator[Metric]:
+    """The fleet as its engine answered last; each of its agents exposes the same."""
+    held = sum(slot is not None for slot in fleet["slots"])
+    yield _gauge("fleet_slots", "How many nodes of the fleet may upgrade at once.", len(fleet["slots"]))
+    yield _gauge("fleet_slots_held", "How many nodes of the fleet hold a slot.", held)
+    yield _gauge("fleet_halted", "1 while an operator's halt stops the fleet.", fleet["halt"] is not None)
+    yield _gauge("fleet_waiting", "Nodes that wait for a slot, at most a hundred.", len(fleet["waiting"]))
+    nodes = GaugeMetricFamily("dcupgrade_fleet_nodes", "Nodes of the fleet by version.", labels=["version"])
+    for version, count in fleet["versions"].items():
+        nodes.add_metric([version], count)
+    yield nodes
+    ended = Counter(item["outcome"] for item in fleet["outcomes"])
+    outcomes = GaugeMetricFamily("dcupgrade_fleet_outcomes", "The fleet's last upgrades.", labels=["outcome"])
+    for outcome in ("committed", "reverted", "abandoned"):
+        outcomes.add_metric([outcome], ended[outcome])
+    yield outcomes
 
 
 def _upgrades(counts: Mapping[str, float]) -> Iterator[Metric]:

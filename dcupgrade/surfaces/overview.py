@@ -5,6 +5,7 @@ The command line, the status page and the HTTP API show the same answers; each o
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -22,6 +23,8 @@ LEVELS = ("good", "busy", "attention", "bad")
 EXIT_CODES = {"good": 0, "busy": 0, "attention": 3, "bad": 4}
 """Exit codes of `dcupgrade status --exit-code`."""
 FINALITY_OLD_S = 300.0
+FLEET_SHOWN = 5
+"""How many nodes of the fleet are named of each kind."""
 
 DOING = {
     Name.STAGING: "downloading and verifying",
@@ -69,6 +72,8 @@ def overview(status: Facts, plan: Facts | None, explain: Explain) -> dict[str, A
     (`what`) and what to do (`remedy`). `queued` has for each operator command that waits its `id` and a `text`.
     """
     cards = [_node(status), _vault(status), _chain(status), _release(status, plan)]
+    if "fleet" in status:
+        cards.append(_fleet(status["fleet"]))
     attention = [_attention(alarm, explain) for alarm in _alarms(status)]
     level = max([*(card["level"] for card in cards), _level_of_machine(status, attention)], key=LEVELS.index)
     headline = _headline(status, plan, cards, attention)
@@ -235,6 +240,30 @@ def _release(status: Facts, plan: Facts | None) -> Card:
     waits = {"upgrade": "a newer version is taken now", "install": "is installed now", "wait": "a newer version waits"}
     headline = waits.get(str(plan.get("action")), "up to date" if _is_newest(state) else "nothing to do")
     return _card("release", "good", headline, facts)
+
+
+def _fleet(fleet: Facts) -> Card:
+    """Who upgrades and waits, which versions run, and how the last upgrades ended, as the engine answered last."""
+    if not fleet:
+        return _card("fleet", "busy", "its engine has not answered yet")
+    halt, held = fleet["halt"], [slot for slot in fleet["slots"] if slot]
+    ends = Counter(item["outcome"] for item in fleet["outcomes"])
+    back = [f"{item['node']} from {item['version']}" for item in fleet["outcomes"] if item["outcome"] == "reverted"]
+    facts = [
+        ("upgrade", ", ".join(f"{slot['holder']} to {slot['version'] or '?'}" for slot in held[:FLEET_SHOWN])),
+        ("wait", _some(fleet["waiting"])),
+        ("versions", ", ".join(f"{version}: {count}" for version, count in fleet["versions"].items())),
+        ("last ends", ", ".join(f"{count} {outcome}" for outcome, count in ends.most_common())),
+        ("went back", _some(back)),
+    ]
+    if halt is not None:
+        return _card("fleet", "attention", f"halted by {halt['who'] or 'an operator'}: {halt['why']}", facts)
+    return _card("fleet", "good", f"{len(held)} of {len(fleet['slots'])} slots are held", facts)
+
+
+def _some(names: Sequence[str]) -> str:
+    more = f" and {len(names) - FLEET_SHOWN} more" if len(names) > FLEET_SHOWN else ""
+    return ", ".join(names[:FLEET_SHOWN]) + more
 
 
 def _identity(status: Facts, release: Facts | None) -> str:

@@ -24,7 +24,7 @@ Facts = Mapping[str, Any]
 PAGE = Path(__file__).resolve().parent / "page"
 MARKS = {"good": "✓", "busy": "…", "attention": "!", "bad": "✗"}
 LEVEL_WORDS = {"good": "well", "busy": "under way", "attention": "needs attention", "bad": "down"}
-CARD_TITLES = {"node": "Node", "vault": "Vault", "chain": "Chain", "release": "Release"}
+CARD_TITLES = {"node": "Node", "vault": "Vault", "chain": "Chain", "release": "Release", "fleet": "Fleet"}
 GATE_TITLES = {
     "GATE_HELD": "Hold",
     "GATE_APPROVAL_MISSING": "Approval",

@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field, replace
 
 from dcupgrade.adapters.fleet import unreachable
-from dcupgrade.machine.fleet import Fleet, Halt, Outcome, Slot, newest
+from dcupgrade.machine.fleet import Fleet, Halt, Member, Outcome, Slot, worth_keeping
 
 
 @dataclass
@@ -15,6 +15,7 @@ class MemoryFleet:
     down: bool = False
     most_held: int = 0
     asked: int = 0
+    told: dict[str, Member] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.fleet = Fleet((None,) * self.limit)
@@ -48,11 +49,19 @@ class MemoryFleet:
             return
         self._with(number, None)
         if outcome is not None:
-            self.fleet = replace(self.fleet, outcomes=newest((*self.fleet.outcomes, outcome)))
+            self.fleet = replace(self.fleet, outcomes=worth_keeping((*self.fleet.outcomes, outcome)))
 
     async def set_halt(self, halt: Halt | None) -> None:
         self._reach()
         self.fleet = replace(self.fleet, halt=halt, outcomes=self.fleet.outcomes if halt else ())
+
+    async def publish(self, member: Member) -> None:
+        self._reach()
+        self.told[member.node] = member
+
+    async def members(self) -> tuple[Member, ...]:
+        self._reach()
+        return tuple(self.told.values())
 
     async def aclose(self) -> None:
         pass

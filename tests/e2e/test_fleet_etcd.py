@@ -16,7 +16,7 @@ import pytest
 from dcupgrade.adapters.fleet import FleetGate
 from dcupgrade.adapters.fleet_etcd import EtcdFleet
 from dcupgrade.errors import DcupgradeError
-from dcupgrade.machine.fleet import Halt, Outcome
+from dcupgrade.machine.fleet import Fleet, Halt, Member, Outcome
 from dcupgrade.machine.state import Release
 from devnet.etcd import EtcdServer
 from devnet.tools import find_tool
@@ -144,8 +144,17 @@ async def test_reverts_stop_a_release_and_resume_lets_it_continue(etcd: EtcdServ
 async def test_what_a_hand_wrote_into_a_slot_is_a_held_slot(etcd: EtcdServer, value: bytes) -> None:
     async with fleet(etcd, 1) as engine:
         put(etcd, "/dcupgrade/trial/slots/0", value)
-        put(etcd, "/dcupgrade/trial/outcomes/x/y", value)
+        put(etcd, "/dcupgrade/trial/outcomes/x", value)
         assert [item.code for item in await gate(engine, "n").take(NEW)] == ["FLEET_FULL"]
+
+
+async def test_what_nodes_say_of_themselves_is_read_apart_from_what_decides(etcd: EtcdServer) -> None:
+    told = Member("x", "1.0.0", "1.1.0", 1.0)
+    async with fleet(etcd, 1) as engine:
+        await engine.publish(told)
+        put(etcd, "/dcupgrade/trial/versions/hand", b"{")
+        assert await engine.members() == (told,)
+        assert await engine.read() == Fleet((None,))
 
 
 async def test_a_limit_that_is_missing_or_none_shuts_the_gate_and_says_how_to_set_it(etcd: EtcdServer) -> None:

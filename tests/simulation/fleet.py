@@ -167,7 +167,8 @@ def plot(results: list[Result], nodes: int = NODES) -> str:
     for half in range(5):
         at = x(half * 1800)
         parts.append(f'<line x1="{at:.0f}" y1="20" x2="{at:.0f}" y2="{HEIGHT - BOTTOM}"/>')
-        parts.append(f'<text x="{at:.0f}" y="{HEIGHT - 18}" text-anchor="middle">{half * 30} min</text>')
+        anchor = "end" if half == 4 else "middle"  # the last label ends where the plot does
+        parts.append(f'<text x="{at:.0f}" y="{HEIGHT - 18}" text-anchor="{anchor}">{half * 30} min</text>')
     for count in range(0, nodes + 1, nodes // 4):
         parts.append(f'<line x1="{LEFT}" y1="{y(count):.0f}" x2="{WIDTH - 20}" y2="{y(count):.0f}"/>')
         parts.append(f'<text x="{LEFT - 8}" y="{y(count) + 4:.0f}" text-anchor="end">{count}</text>')

@@ -31,6 +31,13 @@ STATUS: dict[str, Any] = {
     "block_number": 1,
     "alarms": [{"code": "RUNNING_REVOKED"}],
     "progress": {},
+    "fleet": {
+        "slots": [None],
+        "halt": None,
+        "waiting": [],
+        "versions": {"1": 1},
+        "outcomes": [{"outcome": "committed"}],
+    },
     "node": {"status": "serving"},
     "vault": {"sealed_unix_s": 1.0, "reachable": True},
     "chain": {

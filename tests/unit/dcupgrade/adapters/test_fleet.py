@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 
 from dcupgrade.adapters.fleet import FleetGate
-from dcupgrade.machine.fleet import Halt, Slot
+from dcupgrade.machine.fleet import Halt, Member, Slot
 from dcupgrade.machine.state import Name, Record, Release, State
 from tests.doubles.memory_fleet import MemoryFleet
 
@@ -131,3 +131,26 @@ async def test_a_bad_release_stops_after_as_many_nodes_as_it_may_spoil() -> None
             spoiled.append(number)
             await one_round(mine, State(running=OLD, records=(Record(NEW.enclave_id, reverted=1),)))
     assert spoiled == [0, 1]
+
+
+async def test_what_a_node_runs_and_waits_for_is_published_when_it_changes() -> None:
+    engine = MemoryFleet(limit=1)
+    mine = gate(engine)
+    await engine.put(0, Slot("other", NEW.enclave_id, NEW.version, 1.0))
+    waiting = State(Name.STAGED, running=OLD, target=NEW)
+    assert codes(await mine.take(NEW)) == ["FLEET_FULL"]
+    await one_round(mine, waiting)
+    assert engine.told == {"me": Member("me", "1.0.0", "1.1.0", 1000.0)}
+    assert mine.facts()["waiting"] == ["me"]
+    engine.told.clear()
+    await one_round(mine, waiting)
+    assert engine.told == {}
+    await mine.give_back()
+    await one_round(mine, State(running=NEW))
+    assert engine.told["me"] == Member("me", "1.1.0", "", 1000.0)
+
+
+async def test_the_engine_is_not_asked_while_the_node_is_away() -> None:
+    engine = MemoryFleet()
+    await one_round(gate(engine), State(Name.LAUNCHING, running=OLD, target=NEW))
+    assert engine.asked == 0

@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from aiohttp.test_utils import TestServer
@@ -69,6 +70,26 @@ async def test_an_agent_cannot_stop_the_fleet_and_an_operator_can(
     assert not await agent.put(0, SLOT)
     await operator.set_halt(None)
     assert (await agent.read()).halt is None
+
+
+async def test_a_halt_between_question_and_taking_is_seen(agent: KubernetesFleet, api: tuple[LeaseApi, str]) -> None:
+    update = agent._update
+
+    async def halt_first(lease: Any) -> bool:
+        agent._update = update  # type: ignore[method-assign]
+        api[0].leases["f-halt"]["spec"] = {"holderIdentity": "eve"}
+        return await update(lease)
+
+    agent._update = halt_first  # type: ignore[method-assign]
+    assert not await agent.put(0, SLOT)
+    assert (await agent.read()).slots == (None, None)
+
+
+async def test_each_slot_keeps_its_share_of_the_outcomes(agent: KubernetesFleet) -> None:
+    for number in range(60):
+        assert await agent.put(0, SLOT)
+        await agent.clear(0, "me", Outcome(f"n{number}", SLOT.enclave_id, SLOT.version, "committed", 2.0))
+    assert [item.node for item in (await agent.read()).outcomes] == [f"n{number}" for number in range(10, 60)]
 
 
 async def test_resuming_counts_reverts_anew(agent: KubernetesFleet, operator: KubernetesFleet) -> None:

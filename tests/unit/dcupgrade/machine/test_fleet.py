@@ -6,14 +6,18 @@ from dcupgrade.machine.fleet import (
     TEXT_MAX,
     Fleet,
     Halt,
+    Member,
     Outcome,
     Slot,
     Take,
     decide,
     halt_from_json,
+    member_from_json,
     outcome_from_json,
     slot_from_json,
+    summary,
     to_json,
+    worth_keeping,
 )
 from dcupgrade.machine.gates import Shut
 
@@ -75,19 +79,51 @@ def test_one_node_that_goes_back_again_and_again_counts_once() -> None:
     assert Fleet((), outcomes=tuple(ended("x", "reverted", float(n)) for n in range(9))).reverted(A) == ("x",)
 
 
+def test_reverts_are_kept_longest_whatever_a_hosts_clock_says() -> None:
+    past = ended("x", "reverted", 0.0)
+    rest = tuple(ended(f"n{number}", "committed", 1000.0) for number in range(9))
+    assert worth_keeping((past, *rest), 10) == (past, *rest)
+    assert worth_keeping((past, *rest), 3) == (past, *rest[-2:])
+    assert worth_keeping((past, past), 1) == (past,)
+
+
+def test_the_newest_outcomes_come_first() -> None:
+    early, late = ended("x", "committed", 1.0), ended("y", "committed", 2.0)
+    assert Fleet((), outcomes=(early, late)).newest() == (late, early)
+
+
+def test_versions_are_what_nodes_say_else_what_their_last_upgrade_left() -> None:
+    history = (ended("x", "committed", 1.0), ended("y", "committed", 1.0), ended("z", "reverted", 1.0))
+    members = (Member("x", "1.2.0", "", 2.0), Member("new", "", "1.2.0", 2.0))
+    found = summary(Fleet(held(None, "y"), outcomes=history), members)
+    assert found["versions"] == {"1.2.0": 1, "1.1.0": 1}
+    assert found["waiting"] == ["new"]
+    assert [item["node"] for item in found["outcomes"]] == ["x", "y", "z"]
+
+
 def test_values_survive_json() -> None:
     slot, halt, outcome = held("me")[0], Halt("eve", "why", 2.0), ended("me", "committed", 3.0)
     assert slot is not None
     assert slot_from_json(to_json(slot)) == slot
     assert halt_from_json(to_json(halt)) == halt
     assert outcome_from_json(to_json(outcome)) == outcome
+    member = Member("me", "1.0.0", "1.1.0", 4.0)
+    assert member_from_json(to_json(member)) == member
 
 
 NAMED = {"holder": "x", "enclave_id": "", "version": ""}
 
 
 @pytest.mark.parametrize(
-    "bad", [{}, {"holder": 1}, NAMED, {**NAMED, "since_unix_s": "1"}, {**NAMED, "since_unix_s": 1e300}]
+    "bad",
+    [
+        {},
+        {"holder": 1},
+        NAMED,
+        {**NAMED, "since_unix_s": "1"},
+        {**NAMED, "since_unix_s": 1e12},
+        {**NAMED, "since_unix_s": -1},
+    ],
 )
 def test_what_is_no_slot_is_refused(bad: dict[str, object]) -> None:
     with pytest.raises(ValueError, match="is not"):

@@ -145,3 +145,31 @@ def test_an_agent_that_is_down_is_said_before_what_its_journal_holds() -> None:
 def test_how_the_running_version_was_proven_is_shown(grade: str, words: str | None) -> None:
     _, _, facts = card(told(identity={NEW.enclave_id: grade}), "release")
     assert (words is None and "identity" not in facts) or facts["identity"].startswith(str(words))
+
+
+FLEET: dict[str, Any] = {
+    "slots": [None, {"holder": "host-2", "version": "1.2.0"}],
+    "halt": None,
+    "waiting": [f"host-{number}" for number in range(3, 10)],
+    "versions": {"1.1.0": 8, "1.2.0": 1},
+    "outcomes": [{"node": "host-1", "version": "1.2.0", "outcome": end} for end in ("reverted", "committed")],
+}
+
+
+def test_a_fleet_shows_who_upgrades_who_waits_and_how_it_went() -> None:
+    level, headline, facts = card(told(fleet=FLEET), "fleet")
+    assert (level, headline) == ("good", "1 of 2 slots are held")
+    assert facts == {
+        "upgrade": "host-2 to 1.2.0",
+        "wait": "host-3, host-4, host-5, host-6, host-7 and 2 more",
+        "versions": "1.1.0: 8, 1.2.0: 1",
+        "last ends": "1 reverted, 1 committed",
+        "went back": "host-1 from 1.2.0",
+    }
+
+
+def test_a_halted_fleet_needs_attention_and_one_that_was_not_asked_yet_does_not() -> None:
+    halted = told(fleet={**FLEET, "halt": {"who": "eve", "why": "1.2.0 loses objects", "at_unix_s": 1.0}})
+    assert card(halted, "fleet")[:2] == ("attention", "halted by eve: 1.2.0 loses objects")
+    assert card(told(fleet={}), "fleet")[0] == "busy"
+    assert "fleet" not in {one["name"] for one in told()["cards"]}
