@@ -129,18 +129,23 @@ class KubernetesFleet:
             return False
         return True
 
+    async def _client(self) -> aiohttp.ClientSession:
+        if self._session is None:
+            ca_file = str(self._ca_file) if self._ca_file else None
+            context = await asyncio.to_thread(ssl.create_default_context, cafile=ca_file)
+            if self._session is None:  # another call may have made it meanwhile
+                self._session = aiohttp.ClientSession(
+                    timeout=aiohttp.ClientTimeout(total=TIMEOUT_S), connector=aiohttp.TCPConnector(ssl=context)
+                )
+        return self._session
+
     async def _ask(self, method: str, url: str, body: Mapping[str, Any] | None = None) -> dict[str, Any]:
         """One call. Raises FLEET_UNREACHABLE, and FileExistsError for a conflict."""
         try:
             token = (await asyncio.to_thread(self._token_file.read_text, encoding="ascii")).strip()
-            if self._session is None:
-                ca_file = str(self._ca_file) if self._ca_file else None
-                context = await asyncio.to_thread(ssl.create_default_context, cafile=ca_file)
-                self._session = aiohttp.ClientSession(
-                    timeout=aiohttp.ClientTimeout(total=TIMEOUT_S), connector=aiohttp.TCPConnector(ssl=context)
-                )
+            client = await self._client()
             headers = {"Authorization": f"Bearer {token}", "Accept": "application/json"}
-            async with self._session.request(method, url, json=body, headers=headers, allow_redirects=False) as answer:
+            async with client.request(method, url, json=body, headers=headers, allow_redirects=False) as answer:
                 text = await read_answer(answer)
                 status = answer.status
             if status == 409:
