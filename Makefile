@@ -6,12 +6,13 @@ PYTHON ?= python3
 HANDOVER ?= v2
 SEEDS ?= 100000
 UPGRADES ?= 500
+MINUTES ?= 1
 RUN := .venv/bin/python -m
 LOCK := build/lock/bin/python -m piptools compile --quiet --strip-extras --generate-hashes --allow-unsafe \
     --no-emit-index-url --no-emit-trusted-host --no-emit-find-links
 CODE := dcupgrade chain_watcher attestation keyvault process_supervisor devnet tests benchmarks docs
 
-.PHONY: help setup demo test test-go go-if-there lint types unit e2e e2e-node e2e-compose e2e-systemd e2e-demo formal simulate kill-matrix soak load bench docs lock clean install wheels uninstall release
+.PHONY: help setup demo test test-go go-if-there lint types unit e2e e2e-node e2e-compose e2e-systemd e2e-demo formal simulate kill-matrix fuzz soak load bench docs lock clean install wheels uninstall release
 
 help: ## list the targets
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -67,6 +68,9 @@ simulate: setup ## SEEDS=n simulated upgrades with faults
 kill-matrix: setup ## SIGKILL of every process at every journal boundary
 	$(RUN) tests.e2e.kill_matrix
 
+fuzz: setup ## MINUTES=n of coverage-guided fuzzing, every decoder of outside bytes; table in build/fuzz/fuzz.md
+	@.ci/fuzz $(MINUTES)
+
 soak: setup ## UPGRADES=n upgrades in a row with kills of everything; table in build/soak.md
 	$(RUN) tests.load.soak --upgrades $(UPGRADES)
 
@@ -92,6 +96,7 @@ lock: ## resolve the dependencies of pyproject.toml anew, in an environment of i
 	$(LOCK) --extra publish -o requirements.publish.lock pyproject.toml
 	$(RUN) keyvault.enclave_content >requirements.enclave.lock
 	$(LOCK) -o requirements.release.lock requirements.release.in
+	$(LOCK) -o requirements.fuzz.lock requirements.fuzz.in
 
 install: ## install under PREFIX (default /usr/local; DESTDIR is honoured; WHEELS=folder needs no registry; EXTRA=publish)
 	@PYTHON=$(PYTHON) EXTRA=$(EXTRA) .ci/install install

@@ -139,7 +139,7 @@ def _invalid(path: Path, why: str) -> ProcessSupervisorError:
 def _note(text: str) -> str:
     try:
         value = json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):
         return ""
     return str(value.get("note", ""))[:200] if isinstance(value, dict) else ""
 

@@ -15,13 +15,20 @@ def retry_after_s(headers: Mapping[str, str], now_unix_s: float) -> float:
     text = headers.get("Retry-After", "").strip()
     if re.fullmatch(r"[0-9]{1,18}", text):
         return min(float(text), RETRY_AFTER_S_MAX)
-    try:
-        date = parsedate_to_datetime(text)
-    except (ValueError, TypeError):
+    date = _date(text)
+    if date is None:
         return 0.0
-    date = date if date.tzinfo else date.replace(tzinfo=UTC)
     seconds = (date - datetime.fromtimestamp(now_unix_s, UTC)).total_seconds()
     return min(max(seconds, 0.0), RETRY_AFTER_S_MAX)
+
+
+def _date(text: str) -> datetime | None:
+    """A date of HTTP or mail, of UTC where it names no zone; None for what is none, years of any length among it."""
+    try:
+        date = parsedate_to_datetime(text)
+    except (ValueError, TypeError, OverflowError):
+        return None
+    return date if date.tzinfo else date.replace(tzinfo=UTC)
 
 
 def content_length(headers: Mapping[str, str]) -> int | None:
@@ -38,12 +45,11 @@ def strong_validator(headers: Mapping[str, str]) -> str | None:
     etag = headers.get("ETag")
     if etag is not None:
         return etag if re.fullmatch(r'"[\x21\x23-\x7e]{1,200}"', etag) else None
-    modified = headers.get("Last-Modified", "")
-    try:
-        age = parsedate_to_datetime(headers.get("Date", "")) - parsedate_to_datetime(modified)
-    except (ValueError, TypeError):  # no date, or only one of them has a zone
+    text = headers.get("Last-Modified", "")
+    date, modified = _date(headers.get("Date", "")), _date(text)
+    if date is None or modified is None:
         return None
-    return modified if age >= MODIFIED_AGE_MIN else None
+    return text if date - modified >= MODIFIED_AGE_MIN else None
 
 
 def continues_at(headers: Mapping[str, str], size: int, total: int | None, validator: str | None) -> int | None:

@@ -113,7 +113,7 @@ class ImageFiles:
         try:
             facts = json.loads(base64.b64decode(text))
             return _Stat(int(facts["mode"]), str(facts.get("linkTarget") or ""))
-        except (binascii.Error, ValueError, KeyError, TypeError) as error:
+        except (binascii.Error, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise ProcessSupervisorError(
                 code="CONTAINER_ENGINE_ERROR", what=f"file {path}", why=f"the engine's answer cannot be read ({error})"
             ) from error

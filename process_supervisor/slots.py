@@ -69,7 +69,10 @@ class StageFacts:
     @classmethod
     def from_json(cls, text: bytes) -> "StageFacts":
         """Decode the file; raises ValueError."""
-        values = json.loads(text)
+        try:
+            values = json.loads(text)
+        except RecursionError as error:
+            raise ValueError("stage.json is nested too deeply") from error
         kinds = {"digest": str, "size": int, "source": str, "image_id": str, "identity": str}
         if isinstance(values, dict) and type(values.get("measured")) is bool:  # a slot of an earlier version of ours
             values["identity"] = "measured" if values.pop("measured") else "attested"

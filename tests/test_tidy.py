@@ -208,7 +208,7 @@ def test_nothing_names_a_machine() -> None:
     assert wrong == []
 
 
-@pytest.mark.parametrize("name", [".ci/setup", ".ci/install", "devnet/docker/Dockerfile"])
+@pytest.mark.parametrize("name", [".ci/setup", ".ci/install", ".ci/fuzz", "devnet/docker/Dockerfile"])
 def test_locks_are_installed_without_asking_what_is_newest(name: str) -> None:
     """A pip that resolves refuses a complete lock once a package that is named with an extra has a newer release."""
     installs = [

@@ -106,7 +106,7 @@ def read_checkpoint(path: Path) -> Any:
     """Return the JSON of a checkpoint file."""
     try:
         return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise DcupgradeError(
             code="CHECKPOINT_UNREADABLE",
             what=f"chain.checkpoint_file {path}",

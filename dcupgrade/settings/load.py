@@ -32,10 +32,18 @@ def load(path: Path, environ: Mapping[str, str] | None = None) -> Settings:
     empty variable counts as not set. Raises SettingsError with every mistake found.
     """
     try:
-        raw = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raw = decode(path.read_bytes())
+    except (OSError, ValueError) as error:
         raise SettingsError([why_of(error)], path=str(path), code="SETTINGS_UNREADABLE") from error
     return structure(raw, environ=os.environ if environ is None else environ, path=str(path))
+
+
+def decode(data: bytes) -> dict[str, Any]:
+    """Decode TOML. Raises ValueError."""
+    try:
+        return tomllib.loads(data.decode("utf-8"))
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
 
 
 def structure(raw: dict[str, Any], *, environ: Mapping[str, str], path: str = "(none)") -> Settings:

@@ -22,6 +22,8 @@ NOW = 1_767_225_600.0  # Thu, 01 Jan 2026 00:00:00 GMT
         ("soon", 0.0),
         ("", 0.0),
         ("9" * 400, 0.0),
+        ("21 Oct 2" + "1" * 60 + " 0:00", 0.0),
+        ("Thu, 01 Jan 2026 00:00:00 +" + "9" * 40, 0.0),
     ],
 )
 def test_how_long_a_server_wants_to_be_left_alone(text: str, seconds: float) -> None:

@@ -140,7 +140,7 @@ def test_an_unknown_environment_override_is_a_mistake(tmp_path: Path) -> None:
         load.load(write(tmp_path, GOOD), {"DCUPGRADE_NODE__COLOUR": "red"})
 
 
-@pytest.mark.parametrize("text", ["[agent", "\x00"])
+@pytest.mark.parametrize("text", ["[agent", "\x00", "a = " + "[" * 3000], ids=["open", "zero", "deep"])
 def test_a_file_that_is_not_toml_is_refused(tmp_path: Path, text: str) -> None:
     with pytest.raises(SettingsError) as caught:
         load.load(write(tmp_path, text), {})
