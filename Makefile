@@ -77,12 +77,8 @@ soak: setup ## UPGRADES=n upgrades in a row with kills of everything; table in b
 load: setup ## hostile requests on every port beside honest handovers; table in build/load.md
 	$(RUN) tests.load.hostile
 
-bench: setup ## the measurements of benchmarks/, one after the other
-	@for file in benchmarks/bench_*.py; do echo "== $$file"; .venv/bin/python "$$file"; done
-	.venv/bin/python benchmarks/bench_handover.py --replacing
-	@command -v go >/dev/null || { echo "skipped: the handover in Go"; exit 0; }; for sides in "go go" "go python" "python go"; do \
-	    set -- $$sides; echo "== handover, holder in $$1, requester in $$2"; \
-	    .venv/bin/python benchmarks/bench_handover.py --holder $$1 --requester $$2; done
+bench: setup ## every benchmark; table and plots in docs/benchmarks (QUICK=1: in a few minutes, in build/benchmarks)
+	$(RUN) benchmarks.run $(if $(QUICK),--quick --out build/benchmarks)
 
 docs: setup ## generated pages and the documentation site (build/site)
 	.venv/bin/python docs/build.py

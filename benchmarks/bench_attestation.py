@@ -19,8 +19,12 @@ from attestation.artefact.measure import BATCH, CHUNK, PAGE, READ, REG, image_en
 from attestation.sgx import Attributes, Report, cmac
 from attestation.simulated.cpu import RootKeys, Secs, SoftwareCpu
 from attestation.tee.driver import ReportVerifier
+from benchmarks.report import Row, emit
 
 ROUNDS = 7
+#: Bytes that are measured for each byte of an image: a page's EADD record and the header of each EEXTEND come with it.
+COVERS = 1 + (64 + 16 * 64) / 4096
+AT_MOST = 1.15
 STREAM_MIB_MAX = 64  # a stream is made record by record here, which takes longer than measuring it
 
 
@@ -40,7 +44,8 @@ def seconds(call: Callable[[], object]) -> tuple[float, float]:
     return time.perf_counter() - wall, time.process_time() - cpu
 
 
-def compare(rows: Mapping[str, Callable[[], object]], base: str) -> None:
+def compare(rows: Mapping[str, Callable[[], object]], base: str, covers: float = 1.0) -> None:
+    """Print the rows beside `base`, which hashes one byte where the measurement covers `covers`."""
     taken: dict[str, list[tuple[float, float]]] = {name: [] for name in rows}
     for _ in range(ROUNDS):
         for name, call in rows.items():
@@ -51,11 +56,14 @@ def compare(rows: Mapping[str, Callable[[], object]], base: str) -> None:
             f"{name:44} {wall:7.3f} s wall ({wall / best[base][0]:4.2f} x)"
             f" {cpu:7.3f} s processor ({cpu / best[base][1]:4.2f} x)"
         )
+        if name != base:
+            part = wall / (best[base][0] * covers)
+            emit(Row(f"{name}, of hashing as many bytes", part, "x", at_most=AT_MOST))
 
 
 def bench_measuring(mib: int, folder: Path | None) -> None:
     size = mib << 20
-    print(f"measuring {mib} MiB, best of {ROUNDS}; limit: 1.50 x hashing the same file")
+    print(f"measuring {mib} MiB, best of {ROUNDS}; target: {AT_MOST} x hashing the {COVERS:.3f}-fold")
     with tempfile.TemporaryDirectory(dir=folder) as where:
         path = Path(where) / "image"
         piece = hashlib.shake_128(b"image").digest(1 << 20)
@@ -66,7 +74,7 @@ def bench_measuring(mib: int, folder: Path | None) -> None:
             "hashlib, the same file": lambda: hash_file(path),
             "attestation.artefact.files.measure_file": lambda: measure_file(path),
         }
-        compare(rows, "hashlib, the same file")
+        compare(rows, "hashlib, the same file", COVERS)
         data = path.read_bytes()
     window = memoryview(data)
     pieces = [window[at : at + (1 << 20)] for at in range(0, size, 1 << 20)]
@@ -75,7 +83,7 @@ def bench_measuring(mib: int, folder: Path | None) -> None:
         "hashlib, the same bytes": lambda: hashlib.sha256(data).digest(),
         "attestation.artefact.measure.measure_image": lambda: measure_image(pieces, size),
     }
-    compare(rows, "hashlib, the same bytes")
+    compare(rows, "hashlib, the same bytes", COVERS)
 
 
 def bench_stream(mib: int) -> None:
@@ -119,6 +127,8 @@ def bench_reports() -> None:
                 call()
             times.append((time.perf_counter() - start) / 200 * 1e6)
         print(f"{name:44} {statistics.median(times):7.1f} us median {min(times):7.1f} us best")
+        alone = name.startswith("AES")
+        emit(Row(f"report: {name}", statistics.median(times), "us", at_most=None if alone else 50.0, peer=alone))
 
 
 def main() -> None:

@@ -19,6 +19,7 @@ import tempfile
 import time
 from pathlib import Path
 
+from benchmarks.report import Row, emit
 from process_supervisor.fetch import Progress, fetch
 from process_supervisor.limits import MIB, DownloadLimits
 from process_supervisor.outbound import Outbound
@@ -133,6 +134,11 @@ def run(server: "subprocess.Popen[str]", source: Path, part: Path, rounds: int) 
     print(f"curl | sha256sum: {', '.join(f'{mib / theirs:.0f}' for _, theirs in pairs)} MiB/s (hashed)")
     print(f"throughput: {ratio:.2f} x curl's (target: at least 0.95)")
     print(f"memory: grew by {growth / 1024:.1f} MiB (target: under 16)")
+    emit(
+        Row("throughput, part of `curl | sha256sum`", ratio, "x", at_least=0.95),
+        Row("growth of memory", growth / 1024, "MiB", at_most=16.0),
+        Row("bytes that a resume reads twice", float(kept - resumed_at), "B", at_most=1.0),
+    )
     print(f"resume: began at byte {resumed_at}, {kept} were there (target: nothing is read twice)")
 
 

@@ -16,6 +16,7 @@ import tempfile
 import time
 from pathlib import Path
 
+from benchmarks.report import Row, emit
 from devnet.chain import DevChain
 from devnet.release_builder import NodeTraits
 from devnet.world import World
@@ -87,6 +88,11 @@ async def measure(rounds: int) -> None:
                         upgrades.append(await upgrade(world, probe, number))
                         restarts.append(await bare_restart(world, probe))
     ratio = statistics.median(upgrades) / statistics.median(restarts)
+    emit(
+        Row("downtime of an upgrade, part of a bare restart's", ratio, "x", at_most=0.9),
+        Row("downtime of an upgrade", statistics.median(upgrades), "s"),
+        Row("TERM and start of the same node", statistics.median(restarts), "s", peer=True),
+    )
     print(machine())
     print(f"upgrade:      {', '.join(f'{item:.2f}' for item in upgrades)} s")
     print(f"bare restart: {', '.join(f'{item:.2f}' for item in restarts)} s")

@@ -31,12 +31,15 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # so that it al
 
 from attestation.artefact.files import build_sigstruct, verify_artefact
 from attestation.network import encode_multibase
+from benchmarks.report import Row, emit
 from devnet.go_image import build_go_program
 from tests.e2e.vault_parts.kit import DATE, GENESIS, Artefact, Bench, Process
 
 HOLDER_MAIN = "handover_enclaves:holder"
 REQUESTER_MAIN = "handover_enclaves:requester"
 BOUND_MS, BOUND_FACTOR, BOUND_FACTOR_GO = 25.0, 4.0, 1.2
+#: What is aimed at on a quiet machine; the bound above is where this script fails.
+TARGET_FACTOR = 3.5
 PARTS = Path(__file__).parent / "handover_enclaves.py"
 SDK = Path(__file__).resolve().parent.parent / "sdk" / "go"
 
@@ -101,6 +104,14 @@ def main() -> int:
         found = measure(Path(folder), arguments)
     factor = found["handover_median_ms"] / found["primitives_ms"]
     bound = BOUND_FACTOR_GO if arguments.holder == arguments.requester == "go" else BOUND_FACTOR
+    target = bound if bound == BOUND_FACTOR_GO else TARGET_FACTOR
+    into = ", over an earlier copy" if arguments.replacing else ""
+    name = f"{arguments.holder} to {arguments.requester}{into}"
+    emit(
+        Row(f"{name}, part of its primitives", factor, "x", at_most=target),
+        Row(f"{name}, hello to acknowledged", found["handover_median_ms"], "ms", at_most=BOUND_MS),
+        Row(f"{name}, its primitives alone", found["primitives_ms"], "ms", peer=True),
+    )
     held = found["handover_median_ms"] < BOUND_MS and factor < bound
     if arguments.json:
         print(json.dumps({**found, "factor": factor, "bounds_hold": held}))

@@ -9,6 +9,7 @@ from datetime import UTC, datetime
 
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from hypothesis.errors import Frozen
 
 from chain_watcher.endpoints.messages import parse, refusal, retry_after_s
 from chain_watcher.proof.evidence import verify_evidence
@@ -55,7 +56,10 @@ def _message(data: bytes) -> object:
 
 
 def _runs_of_hypothesis(finality: str, unproven: bool) -> Callable[[bytes], object]:
-    """Two endpoints that answer and announce what the input says."""
+    """Two endpoints that answer and announce what the input says.
+
+    `Frozen` is raised where the input came to its end inside a task of the watcher, which took that for an error.
+    """
 
     @settings(deadline=None, database=None, suppress_health_check=list(HealthCheck))
     @given(st.data())
@@ -99,7 +103,7 @@ TARGETS = {
     },
     **{
         f"endpoints, {finality}{', unproven' if unproven else ''}": Target(
-            _runs_of_hypothesis(finality, unproven), (bytes(64), bytes(range(256)))
+            _runs_of_hypothesis(finality, unproven), (bytes(64), bytes(range(256))), (Frozen,)
         )
         for finality, unproven in FINALITIES
     },
