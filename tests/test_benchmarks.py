@@ -1,0 +1,66 @@
+"""The page of benchmarks: what is measured, what is aimed at, and whether it was met, from the figures alone."""
+
+import json
+from pathlib import Path
+
+from benchmarks import run
+from benchmarks.report import Row, bars, emit, read_rows, summary_plot, table, unit_plots
+from tests.conftest import ROOT
+
+ROWS = [
+    Row("ours", 0.8, "ms", at_most=1.0),
+    Row("ours, tail", 2.0, "ms", at_most=1.5, note="busy"),
+    Row("bare client", 2.3, "ms", peer=True),
+    Row("throughput", 0.97, "x", at_least=0.95),
+]
+
+
+def test_rows_say_whether_their_target_is_met() -> None:
+    assert [row.met for row in ROWS] == [True, False, None, True]
+    lines = table(ROWS).splitlines()
+    assert lines[2:4] == [
+        "| ours | 0.8 ms | at most 1 ms | yes |",
+        "| ours, tail | 2 ms (busy) | at most 1.5 ms | **no** |",
+    ]
+    assert "for comparison" in lines[4]
+
+
+def test_rows_reach_the_runner_only_where_it_asks_for_them(tmp_path: Path, monkeypatch: object) -> None:
+    path = tmp_path / "rows"
+    monkeypatch.delenv("BENCH_ROWS", raising=False)  # type: ignore[attr-defined]
+    emit(*ROWS)
+    assert read_rows(path) == []
+    monkeypatch.setenv("BENCH_ROWS", str(path))  # type: ignore[attr-defined]
+    emit(*ROWS[:1])
+    emit(*ROWS[1:])
+    assert read_rows(path) == ROWS
+
+
+def test_plots_show_missed_targets_and_peers_apart() -> None:
+    assert summary_plot(ROWS).count('class="missed"') == 1
+    (plot,) = unit_plots("detection, stock node", ROWS).values()
+    assert (plot.count('class="peer"'), plot.count('class="ours"'), plot.count("<rect")) == (1, 1, 3)
+    assert "&lt;b&gt;" in bars("t", [("<b>", 1.0, "1", "ours")])
+
+
+def test_what_cannot_run_is_named_with_its_reason(tmp_path: Path) -> None:
+    facts = {"machine": "m", "load": 0.0, "date": "d", "quick": True, "versions": {"Python": "3"}}
+    result = run.run(run.Benchmark("download", "x.py", needs=("no-such-program",)), True)
+    run.write(tmp_path, facts, {"download": result, "detection": run.Result("detection", ROWS)})
+    text = (tmp_path / "README.md").read_text()
+    assert "Not measured: no-such-program is not installed." in text
+    assert "2 targets met, 1 missed; ours, tail." in text
+    assert {path.name for path in tmp_path.glob("*.svg")} == {"summary.svg", "detection-detection.svg"}
+    assert run.read_results(tmp_path / "results.json")["detection"].rows == ROWS
+
+
+def test_every_benchmark_is_in_the_run() -> None:
+    scripts = {path.name for path in (ROOT / "benchmarks").glob("bench_*.py")}
+    assert {benchmark.script for benchmark in run.ALL.values()} == scripts
+
+
+def test_the_committed_page_is_what_its_figures_make() -> None:
+    out = ROOT / "docs" / "benchmarks"
+    document = json.loads((out / "results.json").read_text())
+    facts = {name: value for name, value in document.items() if name != "results"}
+    assert (out / "README.md").read_text() == run.page(facts, run.read_results(out / "results.json"))
