@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from dcupgrade.errors import DcupgradeError, failure_of
@@ -21,7 +22,7 @@ from dcupgrade.machine.events import (
     Staged,
     StageFailed,
 )
-from dcupgrade.machine.stages import Permit, SealedKeys
+from dcupgrade.machine.stages import Permit, SealedKeys, StagedRelease
 from dcupgrade.machine.state import Release, State
 
 from .tools import Emit, Tools, failed, release_of
@@ -52,14 +53,28 @@ async def retire(tools: Tools, effect: Effect, state: State, _emit: Emit) -> Eve
 
 
 async def stage(tools: Tools, effect: Effect, state: State, _emit: Emit) -> Event:
-    """Download and verify the release."""
+    """Download and verify the release.
+
+    A wrong artefact cannot be told from a wrong mirror, so even that is asked for again. Only where every try was given
+    one it is taken for the release's own fault.
+    """
     release = release_of(state, effect)
+    refusals = 0
+
+    async def fetch() -> StagedRelease:
+        nonlocal refusals
+        try:
+            return await tools.fetch(release)
+        except Exception as error:
+            refusals += failure_of(error).kind == "rejected"
+            raise
+
     try:
-        # A wrong artefact cannot be told from a wrong mirror, so even that is asked for again.
-        staged = await tools.retry("download", lambda: tools.fetch(release), also_refusals=True)
+        return Staged(await tools.retry("download", fetch, also_refusals=True))
     except Exception as error:
-        return failed(StageFailed, error, effect.enclave_id)
-    return Staged(staged)
+        failure = failure_of(error)
+        may_pass = failure.kind == "rejected" and refusals < tools.limits.attempts
+        return StageFailed(effect.enclave_id, replace(failure, kind="transient") if may_pass else failure)
 
 
 async def open_gates(tools: Tools, effect: Effect, state: State, _emit: Emit) -> Event:

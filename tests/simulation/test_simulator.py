@@ -12,15 +12,17 @@ from typing import Any
 
 import pytest
 
+from dcupgrade.errors import DcupgradeError
 from dcupgrade.machine import guards
 from dcupgrade.machine import table as machine
 from dcupgrade.machine.effects import Effect, EffectKind
-from dcupgrade.machine.events import Event, GatesOpen, NodeStopped
+from dcupgrade.machine.events import Event, GatesOpen, NodeStopped, Staged, StageFailed
 from dcupgrade.machine.state import Name, State
+from dcupgrade.upgrade import before_stop
 from dcupgrade.upgrade.event_queue import Item
 from dcupgrade.upgrade.orchestrator import Orchestrator
 from dcupgrade.upgrade.performer import WORK, perform
-from dcupgrade.upgrade.tools import Emit, Tools
+from dcupgrade.upgrade.tools import Emit, Tools, failed, release_of
 from keyvault.vault import decisions as core
 from tests.simulation.simulator.driver import simulate
 from tests.simulation.simulator.world import SimulatedWorld
@@ -43,7 +45,7 @@ def test_no_seed_breaks_an_invariant() -> None:
     assert sum(outcome.upgrades for outcome in outcomes) == SEEDS * 10
     endings = {name for outcome in outcomes for name in outcome.endings}
     assert endings == {"committed", "reverted", "abandoned", "halted"}
-    assert len({name for outcome in outcomes for name in outcome.faults}) == 20
+    assert len({name for outcome in outcomes for name in outcome.faults}) == 25
 
 
 def test_a_seed_replays_exactly_in_another_process() -> None:
@@ -170,3 +172,62 @@ def test_a_machine_that_skips_collecting_is_noticed(monkeypatch: pytest.MonkeyPa
     index[key] = tuple(replace(row, target=Name.STOPPING) if row.guard is None else row for row in index[key])
     monkeypatch.setattr(machine, "_INDEX", index)
     assert "4: " in first_violation(20)
+
+
+def test_a_release_condemned_by_one_wrong_answer_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Case C1."""
+
+    async def strict(tools: Tools, effect: Effect, state: State, _emit: Emit) -> Event:
+        try:
+            return Staged(await tools.fetch(release_of(state, effect)))
+        except Exception as error:
+            return failed(StageFailed, error, effect.enclave_id)
+
+    monkeypatch.setitem(WORK, EffectKind.STAGE, strict)
+    assert "13: " in first_violation(60)
+
+
+def test_a_fleet_that_is_asked_after_the_stop_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    real = WORK[EffectKind.STOP_NODE]
+
+    async def asks(tools: Tools, effect: Effect, state: State, emit: Emit) -> Event:
+        event = await real(tools, effect, state, emit)
+        await tools.fleet.take(release_of(state, effect))
+        return event
+
+    monkeypatch.setitem(WORK, EffectKind.STOP_NODE, asks)
+    assert "12: " in first_violation(20)
+
+
+def test_a_vault_that_believes_a_lagging_endpoint_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    real = core.admit_evidence
+
+    def forgetful(facts: Any, rules: Any, state: Any, now: int) -> Any:
+        return real(replace(facts, floor_number=0, floor_hash=""), rules, state, now)
+
+    monkeypatch.setattr(core, "admit_evidence", forgetful)
+    assert "3: the vault believes an older block" in first_violation(100)
+
+
+def test_asking_an_endpoint_without_history_again_and_again_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def impatient(tools: Tools, target_id: str, source_id: str) -> Any:
+        while True:
+            try:
+                return await tools.chain.evidence(target_id, source_id, await tools.vault.status())
+            except DcupgradeError:
+                await asyncio.sleep(0)
+
+    monkeypatch.setattr(before_stop, "_evidence", impatient)
+    assert "without a pause" in first_violation(40)
+
+
+def test_an_orchestrator_that_does_not_wait_for_a_slow_journal_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    real, writing = Orchestrator._store, set()
+
+    async def hasty(self: Any, entry: Any) -> None:
+        task = asyncio.ensure_future(real(self, entry))
+        writing.add(task)
+        task.add_done_callback(writing.discard)
+
+    monkeypatch.setattr(Orchestrator, "_store", hasty)
+    assert first_violation(60) != ""

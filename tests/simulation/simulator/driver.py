@@ -28,12 +28,14 @@ from dcupgrade.upgrade.tools import Limits
 from keyvault.errors import KeyvaultError
 from tests.doubles.memory_journal import MemoryJournal
 
+from .judges import ViolationError
 from .loop import BusyLoopError, PowerCut, SimulatedLoop
-from .world import Published, SimulatedWorld, ViolationError
+from .nodes import ATTEMPTS
+from .world import Published, SimulatedWorld
 
 LIMITS = Limits(
-    attempts=3, backoff_s=0.5, backoff_max_s=8.0, ready_deadline_s=20.0, delivery_deadline_s=20.0, probation_s=2.0,
-    probe_interval_s=1.0, refusal_patience_s=3.0, steady_s=2.0, tidy_every_s=15.0,
+    attempts=ATTEMPTS, backoff_s=0.5, backoff_max_s=8.0, ready_deadline_s=20.0, delivery_deadline_s=20.0,
+    probation_s=2.0, probe_interval_s=1.0, refusal_patience_s=3.0, steady_s=2.0, tidy_every_s=15.0,
 )  # fmt: skip
 BUDGETS = Budgets(attempts=3, failures=1, launches=3, crashes=4, retention_s=50.0)
 PATIENCE_S = 60.0
@@ -45,6 +47,8 @@ PORTS = (
     *[("nodes", name) for name in ("health", "commit", "key_set_id", "remove_slot", "fetch_early")],
     *[("vault", name) for name in ("status", "collect", "permit", "delivery", "committed", "holds_keys_of")],
     ("chain", "evidence"),
+    ("fleet", "take"),
+    ("fleet", "give_back"),
 )
 """What may raise where it is called, or answer late."""
 TRAITS = ("good", "good", "good", "good", "good", "hungry", "dies", "mute", "blind", "frail")
@@ -56,15 +60,22 @@ class SimulatedJournal(MemoryJournal):
     def __init__(self, world: SimulatedWorld) -> None:
         super().__init__()
         self._world = world
+        self.is_slow = False
         self.trace: list[str] = []
 
+    async def _wait(self) -> None:
+        if self.is_slow:
+            await asyncio.sleep(self._world.rng.uniform(0.0, 3.0))
+
     async def append(self, entry: Entry) -> None:
+        await self._wait()
         self._world.disk.tick()
         if self._world.disk.dead:
             return
         await super().append(entry)
         self.trace.append(f"{entry.before.name.value}>{entry.after.name.value} {entry.event.kind}")
         self._world.disk.tick()
+        await self._wait()
 
 
 @dataclass(slots=True)
@@ -231,14 +242,14 @@ class Life:
 
     def _publish(self, trait: str) -> None:
         number = self.outcome.upgrades
-        enclave_id = self._id(number)
-        self.world.chain.publish(Published(enclave_id, f"1.{number}.0", 0, trait))
+        self.world.chain.publish(Published(self._id(number), f"1.{number}.0", 0, trait))
         self.outcome.upgrades += 1
 
     async def _rest_or_patience(self, patience_s: float) -> bool:
         began = self.world.monotonic()
         while self.world.monotonic() - began < patience_s:
             await asyncio.sleep(1.0)
+            self.world.judge_records(self.agent.state.records if self.agent else ())
             if self._rests():
                 return True
             self._look_after()
@@ -253,9 +264,9 @@ class Life:
             or state.name is not Name.IDLE
             or state.chain is None
             or self.journal.queue
+            or not self.world.chain.reachable
+            or self.world.chain.lags
         ):
-            return False
-        if not self.world.chain.reachable:
             return False
         program = newer_release(state)
         seen, there = state.chain.program, self.world.chain.program
@@ -304,7 +315,8 @@ class Life:
         for owner_name, name in sorted(self._disturbed):
             self._calm(owner_name, name)
         self._disturbed.clear()
-        world.vault.up = world.chain.reachable = True
+        world.vault.up = world.chain.reachable = world.chain.knows_history = True
+        world.chain.lags = world.fleet.full = world.nodes.next_is_wrong = self.journal.is_slow = False
         world.nodes.downloads_fail = 0.0
         self.journal.fail_writes = False
         if self.phase == "liveness":
@@ -332,6 +344,11 @@ class Life:
             ("port pauses", self._port_pauses),
             ("chain breaks off", lambda: self._for_a_while(self.world.chain, "breaks", True, 10)),
             ("files lost", self._lose_files),
+            ("chain lags", lambda: self._for_a_while(self.world.chain, "lags", True, 30)),
+            ("chain knows no history", lambda: self._for_a_while(self.world.chain, "knows_history", False, 20)),
+            ("source wrong once", lambda: self._for_a_while(self.world.nodes, "next_is_wrong", True, 60)),
+            ("fleet full", lambda: self._for_a_while(self.world.fleet, "full", True, 20)),
+            ("journal slow", lambda: self._for_a_while(self.journal, "is_slow", True, 20)),
         ]
         while True:
             await asyncio.sleep(self.rng.expovariate(1.0 / self.roughness_s))
@@ -340,7 +357,7 @@ class Life:
             await strike()
 
     async def _for_a_while(self, owner: Any, name: str, value: Any, seconds_max: float) -> None:
-        before = {"up": True, "reachable": True, "downloads_fail": 0.0}.get(name, False)
+        before = {"up": True, "reachable": True, "knows_history": True, "downloads_fail": 0.0}.get(name, False)
         setattr(owner, name, value)
         asyncio.get_running_loop().call_later(self.rng.uniform(0.1, seconds_max), setattr, owner, name, before)
 
@@ -453,6 +470,7 @@ class Life:
     def _judge_rest(self) -> None:
         state = self.agent.state if self.agent else None
         self.world.judge_keys()
+        self.world.judge_records(state.records if state else ())
         node = self.world.nodes.living(state.running.enclave_id) if state and state.running else None
         if node is None or node.phase != "serving" or node.key != self.world.data_key:
             self.world.violate(f"9: no node serves the data in the end: {state}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from typing import TYPE_CHECKING
 
 from dcupgrade.errors import DcupgradeError
@@ -16,6 +17,11 @@ from .loop import detached
 
 if TYPE_CHECKING:
     from .world import Published, SimulatedWorld
+
+
+ATTEMPTS = 3
+"""Tries of one download."""
+WRONG_CONTENT = "STAGING_ENCLAVE_ID_MISMATCH"
 
 
 class Node:
@@ -98,6 +104,8 @@ class Nodes:
         self.locked_by_other = False
         self.port_taken = False
         self.downloads_fail = 0.0
+        self.next_is_wrong = False
+        self.wrong_given: Counter[str] = Counter()
         self.stop_hangs = False
 
     def living(self, enclave_id: str) -> Node | None:
@@ -115,6 +123,10 @@ class Nodes:
         await asyncio.sleep(self.world.rng.uniform(0.05, 0.5))
         if self.world.rng.random() < self.downloads_fail:
             raise DcupgradeError(code="DOWNLOAD_TRUNCATED", what="download", why="cut off", kind="transient")
+        if self.next_is_wrong:
+            self.next_is_wrong = False
+            self.wrong_given[release.enclave_id] += 1
+            raise DcupgradeError(code=WRONG_CONTENT, what="staging", why="another build", kind="rejected")
         progress({"done_bytes": 1})
         self.world.disk.write(f"slot/{release.enclave_id}", "verified")
         return StagedRelease(release.enclave_id)
@@ -165,6 +177,8 @@ class Nodes:
             if self.stop_hangs:
                 raise DcupgradeError(code="NODE_STOP_FAILED", what="stop", why="hangs", kind="invariant")
             node.kill("signal 15")
+            owner = self.world.told_commit[-1:] == [enclave_id]
+            self.world.stopped_for_upgrade = owner and not self.world.by_hand and not self.world.restart_asked
         if self.locked_by_other:
             raise DcupgradeError(code="DATA_LOCKED", what="stop", why="another process", kind="transient")
 

@@ -9,7 +9,7 @@ from collections import deque
 from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
-from typing import Any, NoReturn
+from typing import Any
 
 from chain_watcher.proof.layout import RawEntry, RawProgram
 from chain_watcher.proof.release import (
@@ -21,6 +21,7 @@ from chain_watcher.proof.release import (
     verify_release,
 )
 from dcupgrade.errors import DcupgradeError
+from dcupgrade.machine.gates import Shut
 from dcupgrade.machine.stages import Permit, SealedKeys
 from dcupgrade.machine.state import ChainFacts, Release
 from dcupgrade.upgrade.ports import Announcement, Delivery, Ports
@@ -29,16 +30,13 @@ from keyvault.vault import decisions as core
 from keyvault.vault.chain_state import ChainState, Entry
 from keyvault.vault.record import Facts
 
+from .judges import Judges
 from .loop import PowerCut, detached
-from .nodes import Node, Nodes
+from .nodes import Nodes
 
 GENESIS = "ab" * 32
 VAULT_ID = "e" * 64
 EPOCH_UNIX_S = 1_700_000_000.0
-
-
-class ViolationError(Exception):
-    """An invariant of the design does not hold."""
 
 
 def cheap_signature(enclave_id: str) -> bytes:
@@ -140,6 +138,10 @@ class Chain:
         self.history: dict[int, tuple[str, dict[str, int]]] = {}
         self.reachable = True
         self.breaks = False
+        self.lags = False
+        """The endpoint stays at the block that it was asked at last, and proves that one."""
+        self.knows_history = True
+        self._shown = 0
         self.announced: deque[Announcement] = deque(maxlen=4)
         self._changed = asyncio.Event()
         self._entries: EntryList | None = None
@@ -177,6 +179,7 @@ class Chain:
                 RawEntry(height, name.encode(), cheap_text(name).encode()) for name, height in self.listed.items()
             )
         program = None
+        self._shown = self.number
         if self.program is not None:
             raw = RawProgram(b"http://a/1", b"", self.program.enclave_id.encode(), self.program.version.encode(), ())
             block = BlockRef(self.number, f"0x{self.number:064x}")
@@ -205,7 +208,7 @@ class Chain:
         while True:
             if self.breaks:
                 raise DcupgradeError(code="ENDPOINT_GARBAGE", what="views", why="broken off", kind="transient")
-            if not self.reachable:
+            if not self.reachable or (self.lags and seen >= 0):
                 await asyncio.sleep(1.0)
                 continue
             while self.announced:
@@ -222,10 +225,14 @@ class Chain:
         """The state itself; the real evidence's decoding has tests of its own."""
         if not self.reachable:
             raise DcupgradeError(code="WATCHER_NO_VIEW", what="evidence", why="unreachable", kind="transient")
-        entries = tuple(Entry(height, name, cheap_text(name)) for name, height in self.listed.items())
-        program_id = self.program.enclave_id if self.program else None
+        if not self.knows_history:
+            raise DcupgradeError(code="EVIDENCE_NOT_READY", what="evidence", why="no history", kind="transient")
+        behind = self.world.rng.randint(0, 2) if self.lags else 0
+        number = max(min(self.history), self._shown - behind) if self.lags else self.number
+        program_id, listed = self.history[number]
+        entries = tuple(Entry(height, name, cheap_text(name)) for name, height in listed.items())
         state = ChainState(
-            "single", GENESIS, self.number, f"{self.number:064x}", int(self.world.now() * 1000), program_id, entries
+            "single", GENESIS, number, f"{number:064x}", int(self.world.now() * 1000), program_id or None, entries
         )
         return {"state": state}
 
@@ -246,6 +253,8 @@ class Vault:
         return self.world.disk.read("vault/facts") or Facts()
 
     def _save(self, facts: Facts) -> None:
+        if facts.floor_number < self.facts.floor_number:
+            self.world.violate("3: the vault believes an older block than the one that it knew")
         if facts is not self.facts:
             self.world.disk.write("vault/facts", facts)
 
@@ -347,7 +356,23 @@ class Vault:
         self._save(core.record_progress(self.facts, key, enclave_id, state, int(self.world.now())))
 
 
-class SimulatedWorld:
+class Fleet:
+    """The fleet port: places that are refused now and then, and asked for only while the old node runs."""
+
+    def __init__(self, world: SimulatedWorld) -> None:
+        self.world = world
+        self.full = False
+
+    async def take(self, _release: Release) -> tuple[Shut, ...]:
+        self.world.judge_fleet()
+        await self.world.network()
+        return (Shut("GATE_SLOT", "no place is free"),) if self.full else ()
+
+    async def give_back(self) -> None:
+        await self.world.network()
+
+
+class SimulatedWorld(Judges):
     """All of it, with the clock port and the judges."""
 
     def __init__(self, rng: random.Random) -> None:
@@ -356,6 +381,7 @@ class SimulatedWorld:
         self.chain = Chain(self)
         self.vault = Vault(self)
         self.nodes = Nodes(self)
+        self.fleet = Fleet(self)
         self.boot = 1
         self.data_key = ""
         self.told_commit: list[str] = []
@@ -367,13 +393,14 @@ class SimulatedWorld:
         self.lost: set[str] = set()
         """Slots that a fault took away."""
         self.violation = ""
+        self.stopped_for_upgrade = False
         self._done: set[str] = set()
 
     def ports(self) -> Ports:
         """The ports of an agent in this world."""
         return Ports(
             chain=self.chain, vault=self.vault, slots=self.nodes, processes=self.nodes, node_http=self.nodes,
-            host=self.nodes, clock=self,
+            host=self.nodes, clock=self, fleet=self.fleet,
         )  # fmt: skip
 
     # clock port
@@ -408,78 +435,3 @@ class SimulatedWorld:
         self.data_key = ""
         for name in sorted(name for name in {*self.disk.safe, *self.disk.loose} if name.startswith("node/")):
             self.disk.remove(name)
-
-    # judges
-
-    def violate(self, what: str) -> NoReturn:
-        """Note a violation, whatever the program makes of the exception."""
-        self.violation = self.violation or what
-        raise ViolationError(what)
-
-    def judge_keys(self) -> None:
-        """1: what a power cut would leave has the keys: sealed to a node whose files are there, or in the vault."""
-        key = self.data_key
-        if not key:
-            return
-        safe = self.disk.safe
-        by_node = any(
-            name.startswith("node/") and name != "node/keyset" and value == key and self._has_files(name[5:])
-            for name, value in safe.items()
-        )
-        if not by_node and safe.get(f"vault/keys/{key}") != key:
-            self.violate("1: the keys cannot be recovered")
-
-    def _has_files(self, enclave_id: str) -> bool:
-        return bool(self.disk.safe.get(f"slot/{enclave_id}")) or enclave_id in self.lost
-
-    def judge_release(self, enclave_id: str, release: core.Release) -> None:
-        """3: keys go back to the id they came from, or to the program of the block that the permit names."""
-        collected = release.facts.collected[release.key_set_id]
-        if enclave_id == collected.source_id:
-            return
-        permit = release.facts.permits.get(release.key_set_id)
-        if permit is None or permit.target_id != enclave_id:
-            self.violate(f"3: keys went to {enclave_id[:8]} without a permit")
-        program, listed = self.chain.history[permit.block_number]
-        lowest = min(heights.get(collected.source_id, -1) for _, heights in self.chain.history.values())
-        if program != enclave_id or enclave_id not in listed or listed[enclave_id] <= lowest:
-            raise ViolationError(
-                f"3: keys went to {enclave_id[:8]}, which the chain did not name at {permit.block_number}"
-            )
-
-    def judge_stop(self, node: Node) -> None:
-        """4: the node that owns the data stops only when a successor's files and a sealed copy are safe on disk."""
-        enclave_id = node.release.enclave_id
-        if self.restart_asked and self._has_files(enclave_id):
-            return
-        owner = self.told_commit[-1] if self.told_commit else ""
-        if enclave_id != owner or self.by_hand:
-            return
-        height = self.chain.releases[enclave_id].height
-        successor = any(
-            release.height > height and self._has_files(name) for name, release in self.chain.releases.items()
-        )
-        if not successor or (node.key and self.disk.safe.get(f"vault/keys/{node.key}") != node.key):
-            self.violate(f"4: {node.release.version} was stopped before release and keys were safe")
-
-    def judge_commit(self, node: Node) -> None:
-        """8: what stays for good reads the old data, and its own copy of the keys would survive a power cut."""
-        name = node.release.version
-        if node.release.trait == "blind":
-            self.violate(f"8: {name}, which cannot decrypt the old data, was told to commit")
-        if self.disk.safe.get(f"node/{node.release.enclave_id}") != self.data_key:
-            self.violate(f"8: {name} was told to commit before its keys were safe on its disk")
-
-    def judge_removal(self, enclave_id: str) -> None:
-        """9: the files of the version that owns the data are never removed, nor those of one that runs."""
-        if self.nodes.living(enclave_id) or (self.told_commit[-1:] == [enclave_id] and not self.by_hand):
-            self.violate(f"9: the files of {enclave_id[:8]} are removed, which may be needed")
-
-    def judge_start(self, enclave_id: str) -> None:
-        """3 and 8: only what was final is started; after a commit only an operator brings an older version back."""
-        if enclave_id not in self.chain.releases:
-            self.violate(f"3: {enclave_id[:8]} is started, which was never final")
-        if self.told_commit and not self.by_hand:
-            told = self.chain.releases[self.told_commit[-1]].height
-            if self.chain.releases[enclave_id].height < told:
-                self.violate("8: an older version was started after the commit")

@@ -43,6 +43,21 @@ def test_a_mirror_that_is_wrong_less_often_than_there_are_attempts_condemns_noth
     scene.play(act)
 
 
+def test_one_wrong_artefact_after_downloads_that_broke_off_condemns_nothing() -> None:
+    """The last failure of a staging is not all that happened in it."""
+    scene = Scene()
+
+    async def act(scene: Scene) -> None:
+        await scene.installed()
+        attempts = scene.limits.attempts
+        asked = mirror(scene, [*([wrong("transient")] * (attempts - 1)), wrong("rejected")])
+        second = scene.publish()
+        await scene.until_idle(second)
+        assert len(asked) == attempts + 1
+
+    scene.play(act)
+
+
 def test_a_release_is_quarantined_once_every_attempt_brought_what_contradicts_the_chain() -> None:
     scene = Scene()
 
