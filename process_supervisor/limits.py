@@ -1,7 +1,6 @@
 """Every limit of downloads and archives in one place, units in the names."""
 
 from dataclasses import dataclass, field
-from typing import Literal
 
 from .proxies import Proxies
 
@@ -29,8 +28,8 @@ class DownloadLimits:
     to the next pause. A source that gave less than `slow_bytes_per_s` for `slow_s` is slow: the next one is then asked
     beside it. `ipfs_gateways` are base URLs, tried for each CID after the sources.
 
-    `private_addresses` is about loopback, link-local and other addresses that are not public: "allowed" for every
-    address, "named" only where the source itself leads there (no redirect of a public host may), or "refused".
+    Loopback, link-local and other addresses that are not public are connected to only with `private_addresses`, or
+    where the source's host is one of `own_hosts`, which the operator named.
     """
 
     size_bytes_max: int = 2 * GIB
@@ -46,7 +45,8 @@ class DownloadLimits:
     slow_s: float = 5.0
     redirects_max: int = 5
     allow_file_urls: bool = False
-    private_addresses: Literal["allowed", "named", "refused"] = "named"
+    private_addresses: bool = False
+    own_hosts: frozenset[str] = frozenset()
     proxies: Proxies = field(default_factory=Proxies)
     ipfs_gateways: tuple[str, ...] = ()
     archive: ArchiveLimits = field(default_factory=ArchiveLimits)

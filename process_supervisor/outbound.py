@@ -90,9 +90,9 @@ class Outbound:
         Raises DOWNLOAD_REDIRECT_REFUSED, DOWNLOAD_ADDRESS_REFUSED, aiohttp.ClientError, OSError.
         """
         timeout = aiohttp.ClientTimeout(total=None, sock_connect=limits.connect_s_max, sock_read=limits.idle_s_max)
-        secure, public_only = False, limits.private_addresses != "allowed"
-        current = url
-        for hop in range(limits.redirects_max + 1):
+        public_only = not limits.private_addresses and urlsplit(url).hostname not in limits.own_hosts
+        secure, current = False, url
+        for _ in range(limits.redirects_max + 1):
             scheme = urlsplit(current).scheme
             if scheme not in ("http", "https") or (secure and scheme != "https"):
                 raise _redirect_refused(url, f"it leads to {current[:200]}")
@@ -100,11 +100,7 @@ class Outbound:
             try:
                 response = await self.request("GET", current, public_only=public_only, headers=headers, timeout=timeout)
             except AddressRefusedError as error:
-                if hop > 0 or limits.private_addresses == "refused":
-                    raise _address_refused(url, f"{current[:200]}: {error.strerror}") from error
-                # The source itself names such a host: a mirror of the operator's own network.
-                public_only = False
-                response = await self.request("GET", current, headers=headers, timeout=timeout)
+                raise _address_refused(url, f"{current[:200]}: {error.strerror}") from error
             location = response.headers.get("Location")
             if response.status not in _REDIRECTS or location is None:
                 return response
@@ -159,5 +155,5 @@ def _address_refused(url: str, why: str) -> ProcessSupervisorError:
         code="DOWNLOAD_ADDRESS_REFUSED",
         what=f"download of {url}",
         why=why,
-        action="If that mirror is yours, set download.private_addresses",
+        action="If that mirror is yours, name its host in download.early_hosts, or set download.private_addresses",
     )

@@ -57,17 +57,14 @@ class NodeSlots:
         return await self._stage(release, limits, progress, self._images, image_id)
 
     async def fetch_early(self, release: Release) -> None:
-        """Fetch a release that is not final yet: nothing goes to the container engine, nor to private addresses."""
+        """Fetch a release that is not final yet: nothing goes to the container engine."""
         if self._images is not None and not self._settings.node.command:
             raise ProcessSupervisorError(
                 code="DOWNLOAD_SOURCE_UNSUPPORTED",
                 what=f"early fetch of {release.enclave_id}",
                 why="an image is neither pulled nor loaded before its release is final",
             )
-        limits = download_limits(self._settings)
-        if limits.private_addresses == "named":
-            limits = replace(limits, private_addresses="refused")
-        await self._stage(release, limits, lambda _: None, None)
+        await self._stage(release, download_limits(self._settings), lambda _: None, None)
 
     async def _stage(
         self,

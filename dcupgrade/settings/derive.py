@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from urllib.parse import urlsplit
 
 from dcupgrade.machine import gates
 from dcupgrade.machine.guards import Budgets
@@ -48,7 +49,9 @@ def download_limits(settings: Settings) -> DownloadLimits:
         size_bytes_max=download.size_max_bytes,
         idle_s_max=download.stall_s,
         slow_bytes_per_s=download.slow_bytes_per_s,
-        private_addresses="allowed" if download.private_addresses else "named",
+        private_addresses=download.private_addresses,
+        own_hosts=frozenset(map(str.lower, download.early_hosts))
+        | {urlsplit(url).hostname or "" for url in download.ipfs_gateways},
         proxies=proxies(settings),
         ipfs_gateways=download.ipfs_gateways,
         archive=ArchiveLimits(

@@ -244,8 +244,8 @@ class DownloadSettings:
         default="",
     )
     private_addresses: bool = _doc(
-        "Follow redirects of public hosts to private, loopback and link-local addresses, and fetch from such addresses "
-        "before a release is final.",
+        "Fetch from private, loopback and link-local addresses, also where a release or a redirect leads there. Hosts "
+        "of `early_hosts` and `ipfs_gateways` may always have such addresses.",
         default=False,
     )
     early_hosts: tuple[str, ...] = _doc(

@@ -98,7 +98,13 @@ async def outbound() -> AsyncIterator[Outbound]:
 @pytest.fixture
 def limits() -> DownloadLimits:
     return DownloadLimits(
-        retry_delay_s=0, thrown_away_pause_s=0, free_bytes_min=0, idle_s_max=5, total_s_max=20, chunk_bytes=4096
+        retry_delay_s=0,
+        thrown_away_pause_s=0,
+        free_bytes_min=0,
+        idle_s_max=5,
+        total_s_max=20,
+        chunk_bytes=4096,
+        own_hosts=frozenset({"127.0.0.1", "localhost"}),
     )
 
 

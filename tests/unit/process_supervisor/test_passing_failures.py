@@ -243,7 +243,7 @@ async def test_private_addresses_are_refused_after_dns_and_behind_a_proxy(
     server: FaultyServer, slots: Path, limits: DownloadLimits, proxy: tuple[str, list[str]]
 ) -> None:
     server.content = release_tar()
-    refused = replace(limits, private_addresses="refused")
+    refused = replace(limits, own_hosts=frozenset())
     for url in (server.url, server.url.replace("127.0.0.1", "localhost")):
         assert (await failure(request(url), slots, refused)).code == "DOWNLOAD_ADDRESS_REFUSED"
     assert server.requests == []
@@ -252,6 +252,29 @@ async def test_private_addresses_are_refused_after_dns_and_behind_a_proxy(
     assert (await failure(request("http://10.1.2.3/"), slots, through)).code == "DOWNLOAD_ADDRESS_REFUSED"
     assert proxy[1] == []
     assert (await stage(request(server.url), slots, measure, limits)).source == server.url
+
+
+@pytest.mark.parametrize(
+    "host", ["10.1.2.3", "169.254.169.254", "[fe80::1]", "[::1]", "192.168.0.1", "[::ffff:127.0.0.1]", "localhost"]
+)
+async def test_no_private_address_is_asked_unless_the_settings_say_so(host: str, slots: Path) -> None:
+    """Case B7, whether the release is final or not: see decision 23."""
+    limits = DownloadLimits(retry_delay_s=0, free_bytes_min=0, attempts_max=1)
+    error = await failure(request(f"http://{host}:9/a"), slots, limits)
+    assert (error.code, error.kind) == ("DOWNLOAD_ADDRESS_REFUSED", "transient")
+    assert "download.private_addresses" in error.action
+
+
+async def test_hosts_that_the_settings_name_may_be_private(
+    server: FaultyServer, slots: Path, limits: DownloadLimits
+) -> None:
+    server.content = release_tar()
+    named = replace(limits, own_hosts=frozenset({"127.0.0.1"}))
+    assert (await stage(request(server.url), slots, measure, named)).source == server.url
+    other = request(server.url.replace("127.0.0.1", "localhost"))
+    assert (await failure(other, slots.with_name("other"), named)).code == "DOWNLOAD_ADDRESS_REFUSED"
+    allowed = replace(limits, own_hosts=frozenset(), private_addresses=True)
+    assert (await stage(request(server.url), slots.with_name("allowed"), measure, allowed)).source == server.url
 
 
 async def test_a_redirect_of_a_public_host_into_the_own_network_is_not_followed(
@@ -277,5 +300,5 @@ async def test_a_redirect_of_a_public_host_into_the_own_network_is_not_followed(
     error = await failure(request("http://public.example/a"), slots, limits)
     assert (error.code, error.kind) == ("DOWNLOAD_ADDRESS_REFUSED", "transient")
     assert hops == [("http://public.example/a", True), (server.url, True)]
-    allowed = replace(limits, private_addresses="allowed")
+    allowed = replace(limits, private_addresses=True)
     assert (await stage(request("http://public.example/a"), slots, measure, allowed)).path.is_dir()
