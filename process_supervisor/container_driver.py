@@ -51,6 +51,7 @@ class ContainerFacts:
     auto_remove: bool = False
     stop_signal: str = "SIGTERM"
     stop_timeout_s: int | None = None
+    paused: bool = False
 
 
 def _facts(shown: Mapping[str, Any]) -> ContainerFacts:
@@ -69,6 +70,7 @@ def _facts(shown: Mapping[str, Any]) -> ContainerFacts:
         auto_remove=bool((shown.get("HostConfig") or {}).get("AutoRemove")),
         stop_signal=str(config.get("StopSignal") or "SIGTERM"),
         stop_timeout_s=config.get("StopTimeout"),
+        paused=bool(state.get("Paused")),
     )
 
 

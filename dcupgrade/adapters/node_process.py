@@ -23,7 +23,7 @@ from process_supervisor import data_lock
 from process_supervisor import host as probe
 from process_supervisor.driver import LaunchSpec, NodeDriver, NodeHandle, NodeRecord
 from process_supervisor.errors import ProcessSupervisorError
-from process_supervisor.procfs import boot_id
+from process_supervisor.procfs import ProcessFacts, boot_id, session_members
 from process_supervisor.threads import in_thread
 
 from .node_containers import PYTHON_IN_IMAGE, NodeContainers
@@ -97,6 +97,16 @@ class NodeProcesses:
             return NodeExit("its process is gone")
         return NodeExit(f"it {await handle.wait()}; log: {record.log_path}")
 
+    async def why_silent(self, enclave_id: str) -> str:
+        """Whether the version's process is stopped, traced or hangs in the kernel, or its container is paused."""
+        record = await self._driver.find(node_name(enclave_id))
+        if record is None:
+            return ""
+        if record.kind == "container":
+            facts = await self._containers.driver.inspect(record.container_id) if self._containers else None
+            return f"its container is paused: docker unpause {facts.name}" if facts and facts.paused else ""
+        return condition_of(await in_thread(session_members, record.pid))
+
     async def stop(self, enclave_id: str) -> None:
         """Stop a version and wait until data and port are free.
 
@@ -167,6 +177,18 @@ def child_environment() -> dict[str, str]:
 def node_name(enclave_id: str) -> str:
     """The name by which the driver knows a version."""
     return f"node-{enclave_id[:20]}" if enclave_id else f"node-{hashlib.sha256(b'').hexdigest()[:20]}"
+
+
+def condition_of(members: list[ProcessFacts]) -> str:
+    """What the kernel says of processes that do not answer; empty where they could run."""
+    by_state = {state: " ".join(str(one.pid) for one in members if one.state == state) for state in "TtD"}
+    if by_state["T"]:
+        return f"stopped by a signal, as by kill -STOP; `kill -CONT {by_state['T']}` lets it continue"
+    if by_state["t"]:
+        return f"held by a debugger: pid {by_state['t']}"
+    if by_state["D"]:
+        return f"waits in the kernel, as for a disk: pid {by_state['D']}"
+    return ""
 
 
 def _runs_as(record: NodeRecord) -> str:

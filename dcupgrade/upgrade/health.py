@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from dataclasses import replace
 
 from dcupgrade.errors import failure_of
 from dcupgrade.machine.state import Name, Release, State
@@ -42,7 +43,10 @@ async def _look_at_node(tools: Tools, release: Release) -> tuple[NodeHealth, str
     try:
         if not await tools.processes.is_alive(release.enclave_id):
             return NodeHealth("stopped"), ""
-        return await tools.node_http.health(release.enclave_id), ""
+        health = await tools.node_http.health(release.enclave_id)
+        if health.status == "silent" and (why := await tools.processes.why_silent(release.enclave_id)):
+            health = replace(health, detail=why)
+        return health, ""
     except Exception as error:
         failure = failure_of(error)
         return NodeHealth("unknown", detail=failure.detail), failure.code

@@ -173,6 +173,9 @@ class ProcessesPort(Protocol):
     async def wait_exit(self, enclave_id: str) -> NodeExit:
         """Return when the version's process is gone."""
 
+    async def why_silent(self, enclave_id: str) -> str:
+        """What keeps a living process from answering, as far as the host tells; empty where nothing is to be seen."""
+
     async def stop(self, enclave_id: str) -> None:
         """Stop the version's process (TERM, grace, KILL); returns when it is gone, its port and data lock free."""
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import re
 import signal
 import time
 from collections.abc import Iterable
@@ -54,7 +55,10 @@ async def test_a_node_that_hangs_is_told_and_so_is_its_return(world: World) -> N
     try:
         hangs = await status_when(world, lambda status: status["overview"]["level"] == "bad")
         assert hangs["overview"]["headline"] == "The node is down: does not answer."
-        assert (await world.dcupgrade(*config, "status")).startswith("The node is down: does not answer.\n")
+        told = await world.dcupgrade(*config, "status")
+        assert told.startswith("The node is down: does not answer.\n")
+        assert "stopped by a signal" in told, "the cause is told by status alone"
+        assert re.search(rf"kill -CONT [\d ]*\b{node[0]}\b", told)
         assert "dcupgrade_node_up 0.0" in await metrics(world)
         alarmed = await status_when(world, lambda status: "NODE_NOT_READY" in alarms(status))
         [need] = alarmed["overview"]["attention"]

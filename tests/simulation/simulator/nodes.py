@@ -166,6 +166,9 @@ class Nodes:
         how = await asyncio.shield(node.ended)
         return NodeExit(how, rebooted=node.boot != self.world.boot)
 
+    async def why_silent(self, _: str) -> str:
+        return ""
+
     async def stop(self, enclave_id: str) -> None:
         await detached(self._stop(enclave_id))
 

@@ -9,12 +9,13 @@ from typing import Any, cast
 
 import pytest
 
-from dcupgrade.adapters.node_process import NodeProcesses, node_name
+from dcupgrade.adapters.node_process import NodeProcesses, condition_of, node_name
 from dcupgrade.adapters.vault_process import vault_spec
 from dcupgrade.errors import DcupgradeError
 from process_supervisor.data_lock import DataLock
 from process_supervisor.driver import LaunchSpec, NodeRecord
 from process_supervisor.errors import ProcessSupervisorError
+from process_supervisor.procfs import ProcessFacts
 from tests.doubles.node_driver import NEW, OLD, Driver, Handle, settings_of
 
 
@@ -144,3 +145,17 @@ async def test_a_module_planted_in_the_data_folder_is_not_imported(data_dir: Pat
     env = {name: value for name, value in os.environ.items() if name != "PYTHONSAFEPATH"}
     assert await asyncio.to_thread(run, spec, unsafe, data_dir, env) == 9
     assert stolen.exists()
+
+
+@pytest.mark.parametrize(
+    ("states", "told"),
+    [
+        ("ST", "stopped by a signal, as by kill -STOP; `kill -CONT 11` lets it continue"),
+        ("St", "held by a debugger: pid 11"),
+        ("D", "waits in the kernel, as for a disk: pid 10"),
+        ("SR", ""),
+        ("", ""),
+    ],
+)
+def test_what_keeps_a_process_from_answering_is_told(states: str, told: str) -> None:
+    assert condition_of([ProcessFacts(10 + at, state, 10, 10, 1) for at, state in enumerate(states)]) == told

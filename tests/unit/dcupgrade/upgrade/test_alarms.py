@@ -149,6 +149,26 @@ def test_a_node_whose_record_is_damaged_is_an_alarm_by_its_own_code_and_no_crash
     Scene().play(act)
 
 
+def test_a_silent_node_is_shown_with_what_the_host_tells_of_it() -> None:
+    async def act(scene: Scene) -> None:
+        await scene.installed()
+
+        async def silent(_: str) -> NodeHealth:
+            return NodeHealth("silent", detail="no answer within 5 s")
+
+        async def why(_: str) -> str:
+            return "stopped by a signal"
+
+        scene.world.nodes.health = silent  # type: ignore[method-assign]
+        scene.world.nodes.why_silent = why  # type: ignore[method-assign]
+        await asyncio.sleep(MINUTE_S)
+        assert scene.agent.feed.snapshot(scene.state)["node"]["detail"] == "stopped by a signal"
+        [alarm] = scene.agent.feed.alarms(scene.state)
+        assert alarm["detail"] == "silent stopped by a signal"
+
+    Scene().play(act)
+
+
 def test_the_node_that_is_shown_is_the_one_that_runs_at_every_step_of_an_upgrade() -> None:
     """The card said "was not asked yet" for up to ten seconds after each change of version."""
 
