@@ -12,7 +12,7 @@ LOCK := build/lock/bin/python -m piptools compile --quiet --strip-extras --gener
     --no-emit-index-url --no-emit-trusted-host --no-emit-find-links
 CODE := dcupgrade chain_watcher attestation keyvault process_supervisor devnet tests benchmarks docs
 
-.PHONY: help setup demo test test-go go-if-there lint types unit e2e e2e-node e2e-compose e2e-systemd e2e-demo formal simulate kill-matrix fuzz soak load bench docs lock clean install wheels uninstall release
+.PHONY: help setup demo test test-go go-if-there lint types unit e2e e2e-node e2e-compose e2e-systemd e2e-demo formal simulate kill-matrix fuzz soak load bench docs lock clean images install wheels uninstall release
 
 help: ## list the targets
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -100,6 +100,9 @@ install: ## install under PREFIX (default /usr/local; DESTDIR is honoured; WHEEL
 wheels: setup ## fetch what `make install WHEELS=build/wheels` needs on a host without a registry
 	$(RUN) pip download --quiet --no-deps --require-hashes --no-build-isolation -d build/wheels -r requirements.build.lock
 	$(RUN) pip download --quiet --no-deps --require-hashes --no-build-isolation -d build/wheels -r requirements.publish.lock
+
+images: ## dcupgrade/agent and dcupgrade/vault by the container engine; BASE_IMAGE= and GRAMINE_IMAGE= name what they are made from
+	@PYTHON=$(PYTHON) .ci/images
 
 uninstall: ## remove the program; journal and sealed keys stay
 	@.ci/install uninstall
