@@ -86,8 +86,12 @@ def make_metadata(
     sudo: bool = True,
     version: int = 14,
     filler: int = 0,
+    removed_by: tuple[str, ...] = ("enclave_id",),
 ) -> bytes:
-    """Metadata bytes with magic. `fields` may hold `MirrCids` (a Vec<Bytes>); `filler` adds unused types."""
+    """Metadata bytes with magic. `fields` may hold `MirrCids` (a Vec<Bytes>); `filler` adds unused types.
+
+    `removed_by` names the arguments of `remove_enclave_id`: that of the public pallet takes the signature too.
+    """
     registry = Registry([])
     u8, u32, u64 = registry.primitive(3), registry.primitive(5), registry.primitive(6)
     registry.primitive(2)
@@ -109,7 +113,7 @@ def make_metadata(
     calls = registry.variant(
         [
             ("set_enclave_id", [("enclave_id", octets), ("signature", octets)], call_indices[0]),
-            ("remove_enclave_id", [("enclave_id", octets)], call_indices[1]),
+            ("remove_enclave_id", [(name, octets) for name in removed_by], call_indices[1]),
             ("set_dc_program", list(urls), call_indices[2]),
         ],
         ("pallet_dc_node", "pallet", "Call"),
