@@ -34,6 +34,7 @@ def _not_found(why: str) -> AttestationError:
         what="a signed enclave shows no SIGSTRUCT",
         why=why,
         action="Name the signed binary (Open Enclave, EGo) or the .sig file (Gramine) of the release.",
+        kind="transient",  # the settings may name another file; that condemns no release
     )
 
 

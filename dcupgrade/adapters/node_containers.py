@@ -167,6 +167,17 @@ class NodeContainers:
 
     async def findings(self, target_id: str, *, first_install: bool) -> list[Shut]:
         """What the host, the engine or the staged image lacks for the next version's container."""
+        found = await self.host_findings(first_install=first_install)
+        if not self.images_run_themselves:
+            return found
+        template = await asyncio.to_thread(self.template)
+        image_id = (await asyncio.to_thread(self.facts, target_id)).image_id
+        if image_id and (words := await self._missing_program(image_id, template)):
+            found.append(Shut("CONTAINER_PROGRAM_MISSING", words))
+        return found
+
+    async def host_findings(self, *, first_install: bool) -> list[Shut]:
+        """What the host and the engine lack for a container of the template, whatever its image."""
         running, own_id = await self.driver.running_containers(), probe.own_container_id()
         managers = probe.other_manager_containers(running, own_id)
         found = [Shut("OTHER_MANAGER_RUNNING", ", ".join(managers))] if managers else []
@@ -180,9 +191,6 @@ class NodeContainers:
         missing = await self.images.missing_volumes(template)
         if missing and not first_install:
             found.append(Shut("CONTAINER_MOUNT_MISSING", f"the engine has no volume {', '.join(missing)}"))
-        image_id = (await asyncio.to_thread(self.facts, target_id)).image_id
-        if image_id and (words := await self._missing_program(image_id, template)):
-            found.append(Shut("CONTAINER_PROGRAM_MISSING", words))
         return found
 
     async def other_managers(self) -> list[str]:

@@ -270,11 +270,20 @@ async def _node(settings: Settings, session: aiohttp.ClientSession) -> list[Find
 
 
 async def _engine(settings: Settings) -> list[Finding]:
-    import aiodocker
+    """The engine, and what it and the host lack for the node's container; without a template of a node, no volumes."""
+    from dcupgrade.adapters.node_containers import NodeContainers, owner
+    from process_supervisor.container_driver import ContainerDriver
+    from process_supervisor.container_images import ImageStore
+    from process_supervisor.engine_client import engine, engine_errors
 
-    async with aiodocker.Docker(url=settings.container.engine) as engine:
-        version = await engine.version()
-    return [good("engine", f"container engine {version.get('Version')}")]
+    async with engine(settings.container.engine) as docker:
+        with engine_errors("version of the engine"):
+            version = await docker.version()
+        driver = ContainerDriver(docker, owner=owner(settings), notes=settings.agent.state_dir / "run")
+        containers = NodeContainers(settings, driver, ImageStore(docker))
+        lacking = await containers.host_findings(first_install=not containers.template_path.exists())
+    faults = [Finding("engine", "fault", item.detail, item.code) for item in lacking]
+    return [good("engine", f"container engine {version.get('Version')}"), *faults]
 
 
 @click.command()

@@ -12,8 +12,7 @@ import os
 import shutil
 import stat
 import subprocess
-from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,6 +22,7 @@ import aiodocker
 from devnet.tools import find_tool
 
 CONTAINER = "dcstorage"
+UPGRADER = "dcupgrade"
 VOLUME = "dcstorage"
 
 
@@ -88,15 +88,60 @@ async def start_node(docker: aiodocker.Docker, image: str, host: Host) -> str:
     return str(container.id)
 
 
-@asynccontextmanager
-async def running(folder: Path) -> AsyncIterator[int]:
-    """A process that looks like the manager's daemon, `dc upgrade daemon`, and does nothing; gives its pid."""
-    program = folder / "dc"
-    shutil.copy(shutil.which("sh") or "/bin/sh", program)
-    argv = (str(program), "-c", "read -r _", "upgrade", "daemon")
-    process = await asyncio.create_subprocess_exec(*argv, stdin=asyncio.subprocess.PIPE)
-    try:
-        yield process.pid
-    finally:
-        process.kill()
-        await process.wait()
+async def replace_node(docker: aiodocker.Docker, image: str, host: Host) -> str:
+    """Take the node's container away and start one of the image in its place, as the manager upgrades.
+
+    Whoever makes a container of that name in between loses it too.
+    """
+    while True:
+        with contextlib.suppress(aiodocker.DockerError):
+            await docker.containers.container(CONTAINER).delete(force=True)
+        try:
+            return await start_node(docker, image, host)
+        except aiodocker.DockerError as error:
+            if error.status != 409:
+                raise
+
+
+async def start_upgrader(docker: aiodocker.Docker, image: str) -> None:
+    """Start something under the Go upgrader's name; it does nothing but run, and ends at TERM."""
+    config = {
+        "Image": image,
+        "Entrypoint": ["sh", "-c", "trap 'exit 0' TERM; while :; do sleep 0.2; done"],
+        "HostConfig": {"NetworkMode": "host", "RestartPolicy": {"Name": "always"}},
+    }
+    container = await docker.containers.create(config, name=UPGRADER)
+    await container.start()
+
+
+class Service:
+    """A process that looks like the manager's daemon, `dc upgrade daemon`, and does nothing, as `dc.service` has it."""
+
+    def __init__(self, folder: Path) -> None:
+        self._program = folder / "dc"
+        self._process: asyncio.subprocess.Process | None = None
+        shutil.copy(shutil.which("sh") or "/bin/sh", self._program)
+
+    async def __aenter__(self) -> Service:
+        await self.start()
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.stop()
+
+    @property
+    def runs(self) -> bool:
+        """Whether it was started and not stopped."""
+        return self._process is not None
+
+    async def start(self) -> None:
+        """`systemctl enable --now dc.service`."""
+        argv = (str(self._program), "-c", "read -r _", "upgrade", "daemon")
+        self._process = await asyncio.create_subprocess_exec(*argv, stdin=asyncio.subprocess.PIPE)
+
+    async def stop(self) -> None:
+        """`systemctl disable --now dc.service`; safe to do twice."""
+        process, self._process = self._process, None
+        if process is not None:
+            process.kill()
+            await process.wait()

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
+import shutil
+import tomllib
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,9 +22,11 @@ from devnet.field.registry import image_registry
 from devnet.release_builder import BuiltRelease, NodeTraits, ReleaseKeys
 from devnet.world import World
 from process_supervisor.engine_client import engine
+from tests.conftest import ROOT
+from tests.e2e.upgrade_parts.followed_page import DCUPGRADE, FollowedPage
 
 pytestmark = [
-    *(pytest.mark.e2e, pytest.mark.compose, pytest.mark.slow, pytest.mark.timeout(600)),
+    *(pytest.mark.e2e, pytest.mark.compose, pytest.mark.slow, pytest.mark.timeout(900)),
     pytest.mark.xdist_group("docker"),
 ]
 
@@ -156,25 +161,29 @@ def _clean(private_engine: PrivateEngine) -> None:
         private_engine.docker("rmi", "--force", *sorted(doomed))
 
 
-async def test_a_node_of_the_field_is_taken_over_upgraded_and_gone_back_to(field: Field) -> None:
+async def test_a_node_of_the_field_is_taken_over_upgraded_and_gone_back_to(
+    field: Field, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """docs/migration.md from the manager to the agent, upgrades of every kind, and the page back to the manager."""
     world, first = field.world, field.release("0.0.1")
     reference = await field.push(first)
     await world.publish(first, origin_url=reference)
     await asyncio.to_thread(field.private_engine.docker, "pull", "--quiet", reference)
     first_id = await manager.start_node(field.docker, reference, field.host)
+    await manager.start_upgrader(field.docker, reference)
     await world.wait_serving(first.enclave_id)
     await field.put("first")
 
-    told = await field.command("adopt", "--container", manager.CONTAINER)
+    async with manager.Service(field.host.folder) as service:
+        page = _page(field, service, monkeypatch)
+        assert "true" in await page.follow(1)
+        await page.follow(2)
+        told = await page.follow(3)
     assert '"Propagation"' not in told, "the manager's own form of a bind is kept"
     assert f"{field.host.disks}:/opt/dcnetio/disks:shared" in told
     assert "is this agent's node now" in told
-    assert "is this agent's node now" in await field.command("adopt"), "a second time changes nothing"
     assert (await field.container())["Id"] == first_id
-
-    await world.start_agent()
-    rows = await world.wait_for("the node taken over", lambda rows: rows != [], within_s=60)
-    assert (rows[0]["kind"], rows[0]["running"]) == ("adopted", first.enclave_id)
+    assert (world.history()[0]["kind"], world.history()[0]["running"]) == ("adopted", first.enclave_id)
 
     await _by_reference(field, first_id)
     await field.objects_are_read("first")
@@ -183,8 +192,60 @@ async def test_a_node_of_the_field_is_taken_over_upgraded_and_gone_back_to(field
     await field.objects_are_read("first", "second")
     await _does_not_start(field, third)
     await field.objects_are_read("first", "second")
-    await _manager_runs(field, third)
+    last = await _manager_runs(field, third)
+    await _manager_begins_in_mid_upgrade(field, last)
     await field.objects_are_read("first", "second")
+
+    async with manager.Service(field.host.folder) as service:
+        await service.stop()
+        page = _page(field, service, monkeypatch)
+        await page.follow(4)
+        assert service.runs
+        found = await field.container()
+        assert found["HostConfig"]["RestartPolicy"]["Name"] == "always"  # type: ignore[index]
+        assert found["State"]["Running"]  # type: ignore[index]
+        await field.objects_are_read("first", "second")
+
+
+def _page(field: Field, service: manager.Service, monkeypatch: pytest.MonkeyPatch) -> FollowedPage:
+    """The page on this host: what the trial has otherwise than a host of the field comes from the environment."""
+    world = field.world
+    values = tomllib.loads(world.settings_path.read_text())
+    checkpoint = world.folder / "checkpoint.json"  # of a chain without GRANDPA: nobody looks into it
+    checkpoint.write_text(json.dumps({"block_number": 0, "set_id": 0, "authorities": [["ab" * 32, 1]]}))
+    values["chain"]["checkpoint_file"] = str(checkpoint)
+    values["vault"] |= {"start": True, "token_file": str(world.state_dir / "vault.token")}
+    values.setdefault("upgrade", {})["stagger_s"] = 0
+    for section, keys in values.items():
+        for key, value in keys.items():
+            text = ",".join(value) if isinstance(value, list) else str(value)
+            monkeypatch.setenv(f"DCUPGRADE_{section}__{key}".upper(), text)
+    monkeypatch.setenv("DCUPGRADE_CONFIG", str(world.settings_path))
+
+    async def start_agent() -> None:
+        await world.start_agent()
+        await world.wait_for("the node taken over", lambda rows: rows != [], within_s=60)
+
+    async def stop_agent() -> None:
+        await world.stop_agent()
+
+    return FollowedPage(
+        text=(ROOT / "docs" / "migration.md").read_text(encoding="utf-8"),
+        folder=world.folder / f"page-{world.last_seq()}",
+        programs={
+            "dcupgrade": DCUPGRADE,
+            "docker": f"{shutil.which('docker')} --host {field.private_engine.url}",
+            "runuser": "sh -c 'shift 3; exec \"$@\"' runuser",
+        },
+        paths={"/etc/dcupgrade/dcupgrade.toml": str(world.settings_path)},
+        services={
+            "disable --now dc.service": service.stop,
+            "enable --now dc.service": service.start,
+            "enable --now dcupgrade-vault.service dcupgrade.service": start_agent,
+            "disable --now dcupgrade.service dcupgrade-vault.service": stop_agent,
+        },
+        environ=dict(os.environ),
+    )
 
 
 async def _by_reference(field: Field, first_id: str) -> None:
@@ -243,11 +304,11 @@ async def _does_not_start(field: Field, serving: BuiltRelease) -> None:
     assert (await field.container())["Id"] == before
 
 
-async def _manager_runs(field: Field, serving: BuiltRelease) -> None:
+async def _manager_runs(field: Field, serving: BuiltRelease) -> BuiltRelease:
     """Nothing is stopped while the field's manager runs."""
     world, seq = field.world, field.world.last_seq()
     last = field.release("0.0.5")
-    async with manager.running(field.host.folder):
+    async with manager.Service(field.host.folder):
         await world.publish(last, origin_url=await field.push(last))
         await world.wait_for(
             "staged", lambda rows: any(r["state_after"] == "staged" for r in rows), within_s=60, after=seq
@@ -262,3 +323,27 @@ async def _manager_runs(field: Field, serving: BuiltRelease) -> None:
         assert [row["state_after"] for row in world.history(seq)][-1] == "staged"
     await world.wait_committed(last.enclave_id, after=seq)
     await world.wait_serving(last.enclave_id)
+    return last
+
+
+async def _manager_begins_in_mid_upgrade(field: Field, serving: BuiltRelease) -> None:
+    """It takes the new version's container away and puts its own in its place, which the agent never touches.
+
+    Once that one is gone, the version of before serves again.
+    """
+    world, seq = field.world, field.world.last_seq()
+    target = field.release("0.0.6")
+    reference = await field.push(target)
+    await world.publish(target, origin_url=reference)
+    await world.wait_for(
+        "launched", lambda rows: any(r["state_after"] == "delivering" for r in rows), within_s=90, after=seq
+    )
+    async with manager.Service(field.host.folder):
+        theirs = await manager.replace_node(field.docker, reference, field.host)
+        await world.wait_for("halted", lambda rows: rows[-1]["state_after"] == "halted", within_s=120, after=seq)
+        status = await field.command("status")
+        found = await field.container()
+        assert (found["Id"], found["State"]["Running"]) == (theirs, True)  # type: ignore[index]
+    assert "halted" in status
+    await field.docker.containers.container(theirs).delete(force=True)
+    await world.wait_serving(serving.enclave_id)

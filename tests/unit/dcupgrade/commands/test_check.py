@@ -6,6 +6,7 @@ from pathlib import Path
 
 import jsonschema
 import pytest
+from aiohttp import web
 
 from attestation.artefact.sigstruct import sign_sigstruct
 from attestation.sgx import AEXNOTIFY, MODE64BIT, Attributes
@@ -16,6 +17,7 @@ from dcupgrade.machine.state import Release, State
 from dcupgrade.settings import load
 from dcupgrade.settings import schema as settings
 from dcupgrade.upgrade.ports import Entry
+from process_supervisor.errors import ProcessSupervisorError
 from tests.conftest import ROOT
 from tests.doubles.command_line import run
 from tests.doubles.signed_enclaves import Key
@@ -121,3 +123,45 @@ async def test_a_node_that_should_run_and_does_not_answer_is_a_fault(tmp_path: P
     running = State(running=Release("a" * 64, "1.0.0"))
     journal.append(Entry(State(), Adopted("", at_unix_s=9.0), running, ()))
     assert grades(await doctor.examine(settings), "node") == {("fault", "NODE_NOT_READY")}
+
+
+async def test_an_engine_that_is_away_is_told_by_its_code(tmp_path: Path) -> None:
+    settings = made(tmp_path, container={"engine": f"unix://{tmp_path}/none.sock"})
+    with pytest.raises(ProcessSupervisorError) as caught:
+        await doctor._engine(settings)
+    assert doctor.failed("engine", caught.value).code == "CONTAINER_ENGINE_UNREACHABLE"
+
+
+async def test_what_the_host_lacks_for_the_nodes_container_is_a_fault(tmp_path: Path) -> None:
+    """Found while there is time, and not only when the next version waits for it."""
+
+    async def answer(request: web.Request) -> web.Response:
+        what = request.path.rpartition("/")[2]
+        manager = {"Id": "1", "Names": ["/dcmanager"], "Image": "dcnetio/dcmanager", "Labels": {}}
+        about = {"version": {"Version": "20.10", "ApiVersion": "1.41"}, "json": [manager], "volumes": {}}
+        return web.json_response(about[what]) if what in about else web.json_response({"message": "none"}, status=404)
+
+    app = web.Application()
+    app.router.add_get("/{path:.*}", answer)
+    runner = web.AppRunner(app, shutdown_timeout=0.1)
+    await runner.setup()
+    await web.TCPSite(runner, "127.0.0.1", 0).start()
+    try:
+        settings = made(
+            tmp_path,
+            node={"id": "n1", "data_dir": str(tmp_path / "data"), "port": 9, "driver": "container", "command": []},
+            container={
+                "engine": f"tcp://127.0.0.1:{runner.addresses[0][1]}",
+                "devices": ["/dev/nowhere"],
+                "mounts": [f"{tmp_path}/none:/data", "volume:/x"],
+            },
+        )
+        findings = await doctor._engine(settings)
+    finally:
+        await runner.cleanup()
+    assert [(item.grade, item.code) for item in findings] == [
+        ("good", ""),
+        ("fault", "OTHER_MANAGER_RUNNING"),
+        ("fault", "CONTAINER_DEVICE_MISSING"),
+        ("fault", "CONTAINER_MOUNT_MISSING"),
+    ], "a volume is made by the first container"
