@@ -105,7 +105,7 @@ async def replace_node(docker: aiodocker.Docker, image: str, host: Host) -> str:
 
 async def start_upgrader(docker: aiodocker.Docker, image: str) -> None:
     """Start something under the Go upgrader's name; it does nothing but run, and ends at TERM."""
-    config = {
+    config: dict[str, Any] = {
         "Image": image,
         "Entrypoint": ["sh", "-c", "trap 'exit 0' TERM; while :; do sleep 0.2; done"],
         "HostConfig": {"NetworkMode": "host", "RestartPolicy": {"Name": "always"}},
