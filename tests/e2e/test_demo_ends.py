@@ -12,7 +12,7 @@ import pytest
 
 from devnet.release_builder import ROOT
 
-pytestmark = [pytest.mark.e2e, pytest.mark.demo, pytest.mark.slow]
+pytestmark = [pytest.mark.e2e, pytest.mark.demo]
 
 
 def started_by_it(folder: Path) -> list[str]:

@@ -12,7 +12,7 @@ from devnet.chain_process import WASM_FILES
 from devnet.extrinsics import ALICE_ED25519, Root
 from devnet.network import Network, NetworkNode
 
-pytestmark = [pytest.mark.e2e, pytest.mark.slow, pytest.mark.node]
+pytestmark = [pytest.mark.e2e, pytest.mark.node]
 
 SLOT_MS = 1000
 ENCLAVE_ID = "cd" * 32

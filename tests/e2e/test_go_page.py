@@ -14,7 +14,7 @@ from dcupgrade.publishing.signing import sign_enclave_id
 from devnet.release_builder import ROOT, BuiltRelease
 from devnet.world import World
 
-pytestmark = [pytest.mark.e2e, pytest.mark.usefixtures("go")]
+pytestmark = [pytest.mark.e2e, pytest.mark.slow, pytest.mark.usefixtures("go")]
 PAGE = (ROOT / "docs" / "go-node.md").read_text()
 
 

@@ -7,7 +7,7 @@ import pytest
 
 from devnet.world import World, WorldError
 
-pytestmark = [pytest.mark.e2e, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.e2e, pytest.mark.slow, pytest.mark.timeout(300)]
 
 
 async def installed(world: World) -> str:

@@ -25,7 +25,8 @@ def test_the_whole_matrix_has_every_victim_at_every_boundary() -> None:
 
 
 @pytest.mark.e2e
-@pytest.mark.timeout(600)
+@pytest.mark.slow
+@pytest.mark.timeout(900)
 async def test_kills_at_boundaries_lose_nothing(shared_chain: DevChain, tmp_path: Path) -> None:
     results = await run_cells(CELLS, shared_chain.ws_url, tmp_path / "world")
     assert [(cell, result.problem) for cell, result in results.items() if result.problem] == []

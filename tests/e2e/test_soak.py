@@ -6,7 +6,7 @@ import pytest
 
 from tests.load.soak import Sample, grown, rows, soak
 
-pytestmark = [pytest.mark.e2e, pytest.mark.slow]
+pytestmark = [pytest.mark.e2e, pytest.mark.slow, pytest.mark.timeout(900)]
 
 
 async def test_a_few_upgrades_in_a_row_leave_nothing_behind(tmp_path: Path) -> None:

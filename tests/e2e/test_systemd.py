@@ -19,7 +19,7 @@ from devnet.release_builder import ROOT
 from devnet.systemd_host import CannotBootError, SystemdHost, missing_tools
 from devnet.world import World
 
-pytestmark = [pytest.mark.e2e, pytest.mark.systemd, pytest.mark.slow, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.e2e, pytest.mark.systemd, pytest.mark.timeout(900)]
 
 AGENT, VAULT = "dcupgrade.service", "dcupgrade-vault.service"
 SIMULATED_VAULT = """[Service]

@@ -20,7 +20,7 @@ from devnet.network import Network
 from devnet.release_builder import ReleaseKeys
 from devnet.world import World
 
-pytestmark = [pytest.mark.e2e, pytest.mark.slow, pytest.mark.node]
+pytestmark = [pytest.mark.e2e, pytest.mark.node]
 
 SLOT_MS = 1000
 FINALITY_TO_VIEW_S = 2.0

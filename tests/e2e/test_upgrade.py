@@ -18,8 +18,9 @@ from devnet.reference_node.objects import KeySet
 from devnet.release_builder import ReleaseKeys
 from devnet.world import World
 from keyvault.client import VaultClient
+from keyvault.errors import KeyvaultError
 
-pytestmark = [pytest.mark.e2e, pytest.mark.slow]
+pytestmark = [pytest.mark.e2e]
 
 PATH_OF_AN_UPGRADE = [
     *("staging", "staged", "collecting", "sealed", "stopping", "launching", "delivering", "probation", "committed"),
@@ -74,13 +75,13 @@ async def found_passing_through(world: World, source_id: str, wanted: dict[str, 
 
     The agent is looked at in the same moments; what is found there fails the test.
     """
-    running = world.enclaves()
-    (vault,), (agent,) = running["vault"], running["agent"]
     token = (world.state_dir / "vault.token").read_text()
     draw = random.Random(1)
     async with VaultClient(f"http://127.0.0.1:{world.ports['vault']}", token) as client:
         takes_s = min([await timed(client.collect(world.node.url, source_id)) for _ in range(3)])
         for _ in range(120):
+            running = world.enclaves()
+            (vault,), (agent,) = running["vault"], running["agent"]
             collecting = asyncio.create_task(client.collect(world.node.url, source_id))
             await asyncio.sleep(draw.uniform(0, takes_s))
             os.kill(vault, signal.SIGSTOP)
@@ -89,7 +90,11 @@ async def found_passing_through(world: World, source_id: str, wanted: dict[str, 
                 assert await asyncio.to_thread(scan.search_memory, agent, wanted) == set()
             finally:
                 os.kill(vault, signal.SIGCONT)
-            await collecting
+            try:
+                await collecting
+            except KeyvaultError as error:  # searching a busy machine takes longer than the vault lets a request take
+                if error.code != "VAULT_UNREACHABLE":
+                    raise
             if {"data key, raw", "name key, raw"} <= found:
                 return True
     return False

@@ -14,7 +14,7 @@ from devnet.lying_proxy import ForgedMetadata, LyingProxy
 from devnet.release_builder import NodeTraits, ReleaseKeys
 from devnet.world import World
 
-pytestmark = [pytest.mark.e2e, pytest.mark.slow]
+pytestmark = [pytest.mark.e2e]
 
 
 async def says(world: World, words: str) -> None:

@@ -24,7 +24,6 @@ from devnet.world import World
 
 pytestmark = [
     pytest.mark.e2e,
-    pytest.mark.slow,
     pytest.mark.asyncio(loop_scope="module"),
     pytest.mark.xdist_group("refused"),
 ]

@@ -22,7 +22,7 @@ from keyvault.handover.guarded_server import CONNECTIONS_MAX
 from keyvault.handover.holder import Limits
 from tests.e2e.vault_parts.kit import GENESIS, TOKEN, Artefact, Bench, Process, ready
 
-pytestmark = pytest.mark.e2e
+pytestmark = [pytest.mark.e2e, pytest.mark.slow]
 
 
 @pytest.fixture(scope="module")

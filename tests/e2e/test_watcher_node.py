@@ -33,7 +33,7 @@ from devnet.tcp_proxy import TcpProxy
 
 from .watcher_at_work import at_work, proven, publish, verify
 
-pytestmark = [pytest.mark.e2e, pytest.mark.slow, pytest.mark.node]
+pytestmark = [pytest.mark.e2e, pytest.mark.node]
 
 SLOT_MS = 600
 FAILOVER_SLOT_MS = 1500  # a block is what failing over may cost: more than a busy machine stalls for

@@ -47,7 +47,6 @@ def test_both_builds_are_recorded_and_differ() -> None:
     assert len(set(recorded.values())) == 2
 
 
-@pytest.mark.slow
 @pytest.mark.timeout(1800)
 @pytest.mark.skipif(
     not os.environ.get("DEVNET_TEST_RUNTIME_BUILD"),
