@@ -43,7 +43,7 @@ def measure(name: str, call: Callable[[], object], seconds: float) -> None:
     begun = time.perf_counter()
     call()
     count = max(1, int(0.01 / max(time.perf_counter() - begun, 1e-7)))
-    rounds = []
+    rounds: list[float] = []
     end = time.perf_counter() + seconds
     while not rounds or time.perf_counter() < end:
         begun = time.perf_counter()

@@ -58,7 +58,7 @@ CODES: dict[str, str] = {
     "ENDPOINT_WITHOUT_PROOFS": "an endpoint lacks the methods that mode `proven` needs",
     "TEE_SIMULATED": "the vault's TEE is simulated, so nothing protects the keys from this host",
     "VAULT_MEASURED_UNSAFE": "the vault was measured with an unsafe switch on",
-    # the agent (service.py, orchestrator.py, effects.py)
+    # the agent
     "AGENT_ALREADY_RUNNING": "another agent works on this state folder",
     "AGENT_STATE_UNUSABLE": "the agent's state folder cannot be created or written",
     "MACHINE_NO_TRANSITION": "the upgrade machine met an event that its table does not know in that state",
@@ -84,15 +84,15 @@ CODES: dict[str, str] = {
     "NODE_NOT_KEPT": "the node is not started or restarted in this state of the machine",
     "NODE_STILL_RUNS": "files of a version that still runs were to be removed",
     "ANOTHER_NODE_RUNS": "another version still runs on the same data",
-    "COMMIT_NOT_ACKNOWLEDGED": "the new version has not yet taken the word to commit",
+    "COMMIT_NOT_ACKNOWLEDGED": "the new version has not yet acknowledged the commit",
     "RUNNING_REVOKED": "the network has withdrawn its signature from the running version; it continues to serve",
     "FIRST_INSTALL_REFUSED": "nothing runs here, and a first install is not allowed or not safe",
-    # web.py: answers of the status page and API
+    # answers of the status page and API
     "HTTP_HOST_REFUSED": "a request names the status page by a host name that it does not answer to",
     "HTTP_TOKEN_REFUSED": "an action came without the operator's token, or with a wrong one",
     "HTTP_REFUSED": "a request to the status page or API cannot be served as it is",
     "HTTP_BUSY": "as many readers follow the agent's events as it serves at once",
-    # gates.py: why an upgrade does not begin yet
+    # why an upgrade does not begin yet
     "GATE_HELD": "an operator holds upgrades",
     "GATE_WINDOW_SHUT": "it is outside the maintenance windows",
     "GATE_NOT_MY_TURN": "this node's turn in the staggering has not come",
@@ -125,8 +125,8 @@ class DcupgradeError(Exception):
 
 def why_of(error: BaseException) -> str:
     """Why something failed, for a reader: an error of the operating system without its number and its path."""
-    words = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
-    return words[:1].lower() + words[1:] if words[1:2].islower() else words
+    text = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+    return text[:1].lower() + text[1:] if text[1:2].islower() else text
 
 
 @dataclass(frozen=True, slots=True)

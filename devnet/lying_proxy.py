@@ -1,4 +1,4 @@
-"""A websocket proxy in front of a chain's JSON-RPC that lags or lies, for trials of what a watcher believes.
+"""A websocket proxy in front of a chain's JSON-RPC that lags or lies, to test what a watcher believes.
 
     async with LyingProxy(chain.ws_url) as proxy:
         watch(proxy.ws_url)
@@ -6,8 +6,8 @@
         ...
         proxy.truth()
 
-Each lie is a small class that changes a request's parameters, a result, or a notification. Lies apply to connections
-that are open already as well as to new ones, and one after another in the order they were told.
+Each lie is a small class that changes a request's parameters, a result, or a notification. Lies apply to open
+connections and to new ones, one after another, in the order in which they were added.
 """
 
 import asyncio
@@ -30,18 +30,18 @@ class Withheld(Exception):  # noqa: N818 - not an error: the lie is silence
 
 
 class Lie:
-    """Changes nothing; what a lie does not override stays true."""
+    """The base of all lies. It changes nothing: what a lie does not override stays true."""
 
     def params(self, method: str, params: list[Any]) -> list[Any]:
-        """What is asked of the chain instead."""
+        """Return the parameters to send to the chain instead."""
         return params
 
     def result(self, method: str, params: list[Any], result: Any) -> Any:
-        """What is answered instead. `params` are the client's. May raise Withheld."""
+        """Return the result to answer instead. `params` are the client's. May raise Withheld."""
         return result
 
     def notification(self, method: str, result: Any) -> Any:
-        """What a subscription says instead. May raise Withheld."""
+        """Return the result to notify instead. May raise Withheld."""
         return result
 
 
@@ -49,8 +49,8 @@ class Lie:
 class ForgedValue(Lie):
     """Another value under one storage key, in plain answers and inside read proofs.
 
-    key, value, truth: 0x-hex; value None stands for an absent one. A proof holds the forged bytes wherever it held
-    `truth`, so its hashes no longer fit.
+    `key`, `value` and `truth` are 0x-hex; a `value` of None means absent. In a proof, the forged bytes replace `truth`
+    wherever it occurs, so that the hashes no longer match.
     """
 
     key: str
@@ -58,7 +58,7 @@ class ForgedValue(Lie):
     truth: str = ""
 
     def result(self, method: str, params: list[Any], result: Any) -> Any:
-        """The forged value, or a proof with it."""
+        """Return the forged value, or a proof that contains it."""
         if method in ("state_getStorage", "state_getStorageAt") and params[:1] == [self.key]:
             return self.value
         if method == "state_queryStorageAt":
@@ -69,7 +69,7 @@ class ForgedValue(Lie):
         return result
 
     def notification(self, method: str, result: Any) -> Any:
-        """The forged value in state_subscribeStorage."""
+        """Return the forged value in state_subscribeStorage."""
         if method == "state_storage":
             return {**result, "changes": self._changes(result["changes"])}
         return result
@@ -80,12 +80,12 @@ class ForgedValue(Lie):
 
 @dataclass(frozen=True)
 class ForgedHeader(Lie):
-    """Other fields in every header: ForgedHeader({"stateRoot": "0x..."})."""
+    """Every header has other fields: ForgedHeader({"stateRoot": "0x..."})."""
 
     fields: dict[str, Any]
 
     def result(self, method: str, params: list[Any], result: Any) -> Any:
-        """Forged in chain_getHeader and chain_getBlock."""
+        """Forge chain_getHeader and chain_getBlock."""
         if method == "chain_getHeader" and result is not None:
             return {**result, **self.fields}
         if method == "chain_getBlock" and result is not None:
@@ -94,7 +94,7 @@ class ForgedHeader(Lie):
         return result
 
     def notification(self, method: str, result: Any) -> Any:
-        """Forged in the subscriptions of heads."""
+        """Forge the subscriptions of heads."""
         return {**result, **self.fields} if method in HEAD_NOTIFICATIONS else result
 
 
@@ -105,11 +105,11 @@ class FutureHeight(Lie):
     ahead: int
 
     def result(self, method: str, params: list[Any], result: Any) -> Any:
-        """Raised in chain_getHeader."""
+        """Raise the height in chain_getHeader."""
         return self._raised(result) if method == "chain_getHeader" and result is not None else result
 
     def notification(self, method: str, result: Any) -> Any:
-        """Raised in the subscriptions of heads."""
+        """Raise the height in the subscriptions of heads."""
         return self._raised(result) if method in HEAD_NOTIFICATIONS else result
 
     def _raised(self, header: dict[str, Any]) -> dict[str, Any]:
@@ -118,12 +118,12 @@ class FutureHeight(Lie):
 
 @dataclass(frozen=True)
 class OldState(Lie):
-    """State is read at an older block, whichever block is asked for; heads stay true."""
+    """State is read at an older block, whichever block is requested. Heads stay true."""
 
     block_hash: str
 
     def params(self, method: str, params: list[Any]) -> list[Any]:
-        """The older block's hash in the place of the one asked for (or of none)."""
+        """Return parameters with the older block's hash, whether or not another was given."""
         if method in ("state_getStorage", "state_getStorageAt", "state_getReadProof", "state_queryStorageAt"):
             return [params[0], self.block_hash]
         return params
@@ -136,11 +136,11 @@ class Behind(Lie):
     block_hash: str
 
     def result(self, method: str, params: list[Any], result: Any) -> Any:
-        """The older block as finalized head."""
+        """Return the older block as the finalized head."""
         return self.block_hash if method == "chain_getFinalizedHead" else result
 
     def notification(self, method: str, result: Any) -> Any:
-        """No news of any head."""
+        """Withhold every new head."""
         if method in (*HEAD_NOTIFICATIONS, "grandpa_justifications", "state_storage"):
             raise Withheld
         return result
@@ -148,18 +148,18 @@ class Behind(Lie):
 
 @dataclass(frozen=True)
 class WithheldChange(Lie):
-    """Storage keys keep the values they had, whatever happened since: {key: 0x-hex or None}."""
+    """Storage keys keep old values, whatever has changed since: {key: 0x-hex or None}."""
 
     values: dict[str, str | None]
 
     def result(self, method: str, params: list[Any], result: Any) -> Any:
-        """The value of then."""
+        """Return the old value."""
         if method in ("state_getStorage", "state_getStorageAt") and params and params[0] in self.values:
             return self.values[params[0]]
         return result
 
     def notification(self, method: str, result: Any) -> Any:
-        """No news of these keys."""
+        """Withhold changes of these keys."""
         if method != "state_storage":
             return result
         kept = [change for change in result["changes"] if change[0] not in self.values]
@@ -170,13 +170,13 @@ class WithheldChange(Lie):
 
 @dataclass(frozen=True)
 class ForgedMetadata(Lie):
-    """Metadata in which some bytes are others, such as the pallet's name: ForgedMetadata(b"DcNode", b"DcNodf")."""
+    """Some bytes of the metadata are replaced, such as the pallet's name: ForgedMetadata(b"DcNode", b"DcNodf")."""
 
     old: bytes
     new: bytes
 
     def result(self, method: str, params: list[Any], result: Any) -> Any:
-        """Forged in state_getMetadata and in state_call of Metadata_*."""
+        """Forge state_getMetadata, and state_call of Metadata_*."""
         if method == "state_getMetadata" or (method == "state_call" and str(params[0]).startswith("Metadata_")):
             return "0x" + bytes.fromhex(result[2:]).replace(self.old, self.new).hex()
         return result
@@ -184,12 +184,12 @@ class ForgedMetadata(Lie):
 
 @dataclass(frozen=True)
 class NoMethods(Lie):
-    """Methods the endpoint does not offer: absent in rpc_methods, and never answered."""
+    """The endpoint does not offer these methods: they are not in rpc_methods, and are never answered."""
 
     names: tuple[str, ...]
 
     def result(self, method: str, params: list[Any], result: Any) -> Any:
-        """The list without them."""
+        """Return the list without them; withhold an answer to one of them."""
         if method in self.names:
             raise Withheld
         if method == "rpc_methods":
@@ -199,7 +199,7 @@ class NoMethods(Lie):
 
 @dataclass
 class LyingProxy:
-    """Serves on a random port of loopback; each connection has one of its own to the chain."""
+    """Serves on a random loopback port. Each client connection has a connection of its own to the chain."""
 
     upstream: str
     lag_s: float = 0.0
@@ -213,7 +213,7 @@ class LyingProxy:
 
     @property
     def ws_url(self) -> str:
-        """Where the proxy serves."""
+        """The websocket URL of the proxy."""
         return f"ws://127.0.0.1:{self.port}"
 
     async def __aenter__(self) -> Self:
@@ -237,22 +237,22 @@ class LyingProxy:
             await self._session.close()
 
     def tell(self, *lies: Lie) -> None:
-        """Tells these lies from now on, after those that are told already."""
+        """Add these lies, after those that apply already."""
         self._lies.extend(lies)
 
     def truth(self) -> None:
-        """Tells no lie from now on, and does not lag."""
+        """Remove all lies and the lag."""
         self._lies.clear()
         self.lag_s = 0.0
 
     async def cut(self) -> None:
-        """Closes every connection and refuses new ones until `join`."""
+        """Close every connection, and refuse new ones until `join`."""
         self._cut = True
         for connection in list(self._connections):
             await connection.close()
 
     def join(self) -> None:
-        """Lets clients connect again."""
+        """Let clients connect again."""
         self._cut = False
 
     async def _serve(self, request: web.Request) -> web.WebSocketResponse:

@@ -1,9 +1,10 @@
 """Runs nodes as containers over the Docker Engine API (https://docs.docker.com/reference/api/engine/), by aiodocker.
 
-A node's containers carry labels with its name and its owner (one agent's node and data), so that creating one twice
-finds the first, and that agents on one engine never touch each other's. Stopped containers stay until `remove`: a
-revert starts the former one again. A container that somebody else made is taken over by a note of its id, and then
-stopped and started again like ours. Where the template names the container, whichever version runs has that name.
+A node's containers carry labels with its name and its owner (one agent's node and data). So creating a container twice
+finds the first one, and agents on one engine never touch each other's containers. Stopped containers stay until
+`remove`: a revert starts the previous one again. A container that another program created is taken over by a note of
+its id, and is then stopped and started like our own. If the template names the container, the version that runs has
+that name.
 """
 
 import asyncio
@@ -37,7 +38,7 @@ TAKEN_OVER_SUFFIX = ".container"
 
 @dataclass(frozen=True, slots=True)
 class ContainerFacts:
-    """Of the engine's answer about one container. `stop_timeout_s` is None where its maker named none."""
+    """The facts about one container that are used here. `stop_timeout_s` is None if the container sets none."""
 
     container_id: str
     image_id: str
@@ -75,7 +76,7 @@ def _facts(shown: Mapping[str, Any]) -> ContainerFacts:
 
 
 def _status(facts: ContainerFacts, *, killed: bool) -> ExitStatus:
-    """The engine reports an end by signal n as exit code 128 + n, as shells do."""
+    """Return how a container ended. The engine reports an end by signal n as exit code 128 + n, as shells do."""
     number = facts.exit_code - 128
     if number in {int(item) for item in signal.Signals}:
         return ExitStatus(signal=number, killed=killed)
@@ -83,7 +84,7 @@ def _status(facts: ContainerFacts, *, killed: bool) -> ExitStatus:
 
 
 class ContainerHandle:
-    """A watched container: a task waits at the engine for its end, through restarts of the engine."""
+    """A watched container: a task waits for its end, also through restarts of the engine."""
 
     def __init__(self, record: NodeRecord, driver: "ContainerDriver") -> None:
         self._record = record
@@ -94,11 +95,11 @@ class ContainerHandle:
 
     @property
     def record(self) -> NodeRecord:
-        """By what it is found again."""
+        """The record by which the container is found again."""
         return self._record
 
     def exit_status(self) -> ExitStatus | None:
-        """How the container ended; None while it runs."""
+        """Return how the container ended; None while it runs."""
         return self._status
 
     async def wait(self) -> ExitStatus:
@@ -126,12 +127,12 @@ class ContainerHandle:
                     return
                 await self._driver.wait_stopped(self._record.container_id)
             except ProcessSupervisorError:
-                # The engine is away: that says nothing of the container. Ask again when it is back.
+                # The engine cannot be reached, which says nothing about the container: ask again later.
                 await asyncio.sleep(RETRY_S)
 
 
 class ContainerDriver:
-    """The `container` driver. `owner` tells this agent's containers from other agents', `notes` is a folder of ours."""
+    """The `container` driver. `owner` marks this agent's containers, `notes` is a folder for ids of taken-over ones."""
 
     def __init__(
         self, docker: aiodocker.Docker, *, owner: str, notes: Path, log_policy: LogPolicy | None = None
@@ -145,12 +146,12 @@ class ContainerDriver:
     # --- the engine --------------------------------------------------------------------------------------------------
 
     async def inspect(self, container: str) -> ContainerFacts | None:
-        """What the engine says of a container (id or name); None if there is none."""
+        """Return the facts about a container (id or name); None if there is none."""
         shown = await self.show(container)
         return _facts(shown) if shown is not None else None
 
     async def show(self, container: str) -> dict[str, Any] | None:
-        """The engine's whole answer about a container (id or name); None if there is none."""
+        """Return the engine's whole answer about a container (id or name); None if there is none."""
         with engine_errors(f"container {container[:40]}"):
             try:
                 found = await self._docker.containers.get(container)
@@ -161,19 +162,19 @@ class ContainerDriver:
             return dict(await found.show())
 
     async def wait_stopped(self, container_id: str) -> None:
-        """Wait at the engine until a container does not run. Raises CONTAINER_ENGINE_*."""
+        """Wait until a container does not run. Raises CONTAINER_ENGINE_*."""
         with engine_errors(f"container {container_id[:12]}"):
             timeout = aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_S_MAX)
             await self._docker.containers.container(container_id).wait(condition="not-running", timeout=timeout)
 
     async def running_containers(self) -> list[dict[str, Any]]:
-        """The engine's list of every running container, whoever made it."""
+        """Return the engine's list of all running containers, whoever created them."""
         with engine_errors("list of containers"):
             answer = await self._docker._query_json("containers/json")
             return list(answer)
 
     async def _of_node(self, name: str) -> list[ContainerFacts]:
-        """A node's containers, the running one first, then the one that was started last."""
+        """Return a node's containers: the running one first, then the others by their start, latest first."""
         with engine_errors(f"containers of node {name!r}"):
             wanted = [f"{LABEL_NODE}={_label(name)}", f"{LABEL_OWNER}={self._owner}"]
             listed = await self._docker.containers.list(all=True, filters=json.dumps({"label": wanted}))
@@ -184,7 +185,7 @@ class ContainerDriver:
         return sorted(facts, key=lambda item: (item.running, item.started_at), reverse=True)
 
     async def _taken_over(self) -> dict[str, str]:
-        """Ids of containers that somebody else made and this driver took over, by the node's name."""
+        """Return the ids of containers that were taken over, by the node's name."""
         return await asyncio.to_thread(_read_notes, self._notes)
 
     async def _is_ours(self, facts: ContainerFacts) -> bool:
@@ -193,9 +194,9 @@ class ContainerDriver:
     # --- nodes -------------------------------------------------------------------------------------------------------
 
     async def start(self, spec: LaunchSpec) -> NodeRecord:
-        """Start a node's container, making it first if need be; or find the same one running.
+        """Start a node's container, or find it running. It is created if it does not exist.
 
-        A stopped container of the same spec, or one that somebody else made for this node, is started again.
+        A stopped container of the same spec is started again, and so is one that was taken over.
         Raises NODE_ALREADY_RUNNING, NODE_START_FAILED, CONTAINER_*.
         """
         if spec.container is None or not spec.container.image:
@@ -220,7 +221,7 @@ class ContainerDriver:
         return self._record_of(spec.name, facts)
 
     async def _require_data_free(self, spec: LaunchSpec) -> None:
-        """Raise CONTAINER_DATA_IN_USE if a container runs that can write what the node alone may have."""
+        """Raise CONTAINER_DATA_IN_USE if a running container can write to data that must be the node's alone."""
         wanted = spec.container.exclusive if spec.container is not None else frozenset()
         for item in await self.running_containers():
             shared = {
@@ -239,7 +240,7 @@ class ContainerDriver:
                 )
 
     async def _free_name(self, name: str, same: ContainerFacts | None) -> None:
-        """Give the name up that another version's stopped container has. Raises CONTAINER_NAME_TAKEN."""
+        """Rename another version's stopped container that has this name. Raises CONTAINER_NAME_TAKEN."""
         holder = await self.inspect(name)
         if holder is None or holder.name != name or (same is not None and holder.container_id == same.container_id):
             return
@@ -312,12 +313,12 @@ class ContainerDriver:
         )
 
     async def find(self, name: str) -> NodeRecord | None:
-        """The record of the node's running container, else of the one that was started last."""
+        """Return the record of the node's running container, else of the one that was started last."""
         containers = await self._of_node(name)
         return self._record_of(name, containers[0]) if containers else None
 
     async def adopt(self, record: NodeRecord) -> ContainerHandle | None:
-        """Watch a container again, by its id; None if it does not run, or runs another image."""
+        """Watch a container again, found by its id. Returns None if it does not run, or runs another image."""
         if record.kind != "container":
             return None
         facts = await self.inspect(record.container_id)
@@ -329,9 +330,9 @@ class ContainerDriver:
         return known
 
     async def take_over(self, name: str, found: str, data_dir: Path) -> NodeRecord:
-        """Remember a running container as this node's; it continues to run, under its own name.
+        """Record a running container as this node's. It continues to run, under its own name.
 
-        One that does not have the data folder cannot be the node, and is not taken for it.
+        A container without a mount of the data folder cannot be the node and is refused.
 
         Raises NODE_NOT_ADOPTABLE, CONTAINER_ENGINE_*.
         """
@@ -343,7 +344,7 @@ class ContainerDriver:
             why = f"container {found!r} carries the labels of node {facts.labels.get(LABEL_NODE, '')!r} of {owner!r}"
             raise not_adoptable(name, why)
         if facts.auto_remove:
-            why = f"container {found!r} runs with --rm: its stop would remove it, with its nameless volumes"
+            why = f"container {found!r} runs with --rm: its stop would remove it, with its anonymous volumes"
             raise not_adoptable(name, why, "Start the node's container without --rm")
         folder = await asyncio.to_thread(data_dir.resolve)
         if not any(folder.is_relative_to(source) for source in facts.mount_sources):
@@ -353,7 +354,7 @@ class ContainerDriver:
         return self._record_of(name, facts)
 
     async def template(self, found: str) -> ContainerTemplate:
-        """The settings of a container, minus its image's. Raises NODE_NOT_ADOPTABLE, CONTAINER_ENGINE_*."""
+        """Return a container's settings without those of its image. Raises NODE_NOT_ADOPTABLE, CONTAINER_ENGINE_*."""
         shown = await self.show(found)
         if shown is None:
             raise not_adoptable(found, f"there is no container {found!r}", "Name it as `docker ps` does")
@@ -362,10 +363,10 @@ class ContainerDriver:
         return template_of(shown, image)
 
     async def stop(self, handle: NodeHandle, grace_s: float) -> ExitStatus:
-        """Set the restart policy to `no`, send its stop signal, wait, KILL; returns when the container does not run.
+        """Set the restart policy to `no`, send the stop signal, wait, send KILL. Returns when the container has ended.
 
-        Signal and wait are the container's own (STOPSIGNAL of its image, --stop-timeout) where it has some, else TERM
-        and `grace_s` seconds. Raises NODE_STOP_FAILED, CONTAINER_ENGINE_*.
+        The container's own signal and timeout are used (STOPSIGNAL of its image, --stop-timeout), else TERM and
+        `grace_s` seconds. Raises NODE_STOP_FAILED, CONTAINER_ENGINE_*.
         """
         if not isinstance(handle, ContainerHandle):
             raise TypeError("not a handle of this driver")
@@ -399,14 +400,14 @@ class ContainerDriver:
             try:
                 await self._docker.containers.container(container_id).kill(signal=number)
             except aiodocker.DockerError as error:
-                # Not running any more (409), or removed (404): just what was wanted.
+                # Not running any more (409), or removed (404): nothing is left to stop.
                 if error.status not in (404, 409):
                     raise
 
     async def remove(self, name: str) -> None:
         """Remove a node's stopped containers, with their logs. Raises NODE_ALREADY_RUNNING if one runs.
 
-        The data folder may be a nameless volume of a container that somebody else made: volumes of such a one stay.
+        Anonymous volumes of a taken-over container stay: the data folder may be one.
         """
         containers = await self._of_node(name)
         if containers and containers[0].running:
@@ -417,7 +418,7 @@ class ContainerDriver:
         await asyncio.to_thread((self._notes / f"{_label(name)}{TAKEN_OVER_SUFFIX}").unlink, missing_ok=True)
 
     async def logs(self, name: str, lines: int) -> list[str]:
-        """The last lines of a node's output."""
+        """Return the last lines of a node's output."""
         containers = await self._of_node(name)
         if not containers or lines <= 0:
             return []
@@ -427,13 +428,13 @@ class ContainerDriver:
         return "".join(parts).splitlines()[-lines:]
 
     async def tend(self) -> None:
-        """Forget handles of containers that ended; the engine rotates the logs."""
+        """Forget handles of containers that have ended. The engine rotates the logs itself."""
         for container_id, handle in list(self._handles.items()):
             if handle.exit_status() is not None:
                 del self._handles[container_id]
 
     async def close(self) -> None:
-        """Let go of every container; all go on running. The engine's client stays open."""
+        """Stop watching. The containers continue to run, and the engine's client stays open."""
         for handle in self._handles.values():
             await handle.close()
         self._handles.clear()
@@ -445,7 +446,7 @@ def _read_notes(notes: Path) -> dict[str, str]:
 
 
 def _unix_s(text: str) -> float:
-    """Unix seconds of the engine's RFC 3339 time (nanoseconds cut off); 0 for a container that was never started."""
+    """Return Unix seconds of the engine's RFC 3339 time, in whole seconds; 0 for a container that never started."""
     try:
         moment = datetime.fromisoformat(text[:19] + "+00:00")
     except ValueError:
@@ -454,7 +455,7 @@ def _unix_s(text: str) -> float:
 
 
 def _is_of(facts: ContainerFacts, spec: LaunchSpec) -> bool:
-    # One without our command label was made by somebody else for this node: it is what it is.
+    # A container without our command label was taken over: it counts as the node, whatever its settings.
     return facts.labels.get(LABEL_COMMAND, spec.digest) == spec.digest
 
 

@@ -1,9 +1,9 @@
-"""Block headers: SCALE and JSON-RPC form, hash, digest items, and GRANDPA's orders in them.
+"""Block headers: SCALE and JSON-RPC form, hash, digest items, and the changes of GRANDPA's authorities in them.
 
 Layout (Polkadot specification, "Block header"): parent hash (32), compact number, state root (32), extrinsics root
-(32), digest (vector of items). A digest item is a kind byte and: Other (0) bytes; Consensus (4), Seal (5),
-PreRuntime (6) an engine id of 4 bytes and bytes; RuntimeEnvironmentUpdated (8) nothing. The block hash is the
-blake2b-256 of the SCALE form.
+(32), digest (vector of items). A digest item is a kind byte and its data: bytes for Other (0); an engine id of 4 bytes
+and bytes for Consensus (4), Seal (5) and PreRuntime (6); nothing for RuntimeEnvironmentUpdated (8). The block hash is
+the blake2b-256 of the SCALE form.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ Authorities = tuple[tuple[bytes, int], ...]
 
 @dataclass(frozen=True, slots=True)
 class DigestItem:
-    """One digest item; `engine` is empty for Other and RuntimeEnvironmentUpdated, `data` for the latter."""
+    """One digest item. `engine` is empty for Other and RuntimeEnvironmentUpdated, `data` for the latter."""
 
     kind: int
     engine: bytes
@@ -54,7 +54,7 @@ class DigestItem:
 
 @dataclass(frozen=True)
 class Header:
-    """A block header; hashes are 32 bytes, `number` is a u32, `digest` keeps the order of the items."""
+    """A block header. Hashes are 32 bytes, `number` is a u32, `digest` has the items in order."""
 
     parent_hash: bytes
     number: int
@@ -84,8 +84,10 @@ class Header:
 
     @classmethod
     def from_json(cls, value: object) -> Header:
-        """Read the JSON-RPC form: parentHash, number (hex, zero padded by some nodes), stateRoot, extrinsicsRoot,
-        digest.logs (hex). Other members are ignored. Raises HEADER_INVALID, SCALE_*, HEADER_DIGEST_INVALID.
+        """Decode the JSON-RPC form.
+
+        Its members are parentHash, number (hex; some nodes pad it with zeros), stateRoot, extrinsicsRoot and
+        digest.logs (hex). Others are ignored. Raises HEADER_INVALID, SCALE_*, HEADER_DIGEST_INVALID.
         """
         if not isinstance(value, Mapping) or not isinstance(value.get("digest"), Mapping):
             raise _invalid("not an object with a digest")
@@ -121,13 +123,13 @@ class Header:
 
     @property
     def runtime_updated(self) -> bool:
-        """Whether this block changed the runtime: its state holds the new code, its own layout is the old one."""
+        """Whether this block changed the runtime. Its state has the new code, in the layout of the old one."""
         return any(item.kind == RUNTIME_UPDATED for item in self.digest)
 
     def grandpa_change(self) -> AuthorityChange | None:
-        """Return the authority change this block orders, or None.
+        """Return the authority change that this block announces, or None.
 
-        A ForcedChange goes before a ScheduledChange and the first of each kind counts, as in Substrate's import.
+        A ForcedChange takes precedence over a ScheduledChange. Of each kind the first counts, as in Substrate's import.
         Raises SCALE_* or HEADER_DIGEST_INVALID for a malformed GRANDPA log.
         """
         changes = [
@@ -142,7 +144,7 @@ class Header:
 
 @dataclass(frozen=True, slots=True)
 class AuthorityChange:
-    """An ordered change: `authorities` take over after `delay` more blocks.
+    """A change of the authorities: `authorities` take over after `delay` more blocks.
 
     `forced_after` is None for a ScheduledChange; for a ForcedChange it is the median last finalized block number.
     """
@@ -194,7 +196,7 @@ def read_authorities(reader: Reader) -> Authorities:
 
 
 def decode_authorities(data: bytes) -> Authorities:
-    """Decode such a vector to its last byte (`GrandpaApi_grandpa_authorities`). Raises SCALE_*."""
+    """Decode an authority list to its last byte: the answer of `GrandpaApi_grandpa_authorities`. Raises SCALE_*."""
     reader = Reader(data, "GRANDPA authorities")
     authorities = read_authorities(reader)
     reader.finish()
@@ -202,7 +204,7 @@ def decode_authorities(data: bytes) -> Authorities:
 
 
 def encode_authorities(authorities: Authorities) -> bytes:
-    """Return the SCALE form of an authority list (ValueError for a key that has not 32 bytes or a weight over u64)."""
+    """Return the SCALE form of an authority list. Raises ValueError unless keys have 32 bytes and weights are u64."""
     if any(len(key) != HASH_BYTES or not 0 <= weight <= U64_MAX for key, weight in authorities):
         raise ValueError("an authority is a key of 32 bytes and a u64 weight")
     rows = (key + weight.to_bytes(8, "little") for key, weight in authorities)

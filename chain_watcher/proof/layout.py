@@ -1,4 +1,4 @@
-"""The compact description of the storage items that matter, and their strict decoding.
+"""Layouts: how the three storage items that DCUpgrade reads are encoded, and their strict decoding.
 
 A layout is a small JSON value extracted from a runtime's metadata (by a short-lived child process) and pinned by its
 hash where evidence is verified::
@@ -11,7 +11,7 @@ hash where evidence is verified::
 TYPE is `"u8"` to `"u256"`, `"bool"`, `"bytes"` (a `Vec<u8>`), `{"compact": "u32"}`, `{"vec": TYPE}`,
 `{"array": [COUNT, TYPE]}`, `{"option": TYPE}`, `{"tuple": [TYPE, ...]}` or
 `{"struct": [[NAME, TYPE], ...]}`. Newtypes (a composite with one unnamed field: BoundedVec, BTreeSet) are
-flattened, so that one storage layout has one description and one hash.
+flattened, so that each storage layout has exactly one description and one hash.
 
 Storage keys are twox128(prefix) + twox128(item). Bytes stay `bytes`: a `Vec<u8>` that holds the text `0xabcd`
 is six bytes and never the two bytes `ab cd`.
@@ -50,7 +50,7 @@ TypeTree = Any
 
 @dataclass(frozen=True, slots=True)
 class RawEntry:
-    """One entry of `EnclaveIds` as stored: the fields are the chain's bytes, not yet judged."""
+    """One entry of `EnclaveIds` as stored: the chain's bytes, not yet verified."""
 
     height: int
     enclave_id: bytes
@@ -59,7 +59,7 @@ class RawEntry:
 
 @dataclass(frozen=True, slots=True)
 class RawProgram:
-    """`DcProgram` as stored: the chain's bytes, not yet judged; `mirr_cids` is empty in the 4-field layout."""
+    """`DcProgram` as stored: the chain's bytes, not yet verified. `mirr_cids` is empty in the 4-field layout."""
 
     origin_url: bytes
     mirror_url: bytes
@@ -84,17 +84,17 @@ def storage_key(prefix: str, item: str) -> bytes:
 
 
 #: `System.BlockHash(0)`: the genesis hash, which frame-system never prunes (`finalize`: "keep genesis hash").
-#: Proven together with the items it ties a state to one chain, even where two chains share authority keys.
+#: A proof of it ties a state to one chain, even if two chains share authority keys.
 GENESIS_HASH_KEY: Final = storage_key("System", "BlockHash") + twox64_concat(bytes(4))
 
 
 class Layout:
-    """A checked layout; `from_json` builds it, `hash` (hex SHA-256 of its canonical form) is what gets pinned."""
+    """A valid layout, made by `from_json`. Evidence pins its `hash`: SHA-256 of the canonical form, hex."""
 
     __slots__ = ("_entry_order", "_json", "_program_order", "hash", "keys")
 
     def __init__(self, value: Mapping[str, Any]) -> None:
-        """Check `value` (the JSON form above); LAYOUT_INVALID for anything that cannot be decoded by it."""
+        """Validate `value`, the JSON form above. Raises LAYOUT_INVALID."""
         if not isinstance(value, Mapping) or set(value) != {"format", *_ITEMS}:
             raise _invalid("a layout has the members format, enclave_ids, dc_program and now")
         if type(value["format"]) is not int or value["format"] != _FORMAT:
@@ -115,11 +115,11 @@ class Layout:
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> Layout:
-        """Return the layout of its JSON form (LAYOUT_INVALID otherwise)."""
+        """Return the layout that `value` describes. Raises LAYOUT_INVALID."""
         return cls(value)
 
     def to_json(self) -> dict[str, Any]:
-        """Return a JSON value of which `from_json` makes an equal layout (a copy)."""
+        """Return the JSON form, as a copy. `from_json` makes an equal layout of it."""
         copy: dict[str, Any] = json.loads(json.dumps(self._json))
         return copy
 
@@ -138,7 +138,7 @@ class Layout:
         return (*(self.keys[name] for name in _ITEMS), GENESIS_HASH_KEY)
 
     def decode_enclave_ids(self, value: bytes | None) -> tuple[RawEntry, ...]:
-        """Decode `EnclaveIds`; an absent value is the empty set. Raises SCALE_*."""
+        """Decode `EnclaveIds`. An absent value is the empty set. Raises SCALE_*."""
         if value is None:
             return ()
         rows = self._decode("enclave_ids", value)
@@ -146,7 +146,7 @@ class Layout:
         return tuple(RawEntry(row[height], row[enclave_id], row[signature]) for row in rows)
 
     def decode_dc_program(self, value: bytes | None) -> RawProgram | None:
-        """Decode `DcProgram`; None when absent (or stored as an empty option). Raises SCALE_*."""
+        """Decode `DcProgram`; None if it is absent or an empty option. Raises SCALE_*."""
         if value is None:
             return None
         row = self._decode("dc_program", value)
@@ -157,7 +157,10 @@ class Layout:
         return RawProgram(**fields)
 
     def decode_now(self, value: bytes | None) -> int:
-        """Decode the timestamp pallet's `Now`: milliseconds since 1970. LAYOUT_MISMATCH when absent or over u64."""
+        """Decode the timestamp pallet's `Now`: milliseconds since 1970.
+
+        Raises SCALE_*, and LAYOUT_MISMATCH if it is absent or over u64.
+        """
         if value is None:
             raise refuse("LAYOUT_MISMATCH", "now", "the chain has no timestamp")
         now = self._decode("now", value)
@@ -175,9 +178,9 @@ class Layout:
 
 
 def standard_layout(*, fields: int, prefix: str = "DcNode") -> Layout:
-    """Return the layout of the public pallet with 4 or 5 program fields (ValueError otherwise), for pins and tests.
+    """Return the layout of the public pallet with 4 or 5 program fields. Raises ValueError for another number.
 
-    Watchers take layouts from metadata; the hashes of these two are what a vault accepts when it pins no others.
+    A vault that pins no layout accepts these two, by their hashes. Watchers take the layout from the chain's metadata.
     """
     if fields not in (4, 5):
         raise ValueError("the program has 4 or 5 fields")
@@ -199,10 +202,10 @@ def standard_layout(*, fields: int, prefix: str = "DcNode") -> Layout:
 
 
 def type_from_registry(types: Mapping[int, Mapping[str, Any]], type_id: int) -> TypeTree:
-    """Return the TYPE of `type_id` in a V14 portable registry: id -> the type's JSON form (`path`, `def`).
+    """Return the TYPE of `type_id` in a V14 portable registry. `types` maps ids to JSON forms with `path` and `def`.
 
-    `def` holds one of composite, variant, sequence, array, tuple, primitive, compact. Newtypes are flattened,
-    `Option` is the only enum. Raises LAYOUT_INVALID.
+    `def` is one of composite, variant, sequence, array, tuple, primitive, compact. Newtypes are flattened; `Option` is
+    the only enum that is accepted. Raises LAYOUT_INVALID.
     """
     return _registry_type(types, type_id, 0, [_TYPE_NODES_MAX])
 
@@ -212,7 +215,7 @@ def _invalid(why: str) -> ChainWatcherError:
 
 
 def _registry_type(types: Mapping[int, Mapping[str, Any]], type_id: int, depth: int, left: list[int]) -> TypeTree:
-    """`left` holds the number of types still allowed: types that share parts could unfold without end."""
+    """`left` is the number of types still allowed: a small registry may describe a type of unbounded size."""
     left[0] -= 1
     if depth > _DEPTH_MAX or left[0] < 0:
         raise _invalid("a type of the metadata is nested too deeply or too large")
@@ -314,7 +317,7 @@ def _read_struct(body: list[Any], depth: int, budget: int) -> tuple[TypeTree, in
 
 
 def _plain(name: str) -> str:
-    """`mirr_cids`, `MirrCids` and `mirrCids` are one name: chains and clients spell fields differently."""
+    """Return the form in which `mirr_cids`, `MirrCids` and `mirrCids` are equal: chains spell fields differently."""
     return name.replace("_", "").lower()
 
 
@@ -334,7 +337,7 @@ def _entry_order(tree: TypeTree) -> tuple[int, int, int]:
 
 
 def _program_order(tree: TypeTree) -> dict[str, int]:
-    """Return RawProgram field -> position; fields that a later runtime adds are decoded and ignored."""
+    """Return the position of each RawProgram field. Fields that a later runtime adds are decoded and ignored."""
     if isinstance(tree, dict) and "option" in tree:
         tree = tree["option"]
     fields = tree.get("struct", []) if isinstance(tree, dict) else []

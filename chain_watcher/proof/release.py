@@ -1,6 +1,6 @@
-"""From the chain's bytes to a `VerifiedRelease`: who may run, by which signatures, and which of two is newer.
+"""From the chain's bytes to a `VerifiedRelease`: what may run, by which signatures, and which of two is newer.
 
-Nothing else may build a `VerifiedRelease`; whoever holds one needs no second look at the chain's fields.
+Nothing else can make a `VerifiedRelease`, so code that holds one need not check the chain's fields again.
 Rules (chain.md): an enclave id is 64 lower-case hex characters of MRENCLAVE; a network signature is canonical
 multibase base32 (prefix `b`, lower case, no padding) of 64 bytes; several entries for one id carry the signatures
 of M of N keys; the lowest height of an id counts; equal heights are not newer; a removed source is the oldest.
@@ -19,7 +19,7 @@ from chain_watcher.errors import ChainWatcherError, Kind
 from .layout import RawEntry, RawProgram
 from .scale import refuse
 
-#: Raises if the signatures over an enclave id are not good; its value is not looked at.
+#: Raises unless the signatures over an enclave id are good. Its return value is ignored.
 SignatureVerifier = Callable[[str, tuple[bytes, ...]], object]
 
 ENCLAVE_ID_CHARS: Final = 64
@@ -45,8 +45,8 @@ _TOKEN: Final = object()
 class ChainEntry:
     """One entry of `EnclaveIds` with a well-formed id.
 
-    `signature` is the 64 raw bytes, or empty where the chain's text is not canonical: such an entry counts for
-    the height of its id and for nothing else.
+    `signature` is 64 raw bytes, or empty if the chain's text is not canonical. Such an entry counts only for the height
+    of its id.
     """
 
     height: int
@@ -56,7 +56,7 @@ class ChainEntry:
 
 @dataclass(frozen=True, slots=True)
 class EntryList:
-    """`EnclaveIds` read: entries in chain order, and an error for each refused entry or signature (256 at most)."""
+    """`EnclaveIds`, decoded: entries in chain order, and an error for each refused entry or signature (256 at most)."""
 
     entries: tuple[ChainEntry, ...]
     refused: tuple[ChainWatcherError, ...]
@@ -76,10 +76,10 @@ class BlockRef:
 
 @dataclass(frozen=True, slots=True)
 class VerifiedRelease:
-    """The version the chain wants to run, with a verified network signature; built by `verify_release` only.
+    """The version that the chain names, with a verified network signature. Only `verify_release` makes one.
 
     `signatures` are raw ed25519 signatures over the 64 ASCII bytes of `enclave_id`; `added_height` is the
-    lowest height of the id's entries; `block_number` and `block_hash` say in which state it was seen.
+    lowest height of the id's entries. `block_number` and `block_hash` are the block whose state was read.
     """
 
     enclave_id: str
@@ -100,7 +100,7 @@ class VerifiedRelease:
 
 
 def decode_enclave_id(raw: bytes) -> str:
-    """Return the id as text; RELEASE_ID_INVALID unless it is exactly 64 lower-case hex characters."""
+    """Return the id as text. Raises RELEASE_ID_INVALID unless it is exactly 64 lower-case hex characters."""
     if len(raw) != ENCLAVE_ID_CHARS:
         raise refuse("RELEASE_ID_INVALID", "enclave id", f"{len(raw)} bytes instead of {ENCLAVE_ID_CHARS}")
     if not _ID_PATTERN.fullmatch(raw):
@@ -127,14 +127,14 @@ def decode_signature(raw: bytes) -> bytes:
 
 
 def encode_signature(signature: bytes) -> bytes:
-    """Return the canonical text of 64 signature bytes, as ASCII bytes (ValueError for another length)."""
+    """Return the canonical text of 64 signature bytes, as ASCII bytes. Raises ValueError for another length."""
     if len(signature) != SIGNATURE_BYTES:
         raise ValueError("a network signature has 64 bytes")
     return b"b" + base64.b32encode(signature).rstrip(b"=").lower()
 
 
 def read_entries(raw_entries: Iterable[RawEntry]) -> EntryList:
-    """Read the entries of `EnclaveIds`; a bad entry is refused by itself and does not hide the good ones."""
+    """Decode the entries of `EnclaveIds`. A bad entry is refused alone; it does not hide the good ones."""
     entries: list[ChainEntry] = []
     refused: list[ChainWatcherError] = []
     for raw in raw_entries:
@@ -153,7 +153,7 @@ def read_entries(raw_entries: Iterable[RawEntry]) -> EntryList:
 
 
 def _note(refused: list[ChainWatcherError], error: ChainWatcherError) -> None:
-    """Keep the error; a large value of nothing but bad entries must not become hundreds of megabytes of errors."""
+    """Keep the error, up to REFUSALS_MAX: a large value of bad entries would otherwise fill the memory with errors."""
     if len(refused) < REFUSALS_MAX:
         refused.append(error.with_traceback(None))
 
@@ -161,7 +161,7 @@ def _note(refused: list[ChainWatcherError], error: ChainWatcherError) -> None:
 def lowest_heights(pairs: Iterable[tuple[str, int]]) -> dict[str, int]:
     """Return the lowest height of each enclave id in `pairs` of (enclave id, height at which it was added).
 
-    Adding an id again never makes it newer. Heights that were seen earlier are merged by passing them as well::
+    Adding an id again never makes it newer. To merge heights that were seen earlier, pass them as well::
 
         lowest_heights((entry.enclave_id, entry.height) for entry in entries)
         lowest_heights([*seen.items(), *listed.items()])
@@ -184,9 +184,9 @@ def newer(source: int | None, target: int) -> bool:
 def verify_release(
     program: RawProgram | None, entries: Sequence[ChainEntry], verify: SignatureVerifier, block: BlockRef
 ) -> VerifiedRelease:
-    """Return the release that `program` names, once its entry and its network signatures are good.
+    """Return the release that `program` names. Its entry and its network signatures are verified here.
 
-    Raises (kind `rejected` unless the verifier's own error says otherwise): RELEASE_PROGRAM_ABSENT (nothing on
+    Raises, with kind `rejected` unless the verifier's own error has another: RELEASE_PROGRAM_ABSENT (nothing on
     chain), RELEASE_ENTRY_WITHOUT_PROGRAM (ids listed, no program), RELEASE_ID_INVALID, RELEASE_FIELD_INVALID,
     RELEASE_PROGRAM_WITHOUT_ENTRY, RELEASE_SIGNATURE_ENCODING (no entry of the id has a readable signature),
     RELEASE_SIGNATURE_REFUSED (`verify` raised; the cause is chained).
@@ -239,7 +239,7 @@ def _verify_signatures(enclave_id: str, signatures: tuple[bytes, ...], verify: S
 
 
 def _text(name: str, raw: bytes, maximum: int) -> str:
-    """Return printable text of at most `maximum` bytes; it ends up in commands, logs and pages."""
+    """Return printable text of at most `maximum` bytes: it is shown in commands, logs and pages."""
     if len(raw) > maximum:
         raise refuse("RELEASE_FIELD_INVALID", name, f"{len(raw)} bytes, at most {maximum}")
     try:

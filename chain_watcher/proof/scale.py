@@ -3,8 +3,8 @@
 Layout: https://docs.polkadot.com/polkadot-protocol/parachain-basics/data-encoding/ (little-endian fixed integers,
 compact integers in four modes by the low two bits of the first byte, vectors as compact length and items).
 
-Strict means: every byte is used, compact integers are in their shortest form, lengths are bounded before anything is
-allocated. Only `ChainWatcherError` with a `SCALE_*` code escapes.
+Decoding is strict: every byte is used, compact integers have their shortest form, and lengths are bounded before
+anything is allocated. Only `ChainWatcherError` with a `SCALE_*` code escapes.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ _COMPACT_BYTES_MAX: Final = 67
 
 
 def refuse(code: str, what: str, why: str) -> ChainWatcherError:
-    """Build the error for bytes that are refused for good (kind `rejected`)."""
+    """Return an error of kind `rejected`: the same bytes will never be accepted."""
     return ChainWatcherError(code=code, what=what, why=why, kind="rejected")
 
 
 class Reader:
-    """Reads SCALE values from `data` in order; `finish()` demands that nothing is left.
+    """Reads SCALE values from `data` in order. `finish` raises unless all bytes were read.
 
     `what` names the thing being decoded in error messages.
     """
@@ -44,7 +44,7 @@ class Reader:
         return len(self.data) - self.position
 
     def take(self, count: int) -> bytes:
-        """Return the next `count` bytes (SCALE_TRUNCATED when there are fewer)."""
+        """Return the next `count` bytes. Raises SCALE_TRUNCATED if fewer are left."""
         start = self.position
         end = start + count
         if end > len(self.data):
@@ -69,7 +69,7 @@ class Reader:
         return self.uint(8)
 
     def bool(self) -> bool:
-        """Return a bool; any byte but 0 and 1 is SCALE_VALUE_INVALID."""
+        """Return a bool. Raises SCALE_VALUE_INVALID for any byte but 0 and 1."""
         value = self.uint(1)
         if value > 1:
             raise refuse("SCALE_VALUE_INVALID", self.what, f"bool byte {value:#04x}")
@@ -78,7 +78,7 @@ class Reader:
     def compact(self, maximum: int = U32_MAX) -> int:
         """Return a compact integer in its shortest form, at most `maximum`.
 
-        Raises SCALE_COMPACT_NOT_CANONICAL for a longer form than needed, SCALE_TOO_LARGE over `maximum`.
+        Raises SCALE_COMPACT_NOT_CANONICAL for a longer form, SCALE_TOO_LARGE over `maximum`.
         """
         start = self.position
         first = self.uint(1)
@@ -100,7 +100,11 @@ class Reader:
         return value
 
     def length(self, maximum: int, item_bytes: int = 1) -> int:
-        """Return a vector's length: at most `maximum` items of at least `item_bytes` that still fit the data."""
+        """Return the number of items of a vector.
+
+        Raises SCALE_TOO_LARGE over `maximum`, SCALE_TRUNCATED if that many items of `item_bytes` bytes or more do not
+        fit into the bytes left.
+        """
         count = self.compact(maximum)
         if count * item_bytes > self.left:
             raise refuse("SCALE_TRUNCATED", self.what, f"{count} items wanted, {self.left} bytes left")
@@ -117,7 +121,7 @@ class Reader:
 
 
 def encode_compact(value: int) -> bytes:
-    """Return the shortest compact form of `value` (0 to 2**536 - 1; ValueError outside)."""
+    """Return the shortest compact form of `value`. Raises ValueError unless it is 0 to 2**536 - 1."""
     if value < 0:
         raise ValueError("compact integers are not negative")
     if value < 2**6:

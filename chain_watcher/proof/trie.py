@@ -1,4 +1,4 @@
-"""Read proofs: what a storage key holds under a state root, from the trie nodes a node answered with.
+"""Read proofs: the value of a storage key under a state root, from the trie nodes in a node's answer.
 
 Format: Substrate's base-16 Merkle Patricia trie (Polkadot specification, "State storage and the storage trie"),
 blake2b-256, layouts V0 (values inline) and V1 (values over 32 bytes stored by hash, as a proof item of their own).
@@ -7,8 +7,9 @@ Node = header byte with kind and partial-key length, partial key, children bitma
     01xxxxxx leaf, 10xxxxxx branch, 11xxxxxx branch with value, 001xxxxx leaf with hashed value,
     0001xxxx branch with hashed value, 00000000 the empty trie (as the root only)
 
-Strict: nodes are found by hash from the root down and in no other way; every node on a way is decoded to its last
-byte; a missing node is an error, never an absence; items that hang on nothing and repeated items are refused.
+Decoding is strict. A node is found by its hash, from the root down, and in no other way. Every node on the path to a
+key is decoded to its last byte. A missing node is an error; it never proves that the key is absent. Items that cannot
+be reached from the root are refused, and so are repeated items.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from chain_watcher.errors import ChainWatcherError
 from .scale import Reader, refuse
 
 HASH_BYTES: Final = 32
-#: Limits of one proof; EnclaveIds is the largest value asked for.
+#: Limits of one proof, in items and bytes. EnclaveIds is the largest value that is read.
 PROOF_NODES_MAX: Final = 4096
 PROOF_BYTES_MAX: Final = 4 << 20
 
@@ -31,7 +32,7 @@ _NO_CHILDREN: Final[tuple[bytes | None, ...]] = (None,) * 16
 
 
 def blake2b_256(data: bytes) -> bytes:
-    """Return the blake2b hash of 32 bytes, Substrate's hash of headers, trie nodes and values."""
+    """Return the 32-byte blake2b hash of `data`: Substrate's hash of headers, trie nodes and values."""
     return hashlib.blake2b(data, digest_size=32).digest()
 
 
@@ -42,8 +43,8 @@ EMPTY_ROOT: Final = blake2b_256(_EMPTY_NODE)
 class TrieNode(NamedTuple):
     """A decoded trie node.
 
-    `partial` is the partial key as hex digits (one per nibble); `value` is None, the inline value, or (`hashed`)
-    the 32-byte hash of the value; `children` has 16 places with None, a 32-byte hash or an inline node (< 32 bytes).
+    `partial` is the partial key as hex digits, one per nibble. `value` is None, the inline value, or the 32-byte hash
+    of the value where `hashed` is true. `children` has 16 items: None, a 32-byte hash, or a shorter inline node.
     """
 
     partial: str
@@ -57,9 +58,9 @@ def _bad(why: str) -> ChainWatcherError:
 
 
 def decode_node(data: bytes) -> TrieNode:
-    """Decode one trie node strictly; PROOF_NODE_INVALID for anything Substrate's codec would not write.
+    """Decode one trie node. Raises PROOF_NODE_INVALID for anything that Substrate's codec would not write.
 
-    The empty trie's node (one zero byte) is not a node of a way and is refused here.
+    The node of the empty trie (one zero byte) is refused here: it is never on the path to a key.
     """
     reader = Reader(data, "trie node")
     try:
@@ -128,12 +129,12 @@ def _decode_children(reader: Reader, bitmap: int) -> list[bytes | None]:
 
 
 class ReadProof:
-    """The items of a `state_getReadProof` answer, found by hash; use `read` per key, then `finish`."""
+    """The items of a `state_getReadProof` answer, by hash. Call `read` for each key, then `finish` once."""
 
     __slots__ = ("_items", "_nodes", "_used")
 
     def __init__(self, items: Iterable[bytes]) -> None:
-        """Hash the items; PROOF_TOO_LARGE over the limits, PROOF_SUPERFLUOUS for the same item twice."""
+        """Hash the items. Raises PROOF_TOO_LARGE over the limits, PROOF_SUPERFLUOUS for a repeated item."""
         found: dict[bytes, bytes] = {}
         count = size = 0
         for item in items:
@@ -150,9 +151,9 @@ class ReadProof:
         self._used: set[bytes] = set()
 
     def read(self, root: bytes, key: bytes) -> bytes | None:
-        """Return what `key` holds under `root`, or None when it is proven absent.
+        """Return the value of `key` under `root`, or None if the key is proven absent.
 
-        Raises PROOF_INCOMPLETE when an item on the way is missing, PROOF_NODE_INVALID when one is malformed.
+        Raises PROOF_INCOMPLETE if an item on the path is missing, PROOF_NODE_INVALID if one is malformed.
         """
         if root == EMPTY_ROOT:
             self._used.update(self._items.keys() & {root})
@@ -174,13 +175,13 @@ class ReadProof:
 
     @property
     def used(self) -> list[bytes]:
-        """The items that the reads so far needed."""
+        """The items that were needed by the reads so far."""
         return [item for digest, item in self._items.items() if digest in self._used]
 
     def finish(self, root: bytes) -> None:
-        """Raise PROOF_SUPERFLUOUS if an item does not hang on `root`.
+        """Raise PROOF_SUPERFLUOUS if an item cannot be reached from `root`.
 
-        Items that hang on it without a read key needing them pass: proofs of several keys are read one by one.
+        An item that can be reached, but that no read key needed, passes: a proof of several keys is read key by key.
         """
         if len(self._used) == len(self._items):
             return
@@ -194,10 +195,10 @@ class ReadProof:
             waiting.extend(child for child in self._links(self._node(digest), reached) if child not in reached)
         unused = len(self._items.keys() - reached - self._used)
         if unused:
-            raise refuse("PROOF_SUPERFLUOUS", "storage proof", f"{unused} items hang on nothing")
+            raise refuse("PROOF_SUPERFLUOUS", "storage proof", f"{unused} items cannot be reached from the root")
 
     def _links(self, node: TrieNode, reached: set[bytes]) -> Iterable[bytes]:
-        """Yield the node items below `node` that are there; note value items in `reached` (never decoded)."""
+        """Yield the hashes of child nodes among the items. Value items are added to `reached`, never decoded."""
         if node.hashed and node.value in self._items:
             reached.add(node.value)
         for child in node.children:
@@ -228,10 +229,10 @@ class ReadProof:
 
 
 def read_proof(root: bytes, items: Iterable[bytes], keys: Iterable[bytes]) -> dict[bytes, bytes | None]:
-    """Return key -> value (None: proven absent) under `root`; all of `items` must hang on `root`.
+    """Return the value of each key under `root`, None where the key is proven absent.
 
-    Raises PROOF_INCOMPLETE, PROOF_NODE_INVALID, PROOF_SUPERFLUOUS or PROOF_TOO_LARGE; ValueError when `root` has
-    not 32 bytes.
+    Every item must be reachable from `root`. Raises PROOF_INCOMPLETE, PROOF_NODE_INVALID, PROOF_SUPERFLUOUS,
+    PROOF_TOO_LARGE, and ValueError if `root` is not 32 bytes long.
     """
     if len(root) != HASH_BYTES:
         raise ValueError("a state root has 32 bytes")
@@ -242,7 +243,7 @@ def read_proof(root: bytes, items: Iterable[bytes], keys: Iterable[bytes]) -> di
 
 
 def needed_items(root: bytes, items: Iterable[bytes], keys: Iterable[bytes]) -> list[bytes]:
-    """Return those of `items` without which `keys` could not be read under `root`: nodes may send more than that.
+    """Return the items that are needed to read `keys` under `root`. Nodes may send more than these.
 
     Raises PROOF_INCOMPLETE, PROOF_NODE_INVALID or PROOF_TOO_LARGE.
     """

@@ -1,4 +1,4 @@
-"""What the next version's container has otherwise than the one that runs, for `plan`."""
+"""How the next version's container differs from the running one, for `plan`."""
 
 from __future__ import annotations
 
@@ -15,22 +15,22 @@ from .node_process import node_name
 
 log = logging.getLogger("dcupgrade")
 
-LOOK_S = 2.0
+CHECK_EVERY_S = 2.0
 
 
 class ContainerChanges:
-    """Compares the two once a version is staged, and keeps the answer. `state` gives the machine's state."""
+    """Compares the two once a version is staged, and keeps the result. `state` returns the machine's state."""
 
     def __init__(self, containers: NodeContainers, state: Callable[[], State]) -> None:
         self._containers, self._state = containers, state
         self._found: tuple[str, list[str]] = ("", [])
 
     def of(self, target_id: str) -> list[str]:
-        """One line for each setting that will be another; [] before the version is staged."""
+        """Return one line for each setting that will change; [] before the version is staged."""
         return self._found[1] if self._found[0] == target_id else []
 
     async def look(self) -> None:
-        """Compare, whenever another version is staged; never returns."""
+        """Compare whenever another version is staged. Never returns."""
         compared = ("", "")
         while True:
             now = self._state()
@@ -41,7 +41,7 @@ class ContainerChanges:
                     compared = pair
                 except Exception as error:
                     log.warning("the next container cannot be compared: %s", failure_of(error).detail)
-            await asyncio.sleep(LOOK_S)
+            await asyncio.sleep(CHECK_EVERY_S)
 
     async def compare(self, running_id: str, target_id: str) -> list[str]:
         """The lines for a staged version. Raises CONTAINER_*, OSError, ValueError."""

@@ -1,7 +1,7 @@
-"""Keep the vault's knowledge of the chain's authority set close behind the chain.
+"""Keep the authority set that the vault knows up to date with the chain.
 
-The vault follows each change of the set by its own verification. Done at leisure and in steps, no vault falls so far
-behind that the evidence of a permit grows too large, and the permit itself stays fast.
+The vault verifies each change of the set itself. Done in small steps at intervals, it never falls so far behind that
+the evidence of a permit grows too large or takes long to verify.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from dcupgrade.errors import failure_of
 
 log = logging.getLogger("dcupgrade")
 
-LOOK_S: Final = 300.0
+CHECK_EVERY_S: Final = 300.0
 RETRY_S: Final = 15.0
 
 
@@ -39,25 +39,25 @@ class Vault(Protocol):
 async def keep_authorities_current(
     chain: Chain, vault: Vault, sleep: Callable[[float], Awaitable[None]] = asyncio.sleep
 ) -> None:
-    """Bring the vault up to date now and then. What fails is logged once and tried again."""
-    told = ""
+    """Bring the vault up to date at intervals. A failure is logged once and retried."""
+    logged = ""
     while True:
         try:
             await catch_up(chain, vault)
-            told, pause_s = "", LOOK_S
+            logged, pause_s = "", CHECK_EVERY_S
         except Exception as error:
             failure = failure_of(error)
-            if failure.kind != "transient" and failure.detail != told:
+            if failure.kind != "transient" and failure.detail != logged:
                 log.warning("the vault's authority set was not brought up to date: %s", failure.detail)
-                told = failure.detail
-            pause_s = RETRY_S if failure.kind == "transient" else LOOK_S
+                logged = failure.detail
+            pause_s = RETRY_S if failure.kind == "transient" else CHECK_EVERY_S
         await sleep(pause_s)
 
 
 async def catch_up(chain: Chain, vault: Vault) -> int:
     """Advance the vault until it knows the running set; returns the number of steps. Raises what a step raises.
 
-    Ends where a step does not move the vault either: it would be asked for the same step again.
+    Ends if a step does not advance the vault: the next one would be the same.
     """
     steps = 0
     known = -1

@@ -1,4 +1,4 @@
-"""What would be done now, and why not yet: the machine's state and the gates in words. Pure."""
+"""The plan: what would be done now, and why not yet. Pure."""
 
 from __future__ import annotations
 

@@ -33,7 +33,7 @@ class Row:
 
     @property
     def label(self) -> str:
-        """The event and its guard in words, for diagrams and the coverage report."""
+        """The event and its guard as text, for diagrams and the coverage report."""
         return self.event.kind + (f" [{self.guard.__name__.lstrip('_')}]" if self.guard else "")
 
 
@@ -75,7 +75,7 @@ def _rows() -> Iterable[Row]:
     yield row(N.COLLECTING, e.CollectFailed, N.HALTED, guards.needs_a_person, t.halt("VAULT_REPLACED", N.IDLE))
     yield row(N.COLLECTING, e.CollectFailed, N.ABANDONED, None, t.abandon)
     yield row(N.SEALED, e.Permitted, N.STOPPING, None, t.note_permit)
-    # the last look before downtime: the window may have closed while the agent or the vault was away
+    # the gates are judged again just before downtime: the window may have closed while the agent or the vault was away
     yield row(N.SEALED, e.GatesShut, N.STAGED)
     yield row(N.SEALED, e.PermitFailed, N.HALTED, guards.needs_a_person, t.halt("VAULT_REPLACED", N.IDLE))
     yield row(N.SEALED, e.PermitFailed, N.ABANDONED, None, t.abandon)

@@ -30,7 +30,7 @@ from .tools import Emit, Tools, failed, release_of
 PREFLIGHT_PAUSE_S = 2.0
 """Seconds until the host is checked again after a failed check."""
 FLEET_PAUSE_S = 15.0
-"""How long, on average, until the fleet is asked for a place again."""
+"""Seconds, on average, until the fleet is asked for a place again."""
 
 
 async def backoff(tools: Tools, effect: Effect, state: State, _emit: Emit) -> Event:
@@ -166,7 +166,7 @@ async def _earlier_copy(tools: Tools, source_id: str) -> SealedKeys | None:
 
 
 async def permit(tools: Tools, effect: Effect, state: State, _emit: Emit) -> Event:
-    """Have the vault issue the release permit, and look at the gates once more before downtime begins."""
+    """Have the vault issue the release permit, and judge the gates once more before downtime begins."""
     source = state.running.enclave_id if state.running else ""
 
     async def ask() -> Permit:

@@ -1,7 +1,7 @@
-"""Fetch early what a best block announces, so that nothing is left to download when it becomes final.
+"""Fetch a release as soon as a best block announces it, so that its files are here when the block is final.
 
 A prefetched release is only a verified folder in its slot: nothing is started, stopped or decided by it. If its block
-is never finalized, the folder is removed again. A best block may be one endpoint's invention, so only hosts that final
+is never finalized, the folder is removed again. One endpoint can invent a best block, so only hosts that final
 releases or the settings name are asked, and only for releases that are newer than the running one.
 """
 
@@ -22,7 +22,7 @@ from .ports import ClockPort, SlotsPort
 log = logging.getLogger("dcupgrade")
 
 KEEP_S = 900.0
-"""A prefetched release that is not wanted by then is removed; finality is minutes behind at the worst."""
+"""Seconds after which a prefetched release that is not wanted is removed. Finality is minutes behind at the worst."""
 AT_ONCE_MAX = 2
 
 
@@ -84,7 +84,7 @@ class EarlyFetch:
         return any(release is not None and release.enclave_id == enclave_id for release in known)
 
     async def give_way(self, enclave_id: str) -> None:
-        """End the early fetch of a release: the machine has taken it up. What was received so far is kept."""
+        """Cancel the early fetch of a release that the machine fetches now. What was received so far is kept."""
         task = self._tasks.get(enclave_id)
         if task is not None:
             task.cancel()
@@ -95,7 +95,7 @@ class EarlyFetch:
         return enclave_id in self._tasks
 
     async def close(self) -> None:
-        """End what is under way; what was fetched stays for the next run to use or to fetch again."""
+        """Cancel all fetches. Fetched files stay for the next run."""
         tasks = list(self._tasks.values())
         for task in tasks:
             task.cancel()
@@ -109,5 +109,5 @@ class EarlyFetch:
             if not self._is_wanted(release.enclave_id):
                 await self._slots.remove_slot(release.enclave_id)
         except Exception as error:
-            # the machine fetches it again when it is final, and says then what stands in the way
+            # the machine fetches it again when it is final, and reports a failure then
             log.info("early fetch of %s: %s", release.enclave_id, failure_of(error).detail)

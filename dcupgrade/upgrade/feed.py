@@ -1,4 +1,4 @@
-"""What the agent tells people: transitions and progress as they happen, a snapshot, alarms."""
+"""What the agent reports to people: transitions and progress as they happen, a snapshot, alarms."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ log = logging.getLogger("dcupgrade")
 SUBSCRIBER_QUEUE_MAX = 1000
 RECENT_MAX = 50
 ALARM_AFTER_S = 30.0
-"""How long node or vault may be away before that is an alarm: longer than a restart takes."""
+"""Seconds for which node or vault may be away before an alarm is raised: longer than a restart takes."""
 LOGGED_NOTES = ("retry", "journal_failed", "chain_lost")
 
 
@@ -43,8 +43,8 @@ class Feed:
         self._node_away_since_s: float | None = None
         self._vault: dict[str, Any] = {"reachable": None, "code": "", "detail": "", "since_unix_s": clock.now()}
         self._vault_away_since_s: float | None = clock.monotonic()
-        self.look_again = asyncio.Event()
-        """Set when the agent's own work had a result: the node may be another one now, or in another condition."""
+        self.ask_again = asyncio.Event()
+        """Set when the agent's own work had a result: the node may have changed."""
         self.shut_gates: tuple[Shut, ...] = ()
         """The gates that keep the upgrade waiting, as they were last judged; empty in any state but STAGED."""
         self.block_number = 0
@@ -133,7 +133,7 @@ class Feed:
             self._alarms.pop(number, None)
 
     def node_seen(self, release: Release | None, health: NodeHealth | None, code: str = "") -> None:
-        """The node's health at this moment; `code` where it cannot be told whether its process lives."""
+        """The node's health at this moment; `code` is the error's if it is unknown whether its process is alive."""
         if release is None or health is None:
             self._node, self._node_code, self._node_away_since_s = None, "", None
             return
@@ -157,7 +157,7 @@ class Feed:
 
     @property
     def node_serves(self) -> bool:
-        """Whether the node served when it was last looked at."""
+        """Whether the node served when it was last asked."""
         return self._node is not None and self._node["status"] == "serving"
 
     @property

@@ -1,4 +1,4 @@
-"""Looks at node and vault now and then, whatever the machine is doing, so that silence does not stay unnoticed."""
+"""Asks node and vault for their health at intervals, in every state of the machine, so that silence is noticed."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from .feed import Feed
 from .ports import NodeHealth
 from .tools import Tools, first_of
 
-LOOK_S = 10.0
-"""With `feed.ALARM_AFTER_S` and a slow answer on top, an alarm comes within a minute."""
+ASK_EVERY_S = 10.0
+"""Seconds between two questions. With `feed.ALARM_AFTER_S` and a slow answer, an alarm is raised within a minute."""
 PAUSE_S = 1.0
-"""Between looks at a node that does not serve, and at a vault that does not answer."""
+"""Seconds between two questions to a node that does not serve, or to a vault that does not answer."""
 OF_TARGET = (Name.LAUNCHING, Name.DELIVERING, Name.PROBATION)
 
 
 async def watch_node(tools: Tools, feed: Feed, state: Callable[[], State]) -> None:
-    """Report the health of the version that is to run, indefinitely; at once where the agent's work changed it."""
+    """Report the health of the version that should run, indefinitely; at once after the agent's own work changed it."""
     pause_s = PAUSE_S / 2
     while True:
         now = state()
@@ -29,17 +29,17 @@ async def watch_node(tools: Tools, feed: Feed, state: Callable[[], State]) -> No
         if release is None:
             feed.node_seen(None, None)
         else:
-            feed.node_seen(release, *await _look_at_node(tools, release))
-        looks_on = release is not None and not feed.node_serves
-        pause_s = min(2 * pause_s, LOOK_S) if looks_on else LOOK_S
-        await first_of(feed.look_again.wait(), tools.clock.sleep(pause_s))
-        if feed.look_again.is_set():
-            feed.look_again.clear()
+            feed.node_seen(release, *await _ask_node(tools, release))
+        waits_for_serving = release is not None and not feed.node_serves
+        pause_s = min(2 * pause_s, ASK_EVERY_S) if waits_for_serving else ASK_EVERY_S
+        await first_of(feed.ask_again.wait(), tools.clock.sleep(pause_s))
+        if feed.ask_again.is_set():
+            feed.ask_again.clear()
             pause_s = PAUSE_S / 2
 
 
-async def _look_at_node(tools: Tools, release: Release) -> tuple[NodeHealth, str]:
-    """The node's health, and a code where it cannot even be told whether its process lives."""
+async def _ask_node(tools: Tools, release: Release) -> tuple[NodeHealth, str]:
+    """The node's health, and the error's code if it is unknown whether its process is alive."""
     try:
         if not await tools.processes.is_alive(release.enclave_id):
             return NodeHealth("stopped"), ""
@@ -53,15 +53,15 @@ async def _look_at_node(tools: Tools, release: Release) -> tuple[NodeHealth, str
 
 
 async def watch_vault(tools: Tools, feed: Feed) -> None:
-    """Report whether the vault answers, indefinitely. The vault port keeps what it said of itself."""
+    """Report whether the vault answers, indefinitely. The vault port keeps its last answer."""
     while True:
         try:
-            async with asyncio.timeout(LOOK_S):
+            async with asyncio.timeout(ASK_EVERY_S):
                 condition = (await tools.vault.status()).get("condition") or {}
             feed.vault_seen(True, str(condition.get("code", "")), str(condition.get("why", "")))
         except TimeoutError:
-            feed.vault_seen(False, "VAULT_UNREACHABLE", f"no answer within {LOOK_S:.0f} s")
+            feed.vault_seen(False, "VAULT_UNREACHABLE", f"no answer within {ASK_EVERY_S:.0f} s")
         except Exception as error:
             failure = failure_of(error)
             feed.vault_seen(False, failure.code, failure.detail)
-        await tools.clock.sleep(LOOK_S if feed.vault_reachable else PAUSE_S)
+        await tools.clock.sleep(ASK_EVERY_S if feed.vault_reachable else PAUSE_S)

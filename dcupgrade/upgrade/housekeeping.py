@@ -1,7 +1,7 @@
-"""Removes the files of versions that nothing can need any more, so that disk use does not grow with every upgrade.
+"""Removes the files of versions that are no longer needed, so that disk use does not grow with every upgrade.
 
 Kept are the running version, the one on its way in or out, the one that can be gone back to, the one on the chain, and
-what an early fetch holds. The slot, the driver's record and the logs of any other version go together.
+what an early fetch holds. Of any other version, the slot, the driver's record and the logs are removed together.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ def needed(state: State) -> frozenset[str]:
 
 
 async def keep_tidy(tools: Tools, early: EarlyFetch, state: Callable[[], State]) -> None:
-    """Look now and then, while the machine rests; what cannot be removed is tried at the next look."""
+    """Remove such files every `tidy_every_s` seconds while the machine is idle. A failure is retried the next time."""
     while True:
         await tools.clock.sleep(tools.limits.tidy_every_s)
         try:
             for enclave_id in await tools.slots.staged() if tools.limits.remove_previous else ():
-                # asked before each removal: the state may have changed meanwhile
+                # read before each removal: the state may have changed meanwhile
                 now = state()
                 if now.name is not Name.IDLE or now.running is None:
                     break

@@ -1,4 +1,4 @@
-"""The orchestrator: performs what the machine wants, and feeds back what happened. One task owns the machine.
+"""The orchestrator performs the effects that the machine wants, and gives it the events. One task owns the machine.
 
 Order is everything here: an event is taken, the machine steps, the journal stores state and intents, and only then work
 that is no longer wanted is cancelled and newly wanted work begins. Results of work no longer wanted are dropped.
@@ -156,8 +156,8 @@ class Orchestrator:
             job = self._jobs.get(item.effect)
             if job is None or job.number != item.number:
                 return  # that work is no longer wanted
-            self.feed.look_again.set()
-        before, event = self.state, replace(self._known_to_giver(item), at_unix_s=self._clock.now())
+            self.feed.ask_again.set()
+        before, event = self.state, replace(self._informed(item), at_unix_s=self._clock.now())
         after = before if isinstance(event, BESIDE_THE_MACHINE) else step(before, event, self._budgets)[0]
         outcome = outcome_of(before, event, after) if item.command_id else None
         if after != before or outcome is not None:
@@ -181,13 +181,13 @@ class Orchestrator:
             self.feed.transition(before, event, after)
         await self._reconcile()
 
-    def _known_to_giver(self, item: Item) -> Event:
-        """The item's event; a `resume` accepts a revoked version only where its giver can have known that it is."""
+    def _informed(self, item: Item) -> Event:
+        """The item's event. A `resume` accepts a revoked version only if it was given once the revocation was known."""
         event = item.event
         revoked = self.state.halted == "PREVIOUS_REVOKED"
         if not isinstance(event, ResumeCommand) or not revoked or item.given_unix_s >= self._condition_since_unix_s:
             return event
-        why = "it was given before this condition was known; look at it, and give it again if you accept it"
+        why = "it was given before this condition was known; check the condition, and give it again if you accept it"
         return CommandRefused(event.who, refusal=self.state.halted, why=f"resume: {why}")
 
     async def _store(self, entry: Entry) -> None:

@@ -1,4 +1,4 @@
-"""What the orchestrator needs of the world, as narrow protocols.
+"""The ports: what the orchestrator needs of the world, as narrow protocols.
 
 `dcupgrade.adapters` implements them over the chain watcher, the vault's client and the process supervisor; the
 simulator implements them over a simulated world. Expected errors of a port carry `code` and `kind`.
@@ -85,7 +85,7 @@ class JournalPort(Protocol):
 
 
 class ClockPort(Protocol):
-    """Time. Waiting never looks at the wall clock, so clock jumps do not matter."""
+    """Time. Waiting never uses the wall clock, so clock jumps do not matter."""
 
     def now(self) -> float:
         """Wall clock, Unix seconds; for records and for what people or other programs agreed on."""
@@ -190,21 +190,21 @@ class NodeHttpPort(Protocol):
         """Ask the node; never raises, an unreachable node is "silent"."""
 
     async def commit(self, enclave_id: str) -> None:
-        """Tell the node that it is committed; raises until it has taken that."""
+        """Report the commit to the node. Raises unless the node acknowledges it."""
 
 
 class HostPort(Protocol):
     """The machine that everything runs on."""
 
     async def preflight(self, target: Release, source_id: str, first_install: bool) -> list[Shut]:
-        """Everything that speaks against an upgrade now; `source_id` is "" for a first install."""
+        """Return every reason against an upgrade now. `source_id` is "" for a first install."""
 
 
 class FleetPort(Protocol):
     """This node's place among the nodes that may upgrade at once. Asked only while the old node runs."""
 
     async def take(self, release: Release) -> tuple[Shut, ...]:
-        """Hold a place for an upgrade to this release; what is returned speaks against it. Safe to ask again."""
+        """Hold a place for an upgrade to this release; returns the reasons against it. Safe to ask again."""
 
     async def give_back(self) -> None:
         """Give the place to others, because another gate is shut. Never raises."""

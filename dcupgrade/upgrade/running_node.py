@@ -58,7 +58,7 @@ async def _asked_to_restart(tools: Tools) -> Event:
 
 
 async def _is_alive(tools: Tools, enclave_id: str, alarm: Alarm) -> bool:
-    """Whether the node's process lives, once that can be told. A failing look is not a crash of the node."""
+    """Whether the node's process is alive. Asks until there is an answer: an error here is not a crash of the node."""
     tries = 0
     while True:
         try:

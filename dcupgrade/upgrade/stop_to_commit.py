@@ -117,7 +117,7 @@ async def _watch_probation(tools: Tools, effect: Effect, state: State) -> Event:
 
 
 async def commit(tools: Tools, effect: Effect, state: State, _emit: Emit) -> Event:
-    """Tell the new version that it is committed, indefinitely, and then the vault."""
+    """Report the commit to the new version, indefinitely, and then to the vault."""
     tries = 0
     with tools.alarm() as alarm:
         while True:
@@ -130,8 +130,10 @@ async def commit(tools: Tools, effect: Effect, state: State, _emit: Emit) -> Eve
                 await tools.clock.sleep(tools.pause_s(tries))
     if state.key_set_id:
         try:
-            await tools.retry("tell the vault", lambda: tools.vault.committed(effect.enclave_id, state.key_set_id))
+            await tools.retry(
+                "report the commit to the vault", lambda: tools.vault.committed(effect.enclave_id, state.key_set_id)
+            )
         except Exception as error:
-            # the vault then keeps its sealed copy for longer than it need, which is the safe side
+            # the vault then keeps its sealed copy longer than needed, which is safe
             tools.note("vault_not_told", {"detail": failure_of(error).detail})
     return CommitDone(effect.enclave_id)

@@ -85,7 +85,7 @@ class Tools:
         return min(self.limits.backoff_max_s, self.limits.backoff_s * 2.0 ** min(max(tries - 1, 0), 20))
 
     def pace_s(self, waited_s: float) -> float:
-        """How long until the next look at a node, seconds: often at first, since downtime is counted here."""
+        """Seconds until a node is asked again: short at first, since this is downtime."""
         return min(self.limits.probe_interval_s, max(0.05, waited_s / 10))
 
     async def retry(self, what: str, work: Callable[[], Awaitable[T]], *, also_refusals: bool = False) -> T:

@@ -248,5 +248,5 @@ async def test_the_suite_finds_a_holder_without_one_of_its_checks(check: str, in
 
 
 async def test_the_suite_finds_small_messages_without_a_limit(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(handover.messages, "HELLO", replace(messages.HELLO, limit=messages.MESSAGE_BYTES_MAX))
+    monkeypatch.setattr(handover.messages, "HELLO", replace(messages.HELLO, limit=messages.MESSAGE_BYTES_MAX))  # type: ignore[attr-defined]
     assert await failed(lambda _: None) == {"oversized"}

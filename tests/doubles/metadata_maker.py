@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 
@@ -22,6 +23,11 @@ def text(value: str) -> bytes:
 
 def vec(items: list[bytes]) -> bytes:
     return compact(len(items)) + b"".join(items)
+
+
+Path = tuple[str, ...]
+NamedType = tuple[str | None, int]
+Variant = tuple[str, Sequence[NamedType], int]
 
 
 @dataclass
@@ -45,10 +51,10 @@ class Registry:
     def tuple(self, inner: list[int]) -> int:
         return self.add(b"\x04" + vec([compact(one) for one in inner]))
 
-    def composite(self, fields: list[tuple[str | None, int]], path: tuple[str, ...] = ()) -> int:
+    def composite(self, fields: Sequence[NamedType], path: Path = ()) -> int:
         return self.add(b"\x00" + vec([field(name, kind) for name, kind in fields]), path)
 
-    def variant(self, variants: list[tuple[str, list[tuple[str | None, int]], int]], path: tuple[str, ...] = ()) -> int:
+    def variant(self, variants: Sequence[Variant], path: Path = ()) -> int:
         body = vec(
             [
                 text(name) + vec([field(one, kind) for one, kind in fields]) + bytes([index]) + b"\x00"

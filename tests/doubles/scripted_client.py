@@ -11,6 +11,7 @@ from typing import Any, cast
 from chain_watcher.endpoints.endpoint import OPTIONAL_METHODS, Endpoint
 from chain_watcher.endpoints.messages import METHOD_NOT_FOUND, RpcError
 from chain_watcher.endpoints.rpc import RpcClient
+from chain_watcher.errors import Kind
 from chain_watcher.watch.config import WatcherConfig
 from chain_watcher.watch.watcher import Watcher
 
@@ -41,7 +42,7 @@ class ScriptedClient:
             answer = await answer if inspect.isawaitable(answer) else answer
         except RpcFaultError as fault:
             code = "RPC_METHOD_MISSING" if fault.code == METHOD_NOT_FOUND else "RPC_REFUSED"
-            kind = "rejected" if fault.code == METHOD_NOT_FOUND else "transient"
+            kind: Kind = "rejected" if fault.code == METHOD_NOT_FOUND else "transient"
             raise RpcError(code=code, what="scripted", why=str(fault), kind=kind, rpc_code=fault.code) from fault
         return answer if self.twist is None else self.twist(method, params, answer)
 

@@ -8,6 +8,7 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import aiohttp
 import pytest
@@ -41,7 +42,8 @@ async def test_calls_of_the_pallet_change_storage_at_finalized_blocks(chain: Dev
     root = Root(chain.ws_url)
     await root.later(root.set_enclave_id, ENCLAVE_ID, "bsignature")
     await root.later(root.set_dc_program, "https://origin", "https://mirror", ENCLAVE_ID, "1.1.0")
-    [(height, enclave_id, signature)] = await asyncio.to_thread(stored, chain, "EnclaveIds")  # type: ignore[misc]
+    entries: Any = await asyncio.to_thread(stored, chain, "EnclaveIds")
+    [(height, enclave_id, signature)] = entries
     assert (enclave_id, signature) == (ENCLAVE_ID, "bsignature")
     assert 1 <= height <= (await chain.finalized())[0]
     assert await asyncio.to_thread(stored, chain, "DcProgram") == {

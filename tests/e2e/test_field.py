@@ -10,6 +10,7 @@ import tomllib
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import aiodocker
 import pytest
@@ -119,7 +120,7 @@ async def field(
     tmp_path: Path,
 ) -> AsyncIterator[Field]:
     host = manager.Host(tmp_path / "host")
-    overrides = {
+    overrides: dict[str, Any] = {
         "node": {
             "driver": "container",
             "command": [],
@@ -143,7 +144,10 @@ async def field(
     await asyncio.to_thread(images.base)
     with image_registry(tmp_path / "registry") as registry:
         async with opened as world, engine(private_engine.url) as docker:
-            about = {"port": world.ports["node"], "upgrader": f"http://127.0.0.1:{world.ports['vault']}"}
+            about: dict[str, Any] = {
+                "port": world.ports["node"],
+                "upgrader": f"http://127.0.0.1:{world.ports['vault']}",
+            }
             with host.prepared(**about, makes_keys="0.0.1"):
                 try:
                     yield Field(world, host, docker, private_engine, images, registry, gateway)

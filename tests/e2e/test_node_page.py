@@ -80,7 +80,11 @@ async def test_the_page_leads_to_a_node_of_ones_own_under_upgrade(shared_chain: 
     with (folder / "output").open("wb") as output:
         shell = await asyncio.create_subprocess_exec(
             *("bash", "-eu", "-o", "pipefail", "-c", script),
-            **{"cwd": folder, "env": environ, "stdout": output, "stderr": output, "stdin": asyncio.subprocess.DEVNULL},
+            cwd=folder,
+            env=environ,
+            stdout=output,
+            stderr=output,
+            stdin=asyncio.subprocess.DEVNULL,
         )
         try:
             code = await asyncio.wait_for(shell.wait(), 240)

@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from cryptography.hazmat.primitives.asymmetric.rsa import RSAPrivateKey, generate_private_key
@@ -114,7 +115,11 @@ Build = Callable[..., tuple[Path, Path]]
 def build(tmp_path: Path, signer: RSAPrivateKey) -> Build:
     def make(name: str = "one", debug: bool = False) -> tuple[Path, Path]:
         image, sigstruct = tmp_path / f"{name}.pyz", tmp_path / f"{name}.sig"
-        sources = {"program.py": PROGRAM, "name.txt": name.encode(), "attestation": ROOT / "attestation"}
+        sources: dict[str, Path | bytes] = {
+            "program.py": PROGRAM,
+            "name.txt": name.encode(),
+            "attestation": ROOT / "attestation",
+        }
         build_image(image, sources, "program:main")
         sigstruct.write_bytes(build_sigstruct(image, signer, debug=debug, date=DATE))
         return image, sigstruct
@@ -134,7 +139,7 @@ def run(tmp_path: Path, artefact: tuple[Path, Path], *args: str, **more: str) ->
     return subprocess.run(line, capture_output=True, text=True, timeout=60, env=environment, cwd=ROOT, check=False)
 
 
-def facts(result: subprocess.CompletedProcess[str]) -> list[dict]:
+def facts(result: subprocess.CompletedProcess[str]) -> list[dict[str, Any]]:
     assert result.returncode == 0, result.stderr
     return [json.loads(line) for line in result.stdout.splitlines()]
 

@@ -10,6 +10,7 @@ import json
 import os
 from contextlib import AsyncExitStack
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -31,7 +32,7 @@ ExecStart=/usr/local/bin/keyvault watch --url http://127.0.0.1:%(port)d -- \
 --image /trial/vault-image/vault.pyz --sigstruct /trial/vault-image/vault.sig
 """
 VAULT_FILES = {"image": "pyz", "sigstruct": "sig", "auth_file": "auth"}
-OVERRIDES = {
+OVERRIDES: dict[str, Any] = {
     "agent": {"state_dir": "/var/lib/dcupgrade"},
     "node": {"data_dir": "/srv/dcnode"},
     "vault": {

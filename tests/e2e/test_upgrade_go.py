@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import aiohttp
 import pytest
@@ -76,7 +77,7 @@ async def test_a_go_node_keeps_the_contract_with_clients_and_agent(world: World)
     await world.install(built)
     session, url = world.session, world.node.url
 
-    async def status(method: str, path: str, **request: object) -> tuple[int, str]:
+    async def status(method: str, path: str, **request: Any) -> tuple[int, str]:
         async with session.request(method, f"{url}{path}", **request) as answer:
             return answer.status, await answer.text()
 

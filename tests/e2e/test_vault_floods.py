@@ -133,7 +133,7 @@ def teerandom(enclave_id: str) -> bytes:
     claimed = Report(
         bytes(16), Attributes(INIT | MODE64BIT, XFRM_LEGACY), bytes.fromhex(enclave_id), bytes(32), bytes(64)
     )
-    query = v1.encode_multibase(v1.encode_report(claimed))
+    query = v1.encode_multibase(v1.encode_report(claimed))  # type: ignore[attr-defined]
     return b"GET /teerandom?verifyreport=%s HTTP/1.1\r\nHost: localhost\r\n\r\n" % query.encode()
 
 

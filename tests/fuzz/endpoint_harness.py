@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+from collections.abc import Callable
 from typing import Any, cast
 
 from hypothesis import strategies as st
@@ -133,7 +134,7 @@ async def one_run(finality: str, unproven: bool, draw: Any) -> None:
         assert accused <= LYING.keys()
 
 
-READERS = {
+READERS: dict[str, Callable[[Any], object]] = {
     "hash": lambda value: answers.block_hash("ws://x", value),
     "number": lambda value: answers.head_number("ws://x", value),
     "methods": lambda value: answers.method_names("ws://x", value),

@@ -3,6 +3,7 @@
 import hashlib
 import struct
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -53,7 +54,7 @@ def only_documented(call: Callable[[], object]) -> bool:
 
 
 @pytest.mark.parametrize(("kind", "size"), [(TargetInfo, 512), (Report, 432), (KeyRequest, 512), (Attributes, 16)])
-def test_structures(kind, size) -> None:
+def test_structures(kind: Any, size: int) -> None:
     @given(st.one_of(st.binary(max_size=600), sparse(size)))
     @settings(max_examples=300, deadline=None)
     def check(data: bytes) -> None:

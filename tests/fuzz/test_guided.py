@@ -34,7 +34,7 @@ def test_an_undocumented_error_leaves_a_target() -> None:
     with pytest.raises(IndexError):
         ALL["canary"](bytes.fromhex("646375f1"))
     with pytest.raises(KeyError):
-        Target(lambda _: {}["x"], (b"",), (ValueError,))(b"")
+        Target(lambda _: dict[str, object]()["x"], (b"",), (ValueError,))(b"")
 
 
 @pytest.mark.slow

@@ -66,7 +66,7 @@ def _runs_of_hypothesis(finality: str, unproven: bool) -> Callable[[bytes], obje
     def run(data: st.DataObject) -> None:
         asyncio.run(one_run(finality, unproven, data.draw))
 
-    take: Callable[[bytes], object] = run.hypothesis.fuzz_one_input
+    take: Callable[[bytes], object] = run.hypothesis.fuzz_one_input  # type: ignore[attr-defined]
     return take
 
 

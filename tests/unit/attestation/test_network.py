@@ -1,4 +1,5 @@
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -26,7 +27,7 @@ def signature(signer: int, enclave_id: str = ENCLAVE_ID) -> bytes:
     return SIGNERS[signer].sign(enclave_id.encode())
 
 
-def refused(call) -> AttestationError:
+def refused(call: Callable[[], object]) -> AttestationError:
     with pytest.raises(AttestationError) as caught:
         call()
     return caught.value
@@ -75,7 +76,7 @@ def test_work_is_bounded_however_many_signatures_are_given() -> None:
 
 
 @pytest.mark.parametrize("enclave_id", ["", "ab" * 31, "AB" * 32, "ab" * 32 + "\n", "0x" + "ab" * 31, "zz" * 32, None])
-def test_an_enclave_id_is_64_lower_case_hex_digits(enclave_id) -> None:
+def test_an_enclave_id_is_64_lower_case_hex_digits(enclave_id: str) -> None:
     assert refused(lambda: need_enclave_id(enclave_id)).code == "ENCLAVE_ID_INVALID"
     assert refused(lambda: NetworkKeys(KEYS[:1]).verify(enclave_id, [signature(0)])).code == "ENCLAVE_ID_INVALID"
 
@@ -112,7 +113,7 @@ TORSION = [
         *(((bytes.fromhex(point),), 1) for point in TORSION),
     ],
 )
-def test_keys_that_make_no_sense_are_refused(keys, threshold) -> None:
+def test_keys_that_make_no_sense_are_refused(keys: tuple[bytes, ...], threshold: int) -> None:
     assert refused(lambda: NetworkKeys(keys, threshold)).code == "NETWORK_KEYS_INVALID"
 
 

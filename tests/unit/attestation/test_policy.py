@@ -1,4 +1,6 @@
+from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
@@ -26,7 +28,13 @@ def signature(network_key: Ed25519PrivateKey, report: Report) -> bytes:
     return network_key.sign(report.enclave_id.encode())
 
 
-def refusal(policy, report, signatures, role=Role.TARGET, expected="own") -> AttestationError:
+def refusal(
+    policy: Policy,
+    report: Report,
+    signatures: Sequence[bytes],
+    role: Role = Role.TARGET,
+    expected: Any = "own",
+) -> AttestationError:
     ids = {report.enclave_id} if expected == "own" else expected
     with pytest.raises(AttestationError) as caught:
         accept(policy, report, signatures, role=role, expected=ids)
@@ -34,17 +42,19 @@ def refusal(policy, report, signatures, role=Role.TARGET, expected="own") -> Att
 
 
 @pytest.mark.parametrize("role", list(Role))
-def test_a_signed_peer_in_its_role_is_accepted(role, policy, report, signature) -> None:
+def test_a_signed_peer_in_its_role_is_accepted(role: Role, policy: Policy, report: Report, signature: bytes) -> None:
     peer = accept(policy, report, [signature], role=role, expected={report.enclave_id, "00" * 32})
     assert (peer.role, peer.enclave_id, peer.report, peer.signed_by) == (role, report.enclave_id, report, {0})
 
 
-def test_an_upgrader_may_be_any_that_the_network_signed(policy, report, signature) -> None:
+def test_an_upgrader_may_be_any_that_the_network_signed(policy: Policy, report: Report, signature: bytes) -> None:
     assert accept(policy, report, [signature], role=Role.UPGRADER, expected=None).signed_by == {0}
 
 
 @pytest.mark.parametrize("role", [Role.TARGET, Role.SOURCE])
-def test_a_network_signature_alone_makes_nobody_target_or_source(role, policy, report, signature) -> None:
+def test_a_network_signature_alone_makes_nobody_target_or_source(
+    role: Role, policy: Policy, report: Report, signature: bytes
+) -> None:
     assert refusal(policy, report, [signature], role, None).code == "POLICY_INVALID"
 
 
@@ -56,7 +66,9 @@ def test_a_network_signature_alone_makes_nobody_target_or_source(role, policy, r
         (Role.UPGRADER, "PEER_NOT_UPGRADER"),
     ],
 )
-def test_a_signed_peer_in_anothers_role_is_refused(role, code, policy, report, signature) -> None:
+def test_a_signed_peer_in_anothers_role_is_refused(
+    role: Role, code: str, policy: Policy, report: Report, signature: bytes
+) -> None:
     error = refusal(policy, report, [signature], role, {"cd" * 32})
     assert (error.code, error.expected, error.found) == (code, "cd" * 32, report.enclave_id)
     assert refusal(policy, report, [signature], role, set()).expected == "nobody"
@@ -79,7 +91,9 @@ def test_a_signed_peer_in_anothers_role_is_refused(role, code, policy, report, s
         ({"configid": b"\1" * 64}, "PEER_CONFIG", "01" * 64),
     ],
 )
-def test_each_property_has_its_own_refusal(change, code, found, policy, report, signature) -> None:
+def test_each_property_has_its_own_refusal(
+    change: dict[str, Any], code: str, found: Any, policy: Policy, report: Report, signature: bytes
+) -> None:
     error = refusal(policy, replace(report, **change), [signature])
     assert error.code == code
     assert error.expected
@@ -98,18 +112,20 @@ def test_each_property_has_its_own_refusal(change, code, found, policy, report, 
         ({"flags_allowed": INIT | MODE64BIT | KSS, "flags_required": INIT | KSS}, "PEER_ATTRIBUTES"),
     ],
 )
-def test_a_stricter_policy_refuses_the_same_peer(rule, code, policy, report, signature) -> None:
+def test_a_stricter_policy_refuses_the_same_peer(
+    rule: dict[str, Any], code: str, policy: Policy, report: Report, signature: bytes
+) -> None:
     assert refusal(replace(policy, **rule), report, [signature]).code == code
 
 
-def test_what_a_policy_allows_passes(policy, report, signature) -> None:
+def test_what_a_policy_allows_passes(policy: Policy, report: Report, signature: bytes) -> None:
     wide = replace(policy, isvsvn_floor=2, isvprodid=7, cet_attributes_allowed=1, configids=frozenset({b"\1" * 64}))
     flags = INIT | MODE64BIT | KSS | AEXNOTIFY
     peer = replace(report, attributes=Attributes(flags, 0x602E7), miscselect=1, cet_attributes=1, configid=b"\1" * 64)
     assert accept(wide, peer, [signature], role=Role.TARGET, expected={peer.enclave_id}).report is peer
 
 
-def test_an_unsigned_peer_is_refused(policy, report) -> None:
+def test_an_unsigned_peer_is_refused(policy: Policy, report: Report) -> None:
     assert refusal(policy, report, []).code == "NETWORK_SIGNATURE_MISSING"
     assert refusal(policy, report, [bytes(64)]).code == "NETWORK_SIGNATURE_BAD"
 
@@ -127,13 +143,13 @@ def test_an_unsigned_peer_is_refused(policy, report) -> None:
         {"configids": frozenset({b"short"})},
     ],
 )
-def test_a_policy_that_contradicts_itself_is_refused(change, policy) -> None:
+def test_a_policy_that_contradicts_itself_is_refused(change: dict[str, Any], policy: Policy) -> None:
     with pytest.raises(AttestationError) as caught:
         replace(policy, **change)
     assert caught.value.code == "POLICY_INVALID"
 
 
-def test_transitions_bind_source_to_target(policy) -> None:
+def test_transitions_bind_source_to_target(policy: Policy) -> None:
     a, b, c = "aa" * 32, "bb" * 32, "cc" * 32
     policy.need_transition(a, b)
     bound = replace(policy, transitions=frozenset({(a, b)}))

@@ -1,6 +1,7 @@
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -54,7 +55,7 @@ SHAPES = [
 
 
 @pytest.mark.parametrize(("kind", "value", "size", "reserved"), SHAPES)
-def test_structures_encode_and_decode_to_the_same(kind, value, size, reserved) -> None:
+def test_structures_encode_and_decode_to_the_same(kind: Any, value: Any, size: int, reserved: list[int]) -> None:
     encoded = value.encode()
     assert len(encoded) == size
     assert kind.decode(encoded) == value
@@ -62,7 +63,7 @@ def test_structures_encode_and_decode_to_the_same(kind, value, size, reserved) -
 
 
 @pytest.mark.parametrize(("kind", "value", "size", "reserved"), SHAPES)
-def test_every_reserved_byte_must_be_zero(kind, value, size, reserved) -> None:
+def test_every_reserved_byte_must_be_zero(kind: Any, value: Any, size: int, reserved: list[int]) -> None:
     for offset in reserved:
         data = bytearray(value.encode())
         assert data[offset] == 0
@@ -73,7 +74,7 @@ def test_every_reserved_byte_must_be_zero(kind, value, size, reserved) -> None:
 
 
 @pytest.mark.parametrize(("kind", "value", "size", "reserved"), SHAPES)
-def test_every_other_byte_changes_the_value(kind, value, size, reserved) -> None:
+def test_every_other_byte_changes_the_value(kind: Any, value: Any, size: int, reserved: list[int]) -> None:
     # KEYPOLICY (2, 3) is refused beyond its six bits, which the last test of this file looks at.
     taken = set(reserved) | ({2, 3} if kind is KeyRequest else set())
     for offset in set(range(size)) - taken:
@@ -84,7 +85,7 @@ def test_every_other_byte_changes_the_value(kind, value, size, reserved) -> None
 
 
 @pytest.mark.parametrize(("kind", "value", "size", "reserved"), SHAPES)
-def test_any_other_length_is_refused(kind, value, size, reserved) -> None:
+def test_any_other_length_is_refused(kind: Any, value: Any, size: int, reserved: list[int]) -> None:
     for data in (b"", value.encode()[:-1], value.encode() + b"\0"):
         with pytest.raises(AttestationError) as caught:
             kind.decode(data)
@@ -111,7 +112,7 @@ def test_any_other_length_is_refused(kind, value, size, reserved) -> None:
         (Attributes(0, 0), {"flags": 1 << 64}),
     ],
 )
-def test_fields_out_of_range_are_refused(value, change) -> None:
+def test_fields_out_of_range_are_refused(value: Any, change: Any) -> None:
     with pytest.raises(AttestationError) as caught:
         replace(value, **change)
     assert caught.value.code == "SGX_FIELD_INVALID"

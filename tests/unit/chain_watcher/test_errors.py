@@ -30,20 +30,20 @@ def raised(path: Path) -> set[str]:
         if isinstance(call, ast.Call):
             first = [call.args[0]] if call.args and getattr(call.func, "id", "") in ("refuse", "forged") else []
             named = [keyword.value for keyword in call.keywords if keyword.arg == "code"]
-            found |= {node.value for node in first + named if isinstance(node, ast.Constant)}
+            found |= {str(node.value) for node in first + named if isinstance(node, ast.Constant)}
     return found
 
 
 @pytest.mark.parametrize("path", SOURCES, ids=lambda path: path.stem)
-def test_raised_codes_are_listed(path):
+def test_raised_codes_are_listed(path: Path) -> None:
     assert raised(path) <= CODES.keys()
 
 
-def test_listed_codes_are_raised():
+def test_listed_codes_are_raised() -> None:
     assert CODES.keys() <= set().union(*map(literals, SOURCES))
 
 
-def test_codes_and_meanings_have_their_form():
+def test_codes_and_meanings_have_their_form() -> None:
     for code, meaning in CODES.items():
         assert CODE.fullmatch(code)
         assert meaning
@@ -51,7 +51,7 @@ def test_codes_and_meanings_have_their_form():
         assert not meaning.endswith(".")
 
 
-def test_the_error_says_what_why_and_what_to_do():
+def test_the_error_says_what_why_and_what_to_do() -> None:
     error = ChainWatcherError(code="A_B", what="header", why="too short")
     assert str(error) == "A_B: header: too short"
     assert error.kind == "rejected"
@@ -59,7 +59,7 @@ def test_the_error_says_what_why_and_what_to_do():
     assert str(error) == "A_B: c: d. Do e"
 
 
-def test_the_error_survives_pickling():
+def test_the_error_survives_pickling() -> None:
     error = ChainWatcherError(code="A_B", what="c", why="d", action="Do e.", kind="transient")
     copy = pickle.loads(pickle.dumps(error))  # noqa: S301
     assert (copy.code, copy.what, copy.why, copy.action, copy.kind) == ("A_B", "c", "d", "Do e.", "transient")

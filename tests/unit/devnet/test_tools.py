@@ -36,7 +36,7 @@ def test_a_cache_folder_that_depends_on_where_one_stands_is_not_taken(
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("XDG_CACHE_HOME", relative)
     monkeypatch.setenv("HOME", relative)
-    monkeypatch.setattr(tools.pwd, "getpwuid", lambda _: SimpleNamespace(pw_dir=str(tmp_path / "home")))
+    monkeypatch.setattr(tools.pwd, "getpwuid", lambda _: SimpleNamespace(pw_dir=str(tmp_path / "home")))  # type: ignore[attr-defined]
     assert cache_dir() == tmp_path / "home" / ".cache" / "dcupgrade" / "devnet"
 
 

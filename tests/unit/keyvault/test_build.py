@@ -8,6 +8,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 from types import CodeType
+from typing import Any
 
 import pytest
 
@@ -30,7 +31,7 @@ NODE = Program(NODE_MAIN.removesuffix(":main"), "", "")
 def imported(code: CodeType, package: str) -> Iterator[str]:
     """Names in the import instructions of compiled code, at any depth: what could be imported when it runs."""
     level, names = 0, ()
-    loaded: list[object] = []
+    loaded: list[Any] = []
     for instruction in dis.get_instructions(code):
         if instruction.opname == "LOAD_CONST":
             loaded.append(instruction.argval)

@@ -34,6 +34,7 @@ def test_every_code_is_listed_and_every_listed_code_is_used() -> None:
 def test_errors_survive_json_and_pickle() -> None:
     error = KeyvaultError(code="A_B", what="what", why="why", action="act", kind="transient")
     for again in (pickle.loads(pickle.dumps(error)), error_from_json(error.to_json())):  # noqa: S301
+        assert again is not None
         assert (str(again), again.kind) == ("A_B: what: why. act", "transient")
 
 

@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import AsyncIterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from aiohttp import web
@@ -285,9 +286,7 @@ async def test_a_redirect_of_a_public_host_into_the_own_network_is_not_followed(
     real = Outbound.request
     hops: list[tuple[str, bool]] = []
 
-    async def request_(
-        self: Outbound, method: str, url: str, *, public_only: bool = False, **options: object
-    ) -> object:
+    async def request_(self: Outbound, method: str, url: str, *, public_only: bool = False, **options: Any) -> object:
         hops.append((url, public_only))
         if "public.example" in url:
             return await real(self, method, f"{base}/hop", **options)

@@ -102,7 +102,7 @@ def test_what_is_no_lock_file_is_refused_at_once(tmp_path: Path, kind: str) -> N
             listener.bind(str(path))
     for work in (lambda: data_lock_holder(tmp_path), DataLock(tmp_path, "node").acquire):
         with pytest.raises(ProcessSupervisorError) as caught:
-            work()
+            work()  # type: ignore[no-untyped-call]
         assert caught.value.code == "DATA_LOCK_INVALID"
     assert not (tmp_path / "elsewhere").exists()
 

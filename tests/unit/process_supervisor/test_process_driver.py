@@ -276,7 +276,7 @@ async def test_a_pid_of_nobody(driver: ProcessDriver) -> None:
     record = NodeRecord(
         kind="process", name="x", started_unix_s=0, command_digest="", pid=2**22 + 1, start_time_ticks=1
     )
-    record = dataclasses.replace(record, boot_id=driver_module.boot_id(), pid=4_000_000)
+    record = dataclasses.replace(record, boot_id=driver_module.boot_id(), pid=4_000_000)  # type: ignore[attr-defined]
     assert await driver.adopt(record) is None
 
 
@@ -288,7 +288,7 @@ async def test_a_pid_that_went_on_to_a_thread_of_another_process(driver: Process
         record = NodeRecord(
             kind="process", name="x", started_unix_s=0, command_digest="", pid=ids.get(timeout=60), start_time_ticks=1
         )
-        assert await driver.adopt(dataclasses.replace(record, boot_id=driver_module.boot_id())) is None
+        assert await driver.adopt(dataclasses.replace(record, boot_id=driver_module.boot_id())) is None  # type: ignore[attr-defined]
     finally:
         done.set()
         thread.join()
@@ -342,7 +342,7 @@ async def test_without_descriptors_a_node_is_not_taken_for_dead(
         assert caught.value.kind == "transient"
         assert await driver.adopt(record) is handle, "one that is watched already needs no descriptor"
     with monkeypatch.context() as patch:
-        patch.setattr(driver_module.os, "open", none_left)
+        patch.setattr(driver_module.os, "open", none_left)  # type: ignore[attr-defined]
         with pytest.raises(ProcessSupervisorError, match="NODE_NOT_WATCHED"):
             await other.find("node")
     assert await other.adopt(record) is not None
@@ -360,7 +360,7 @@ async def test_many_former_versions_cost_one_look_at_the_processes(
         found = await driver.find(f"node-{number}")
         assert found is not None
         records.append(found)
-    real, looks = driver_module.living_sessions, 0
+    real, looks = driver_module.living_sessions, 0  # type: ignore[attr-defined]
 
     def living_sessions() -> procfs.Sessions:
         nonlocal looks

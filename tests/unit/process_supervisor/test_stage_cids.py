@@ -3,6 +3,7 @@
 from collections.abc import AsyncIterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from aiohttp import web
@@ -44,7 +45,7 @@ async def test_a_tree_is_verified_block_by_block(
 ) -> None:
     """Whatever its layout is."""
     cid = gateway.add(RELEASE, **how)
-    seen = []
+    seen: list[Any] = []
     staged = await stage(request(cids=(cid,)), slots, measure, at(limits, gateway.url), progress=seen.append)
     assert (staged.digest, staged.size) == (sha256(RELEASE), len(RELEASE))
     assert gateway.asked == ["car"]

@@ -110,7 +110,7 @@ def test_the_same_sources_give_the_same_bytes(tmp_path: Path) -> None:
     (folder / "inner" / "__pycache__" / "x.cpython-311.pyc").write_text("no")
     (folder / "native.so").write_text("no")
     (tmp_path / "single.py").write_text("def main(): pass\n")
-    sources = {"package": folder, "single.py": tmp_path / "single.py", "policy.json": b"{}"}
+    sources: dict[str, Path | bytes] = {"package": folder, "single.py": tmp_path / "single.py", "policy.json": b"{}"}
     build_image(tmp_path / "one.pyz", sources, "single:main")
     os.utime(tmp_path / "single.py", (1, 1))
     build_image(tmp_path / "two.pyz", dict(reversed(sources.items())), "single:main")

@@ -1,7 +1,9 @@
 import hashlib
 import random
 import struct
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -44,7 +46,7 @@ def plain_image(image: bytes, size: int) -> bytes:
     return plain_mrenclave(size, pages)
 
 
-def refused(call) -> str:
+def refused(call: Callable[[], object]) -> str:
     with pytest.raises(AttestationError) as caught:
         call()
     assert caught.value.code == "MEASURE_LAYOUT_INVALID"
@@ -97,7 +99,7 @@ def test_a_callers_buffer_is_measured_in_place_and_may_be_filled_again() -> None
     image = random.Random(2).randbytes(3 * BATCH)
     buffer = bytearray(BATCH)
 
-    def pieces():
+    def pieces() -> Iterator[Any]:
         for at in range(0, len(image), BATCH):
             buffer[:] = image[at : at + BATCH]
             yield memoryview(buffer)
@@ -260,7 +262,7 @@ def test_pieces_of_a_stream_may_be_read_into_one_buffer() -> None:
     stream = HEAD + b"".join(plain_pages(0, 2, REG | READ, random.Random(4).randbytes(2 * PAGE)))
     buffer = bytearray(1000)
 
-    def pieces():
+    def pieces() -> Iterator[Any]:
         for at in range(0, len(stream), len(buffer)):
             piece = stream[at : at + len(buffer)]
             buffer[: len(piece)] = piece

@@ -1,6 +1,7 @@
 import hashlib
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from cryptography.hazmat.primitives.asymmetric.rsa import RSAPrivateKey, generate_private_key
@@ -45,7 +46,7 @@ def test_a_signed_sigstruct_survives_encoding_and_verifies(signed: SigStruct) ->
     ("folder", "name", "mrenclave", "signer"),
     [("enarx", "encl.ss", ENARX, None), ("fortanix", "sgx_detect.test_enclave.sig", FORTANIX, FORTANIX_SIGNER)],
 )
-def test_sigstructs_of_others_verify(folder, name, mrenclave, signer, vectors: Path) -> None:
+def test_sigstructs_of_others_verify(folder: str, name: str, mrenclave: str, signer: str, vectors: Path) -> None:
     data = (vectors / folder / name).read_bytes()
     sigstruct = SigStruct.decode(data)
     sigstruct.verify()
@@ -79,7 +80,7 @@ def test_every_signed_byte_is_covered(signed: SigStruct) -> None:
     ("offset", "value"),
     [(0, 7), (16, 1), (24, 2), (44, 1), (127, 1), (512, 2), (910, 1), (992, 1), (1007, 1), (1028, 1), (1039, 1)],
 )
-def test_headers_exponent_and_reserved_bytes_are_fixed(offset, value, signed: SigStruct) -> None:
+def test_headers_exponent_and_reserved_bytes_are_fixed(offset: int, value: int, signed: SigStruct) -> None:
     data = bytearray(signed.encode())
     data[offset] = value
     with pytest.raises(AttestationError) as caught:
@@ -174,7 +175,7 @@ def test_fields_have_their_lengths(signed: SigStruct) -> None:
         {"miscmask": 0xFFFF_FFFE},
     ],
 )
-def test_what_changes_a_seal_key_must_be_fixed_and_off(change: dict) -> None:
+def test_what_changes_a_seal_key_must_be_fixed_and_off(change: dict[str, Any]) -> None:
     signed = sign_sigstruct(Key(), b"\7" * 32, date=0x20261123)
     signed.need_pinned_attributes()
     with pytest.raises(AttestationError) as caught:

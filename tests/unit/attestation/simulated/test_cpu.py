@@ -2,6 +2,7 @@ import json
 import os
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -32,11 +33,11 @@ ANY_XFRM = Attributes((1 << 64) - 1, 0)
 
 
 @pytest.fixture(scope="module")
-def known(vectors: Path) -> dict:
+def known(vectors: Path) -> dict[str, Any]:
     return json.loads((vectors / "sim" / "intel_sim_vectors.json").read_text())
 
 
-def test_reports_are_intels_bit_for_bit(known: dict) -> None:
+def test_reports_are_intels_bit_for_bit(known: dict[str, Any]) -> None:
     enclaves = [intel_sim.secs(bytes.fromhex(entry["secs_first_320"])) for entry in known["secs"]]
     for case in known["reports"]:
         cpu = SoftwareCpu(intel_sim.root_keys(case["cpusvn"]))
@@ -50,7 +51,7 @@ def test_reports_are_intels_bit_for_bit(known: dict) -> None:
     assert len(known["reports"]) >= 10
 
 
-def test_seal_keys_are_intels_bit_for_bit(known: dict) -> None:
+def test_seal_keys_are_intels_bit_for_bit(known: dict[str, Any]) -> None:
     enclaves = [intel_sim.secs(bytes.fromhex(entry["secs_first_320"])) for entry in known["secs"]]
     for case in known["keys"]:
         cpu = SoftwareCpu(intel_sim.root_keys(case["cpusvn"]))
@@ -60,7 +61,7 @@ def test_seal_keys_are_intels_bit_for_bit(known: dict) -> None:
     assert len(known["keys"]) >= 58
 
 
-def test_error_codes_are_intels(known: dict) -> None:
+def test_error_codes_are_intels(known: dict[str, Any]) -> None:
     enclave = intel_sim.secs(bytes.fromhex(known["secs"][0]["secs_first_320"]))
     for case in known["errors"]:
         cpu = SoftwareCpu(intel_sim.root_keys(case["platform_cpusvn"]))
@@ -76,7 +77,7 @@ def test_error_codes_are_intels(known: dict) -> None:
     ("platform", "requested", "refused"),
     [(p, r, r > p) for p in range(3) for r in range(3)],
 )
-def test_a_key_is_for_an_equal_or_older_cpusvn_only(platform, requested, refused, alice: Secs) -> None:
+def test_a_key_is_for_an_equal_or_older_cpusvn_only(platform: int, requested: int, refused: bool, alice: Secs) -> None:
     cpu = SoftwareCpu(replace(intel_sim.root_keys(), cpusvn_level=platform))
     request = KeyRequest(SEAL_KEY, 1, 0, CPUSVN_LEVELS[requested])
     if refused:
@@ -117,7 +118,7 @@ def test_kss_fields_need_a_kss_enclave(cpu: SoftwareCpu, alice: Secs) -> None:
 
 
 @pytest.mark.parametrize("policy", [1, 8])
-def test_a_configsvn_above_the_own_is_refused_whatever_the_policy(policy, cpu: SoftwareCpu, alice: Secs) -> None:
+def test_a_configsvn_above_the_own_is_refused_whatever_the_policy(policy: int, cpu: SoftwareCpu, alice: Secs) -> None:
     kss = replace(alice, attributes=Attributes(INIT | MODE64BIT | KSS, 3), configsvn=4)
     assert cpu.egetkey(kss, KeyRequest(SEAL_KEY, policy, configsvn=4))
     with pytest.raises(KeyRefusedError) as caught:
@@ -126,7 +127,7 @@ def test_a_configsvn_above_the_own_is_refused_whatever_the_policy(policy, cpu: S
 
 
 @pytest.mark.parametrize(("name", "code"), [(0, 2), (1, 2), (2, 2), (5, 256), (0xFFFF, 256)])
-def test_launch_and_provision_keys_are_for_nobody(name, code, cpu: SoftwareCpu, alice: Secs) -> None:
+def test_launch_and_provision_keys_are_for_nobody(name: Any, code: Any, cpu: SoftwareCpu, alice: Secs) -> None:
     with pytest.raises(KeyRefusedError) as caught:
         cpu.egetkey(alice, KeyRequest(name))
     assert caught.value.code == code
@@ -200,7 +201,7 @@ def test_a_blob_of_an_older_cpusvn_still_opens_and_a_newer_one_does_not(cpu: Sof
 @pytest.mark.parametrize(
     "change", [{"seal": bytes(15)}, {"report_key_id": bytes(31)}, {"cpusvn_level": 3}, {"cpusvn_level": -1}]
 )
-def test_root_keys_have_their_shape(change, cpu: SoftwareCpu) -> None:
+def test_root_keys_have_their_shape(change: dict[str, Any], cpu: SoftwareCpu) -> None:
     with pytest.raises(AttestationError) as caught:
         replace(cpu.root, **change)
     assert caught.value.code in ("SGX_FIELD_INVALID", "CPU_SETTING_INVALID")
@@ -252,7 +253,9 @@ def test_einit_gives_the_identity_that_was_measured_and_signed() -> None:
         ({"cet_attributes": 1, "cet_mask": 1}, PLAIN, 0, "EINIT_ATTRIBUTES"),
     ],
 )
-def test_einit_refuses_what_the_instruction_refuses(fields, attributes, misc, code) -> None:
+def test_einit_refuses_what_the_instruction_refuses(
+    fields: dict[str, Any], attributes: Any, misc: Any, code: Any
+) -> None:
     signed = Key().resign(replace(sign_sigstruct(Key(), b"\x07" * 32, date=0x20261123), **fields))
     with pytest.raises(AttestationError) as caught:
         einit(signed, b"\x07" * 32, attributes, misc)
@@ -262,7 +265,7 @@ def test_einit_refuses_what_the_instruction_refuses(fields, attributes, misc, co
 
 
 @pytest.mark.parametrize(("folder", "name"), [("enarx", "encl.ss"), ("fortanix", "sgx_detect.test_enclave.sig")])
-def test_einit_takes_enclaves_that_others_signed(folder, name, vectors: Path) -> None:
+def test_einit_takes_enclaves_that_others_signed(folder: str, name: Any, vectors: Path) -> None:
     signed = SigStruct.decode((vectors / folder / name).read_bytes())
     secs = einit(signed, signed.mrenclave, PLAIN)
     assert (secs.mrsigner, secs.isvprodid) == (signed.mrsigner, signed.isvprodid)
@@ -291,7 +294,11 @@ def test_einit_makes_a_debug_enclave_only_where_the_signer_let_it() -> None:
 
 
 def test_a_kss_enclave_carries_its_product_ids(cpu: SoftwareCpu) -> None:
-    fields = {"isvfamilyid": b"\1" * 16, "isvextprodid": b"\2" * 16, "attributes": Attributes(MODE64BIT | KSS, 3)}
+    fields: dict[str, Any] = {
+        "isvfamilyid": b"\1" * 16,
+        "isvextprodid": b"\2" * 16,
+        "attributes": Attributes(MODE64BIT | KSS, 3),
+    }
     signed = Key().resign(replace(sign_sigstruct(Key(), b"\x07" * 32, date=0x20261123), **fields))
     secs = einit(signed, b"\x07" * 32, signed.attributes)
     report = cpu.ereport(secs, secs.target_info(), bytes(64))

@@ -1,6 +1,7 @@
 import os
 import stat
 import threading
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -23,7 +24,7 @@ from tests.doubles.signed_enclaves import Key
 from tests.unit.attestation.conftest import DATE
 
 
-def refused(call) -> AttestationError:
+def refused(call: Callable[[], object]) -> AttestationError:
     with pytest.raises(AttestationError) as caught:
         call()
     return caught.value
@@ -70,7 +71,7 @@ def test_a_crash_while_drawing_leaves_no_half_cpu(tmp_path: Path, monkeypatch: p
     def crash(*_: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(simulated.os, "link", crash)
+    monkeypatch.setattr(simulated.os, "link", crash)  # type: ignore[attr-defined]
     with pytest.raises(KeyboardInterrupt):
         init_cpu(tmp_path)
     assert list(tmp_path.iterdir()) == []
@@ -107,7 +108,7 @@ def test_a_microcode_update_keeps_the_keys(tmp_path: Path) -> None:
         lambda text: text + "\xe9",
     ],
 )
-def test_a_damaged_cpu_is_reported_and_never_replaced(damage, tmp_path: Path) -> None:
+def test_a_damaged_cpu_is_reported_and_never_replaced(damage: Callable[[str], str], tmp_path: Path) -> None:
     init_cpu(tmp_path)
     path = tmp_path / "root-keys"
     damaged = damage(path.read_text()).encode()

@@ -15,15 +15,17 @@ from attestation.tee.driver import ReportVerifier
 from attestation.tee.open import open_driver
 from attestation.tee.simulated_client import SimulatedDriver
 
+Serve = Callable[[Callable[[bytes], bytes]], SimulatedDriver]
 
-def refused(call) -> AttestationError:
+
+def refused(call: Callable[[], object]) -> AttestationError:
     with pytest.raises(AttestationError) as caught:
         call()
     return caught.value
 
 
 @pytest.fixture
-def serve() -> Iterator[Callable[[Callable[[bytes], bytes]], SimulatedDriver]]:
+def serve() -> Iterator[Serve]:
     """Give a driver whose CPU answers by the given function; an empty answer closes the connection."""
     ends: list[socket.socket] = []
     threads: list[threading.Thread] = []
@@ -53,7 +55,7 @@ def serve() -> Iterator[Callable[[Callable[[bytes], bytes]], SimulatedDriver]]:
         end.close()
 
 
-def test_two_enclaves_of_one_cpu_attest_to_each_other(serve, cpu: SoftwareCpu, alice: Secs, bob: Secs) -> None:
+def test_two_enclaves_of_one_cpu_attest_to_each_other(serve: Serve, cpu: SoftwareCpu, alice: Secs, bob: Secs) -> None:
     a = serve(lambda message: answer(cpu, alice, message))
     b = serve(lambda message: answer(cpu, bob, message))
     assert a.kind == "simulated"
@@ -67,7 +69,9 @@ def test_two_enclaves_of_one_cpu_attest_to_each_other(serve, cpu: SoftwareCpu, a
     b.verify(b.self_report())
 
 
-def test_seal_keys_come_back_the_same_and_to_nobody_else(serve, cpu: SoftwareCpu, alice: Secs, bob: Secs) -> None:
+def test_seal_keys_come_back_the_same_and_to_nobody_else(
+    serve: Serve, cpu: SoftwareCpu, alice: Secs, bob: Secs
+) -> None:
     a = serve(lambda message: answer(cpu, alice, message))
     b = serve(lambda message: answer(cpu, bob, message))
     request = seal_key_request(a.self_report(), bytes(32))
@@ -75,36 +79,38 @@ def test_seal_keys_come_back_the_same_and_to_nobody_else(serve, cpu: SoftwareCpu
     assert len(a.seal_key(request)) == 16
 
 
-def test_a_report_key_does_not_pass_for_a_seal_key(serve, cpu: SoftwareCpu, alice: Secs) -> None:
+def test_a_report_key_does_not_pass_for_a_seal_key(serve: Serve, cpu: SoftwareCpu, alice: Secs) -> None:
     a = serve(lambda message: answer(cpu, alice, message))
     assert refused(lambda: a.seal_key(KeyRequest(REPORT_KEY))).code == "TEE_KEY_REFUSED"
 
 
 @pytest.mark.parametrize(("isvsvn", "cpusvn", "code"), [(9, bytes(16), "64"), (0, b"\1" * 16, "32")])
-def test_egetkeys_error_code_is_told(isvsvn, cpusvn, code, serve, cpu: SoftwareCpu, alice: Secs) -> None:
+def test_egetkeys_error_code_is_told(
+    isvsvn: int, cpusvn: bytes, code: str, serve: Serve, cpu: SoftwareCpu, alice: Secs
+) -> None:
     a = serve(lambda message: answer(cpu, alice, message))
     error = refused(lambda: a.seal_key(KeyRequest(SEAL_KEY, 1, isvsvn, cpusvn)))
     assert (error.code, error.found) == ("TEE_KEY_REFUSED", code)
 
 
-def test_reportdata_has_64_bytes(serve, cpu: SoftwareCpu, alice: Secs) -> None:
+def test_reportdata_has_64_bytes(serve: Serve, cpu: SoftwareCpu, alice: Secs) -> None:
     a = serve(lambda message: answer(cpu, alice, message))
     for data in (b"", bytes(63), bytes(65), bytearray(64)):
         assert refused(lambda data=data: a.report(a.target_info(), data)).code == "REPORT_DATA_INVALID"
 
 
 @pytest.mark.parametrize("reply", [b"\2", b"\0", b"\0" + bytes(511), b"\1", b"\7" + bytes(512)])
-def test_an_answer_of_another_shape_is_refused(reply: bytes, serve) -> None:
+def test_an_answer_of_another_shape_is_refused(reply: bytes, serve: Serve) -> None:
     assert refused(serve(lambda _: reply).target_info).code == "TEE_PROTOCOL"
 
 
-def test_a_cpu_that_is_gone_is_named(serve) -> None:
+def test_a_cpu_that_is_gone_is_named(serve: Serve) -> None:
     driver = serve(lambda _: b"")
     assert refused(driver.target_info).code == "TEE_GONE"
     assert refused(driver.target_info).code == "TEE_GONE"
 
 
-def test_an_all_zero_key_is_refused_for_sealing_and_for_verifying(serve, cpu: SoftwareCpu, alice: Secs) -> None:
+def test_an_all_zero_key_is_refused_for_sealing_and_for_verifying(serve: Serve, cpu: SoftwareCpu, alice: Secs) -> None:
     zero = serve(lambda message: b"\0" + bytes(16))
     error = refused(lambda: zero.seal_key(KeyRequest(SEAL_KEY, 1)))
     assert (error.code, error.kind) == ("SEAL_KEY_ZERO", "invariant")

@@ -1,5 +1,6 @@
 import sys
 import threading
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,7 +19,7 @@ def driver(cpu: SoftwareCpu, secs: Secs) -> GramineDriver:
     return GramineDriver(DevAttestationDouble(cpu, secs), EgetkeyDouble(cpu, secs))
 
 
-def refused(call) -> AttestationError:
+def refused(call: Callable[[], object]) -> AttestationError:
     with pytest.raises(AttestationError) as caught:
         call()
     return caught.value

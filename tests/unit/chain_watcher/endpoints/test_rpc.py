@@ -8,6 +8,7 @@ import ipaddress
 import ssl
 from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import Any
 
 import aiohttp
 import aiohttp.web
@@ -23,7 +24,7 @@ from chain_watcher.errors import CODES
 from tests.doubles.chain_endpoint import FakeChain, FakeNode, RpcFaultError, until
 
 LIMITS = RpcLimits(request_timeout_s=5.0, message_bytes_max=200_000, notifications_max=4)
-FINALIZED = ("chain_subscribeFinalizedHeads", [], "chain_unsubscribeFinalizedHeads")
+FINALIZED: tuple[str, list[Any], str] = ("chain_subscribeFinalizedHeads", [], "chain_unsubscribeFinalizedHeads")
 
 
 @pytest.fixture

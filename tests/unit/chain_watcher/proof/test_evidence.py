@@ -1,5 +1,7 @@
 import json
+from collections.abc import Iterator
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
@@ -7,6 +9,7 @@ from chain_watcher.errors import CODES
 from chain_watcher.proof import evidence
 from chain_watcher.proof.evidence import (
     STANDARD_LAYOUTS,
+    ProvenState,
     SetChange,
     TrustRoot,
     build_evidence,
@@ -23,15 +26,15 @@ from tests.doubles.state_maker import FIRST, GENESIS, NEW, NOW_MS, OLD, SECOND, 
 
 
 @pytest.fixture(scope="module")
-def case():
+def case() -> Case:
     return Case()
 
 
-def verify(made: Case, value=None, **options):
+def verify(made: Case, value: Any = None, **options: Any) -> ProvenState:
     return verify_evidence(made.json() if value is None else value, made.trust, **options)
 
 
-def test_good_evidence(case):
+def test_good_evidence(case: Case) -> None:
     state = verify_evidence(json.loads(json.dumps(case.json())), case.trust)
     assert (state.number, state.hash) == (100, "0x" + case.headers[0].hash.hex())
     assert state.block == BlockRef(100, state.hash)
@@ -46,7 +49,7 @@ def test_good_evidence(case):
     assert (release.enclave_id, release.added_height, release.block_hash) == (NEW, 20, state.hash)
 
 
-def test_the_next_time_starts_at_the_new_checkpoint(case):
+def test_the_next_time_starts_at_the_new_checkpoint(case: Case) -> None:
     state = verify(case)
     later = replace(case.trust, checkpoint=state.checkpoint)
     value = {**case.json(), "set_changes": []}
@@ -57,7 +60,7 @@ def test_the_next_time_starts_at_the_new_checkpoint(case):
     assert verify_evidence(case.json(), half).checkpoint == state.checkpoint
 
 
-def test_a_block_below_the_justified_one():
+def test_a_block_below_the_justified_one() -> None:
     made = Case(route_length=4)
     assert verify(made).number == 100
     without = made.json()
@@ -67,20 +70,20 @@ def test_a_block_below_the_justified_one():
     assert code_of(lambda: verify(made, without)) == "JUSTIFICATION_WRONG_TARGET"
 
 
-def test_the_route_may_be_left_out(case):
+def test_the_route_may_be_left_out(case: Case) -> None:
     value = case.json()
     del value["route"]
     assert verify(case, value).number == 100
 
 
-def test_a_block_that_changes_the_set_moves_the_checkpoint():
+def test_a_block_that_changes_the_set_moves_the_checkpoint() -> None:
     made = Case()
     made.headers = [makers.header(100, b"\x99" * 32, makers.scheduled(FIRST), state_root=made.trie.root)]
     made.justification = finalize(made.headers[0], (6,), 2)
     assert verify(made).checkpoint == Checkpoint(100, 3, FIRST)
 
 
-def test_four_fields_and_absent_values():
+def test_four_fields_and_absent_values() -> None:
     made = Case(layout=standard_layout(fields=4), changes=(("dc_program", None), ("enclave_ids", None)))
     state = verify(made)
     assert state.program is None
@@ -88,7 +91,7 @@ def test_four_fields_and_absent_values():
     assert {made.layout.hash, standard_layout(fields=5).hash} == STANDARD_LAYOUTS
 
 
-def test_other_chains_are_refused(case):
+def test_other_chains_are_refused(case: Case) -> None:
     other = replace(case.trust, genesis_hash=b"\x77" * 32)
     assert code_of(lambda: verify_evidence(case.json(), other)) == "EVIDENCE_WRONG_GENESIS"
     # Naming another chain is refused, whatever the state proves.
@@ -102,7 +105,7 @@ def test_other_chains_are_refused(case):
         assert code_of(lambda made=made: verify(made)) == "EVIDENCE_WRONG_GENESIS"
 
 
-def test_layouts_are_pinned(case):
+def test_layouts_are_pinned(case: Case) -> None:
     liar = Case(layout=standard_layout(fields=5, prefix="Liar"))
     assert code_of(lambda: verify(liar)) == "EVIDENCE_LAYOUT_NOT_PINNED"
     trusting = replace(liar.trust, layouts=frozenset([liar.layout.hash]))
@@ -114,12 +117,12 @@ def test_layouts_are_pinned(case):
     assert code_of(lambda: verify_evidence(case.json(), nothing)) == "EVIDENCE_LAYOUT_NOT_PINNED"
 
 
-def test_the_floor(case):
+def test_the_floor(case: Case) -> None:
     assert verify(case, floor=100).number == 100
     assert code_of(lambda: verify(case, floor=101)) == "EVIDENCE_BELOW_FLOOR"
 
 
-def test_finality_is_not_optional(case):
+def test_finality_is_not_optional(case: Case) -> None:
     made = Case()
     made.justification = finalize(made.headers[0], (6,), 1)
     assert code_of(lambda: verify(made)) == "JUSTIFICATION_SIGNATURE_BAD"
@@ -135,7 +138,7 @@ def test_finality_is_not_optional(case):
     assert code_of(lambda: verify_evidence(case.json(), old)) == "FINALITY_BEFORE_CHECKPOINT"
 
 
-def test_the_values_come_from_this_state(case):
+def test_the_values_come_from_this_state(case: Case) -> None:
     made = Case()
     other = Trie({**{b"x": b"y"}, made.layout.keys["enclave_ids"]: entries_value((1, OLD))})
     made.proof = other.prove(made.layout.proof_keys)
@@ -149,24 +152,24 @@ def test_the_values_come_from_this_state(case):
         assert code_of(lambda value=value: verify(case, value)) == "PROOF_INCOMPLETE"
 
 
-def test_values_that_do_not_follow_the_layout():
+def test_values_that_do_not_follow_the_layout() -> None:
     assert code_of(lambda: verify(Case(changes=(("now", None),)))) == "LAYOUT_MISMATCH"
     assert code_of(lambda: verify(Case(changes=(("now", b"\0"),)))) == "SCALE_TRUNCATED"
     assert code_of(lambda: verify(Case(changes=(("enclave_ids", b"\4"),)))) == "SCALE_TRUNCATED"
     assert code_of(lambda: verify(Case(changes=(("dc_program", b"\0\0\0\0\0\0"),)))) == "SCALE_TRAILING_BYTES"
 
 
-def test_big_values_pass():
+def test_big_values_pass() -> None:
     rows = [(height, f"{height:064x}") for height in range(1, 400)]
     made = Case(changes=(("enclave_ids", entries_value(*rows)),))
     assert len(verify(made).entries) == 399
 
 
-def test_one_flipped_bit_never_yields_a_value(case):
+def test_one_flipped_bit_never_yields_a_value(case: Case) -> None:
     """Every byte of every part, one bit each: an error, and one with a documented code."""
     good = case.json()
 
-    def spots(value, path=()):
+    def spots(value: Any, path: tuple[str | int, ...] = ()) -> Iterator[tuple[tuple[str | int, ...], int]]:
         if isinstance(value, str) and value.startswith("0x"):
             yield from ((path, position) for position in range(2, len(value)))
         elif isinstance(value, list):
@@ -187,7 +190,7 @@ def test_one_flipped_bit_never_yields_a_value(case):
         assert attempt(lambda value=broken: verify(case, value))[1], (path, position)
 
 
-def test_set_changes_that_change_nothing():
+def test_set_changes_that_change_nothing() -> None:
     made = Case()
     plain = makers.header(35)
     made.set_changes.insert(1, SetChange((plain,), finalize(plain, (3, 4, 5), 1)))
@@ -197,7 +200,7 @@ def test_set_changes_that_change_nothing():
     assert follow_set_changes(start, []) is start
 
 
-def test_set_changes_as_json(case):
+def test_set_changes_as_json(case: Case) -> None:
     for change in case.set_changes:
         assert SetChange.from_json(json.loads(json.dumps(change.to_json()))) == change
     for value in (
@@ -209,7 +212,7 @@ def test_set_changes_as_json(case):
         assert code_of(lambda value=value: SetChange.from_json(value)) == "EVIDENCE_INVALID"
 
 
-def test_limits(case, monkeypatch):
+def test_limits(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
     long = Case(route_length=3)
     size = sum(len(text) // 2 for text in json.dumps(case.json()).split('"') if text.startswith("0x"))
     monkeypatch.setattr(evidence, "EVIDENCE_BYTES_MAX", size - 1)
@@ -249,30 +252,30 @@ def test_limits(case, monkeypatch):
         ("more", 1),
     ],
 )
-def test_malformed_evidence(case, name, value):
+def test_malformed_evidence(case: Case, name: str, value: Any) -> None:
     assert code_of(lambda: verify(case, {**case.json(), name: value})) == "EVIDENCE_INVALID"
 
 
 @pytest.mark.parametrize("value", [None, [], "proven", {}])
-def test_what_is_no_evidence(case, value):
+def test_what_is_no_evidence(case: Case, value: Any) -> None:
     assert code_of(lambda: verify_evidence(value, case.trust)) == "EVIDENCE_INVALID"
 
 
 @pytest.mark.parametrize("name", ["mode", "genesis_hash", "set_changes", "header", "justification", "proof", "layout"])
-def test_every_member_is_needed(case, name):
+def test_every_member_is_needed(case: Case, name: str) -> None:
     value = case.json()
     del value[name]
     assert code_of(lambda: verify(case, value)) == "EVIDENCE_INVALID"
 
 
-def test_evidence_needs_a_block(case):
+def test_evidence_needs_a_block(case: Case) -> None:
     with pytest.raises(ValueError, match="header"):
         build_evidence(
             genesis_hash=GENESIS, set_changes=[], headers=[], justification=b"", proof=[], layout=case.layout
         )
 
 
-def test_two_chains_with_the_same_keys():
+def test_two_chains_with_the_same_keys() -> None:
     """Authority keys and set ids alike (development chains): only the genesis in the state differs."""
     other = b"\x55" * 32
     made = Case(changes=(("genesis", other),))
@@ -282,7 +285,7 @@ def test_two_chains_with_the_same_keys():
     assert code_of(lambda: verify_evidence(value, Case().trust)) == "EVIDENCE_WRONG_GENESIS"
 
 
-def test_forks_of_the_set_changes_are_refused():
+def test_forks_of_the_set_changes_are_refused() -> None:
     """A change that the old set did not finalize, though its header is well made."""
     made = Case()
     forged = makers.header(30, b"\x31" * 32, makers.scheduled(authorities(9)))
@@ -292,7 +295,7 @@ def test_forks_of_the_set_changes_are_refused():
     assert code_of(lambda: verify(made)) == "JUSTIFICATION_BELOW_THRESHOLD"
 
 
-def test_claims(case):
+def test_claims(case: Case) -> None:
     state = verify(case)
     entries = [*read_entries(state.entries).entries]
     release = verify_release(state.program, entries, lambda *_: None, state.block)
@@ -325,7 +328,13 @@ def test_claims(case):
         ],
     }
     assert code_of(lambda: verify(case, {**case.json(), "mode": claim["mode"]})) == "EVIDENCE_INVALID"
-    options = {"genesis_hash": GENESIS, "block": state.block, "timestamp_ms": 0, "release": None, "entries": []}
+    options: dict[str, Any] = {
+        "genesis_hash": GENESIS,
+        "block": state.block,
+        "timestamp_ms": 0,
+        "release": None,
+        "entries": [],
+    }
     assert claimed_evidence(mode="quorum", **options)["program"] is None
     with pytest.raises(ValueError, match="quorum or single"):
         claimed_evidence(mode="proven", **options)

@@ -1,9 +1,13 @@
 import json
+from collections.abc import Iterator
 from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from hypothesis.strategies import DataObject
 
 from chain_watcher.proof import grandpa
 from chain_watcher.proof.grandpa import (
@@ -15,36 +19,36 @@ from chain_watcher.proof.grandpa import (
     verify_finality,
     verify_justification,
 )
-from chain_watcher.proof.header import Header
+from chain_watcher.proof.header import Authorities, Header
 from tests.doubles import chain_makers as makers
 from tests.doubles.chain_makers import attempt, authorities, code_of, finalize, justify, raw, vote
 
 FOUR = authorities(0, 1, 2, 3)
 
 
-def members(rows):
+def members(rows: list[list[Any]]) -> Authorities:
     return tuple((raw(key), weight) for key, weight in rows)
 
 
 @pytest.fixture(scope="module")
-def polkadot(vectors):
+def polkadot(vectors: Path) -> dict[str, Any]:
     return json.loads((vectors / "chain/grandpa_polkadot_302592.json").read_text())
 
 
 @pytest.fixture(scope="module")
-def synthetic(vectors):
+def synthetic(vectors: Path) -> dict[str, Any]:
     return json.loads((vectors / "chain/grandpa_synthetic.json").read_text())
 
 
 @pytest.fixture(scope="module")
-def block():
+def block() -> Header:
     return makers.header(5)
 
 
 # --- known answers -------------------------------------------------------------------------------------------------
 
 
-def test_real_justification(polkadot):
+def test_real_justification(polkadot: dict[str, Any]) -> None:
     expect = polkadot["justification_expect"]
     data, voters = raw(polkadot["justification"]), members(expect["authorities"])
     justification = verify_justification(data, expect["set_id"], voters)
@@ -59,7 +63,7 @@ def test_real_justification(polkadot):
     assert code_of(lambda: verify_justification(data, 0, fewer)) == "JUSTIFICATION_BELOW_THRESHOLD"
 
 
-def test_real_justification_with_a_flipped_bit(polkadot):
+def test_real_justification_with_a_flipped_bit(polkadot: dict[str, Any]) -> None:
     expect = polkadot["justification_expect"]
     data, voters = raw(polkadot["justification"]), members(expect["authorities"])
     for bit in range(len(data) * 8):
@@ -68,7 +72,7 @@ def test_real_justification_with_a_flipped_bit(polkadot):
         assert attempt(lambda data=bytes(broken): verify_justification(data, expect["set_id"], voters))[1], bit
 
 
-def test_synthetic_cases(synthetic):
+def test_synthetic_cases(synthetic: dict[str, Any]) -> None:
     for case in synthetic["cases"]:
         data, voters = raw(case["justification"]), members(case["authorities"])
         justification, code = attempt(lambda c=case, d=data, v=voters: verify_justification(d, c["set_id"], v))
@@ -78,7 +82,7 @@ def test_synthetic_cases(synthetic):
             assert justification.target_hash == header.hash
 
 
-def test_synthetic_cases_with_a_flipped_bit(synthetic):
+def test_synthetic_cases_with_a_flipped_bit(synthetic: dict[str, Any]) -> None:
     for case in synthetic["cases"]:
         if not case["valid"]:
             continue
@@ -90,7 +94,7 @@ def test_synthetic_cases_with_a_flipped_bit(synthetic):
             assert found[1], (case["name"], bit)
 
 
-def test_a_synthetic_change_of_the_set(synthetic):
+def test_a_synthetic_change_of_the_set(synthetic: dict[str, Any]) -> None:
     cases = {case["name"]: case for case in synthetic["cases"]}
     old, new = cases["set change block signed by old set"], cases["block 5 signed by new set"]
     header = Header.decode(raw(old["header"]))
@@ -103,7 +107,7 @@ def test_a_synthetic_change_of_the_set(synthetic):
     assert verify_finality(checkpoint, [header], raw(plain["justification"])) is checkpoint
 
 
-def test_the_signed_message():
+def test_the_signed_message() -> None:
     assert signed_message(b"\xaa" * 32, 0x01020304, 5, 6).hex() == (
         "01" + "aa" * 32 + "04030201" + "0500000000000000" + "0600000000000000"
     )
@@ -130,14 +134,14 @@ def test_the_signed_message():
         (300, 201),
     ],
 )
-def test_thresholds(total, threshold):
+def test_thresholds(total: int, threshold: int) -> None:
     assert VoterSet(authorities(*range(total))).threshold == threshold
     assert VoterSet(((b"\0" * 32, total),)).threshold == threshold
     # The honest third: what is left out of a quorum can never be a quorum's intersection with another.
     assert 3 * threshold > 2 * total
 
 
-def test_votes_are_counted_one_by_one(block):
+def test_votes_are_counted_one_by_one(block: Header) -> None:
     for size in range(1, 8):
         voters = authorities(*range(size))
         needed = VoterSet(voters).threshold
@@ -146,7 +150,7 @@ def test_votes_are_counted_one_by_one(block):
         assert code_of(lambda d=short, v=voters: verify_justification(d, 0, v)) == "JUSTIFICATION_BELOW_THRESHOLD"
 
 
-def test_weights_count(block):
+def test_weights_count(block: Header) -> None:
     heavy = (*authorities(0, weight=5), *authorities(1, 2, weight=1))
     assert VoterSet(heavy).threshold == 5
     verify_justification(finalize(block, [0]), 0, heavy)
@@ -162,7 +166,7 @@ def test_weights_count(block):
 @pytest.mark.parametrize(
     "voters", [(), authorities(0, weight=0), (*authorities(0, weight=2**64 - 1), *authorities(1, weight=1))]
 )
-def test_unusable_sets(voters, block):
+def test_unusable_sets(voters: Authorities, block: Header) -> None:
     assert code_of(lambda: verify_justification(finalize(block, [0]), 0, voters)) == "AUTHORITY_SET_INVALID"
 
 
@@ -178,12 +182,12 @@ def test_unusable_sets(voters, block):
         {"kind": 2},
     ],
 )
-def test_a_vote_for_something_else_is_no_vote(change, block):
+def test_a_vote_for_something_else_is_no_vote(change: dict[str, Any], block: Header) -> None:
     votes = [vote(0, block), vote(1, block), vote(2, block, **change)]
     assert code_of(lambda: verify_justification(justify(block, votes), 0, FOUR)) == "JUSTIFICATION_SIGNATURE_BAD"
 
 
-def test_one_bad_signature_spoils_all(block):
+def test_one_bad_signature_spoils_all(block: Header) -> None:
     """As in Substrate, even where enough others are good, and for strangers too."""
     good = [vote(voter, block) for voter in (0, 1, 2)]
     for other in (3, 9):
@@ -193,24 +197,24 @@ def test_one_bad_signature_spoils_all(block):
             assert code_of(lambda data=data: verify_justification(data, 0, FOUR)) == "JUSTIFICATION_SIGNATURE_BAD"
 
 
-def test_strangers_do_not_count(block):
+def test_strangers_do_not_count(block: Header) -> None:
     assert code_of(lambda: verify_justification(finalize(block, [0, 1, 9]), 0, FOUR)) == "JUSTIFICATION_BELOW_THRESHOLD"
     verify_justification(finalize(block, [0, 1, 2, 9]), 0, FOUR)
     assert code_of(lambda: verify_justification(finalize(block, [7, 8, 9]), 0, FOUR)) == "JUSTIFICATION_BELOW_THRESHOLD"
 
 
-def test_no_votes(block):
+def test_no_votes(block: Header) -> None:
     assert code_of(lambda: verify_justification(justify(block, []), 0, FOUR)) == "JUSTIFICATION_BELOW_THRESHOLD"
 
 
-def test_repeated_votes_count_once(block):
+def test_repeated_votes_count_once(block: Header) -> None:
     once = [vote(0, block), vote(1, block)]
     data = justify(block, [*once, *once, *once])
     assert code_of(lambda: verify_justification(data, 0, FOUR)) == "JUSTIFICATION_BELOW_THRESHOLD"
     verify_justification(justify(block, [*once, *once, vote(2, block)]), 0, FOUR)
 
 
-def test_who_votes_twice_counts_for_everything():
+def test_who_votes_twice_counts_for_everything() -> None:
     target, *_ = makers.chain(5, 1)
     left, right = makers.header(6, target.hash, salt=1), makers.header(6, target.hash, salt=2)
     both = [vote(2, left), vote(2, right)]
@@ -234,7 +238,7 @@ def test_who_votes_twice_counts_for_everything():
     assert code_of(lambda: verify_justification(data, 0, FOUR)) == "JUSTIFICATION_BELOW_THRESHOLD"
 
 
-def test_equivocators_alone_prove_no_block():
+def test_equivocators_alone_prove_no_block() -> None:
     target, *_ = makers.chain(5, 1)
     left, right = makers.header(6, target.hash, salt=1), makers.header(6, target.hash, salt=2)
     both = [one for voter in (0, 1, 2, 3) for one in (vote(voter, left), vote(voter, right))]
@@ -253,7 +257,7 @@ def test_equivocators_alone_prove_no_block():
 # --- ancestry ------------------------------------------------------------------------------------------------------
 
 
-def test_votes_for_descendants():
+def test_votes_for_descendants() -> None:
     target, second, third = makers.chain(5, 3)
     for votes, ancestries in (
         ([vote(0, target), vote(1, target), vote(2, second)], [second]),
@@ -268,7 +272,7 @@ def test_votes_for_descendants():
             assert code_of(lambda data=data: verify_justification(data, 0, FOUR)) == "JUSTIFICATION_INVALID"
 
 
-def test_votes_below_the_target_have_no_weight():
+def test_votes_below_the_target_have_no_weight() -> None:
     """Newer nodes send them; the lowest vote is then the root of all routes."""
     below, target, above = makers.chain(4, 3)
     votes = [vote(0, target), vote(1, above), vote(2, target), vote(3, below)]
@@ -285,7 +289,7 @@ def test_votes_below_the_target_have_no_weight():
     assert code_of(lambda: verify_justification(data, 0, FOUR)) == "JUSTIFICATION_INVALID"
 
 
-def test_votes_on_a_fork():
+def test_votes_on_a_fork() -> None:
     below, target = makers.chain(4, 2)
     fork = makers.header(5, below.hash, salt=1)
     good = [vote(0, target), vote(1, target), vote(2, target)]
@@ -304,7 +308,7 @@ def test_votes_on_a_fork():
     verify_justification(data, 0, FOUR)
 
 
-def test_unused_headers_are_refused():
+def test_unused_headers_are_refused() -> None:
     target, second = makers.chain(5, 2)
     votes = [vote(0, target), vote(1, target), vote(2, target)]
     for unused in ([second], [target], [makers.header(9)], [target, second], [target, second, makers.header(9)]):
@@ -312,7 +316,7 @@ def test_unused_headers_are_refused():
         assert code_of(lambda data=data: verify_justification(data, 0, FOUR)) == "JUSTIFICATION_INVALID"
 
 
-def test_numbers_follow_the_headers(block):
+def test_numbers_follow_the_headers(block: Header) -> None:
     second = makers.header(6, block.hash)
     lie = [vote(0, block), vote(1, block), vote(2, block, number=6)]
     assert code_of(lambda: verify_justification(justify(block, lie), 0, FOUR)) == "JUSTIFICATION_INVALID"
@@ -330,7 +334,7 @@ def test_numbers_follow_the_headers(block):
 
 @settings(max_examples=60, deadline=None)
 @given(st.data())
-def test_any_tree_of_votes_is_weighed_like_a_plain_count(data):
+def test_any_tree_of_votes_is_weighed_like_a_plain_count(data: DataObject) -> None:
     """Random trees and votes, against a count that walks parents for each vote by itself."""
     blocks = [makers.header(10)]
     for index in range(data.draw(st.integers(0, 5))):
@@ -341,7 +345,7 @@ def test_any_tree_of_votes_is_weighed_like_a_plain_count(data):
     votes = [vote(voter, data.draw(st.sampled_from(blocks))) for voter in voters]
     target = data.draw(st.sampled_from(blocks))
 
-    def line(one):
+    def line(one: Header | None) -> Iterator[bytes]:
         while one is not None:
             yield one.hash
             one = by_hash.get(one.parent_hash)
@@ -364,7 +368,7 @@ def test_any_tree_of_votes_is_weighed_like_a_plain_count(data):
 # --- form ----------------------------------------------------------------------------------------------------------
 
 
-def test_form_is_strict(block, monkeypatch):
+def test_form_is_strict(block: Header, monkeypatch: pytest.MonkeyPatch) -> None:
     data = finalize(block, [0, 1, 2])
     assert code_of(lambda: verify_justification(data + b"\0", 0, FOUR)) == "SCALE_TRAILING_BYTES"
     for cut in range(len(data)):
@@ -386,7 +390,7 @@ precommits = st.builds(Precommit, hashes, numbers, st.binary(min_size=64, max_si
 @given(
     st.integers(0, 2**64 - 1), hashes, numbers, st.lists(precommits, max_size=3), st.lists(numbers.map(makers.header))
 )
-def test_round_trip(round_number, target, number, votes, headers):
+def test_round_trip(round_number: int, target: bytes, number: int, votes: Any, headers: Any) -> None:
     justification = Justification(round_number, target, number, tuple(votes), tuple(headers[:3]))
     assert Justification.decode(justification.encode()) == justification
 
@@ -414,14 +418,14 @@ SMALL_ORDER = [
 ]
 
 
-def test_signatures_follow_zip_215(block):
+def test_signatures_follow_zip_215(block: Header) -> None:
     for key in SMALL_ORDER:
         for point in SMALL_ORDER:
             odd = Precommit(block.hash, block.number, raw(point) + bytes(32), raw(key))
             verify_justification(justify(block, [odd]), 0, ((raw(key), 1),))
 
 
-def test_a_scalar_over_the_group_order_is_refused(block):
+def test_a_scalar_over_the_group_order_is_refused(block: Header) -> None:
     good = vote(0, block)
     scalar = int.from_bytes(good.signature[32:], "little") + L
     bad = replace(good, signature=good.signature[:32] + scalar.to_bytes(32, "little"))
@@ -429,7 +433,7 @@ def test_a_scalar_over_the_group_order_is_refused(block):
     assert code_of(lambda: verify_justification(data, 0, authorities(0))) == "JUSTIFICATION_SIGNATURE_BAD"
 
 
-def test_a_key_that_is_no_point_is_refused(block):
+def test_a_key_that_is_no_point_is_refused(block: Header) -> None:
     key = (2).to_bytes(32, "little")
     data = justify(block, [replace(vote(0, block), authority=key)])
     assert code_of(lambda: verify_justification(data, 0, ((key, 1),))) == "JUSTIFICATION_SIGNATURE_BAD"

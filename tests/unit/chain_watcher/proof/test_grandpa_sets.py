@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
@@ -12,7 +13,7 @@ from chain_watcher.proof.grandpa import (
     verify_finality,
     verify_justification,
 )
-from chain_watcher.proof.header import Header
+from chain_watcher.proof.header import Authorities, Header
 from tests.doubles import chain_makers as makers
 from tests.doubles.chain_makers import authorities, code_of, finalize, vote
 
@@ -22,17 +23,17 @@ NEXT = authorities(4, 5, 6, 7)
 START = Checkpoint(0, 3, FOUR)
 
 
-def signed(target: Header, *, set_id: int = 3, voters=(0, 1, 2)) -> bytes:
+def signed(target: Header, *, set_id: int = 3, voters: tuple[int, ...] = (0, 1, 2)) -> bytes:
     return finalize(target, voters, set_id)
 
 
-def test_a_plain_block_keeps_the_set():
+def test_a_plain_block_keeps_the_set() -> None:
     headers = makers.chain(1, 4)
     assert verify_finality(START, headers, signed(headers[-1])) is START
     assert verify_finality(START, headers[-1:], signed(headers[-1])) is START
 
 
-def test_scheduled_change_without_delay():
+def test_scheduled_change_without_delay() -> None:
     change = makers.header(8, b"\0" * 32, makers.scheduled(NEXT))
     following = verify_finality(START, [change], signed(change))
     assert following == Checkpoint(8, 4, NEXT)
@@ -45,7 +46,7 @@ def test_scheduled_change_without_delay():
     assert code_of(lambda: verify_finality(START, [change, child], signed(child))) == "AUTHORITY_CHANGE_INVALID"
 
 
-def test_scheduled_change_with_delay():
+def test_scheduled_change_with_delay() -> None:
     change = makers.header(8, b"\0" * 32, makers.scheduled(NEXT, delay=2))
     rest = makers.chain(9, 3, change.hash)
     assert verify_finality(START, [change], signed(change)) is START
@@ -57,7 +58,7 @@ def test_scheduled_change_with_delay():
     assert verify_finality(START, rest[:2], signed(rest[1])) is START
 
 
-def test_forced_change():
+def test_forced_change() -> None:
     change = makers.header(8, b"\0" * 32, makers.forced(NEXT, delay=2, median=5))
     rest = makers.chain(9, 3, change.hash)
     assert verify_finality(START, [change], signed(change)) == Checkpoint(8, 4, NEXT)
@@ -69,7 +70,7 @@ def test_forced_change():
     assert code_of(lambda: verify_finality(START, [change], data)) == "JUSTIFICATION_BELOW_THRESHOLD"
 
 
-def test_changes_that_cannot_be():
+def test_changes_that_cannot_be() -> None:
     change = makers.header(8, b"\0" * 32, makers.scheduled(NEXT, delay=2))
     again = makers.header(9, change.hash, makers.scheduled(FOUR, delay=1))
     data = signed(again)
@@ -84,7 +85,7 @@ def test_changes_that_cannot_be():
     assert code_of(lambda: verify_finality(START, [malformed], signed(malformed))) == "SCALE_TRUNCATED"
 
 
-def test_finality_is_of_the_headers_given():
+def test_finality_is_of_the_headers_given() -> None:
     first, second = makers.chain(1, 2)
     assert code_of(lambda: verify_finality(START, [], signed(first))) == "JUSTIFICATION_WRONG_TARGET"
     assert code_of(lambda: verify_finality(START, [second], signed(first))) == "JUSTIFICATION_WRONG_TARGET"
@@ -101,7 +102,7 @@ def test_finality_is_of_the_headers_given():
     assert code_of(lambda: verify_finality(START, [second], data)) == "JUSTIFICATION_WRONG_TARGET"
 
 
-def test_checkpoints_as_json():
+def test_checkpoints_as_json() -> None:
     largest = ((bytes(range(32)), 2**64 - 1),)
     for checkpoint in (Checkpoint(0, 0, largest), Checkpoint(2**32 - 1, 2**64 - 1, FOUR), Checkpoint(7, 9, FOUR)):
         assert Checkpoint.from_json(json.loads(json.dumps(checkpoint.to_json()))) == checkpoint
@@ -142,10 +143,10 @@ GOOD = Checkpoint(7, 9, FOUR).to_json()
         {**GOOD, "authorities": [["00" * 32, 2**64]]},
     ],
 )
-def test_json_that_is_no_checkpoint(value):
+def test_json_that_is_no_checkpoint(value: Any) -> None:
     assert code_of(lambda: Checkpoint.from_json(value)) == "CHECKPOINT_INVALID"
 
 
 @pytest.mark.parametrize("rows", [[], [["00" * 32, 0]]])
-def test_checkpoints_of_nobody(rows):
+def test_checkpoints_of_nobody(rows: Authorities) -> None:
     assert code_of(lambda: Checkpoint.from_json({**GOOD, "authorities": rows})) == "AUTHORITY_SET_INVALID"

@@ -1,10 +1,13 @@
 import json
+from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from chain_watcher.proof.header import (
+    Authorities,
     AuthorityChange,
     DigestItem,
     GrandpaNotice,
@@ -19,16 +22,16 @@ from tests.doubles.chain_makers import attempt, code_of, raw
 
 
 @pytest.fixture(scope="module")
-def solochain(vectors):
+def solochain(vectors: Path) -> dict[str, Any]:
     return json.loads((vectors / "chain/readproof_solochain_v1.json").read_text())
 
 
 @pytest.fixture(scope="module")
-def synthetic(vectors):
+def synthetic(vectors: Path) -> dict[str, Any]:
     return json.loads((vectors / "chain/grandpa_synthetic.json").read_text())
 
 
-def test_known_header(solochain):
+def test_known_header(solochain: dict[str, Any]) -> None:
     header = Header.decode(raw(solochain["header_scale"]))
     assert header == Header.from_json(solochain["header"])
     assert header.encoded == raw(solochain["header_scale"])
@@ -39,7 +42,7 @@ def test_known_header(solochain):
     assert not header.runtime_updated
 
 
-def test_one_flipped_bit_is_another_hash_or_an_error(solochain):
+def test_one_flipped_bit_is_another_hash_or_an_error(solochain: dict[str, Any]) -> None:
     encoded, block_hash = raw(solochain["header_scale"]), raw(solochain["hash"])
     for bit in range(len(encoded) * 8):
         broken = bytearray(encoded)
@@ -50,7 +53,7 @@ def test_one_flipped_bit_is_another_hash_or_an_error(solochain):
             assert header.hash != block_hash
 
 
-def test_known_scheduled_change(synthetic):
+def test_known_scheduled_change(synthetic: dict[str, Any]) -> None:
     header = Header.decode(raw(synthetic["scheduled_change_header"]))
     expected = tuple((raw(key), weight) for key, weight in synthetic["next_set"])
     assert header.grandpa_change() == AuthorityChange(expected, synthetic["delay"])
@@ -67,7 +70,7 @@ headers = st.builds(Header, hashes, st.integers(0, 2**32 - 1), hashes, hashes, s
 
 
 @given(headers)
-def test_round_trip_in_both_forms(header):
+def test_round_trip_in_both_forms(header: Header) -> None:
     assert Header.decode(header.encoded) == header
     as_json = {
         "parentHash": "0x" + header.parent_hash.hex(),
@@ -79,7 +82,7 @@ def test_round_trip_in_both_forms(header):
     assert Header.from_json(as_json).hash == header.hash == makers.hash256(header.encoded)
 
 
-def as_json(**changes) -> dict:
+def as_json(**changes: Any) -> dict[str, Any]:
     value = {
         "parentHash": "0x" + "11" * 32,
         "number": "0xa",
@@ -93,7 +96,7 @@ def as_json(**changes) -> dict:
 @pytest.mark.parametrize(
     ("number", "expected"), [("0x0", 0), ("0x00000001", 1), ("0xFf", 255), ("0xffffffff", 2**32 - 1)]
 )
-def test_json_numbers(number, expected):
+def test_json_numbers(number: str, expected: int) -> None:
     assert Header.from_json(as_json(number=number, hash="more")).number == expected
 
 
@@ -125,7 +128,7 @@ def test_json_numbers(number, expected):
         as_json(number="0x100000000"),
     ],
 )
-def test_json_that_is_no_header(value):
+def test_json_that_is_no_header(value: Any) -> None:
     assert code_of(lambda: Header.from_json(value)) == "HEADER_INVALID"
 
 
@@ -142,11 +145,11 @@ def test_json_that_is_no_header(value):
         ("0x09", "HEADER_DIGEST_INVALID"),
     ],
 )
-def test_json_digest_items_are_strict(log, code):
+def test_json_digest_items_are_strict(log: str, code: str) -> None:
     assert code_of(lambda: Header.from_json(as_json(digest={"logs": [log]}))) == code
 
 
-def test_scale_form_is_strict():
+def test_scale_form_is_strict() -> None:
     encoded = makers.header(5).encoded
     assert code_of(lambda: Header.decode(encoded + b"\0")) == "SCALE_TRAILING_BYTES"
     assert code_of(lambda: Header.decode(encoded[:-1])) == "SCALE_TRUNCATED"
@@ -158,7 +161,7 @@ def test_scale_form_is_strict():
     assert code_of(lambda: Header.decode(over)) == "SCALE_TOO_LARGE"
 
 
-def test_json_form_has_the_same_limit():
+def test_json_form_has_the_same_limit() -> None:
     log = "0x00" + makers.compact(1 << 19).hex() + "00" * (1 << 19)
     value = {
         "parentHash": "0x" + "00" * 32,
@@ -172,11 +175,11 @@ def test_json_form_has_the_same_limit():
     assert code_of(lambda: Header.from_json(value)) == "HEADER_INVALID"
 
 
-def test_runtime_update_marker():
+def test_runtime_update_marker() -> None:
     assert makers.header(1, b"\0" * 32, DigestItem(0, b"", b"x"), DigestItem(8, b"", b"")).runtime_updated
 
 
-def test_which_change_counts():
+def test_which_change_counts() -> None:
     one, two = makers.authorities(1), makers.authorities(2)
     other_engine = DigestItem(4, b"BABE", b"\1")
     seal = DigestItem(5, b"FRNK", b"\xff")
@@ -189,7 +192,7 @@ def test_which_change_counts():
     assert header.grandpa_change() == AuthorityChange(two, 4, 9)
 
 
-def test_other_grandpa_logs():
+def test_other_grandpa_logs() -> None:
     assert decode_grandpa_log(b"\3" + (7).to_bytes(8, "little")) == GrandpaNotice(3, 7)
     assert decode_grandpa_log(b"\4" + (8).to_bytes(4, "little")) == GrandpaNotice(4, 8)
     assert decode_grandpa_log(b"\5" + (9).to_bytes(4, "little")) == GrandpaNotice(5, 9)
@@ -206,7 +209,7 @@ def test_other_grandpa_logs():
         (b"\1" + b"\x02\x00\x02\x00", "SCALE_TOO_LARGE"),
     ],
 )
-def test_malformed_grandpa_logs(data, code):
+def test_malformed_grandpa_logs(data: bytes, code: str) -> None:
     assert code_of(lambda: decode_grandpa_log(data)) == code
     item = makers.header(1, b"\0" * 32, makers.frnk(data))
     assert code_of(item.grandpa_change) == code
@@ -216,20 +219,20 @@ authority_lists = st.lists(st.tuples(hashes, st.integers(0, 2**64 - 1)), max_siz
 
 
 @given(authority_lists, st.integers(0, 2**32 - 1), st.none() | st.integers(0, 2**32 - 1))
-def test_changes_round_trip(authorities, delay, median):
+def test_changes_round_trip(authorities: Authorities, delay: int, median: int | None) -> None:
     change = AuthorityChange(authorities, delay, median)
     assert decode_grandpa_log(change.encode()) == change
     assert decode_authorities(encode_authorities(authorities)) == authorities
 
 
-def test_authorities_without_a_scale_form():
+def test_authorities_without_a_scale_form() -> None:
     assert code_of(lambda: decode_authorities(b"\0\0")) == "SCALE_TRAILING_BYTES"
     for bad in ((b"short", 1), (b"\0" * 32, 2**64)):
         with pytest.raises(ValueError, match="authority"):
             encode_authorities((bad,))
 
 
-def test_sizes_at_their_limits():
+def test_sizes_at_their_limits() -> None:
     item = DigestItem(8, b"", b"")
     full = makers.header(5, b"\0" * 32, *[item] * 1024)
     assert Header.decode(full.encoded) == full
@@ -237,7 +240,7 @@ def test_sizes_at_their_limits():
     encode_authorities(((b"\0" * 32, 0), (b"\0" * 32, 2**64 - 1)))
 
 
-def test_parents_are_verified_by_hash_and_number():
+def test_parents_are_verified_by_hash_and_number() -> None:
     first, second = makers.chain(1, 2)
     require_chain([])
     require_chain([first, second])

@@ -1,4 +1,6 @@
 import json
+from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -26,7 +28,7 @@ def entry_bytes(height: int, enclave_id: bytes, signature: bytes) -> bytes:
     return height.to_bytes(4, "little") + blob(enclave_id) + blob(signature)
 
 
-def changed(**items) -> Layout:
+def changed(**items: Any) -> Layout:
     """The 5-field layout with other types."""
     value = FIVE.to_json()
     for name, tree in items.items():
@@ -37,7 +39,7 @@ def changed(**items) -> Layout:
 # --- keys ----------------------------------------------------------------------------------------------------------
 
 
-def test_known_keys(vectors):
+def test_known_keys(vectors: Path) -> None:
     """Keys of a real chain and of Substrate's documentation."""
     known = json.loads((vectors / "chain/readproof_solochain_v1.json").read_text())["proofs"]
     keys = {proof["name"]: raw(proof["key"]) for proof in known}
@@ -47,7 +49,7 @@ def test_known_keys(vectors):
     assert storage_key("System", "Events") == keys["System.Events"]
 
 
-def test_known_hashes():
+def test_known_hashes() -> None:
     assert twox128(b"System").hex() == "26aa394eea5630e07c48ae0c9558cef7"
     assert storage_key("System", "Number").hex().endswith("02a5c1b19ab7a04f536c519aca4983ac")
     assert twox64_concat(bytes(4)).hex() == "b4def25cfda6ef3a00000000"
@@ -61,7 +63,7 @@ def test_known_hashes():
 # --- values --------------------------------------------------------------------------------------------------------
 
 
-def test_enclave_ids():
+def test_enclave_ids() -> None:
     rows = [(5, b"a" * 64, b"bsig"), (6, b"", b"\xff\x00"), (2**32 - 1, b"0xabcd", b"0x")]
     value = compact(3) + b"".join(entry_bytes(*row) for row in rows)
     assert FIVE.decode_enclave_ids(value) == tuple(RawEntry(*row) for row in rows)
@@ -69,27 +71,27 @@ def test_enclave_ids():
     assert FIVE.decode_enclave_ids(None) == ()
 
 
-def test_bytes_are_neither_text_nor_hex():
+def test_bytes_are_neither_text_nor_hex() -> None:
     """The text "0xabcd" and the bytes ab cd are different values and stay so."""
     texts = [b"0xabcd", b"\xab\xcd"]
     found = [FIVE.decode_enclave_ids(compact(1) + entry_bytes(1, text, text))[0].enclave_id for text in texts]
     assert found == texts
-    found = [FOUR.decode_dc_program(blob(text) * 4).version for text in texts]
-    assert found == texts
+    programs = [FOUR.decode_dc_program(blob(text) * 4) for text in texts]
+    assert [program and program.version for program in programs] == texts
 
 
-def test_dc_program_with_four_and_five_fields():
+def test_dc_program_with_four_and_five_fields() -> None:
     fields = [b"https://a/x.tar.gz", b"", b"a" * 64, b"1.2"]
     four = b"".join(map(blob, fields))
     five = four + compact(2) + blob(b"bafy") + blob(b"")
-    assert FOUR.decode_dc_program(four) == RawProgram(*fields)
-    assert FIVE.decode_dc_program(five) == RawProgram(*fields, (b"bafy", b""))
+    assert FOUR.decode_dc_program(four) == RawProgram(*fields)  # type: ignore[arg-type]
+    assert FIVE.decode_dc_program(five) == RawProgram(*fields, (b"bafy", b""))  # type: ignore[call-arg, arg-type]
     assert FIVE.decode_dc_program(None) is None
     assert code_of(lambda: FOUR.decode_dc_program(five)) == "SCALE_TRAILING_BYTES"
     assert code_of(lambda: FIVE.decode_dc_program(four)) == "SCALE_TRUNCATED"
 
 
-def test_now():
+def test_now() -> None:
     assert FIVE.decode_now((1_700_000_000_123).to_bytes(8, "little")) == 1_700_000_000_123
     assert code_of(lambda: FIVE.decode_now(None)) == "LAYOUT_MISMATCH"
     assert code_of(lambda: FIVE.decode_now(bytes(7))) == "SCALE_TRUNCATED"
@@ -98,7 +100,7 @@ def test_now():
     assert code_of(lambda: wide.decode_now(b"\xff" * 16)) == "LAYOUT_MISMATCH"
 
 
-def test_values_are_strict_and_bounded():
+def test_values_are_strict_and_bounded() -> None:
     value = compact(1) + entry_bytes(1, b"id", b"sig")
     for cut in range(len(value)):
         assert code_of(lambda cut=cut: FIVE.decode_enclave_ids(value[:cut])) == "SCALE_TRUNCATED"
@@ -114,19 +116,19 @@ raw_entries = st.builds(RawEntry, st.integers(0, 2**32 - 1), st.binary(max_size=
 
 
 @given(st.lists(raw_entries, max_size=5))
-def test_enclave_ids_round_trip(entries):
+def test_enclave_ids_round_trip(entries: list[RawEntry]) -> None:
     rows = b"".join(entry_bytes(one.height, one.enclave_id, one.signature) for one in entries)
     assert FIVE.decode_enclave_ids(compact(len(entries)) + rows) == tuple(entries)
 
 
 @given(st.tuples(*[st.binary(max_size=90)] * 4), st.lists(st.binary(max_size=70), max_size=4))
-def test_dc_program_round_trip(fields, cids):
+def test_dc_program_round_trip(fields: Any, cids: Any) -> None:
     value = b"".join(map(blob, fields)) + compact(len(cids)) + b"".join(map(blob, cids))
-    assert FIVE.decode_dc_program(value) == RawProgram(*fields, tuple(cids))
+    assert FIVE.decode_dc_program(value) == RawProgram(*fields, tuple(cids))  # type: ignore[call-arg, arg-type]
 
 
 @given(st.binary(max_size=200))
-def test_arbitrary_bytes(data):
+def test_arbitrary_bytes(data: bytes) -> None:
     attempt(lambda: FIVE.decode_enclave_ids(data))
     attempt(lambda: FIVE.decode_dc_program(data))
     attempt(lambda: FIVE.decode_now(data))
@@ -135,7 +137,7 @@ def test_arbitrary_bytes(data):
 # --- layouts other than the standard ones --------------------------------------------------------------------------
 
 
-def test_field_order_and_names_come_from_the_layout():
+def test_field_order_and_names_come_from_the_layout() -> None:
     order = ["Version", "mirrorUrl", "ENCLAVE_ID", "added", "mirror_cids", "originUrl", "flags"]
     types = ["bytes", "bytes", "bytes", "u16", {"vec": "bytes"}, "bytes", {"option": "bool"}]
     layout = changed(dc_program={"struct": [list(pair) for pair in zip(order, types, strict=True)]})
@@ -146,14 +148,14 @@ def test_field_order_and_names_come_from_the_layout():
     assert code_of(lambda: layout.decode_dc_program(value[:-1] + b"\2")) == "SCALE_VALUE_INVALID"
 
 
-def test_entries_as_structs():
+def test_entries_as_structs() -> None:
     tree = {"struct": [["signature", "bytes"], ["height", "u64"], ["enclave_id", "bytes"]]}
     layout = changed(enclave_ids={"vec": tree})
     value = compact(1) + blob(b"sig") + (7).to_bytes(8, "little") + blob(b"id")
     assert layout.decode_enclave_ids(value) == (RawEntry(7, b"id", b"sig"),)
 
 
-def test_compact_heights_and_optional_programs():
+def test_compact_heights_and_optional_programs() -> None:
     layout = changed(
         enclave_ids={"vec": {"tuple": [{"compact": "u32"}, "bytes", "bytes"]}},
         dc_program={"option": FOUR.to_json()["dc_program"]["type"]},
@@ -167,7 +169,7 @@ def test_compact_heights_and_optional_programs():
     assert layout.decode_dc_program(b"\1" + blob(b"x") * 4) == RawProgram(b"x", b"x", b"x", b"x")
 
 
-def test_further_types_are_decoded_and_ignored():
+def test_further_types_are_decoded_and_ignored() -> None:
     extra = [["a", {"array": [3, "u16"]}], ["b", {"tuple": ["bool", {"vec": "u128"}]}], ["c", {"compact": "u256"}]]
     tree = FOUR.to_json()["dc_program"]["type"]
     layout = changed(dc_program={"struct": tree["struct"] + extra})
@@ -177,14 +179,14 @@ def test_further_types_are_decoded_and_ignored():
 
 
 @pytest.mark.parametrize(("name", "size"), U8_TO_U256.items())
-def test_integer_widths(name, size):
+def test_integer_widths(name: str, size: int) -> None:
     tree = FOUR.to_json()["dc_program"]["type"]
     layout = changed(dc_program={"struct": [["first", name], *tree["struct"]]})
     assert layout.decode_dc_program(bytes(size) + blob(b"x") * 4)
     assert code_of(lambda: layout.decode_dc_program(bytes(size - 1) + blob(b"x") * 4)).startswith("SCALE_")
 
 
-def test_hashes_tell_layouts_apart():
+def test_hashes_tell_layouts_apart() -> None:
     assert FOUR != FIVE
     assert FOUR.hash != FIVE.hash
     assert standard_layout(fields=4, prefix="Other") != FOUR
@@ -199,7 +201,7 @@ def test_hashes_tell_layouts_apart():
     assert FIVE.hash == "ad3142bc8431f171e54d7e55e3e582ccedcc0144d39a4e4c16d8863104f7a20b"
 
 
-def test_a_copy_does_not_reach_back():
+def test_a_copy_does_not_reach_back() -> None:
     copy = FIVE.to_json()
     copy["enclave_ids"]["prefix"] = "Evil"
     assert FIVE.to_json()["enclave_ids"]["prefix"] == "DcNode"
@@ -209,12 +211,12 @@ def test_a_copy_does_not_reach_back():
     assert layout.to_json() == FIVE.to_json()
 
 
-def test_only_two_standard_layouts():
+def test_only_two_standard_layouts() -> None:
     with pytest.raises(ValueError, match="4 or 5"):
         standard_layout(fields=6)
 
 
-def nested(depth: int, kind: str = "option"):
+def nested(depth: int, kind: str = "option") -> object:
     """A type of ``depth`` levels, each around the next."""
     tree: object = "u16"
     for _ in range(depth):
@@ -247,7 +249,7 @@ ITEM = GOOD["now"]
         {**GOOD, "now": {**GOOD["dc_program"], "type": "u64"}},  # one key for two items
     ],
 )
-def test_json_that_is_no_layout(value):
+def test_json_that_is_no_layout(value: Any) -> None:
     assert code_of(lambda: Layout.from_json(value)) == "LAYOUT_INVALID"
 
 
@@ -288,12 +290,12 @@ def test_json_that_is_no_layout(value):
         {"tuple": [{"tuple": ["u8"] * 20}] * 20},
     ],
 )
-def test_types_that_are_none(tree):
+def test_types_that_are_none(tree: Any) -> None:
     extra = {"struct": [*FOUR.to_json()["dc_program"]["type"]["struct"], ["extra", tree]]}
     assert code_of(lambda: changed(dc_program=extra)) == "LAYOUT_INVALID"
 
 
-def test_types_may_be_deep_but_not_too_deep():
+def test_types_may_be_deep_but_not_too_deep() -> None:
     extra = {"struct": [*FOUR.to_json()["dc_program"]["type"]["struct"], ["extra", nested(15)]]}
     layout = changed(dc_program=extra)
     assert layout.decode_dc_program(blob(b"x") * 4 + b"\1" * 15 + b"\7\0")
@@ -302,7 +304,7 @@ def test_types_may_be_deep_but_not_too_deep():
     assert changed(now="u128").decode_now(b"\xff" * 8 + bytes(8)) == 2**64 - 1
 
 
-def test_a_value_of_the_largest_size():
+def test_a_value_of_the_largest_size() -> None:
     value = compact(1) + bytes(4) + blob(b"") + blob(b"x" * ((1 << 20) - 10))
     assert len(value) == 1 << 20
     assert len(FIVE.decode_enclave_ids(value)[0].signature) == (1 << 20) - 10
@@ -326,7 +328,7 @@ def test_a_value_of_the_largest_size():
         {"vec": {"struct": [["height", "u32"], ["enclave_id", "bytes"], ["signature", {"vec": "bytes"}]]}},
     ],
 )
-def test_types_that_cannot_be_enclave_ids(tree):
+def test_types_that_cannot_be_enclave_ids(tree: Any) -> None:
     assert code_of(lambda: changed(enclave_ids=tree)) == "LAYOUT_INVALID"
 
 
@@ -340,17 +342,17 @@ def test_types_that_cannot_be_enclave_ids(tree):
         {"struct": [["origin_url", "bytes"], ["mirror_url", "bytes"], ["enclave_id", "u64"], ["version", "bytes"]]},
     ],
 )
-def test_types_that_cannot_be_a_program(tree):
+def test_types_that_cannot_be_a_program(tree: Any) -> None:
     assert code_of(lambda: changed(dc_program=tree)) == "LAYOUT_INVALID"
 
 
 # --- from metadata -------------------------------------------------------------------------------------------------
 
 
-def registry() -> dict[int, dict]:
+def registry() -> dict[int, dict[str, Any]]:
     """A V14 registry as JSON, with the wrappers that FRAME puts around plain types."""
 
-    def field(type_id, name=None):
+    def field(type_id: int, name: str | None = None) -> dict[str, Any]:
         return {"name": name, "type": type_id, "typeName": "T", "docs": []}
 
     program = ["origin_url", "mirror_url", "enclave_id", "version"]
@@ -385,7 +387,7 @@ def registry() -> dict[int, dict]:
     }
 
 
-def test_types_from_metadata_are_the_standard_ones():
+def test_types_from_metadata_are_the_standard_ones() -> None:
     assert type_from_registry(registry(), 6) == FIVE.to_json()["enclave_ids"]["type"]
     assert type_from_registry(registry(), 7) == FOUR.to_json()["dc_program"]["type"]
 
@@ -401,10 +403,10 @@ def test_types_from_metadata_are_the_standard_ones():
         (14, "bytes"),
     ],
 )
-def test_types_from_metadata(type_id, tree):
+def test_types_from_metadata(type_id: int, tree: Any) -> None:
     assert type_from_registry(registry(), type_id) == tree
 
 
 @pytest.mark.parametrize("type_id", [8, 13, 15, 16, 17, 18, 19, 21, 22, 23, 99])
-def test_types_from_metadata_that_cannot_be_read(type_id):
+def test_types_from_metadata_that_cannot_be_read(type_id: int) -> None:
     assert code_of(lambda: type_from_registry(registry(), type_id)) == "LAYOUT_INVALID"

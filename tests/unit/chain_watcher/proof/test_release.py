@@ -1,5 +1,8 @@
 import base64
+from collections.abc import Sequence
 from dataclasses import FrozenInstanceError, replace
+from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -10,6 +13,7 @@ from chain_watcher.proof.layout import RawEntry, RawProgram
 from chain_watcher.proof.release import (
     BlockRef,
     ChainEntry,
+    SignatureVerifier,
     VerifiedRelease,
     decode_enclave_id,
     decode_signature,
@@ -39,14 +43,16 @@ def accept(enclave_id: str, signatures: tuple[bytes, ...]) -> None:
     assert signatures
 
 
-def release(program=PROGRAM, entries=(ENTRY,), verify=accept) -> VerifiedRelease:
+def release(
+    program: RawProgram | None = PROGRAM, entries: Sequence[ChainEntry] = (ENTRY,), verify: SignatureVerifier = accept
+) -> VerifiedRelease:
     return verify_release(program, entries, verify, BLOCK)
 
 
 # --- ids and signatures --------------------------------------------------------------------------------------------
 
 
-def test_ids():
+def test_ids() -> None:
     assert decode_enclave_id(ID.encode()) == ID
 
 
@@ -68,23 +74,23 @@ def test_ids():
         "\u0660".encode() * 32,  # a digit, but not an ASCII one
     ],
 )
-def test_what_is_no_id(raw):
+def test_what_is_no_id(raw: bytes) -> None:
     assert code_of(lambda: decode_enclave_id(raw)) == "RELEASE_ID_INVALID"
 
 
-def test_upper_case_is_named():
+def test_upper_case_is_named() -> None:
     with pytest.raises(ChainWatcherError, match="upper-case"):
         decode_enclave_id(ID.upper().encode())
 
 
 @given(st.binary(min_size=64, max_size=64))
-def test_signatures_round_trip(signature):
+def test_signatures_round_trip(signature: bytes) -> None:
     text = encode_signature(signature)
     assert len(text) == 104
     assert decode_signature(text) == signature
 
 
-def test_signature_text_of_the_go_library(vectors):
+def test_signature_text_of_the_go_library(vectors: Path) -> None:
     """A public key's text from the field shows the alphabet: multibase base32, lower case, no padding."""
     text = "bl3kr5jjklu2iijnmyhz7cy5lz3h5xhrlp7sim54bjhc4v3ztzfdq"
     key = base64.b32decode(text[1:].upper() + "====")
@@ -115,11 +121,11 @@ GOOD = encode_signature(SIG)
         b"m" + base64.b64encode(SIG),
     ],
 )
-def test_what_is_no_signature_text(raw):
+def test_what_is_no_signature_text(raw: bytes) -> None:
     assert code_of(lambda: decode_signature(raw)) == "RELEASE_SIGNATURE_ENCODING"
 
 
-def test_unused_bits_are_zero():
+def test_unused_bits_are_zero() -> None:
     """The last character has two significant bits: of 32 characters 4 are canonical."""
     alphabet = b"abcdefghijklmnopqrstuvwxyz234567"
     good = [letter for letter in alphabet if attempt(lambda x=letter: decode_signature(GOOD[:-1] + bytes([x])))[0]]
@@ -127,13 +133,13 @@ def test_unused_bits_are_zero():
 
 
 @given(st.binary(max_size=110) | st.text(max_size=104).map(str.encode))
-def test_decoding_signatures_is_injective(raw):
+def test_decoding_signatures_is_injective(raw: bytes) -> None:
     signature, code = attempt(lambda: decode_signature(raw))
     assert code or encode_signature(signature) == raw
     attempt(lambda: decode_enclave_id(raw))
 
 
-def test_a_signature_has_64_bytes():
+def test_a_signature_has_64_bytes() -> None:
     with pytest.raises(ValueError, match="64 bytes"):
         encode_signature(bytes(63))
 
@@ -141,7 +147,7 @@ def test_a_signature_has_64_bytes():
 # --- entries -------------------------------------------------------------------------------------------------------
 
 
-def test_bad_entries_do_not_hide_good_ones():
+def test_bad_entries_do_not_hide_good_ones() -> None:
     good = RawEntry(5, ID.encode(), GOOD)
     found = read_entries(
         [
@@ -186,7 +192,7 @@ def test_a_release_is_newer_only_above_the_height_of_its_source(
 # --- releases ------------------------------------------------------------------------------------------------------
 
 
-def test_a_release():
+def test_a_release() -> None:
     found = release(replace(PROGRAM, mirr_cids=(b"bafy1", b"bafy2")), [entry(7, OTHER), entry(5)])
     assert (found.enclave_id, found.version, found.origin_url, found.mirror_url) == (
         ID,
@@ -199,7 +205,7 @@ def test_a_release():
     assert (found.added_height, found.block_number, found.block_hash) == (5, 9, BLOCK.hash)
 
 
-def test_several_entries_are_m_of_n():
+def test_several_entries_are_m_of_n() -> None:
     seen = []
     entries = [entry(8), entry(5, signature=SIG2), entry(6), entry(4, OTHER), entry(7, signature=b"")]
     found = release(entries=entries, verify=lambda *call: seen.append(call))
@@ -208,12 +214,12 @@ def test_several_entries_are_m_of_n():
     assert found.added_height == 5
 
 
-def test_an_entry_with_an_unreadable_signature_counts_for_the_height():
+def test_an_entry_with_an_unreadable_signature_counts_for_the_height() -> None:
     assert release(entries=[entry(8), entry(3, signature=b"")]).added_height == 3
     assert code_of(lambda: release(entries=[entry(3, signature=b"")])) == "RELEASE_SIGNATURE_ENCODING"
 
 
-def test_program_and_entries_belong_together():
+def test_program_and_entries_belong_together() -> None:
     assert code_of(lambda: release(None, [])) == "RELEASE_PROGRAM_ABSENT"
     assert code_of(lambda: release(None, [entry()])) == "RELEASE_ENTRY_WITHOUT_PROGRAM"
     assert code_of(lambda: release(entries=[])) == "RELEASE_PROGRAM_WITHOUT_ENTRY"
@@ -229,8 +235,8 @@ class BrokenKeysError(Exception):
 @pytest.mark.parametrize(
     ("error", "kind"), [(ValueError("bad signature"), "rejected"), (BrokenKeysError("no keys"), "invariant")]
 )
-def test_whatever_the_verifier_raises_refuses(error, kind):
-    def refuse(enclave_id, signatures):
+def test_whatever_the_verifier_raises_refuses(error: Exception, kind: str) -> None:
+    def refuse(enclave_id: str, signatures: tuple[bytes, ...]) -> None:
         raise error
 
     with pytest.raises(ChainWatcherError) as caught:
@@ -241,8 +247,8 @@ def test_whatever_the_verifier_raises_refuses(error, kind):
     assert str(error) in str(caught.value)
 
 
-def test_the_verifier_is_not_asked_about_a_broken_program():
-    def fail(enclave_id, signatures):
+def test_the_verifier_is_not_asked_about_a_broken_program() -> None:
+    def fail(enclave_id: str, signatures: tuple[bytes, ...]) -> None:
         pytest.fail("asked")
 
     for program in (
@@ -253,7 +259,7 @@ def test_the_verifier_is_not_asked_about_a_broken_program():
         assert code_of(lambda program=program: release(program, verify=fail)) in CODES
 
 
-def test_too_many_signatures():
+def test_too_many_signatures() -> None:
     entries = [entry(5, signature=bytes([index]) * 64) for index in range(65)]
     assert code_of(lambda: release(entries=entries)) == "RELEASE_SIGNATURE_REFUSED"
     assert len(release(entries=entries[:64]).signatures) == 64
@@ -275,7 +281,7 @@ def test_too_many_signatures():
         {"mirr_cids": (b"bafy",) * 33},
     ],
 )
-def test_unusable_fields(change):
+def test_unusable_fields(change: dict[str, Any]) -> None:
     assert code_of(lambda: release(replace(PROGRAM, **change))) == "RELEASE_FIELD_INVALID"
 
 
@@ -289,16 +295,16 @@ def test_unusable_fields(change):
         {"mirr_cids": (b"c" * 256,) * 32},
     ],
 )
-def test_fields_at_their_limits(change):
+def test_fields_at_their_limits(change: dict[str, Any]) -> None:
     release(replace(PROGRAM, **change))
 
 
 @pytest.mark.parametrize("raw", [b"", ID[:-2].encode(), ID.upper().encode(), b"0x" + ID.encode()])
-def test_a_program_with_a_bad_id(raw):
+def test_a_program_with_a_bad_id(raw: bytes) -> None:
     assert code_of(lambda: release(replace(PROGRAM, enclave_id=raw))) == "RELEASE_ID_INVALID"
 
 
-def test_nobody_else_builds_a_release():
+def test_nobody_else_builds_a_release() -> None:
     found = release()
     fields = {name: getattr(found, name) for name in found.__slots__}
     with pytest.raises(TypeError):
@@ -306,7 +312,7 @@ def test_nobody_else_builds_a_release():
     with pytest.raises(TypeError, match="verify_release"):
         VerifiedRelease(**fields, token=object())
     with pytest.raises((TypeError, ValueError)):
-        replace(found, version="2")
+        replace(found, version="2")  # type: ignore[call-arg]
     with pytest.raises(FrozenInstanceError):
         found.version = "2"
 
@@ -315,7 +321,7 @@ def test_nobody_else_builds_a_release():
     ("number", "block_hash"),
     [(-1, BLOCK.hash), (2**32, BLOCK.hash), (1, "12" * 32), (1, "0x12"), (1, BLOCK.hash.replace("12", "AB"))],
 )
-def test_block_references_are_strict(number, block_hash):
+def test_block_references_are_strict(number: int, block_hash: str) -> None:
     assert BlockRef(0, BLOCK.hash).number == 0
     assert BlockRef(2**32 - 1, BLOCK.hash).hash == BLOCK.hash
     with pytest.raises(ValueError, match="block reference"):
@@ -326,7 +332,7 @@ def test_block_references_are_strict(number, block_hash):
     st.builds(RawProgram, *[st.binary(max_size=40)] * 4, st.lists(st.binary(max_size=9), max_size=3).map(tuple)),
     st.lists(st.builds(RawEntry, st.integers(0, 2**32 - 1), st.binary(max_size=70), st.binary(max_size=110))),
 )
-def test_arbitrary_chain_bytes(program, entries):
+def test_arbitrary_chain_bytes(program: RawProgram, entries: list[RawEntry]) -> None:
     attempt(lambda: verify_release(program, read_entries(entries).entries, accept, BLOCK))
     own = replace(program, enclave_id=ID.encode())
     attempt(lambda: verify_release(own, [entry()], accept, BLOCK))

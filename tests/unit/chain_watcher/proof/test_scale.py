@@ -31,7 +31,7 @@ COMPACT = {
 
 
 @pytest.mark.parametrize(("number", "encoded"), COMPACT.items())
-def test_compact_known_answers(number, encoded):
+def test_compact_known_answers(number: int, encoded: str) -> None:
     assert encode_compact(number).hex() == encoded
     reader = Reader(bytes.fromhex(encoded))
     assert reader.compact(2**536) == number
@@ -52,42 +52,42 @@ def test_compact_known_answers(number, encoded):
         "13ffffffffffffff00",
     ],
 )
-def test_compact_longer_than_needed_is_refused(encoded):
+def test_compact_longer_than_needed_is_refused(encoded: str) -> None:
     assert code_of(lambda: Reader(bytes.fromhex(encoded)).compact(2**536)) == "SCALE_COMPACT_NOT_CANONICAL"
 
 
 @pytest.mark.parametrize("encoded", ["", "01", "02", "020001", "03", "03000000", "0700000000", "ff" * 67])
-def test_compact_cut_short(encoded):
+def test_compact_cut_short(encoded: str) -> None:
     assert code_of(lambda: Reader(bytes.fromhex(encoded)).compact(2**536)) == "SCALE_TRUNCATED"
 
 
-def test_compact_over_its_limit():
+def test_compact_over_its_limit() -> None:
     assert code_of(lambda: Reader(encode_compact(2**32)).compact()) == "SCALE_TOO_LARGE"
     assert code_of(lambda: Reader(encode_compact(11)).compact(10)) == "SCALE_TOO_LARGE"
     assert Reader(encode_compact(10)).compact(10) == 10
 
 
 @given(st.integers(0, 2**536 - 1))
-def test_compact_round_trip(number):
+def test_compact_round_trip(number: int) -> None:
     reader = Reader(encode_compact(number))
     assert reader.compact(2**536) == number
     assert reader.left == 0
 
 
 @given(st.binary(max_size=70))
-def test_a_compact_that_decodes_encodes_to_the_same_bytes(data):
+def test_a_compact_that_decodes_encodes_to_the_same_bytes(data: bytes) -> None:
     reader = Reader(data)
     number, code = attempt(lambda: reader.compact(2**536))
     assert code or encode_compact(number) == data[: reader.position]
 
 
 @pytest.mark.parametrize("number", [-1, 2**536])
-def test_numbers_without_a_compact_form(number):
+def test_numbers_without_a_compact_form(number: int) -> None:
     with pytest.raises(ValueError, match="compact"):
         encode_compact(number)
 
 
-def test_fixed_integers_and_bool():
+def test_fixed_integers_and_bool() -> None:
     reader = Reader(bytes.fromhex("01 0200 03000000 0400000000000000 00 01".replace(" ", "")))
     assert (reader.u8(), reader.uint(2), reader.u32(), reader.u64()) == (1, 2, 3, 4)
     assert (reader.bool(), reader.bool()) == (False, True)
@@ -96,7 +96,7 @@ def test_fixed_integers_and_bool():
     assert code_of(Reader(b"\2").bool) == "SCALE_VALUE_INVALID"
 
 
-def test_lengths_are_bounded_before_they_are_believed():
+def test_lengths_are_bounded_before_they_are_believed() -> None:
     assert Reader(encode_blob(b"abc")).blob() == b"abc"
     assert code_of(lambda: Reader(encode_blob(b"abc")).blob(2)) == "SCALE_TOO_LARGE"
     assert code_of(lambda: Reader(encode_compact(2**31)).blob()) == "SCALE_TRUNCATED"
@@ -104,7 +104,7 @@ def test_lengths_are_bounded_before_they_are_believed():
     assert Reader(encode_compact(2) + b"12345678").length(10, 4) == 2
 
 
-def test_leftovers_are_refused():
+def test_leftovers_are_refused() -> None:
     reader = Reader(b"\0\0")
     reader.u8()
     assert code_of(reader.finish) == "SCALE_TRAILING_BYTES"

@@ -1,5 +1,8 @@
 import itertools
 import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -12,20 +15,20 @@ from tests.doubles.chain_makers import Trie, attempt, code_of, hash256, node_byt
 
 
 @pytest.fixture(scope="module")
-def solochain(vectors):
+def solochain(vectors: Path) -> dict[str, Any]:
     return json.loads((vectors / "chain/readproof_solochain_v1.json").read_text())
 
 
 @pytest.fixture(scope="module")
-def polkadot(vectors):
+def polkadot(vectors: Path) -> dict[str, Any]:
     return json.loads((vectors / "chain/trie_polkadot_genesis.json").read_text())
 
 
-def read(root: bytes, items, key: bytes):
+def read(root: bytes, items: Sequence[bytes], key: bytes) -> bytes | None:
     return read_proof(root, items, [key])[key]
 
 
-def flips(items):
+def flips(items: Sequence[bytes]) -> Iterator[list[bytes]]:
     """Every list of items with one bit of one item flipped."""
     for index, item in enumerate(items):
         for bit in range(len(item) * 8):
@@ -37,7 +40,7 @@ def flips(items):
 # --- known answers -------------------------------------------------------------------------------------------------
 
 
-def test_solochain_proofs(solochain):
+def test_solochain_proofs(solochain: dict[str, Any]) -> None:
     root = raw(solochain["stateRoot"])
     for proof in solochain["proofs"]:
         items = [raw(item) for item in proof["proof"]]
@@ -49,14 +52,14 @@ def test_solochain_proofs(solochain):
             assert code == "PROOF_INCOMPLETE", (proof["name"], gone)
 
 
-def test_solochain_proofs_as_one(solochain):
+def test_solochain_proofs_as_one(solochain: dict[str, Any]) -> None:
     root = raw(solochain["stateRoot"])
     items = list({raw(item) for proof in solochain["proofs"] for item in proof["proof"]})
     values = read_proof(root, items, [raw(proof["key"]) for proof in solochain["proofs"]])
     assert values == {raw(p["key"]): None if p["value"] is None else raw(p["value"]) for p in solochain["proofs"]}
 
 
-def test_solochain_one_flipped_bit_never_yields_a_value(solochain):
+def test_solochain_one_flipped_bit_never_yields_a_value(solochain: dict[str, Any]) -> None:
     root = raw(solochain["stateRoot"])
     for proof in solochain["proofs"]:
         items = [raw(item) for item in proof["proof"]]
@@ -64,7 +67,7 @@ def test_solochain_one_flipped_bit_never_yields_a_value(solochain):
             assert attempt(lambda broken=broken, proof=proof: read(root, broken, raw(proof["key"])))[1]
 
 
-def test_polkadot_genesis(polkadot):
+def test_polkadot_genesis(polkadot: dict[str, Any]) -> None:
     items = [raw(item) for item in polkadot["proof"]]
     for case in polkadot["expect"]:
         root = raw(case.get("stateRoot", polkadot["stateRoot"]))
@@ -75,14 +78,14 @@ def test_polkadot_genesis(polkadot):
             assert read(root, items, raw(case["key"])) == (case["value"] and raw(case["value"]))
 
 
-def test_polkadot_genesis_one_flipped_bit_never_yields_a_value(polkadot):
+def test_polkadot_genesis_one_flipped_bit_never_yields_a_value(polkadot: dict[str, Any]) -> None:
     items = [raw(item) for item in polkadot["proof"]]
     key = raw(polkadot["expect"][0]["key"])
     for broken in flips(items):
         assert attempt(lambda broken=broken: read(raw(polkadot["stateRoot"]), broken, key))[1]
 
 
-def test_roots_known_from_substrate():
+def test_roots_known_from_substrate() -> None:
     """Roots that sp-trie and smoldot test themselves with: the empty trie, one key, two keys."""
     assert EMPTY_ROOT == makers.EMPTY_ROOT == Trie({}).root
     one = Trie({b"abcd": b"hello world"})
@@ -132,7 +135,7 @@ ABSENT = [
 
 
 @pytest.mark.parametrize("version", [0, 1])
-def test_every_shape_of_node(version):
+def test_every_shape_of_node(version: int) -> None:
     state = Trie(STATE, version)
     for key, value in STATE.items():
         assert read(state.root, state.prove([key]), key) == value
@@ -145,7 +148,7 @@ def test_every_shape_of_node(version):
 
 
 @pytest.mark.parametrize("version", [0, 1])
-def test_a_missing_item_is_never_an_absence(version):
+def test_a_missing_item_is_never_an_absence(version: int) -> None:
     state = Trie(STATE, version)
     for key in [*STATE, *ABSENT]:
         items = state.prove([key])
@@ -154,7 +157,7 @@ def test_a_missing_item_is_never_an_absence(version):
             assert code_of(lambda rest=rest, key=key: read(state.root, rest, key)) == "PROOF_INCOMPLETE"
 
 
-def test_without_a_root_value_the_empty_key_is_absent():
+def test_without_a_root_value_the_empty_key_is_absent() -> None:
     state = {key: value for key, value in STATE.items() if key}
     assert read(Trie(state).root, Trie(state).items, b"") is None
     one = Trie({b"": BIG})
@@ -166,7 +169,7 @@ def test_without_a_root_value_the_empty_key_is_absent():
     "length", [0, 1, 2, *range(12, 19), *range(28, 35), *range(60, 67), *range(268, 275), 317, 318, 319, 573]
 )
 @pytest.mark.parametrize("shape", ["leaf", "hashed leaf", "branch", "value branch", "hashed branch"])
-def test_partial_key_lengths_at_the_borders(length, shape):
+def test_partial_key_lengths_at_the_borders(length: int, shape: str) -> None:
     """1 and 15, 31 or 63 nibbles fill the header byte, every further 255 another one."""
     partial = ("123456789abcdef" * 40)[:length]
     value = None if shape == "branch" else hash256(b"v") if "hashed" in shape else b"v"
@@ -181,14 +184,14 @@ def test_partial_key_lengths_at_the_borders(length, shape):
         assert code_of(lambda: decode_node(padded)) == "PROOF_NODE_INVALID"
 
 
-def test_known_header_bytes():
+def test_known_header_bytes() -> None:
     assert node_bytes("0" * 63, value=b"")[:2] == b"\x7f\x00"
     assert node_bytes("0" * 318, value=b"")[:3] == b"\x7f\xff\x00"
     assert node_bytes("0" * 31, value=bytes(32), hashed=True)[:2] == b"\x3f\x00"
     assert node_bytes("0" * 15, value=bytes(32), hashed=True, children={0: b"@\0"})[:2] == b"\x1f\x00"
 
 
-def test_inline_children():
+def test_inline_children() -> None:
     inner = node_bytes("", children={1: node_bytes("", value=b"deep"), 15: node_bytes("f", value=b"")})
     root = node_bytes("a", children={0: inner})
     assert len(inner) < 32
@@ -202,7 +205,7 @@ def test_inline_children():
     assert code_of(lambda: read(hash256(empty), [empty], b"\xa0")) == "PROOF_NODE_INVALID"
 
 
-def test_hashed_value_inside_an_inline_child_has_no_room_but_is_followed():
+def test_hashed_value_inside_an_inline_child_has_no_room_but_is_followed() -> None:
     """A node with a hashed value has at least 33 bytes, so it never is inline; a child by hash is followed."""
     leaf = node_bytes("0", value=hash256(BIG), hashed=True)
     root = node_bytes("", children={1: hash256(leaf)})
@@ -245,14 +248,14 @@ def test_hashed_value_inside_an_inline_child_has_no_room_but_is_followed():
         "10",
     ],
 )
-def test_malformed_nodes(data):
+def test_malformed_nodes(data: str) -> None:
     item = bytes.fromhex(data)
     assert code_of(lambda: decode_node(item)) == "PROOF_NODE_INVALID"
     if item != b"\0":
         assert code_of(lambda: read(hash256(item), [item], b"\x12")) == "PROOF_NODE_INVALID"
 
 
-def test_decoded_node():
+def test_decoded_node() -> None:
     leaf = decode_node(b"\x42\xaa\x04\xbb")
     assert leaf == TrieNode("aa", b"\xbb", False, (None,) * 16)
 
@@ -260,7 +263,7 @@ def test_decoded_node():
 # --- the empty trie, superfluous items, limits ---------------------------------------------------------------------
 
 
-def test_empty_trie():
+def test_empty_trie() -> None:
     assert read(EMPTY_ROOT, [], b"any") is None
     assert read(EMPTY_ROOT, [b"\0"], b"any") is None
     assert read(EMPTY_ROOT, [], b"") is None
@@ -269,7 +272,7 @@ def test_empty_trie():
     assert code_of(lambda: read_proof(EMPTY_ROOT, [b"@\0"], [])) == "PROOF_SUPERFLUOUS"
 
 
-def test_superfluous_items():
+def test_superfluous_items() -> None:
     state = Trie(STATE)
     key = b"\x01\x02\x04"
     items = state.prove([key])
@@ -290,7 +293,7 @@ def test_superfluous_items():
     assert code_of(lambda: read_proof(hash256(b""), state.items, [])) == "PROOF_SUPERFLUOUS"
 
 
-def test_superfluous_items_are_searched_through_inline_nodes():
+def test_superfluous_items_are_searched_through_inline_nodes() -> None:
     leaf = node_bytes("0", value=b"w" * 40)
     inner = node_bytes("", children={1: node_bytes("", value=b"i")})
     root = node_bytes("", children={0: inner, 1: hash256(leaf), 2: hash256(b"elsewhere")})
@@ -302,7 +305,7 @@ def test_superfluous_items_are_searched_through_inline_nodes():
     assert code_of(lambda: read(hash256(root), [root, leaf, malformed], b"\x10")) == "PROOF_NODE_INVALID"
 
 
-def test_a_value_that_looks_like_a_node_is_not_walked():
+def test_a_value_that_looks_like_a_node_is_not_walked() -> None:
     """Whoever writes a value over 32 bytes chooses bytes whose hash is in the trie; it is no child there."""
     fake = node_bytes("", children={1: hash256(b"x" * 40), 2: hash256(b"y" * 40)})
     state = Trie({b"\x01": fake, b"\x02": b"z" * 40})
@@ -312,20 +315,20 @@ def test_a_value_that_looks_like_a_node_is_not_walked():
     assert code_of(lambda: read(state.root, [*state.items, b"x" * 40], b"\x02")) == "PROOF_SUPERFLUOUS"
 
 
-def test_an_inline_value_names_no_item():
+def test_an_inline_value_names_no_item() -> None:
     """32 bytes stored inline that happen to be the hash of an item are a value, not a link."""
     state = Trie({b"\x01": hash256(b"item"), b"\x02": b"z" * 40})
     assert read(state.root, state.items, b"\x01") == hash256(b"item")
     assert code_of(lambda: read(state.root, [*state.items, b"item"], b"\x01")) == "PROOF_SUPERFLUOUS"
 
 
-def test_the_same_subtree_twice():
+def test_the_same_subtree_twice() -> None:
     twin = {b"\x10" + b"s" * 40: b"v" * 40, b"\x20" + b"s" * 40: b"v" * 40}
     state = Trie(twin)
     assert read_proof(state.root, state.items, twin) == twin
 
 
-def test_limits(monkeypatch):
+def test_limits(monkeypatch: pytest.MonkeyPatch) -> None:
     state = Trie(STATE)
     monkeypatch.setattr(trie, "PROOF_NODES_MAX", len(state.items) - 1)
     assert code_of(lambda: ReadProof(state.items)) == "PROOF_TOO_LARGE"
@@ -335,7 +338,7 @@ def test_limits(monkeypatch):
     assert code_of(lambda: ReadProof(state.items)) == "PROOF_TOO_LARGE"
 
 
-def test_a_root_has_32_bytes():
+def test_a_root_has_32_bytes() -> None:
     with pytest.raises(ValueError, match="32 bytes"):
         read_proof(b"", [], [])
 
@@ -348,7 +351,7 @@ states = st.dictionaries(keys, st.binary(max_size=70), max_size=25)
 
 @settings(max_examples=150)
 @given(states, st.sampled_from([0, 1]), st.lists(keys, max_size=5))
-def test_any_state_is_proven(state, version, others):
+def test_any_state_is_proven(state: dict[bytes, bytes], version: int, others: list[bytes]) -> None:
     made = Trie(state, version)
     asked = [*state, *others]
     expected = {key: state.get(key) for key in asked}
@@ -359,7 +362,7 @@ def test_any_state_is_proven(state, version, others):
 
 @settings(max_examples=100)
 @given(states.filter(bool), st.data())
-def test_corrupted_proofs_of_any_state_never_lie(state, data):
+def test_corrupted_proofs_of_any_state_never_lie(state: dict[bytes, bytes], data: st.DataObject) -> None:
     made = Trie(state)
     key = data.draw(st.sampled_from(sorted(state)) | keys)
     items = made.prove([key])
@@ -371,14 +374,14 @@ def test_corrupted_proofs_of_any_state_never_lie(state, data):
 
 
 @given(st.binary(max_size=80))
-def test_a_node_that_decodes_encodes_to_the_same_bytes(data):
+def test_a_node_that_decodes_encodes_to_the_same_bytes(data: bytes) -> None:
     node, code = attempt(lambda: decode_node(data))
     if code is None:
         children = {index: child for index, child in enumerate(node.children) if child is not None}
         assert node_bytes(node.partial, value=node.value, hashed=node.hashed, children=children or None) == data
 
 
-def test_order_of_items_does_not_matter():
+def test_order_of_items_does_not_matter() -> None:
     made = Trie({b"\x01": BIG, b"\x02": b"b", b"\x11": b"c" * 40})
     for items in itertools.permutations(made.items):
         assert read(made.root, items, b"\x01") == BIG

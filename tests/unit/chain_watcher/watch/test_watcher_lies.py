@@ -83,7 +83,7 @@ async def test_a_justification_by_too_few(chain: ProvenChain, node: FakeNode, ho
         proof = chain.justify(fork, voters=chain.voters[:2])
         await node.notify("grandpa_subscribeJustifications", "0x" + proof.hex())
 
-    node.announce_finalized = announce  # type: ignore[method-assign]
+    node.announce_finalized = announce  # type: ignore[method-assign, assignment]
     await believed(chain, node, honest, "ENDPOINT_JUSTIFICATION_FORGED ENDPOINT_FORKED_FINALITY")
 
 
@@ -92,7 +92,7 @@ async def test_a_justification_by_another_set(chain: ProvenChain, node: FakeNode
         proof = chain.justify(block, voters=voters("others"))
         await node.notify("grandpa_subscribeJustifications", "0x" + proof.hex())
 
-    node.announce_finalized = announce  # type: ignore[method-assign]
+    node.announce_finalized = announce  # type: ignore[method-assign, assignment]
     await believed(chain, node, honest, "ENDPOINT_JUSTIFICATION_FORGED")
 
 

@@ -14,7 +14,8 @@ from dcupgrade.adapters.node_slots import NodeSlots
 from dcupgrade.errors import DcupgradeError
 from dcupgrade.machine.plan import Plan, with_launch
 from dcupgrade.machine.state import Name, State
-from dcupgrade.settings.load import SettingsError, structure
+from dcupgrade.settings.errors import SettingsError
+from dcupgrade.settings.load import structure
 from dcupgrade.settings.schema import Settings
 from process_supervisor.container_template import ContainerTemplate, mounts_of
 from process_supervisor.driver import LaunchSpec, NodeRecord

@@ -9,7 +9,7 @@ import pytest
 
 from chain_watcher.proof.evidence import SetChange
 from dcupgrade.adapters.vault import Vault
-from dcupgrade.adapters.vault_authorities import LOOK_S, RETRY_S, catch_up, keep_authorities_current
+from dcupgrade.adapters.vault_authorities import CHECK_EVERY_S, RETRY_S, catch_up, keep_authorities_current
 from dcupgrade.errors import DcupgradeError
 from keyvault.client import VaultClient
 from keyvault.errors import KeyvaultError
@@ -124,7 +124,7 @@ async def test_a_vault_that_does_not_move_is_not_asked_forever() -> None:
     assert vault.steps == 2
 
 
-@pytest.mark.parametrize(("kind", "pause_s", "logged"), [("transient", RETRY_S, 0), ("rejected", LOOK_S, 1)])
+@pytest.mark.parametrize(("kind", "pause_s", "logged"), [("transient", RETRY_S, 0), ("rejected", CHECK_EVERY_S, 1)])
 async def test_a_failure_is_logged_once_and_tried_again(
     kind: str, pause_s: float, logged: int, caplog: pytest.LogCaptureFixture
 ) -> None:

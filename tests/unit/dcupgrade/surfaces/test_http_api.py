@@ -12,7 +12,7 @@ from dcupgrade import __version__
 from dcupgrade.errors import DcupgradeError
 from dcupgrade.machine import picture
 from dcupgrade.machine.gates import GateRules, Shut
-from dcupgrade.machine.plan import plan
+from dcupgrade.machine.plan import Plan, plan
 from dcupgrade.machine.state import ChainFacts, Hold, Name, Release, State
 from dcupgrade.surfaces import http_api as web
 from dcupgrade.surfaces.upgrades import ROWS_PER_UPGRADE
@@ -68,7 +68,7 @@ class FakeAgent:
         self.words.append((kind, who, arguments))
         return len(self.words)
 
-    async def plan(self) -> dict[str, Any]:
+    async def plan(self) -> Plan:
         return plan(self.state, GateRules(), 100.0, 90.0)
 
     async def counts(self) -> dict[str, float]:

@@ -51,7 +51,7 @@ def test_a_node_that_lives_but_does_not_serve_is_an_alarm_within_a_minute(health
         async def stuck(_: str) -> NodeHealth:
             return health
 
-        scene.world.nodes.health = stuck  # type: ignore[method-assign]
+        scene.world.nodes.health = stuck  # type: ignore[method-assign, assignment]
         await asyncio.sleep(MINUTE_S)
         assert scene.alarms() == [code]
         told = scene.agent.feed.snapshot(scene.state)["node"]
@@ -135,7 +135,7 @@ def test_a_node_whose_record_is_damaged_is_an_alarm_by_its_own_code_and_no_crash
             looks += 1
             raise DcupgradeError(code="NODE_RECORD_INVALID", what="node", why="not JSON", kind="invariant")
 
-        scene.world.nodes.is_alive = damaged  # type: ignore[method-assign]
+        scene.world.nodes.is_alive = damaged  # type: ignore[method-assign, assignment]
         scene.start_agent()
         await asyncio.sleep(600)
         assert "NODE_RECORD_INVALID" in scene.alarms()

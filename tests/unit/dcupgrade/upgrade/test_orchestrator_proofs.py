@@ -69,7 +69,7 @@ def test_a_short_silence_in_probation_is_borne_and_a_long_one_is_not(silent_s: f
         second = scene.publish()
         await scene.until_state(Name.PROBATION)
         await asyncio.sleep(3)
-        scene.world.nodes.health = silent  # type: ignore[method-assign]
+        scene.world.nodes.health = silent  # type: ignore[method-assign, assignment]
         await asyncio.sleep(silent_s)
         scene.world.nodes.health = real  # type: ignore[method-assign]
         await scene.until_idle(second if passes else first)

@@ -242,7 +242,7 @@ def test_a_full_disk_does_not_keep_a_blob_of_an_older_cpusvn_from_opening(caplog
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
-    disk.write = full  # type: ignore[method-assign]
+    disk.write = full  # type: ignore[method-assign, assignment]
     assert payload(store(disk, cpu=newer)) == SECRET
     assert "STORE_WRITE_FAILED" in caplog.text
     del disk.write

@@ -177,7 +177,7 @@ def test_a_permit_names_target_block_and_expiry() -> None:
         "signed-but-revoked", "unsigned", "signed-but-older", "equal-height",
     ],
 )  # fmt: skip
-def test_a_permit_is_refused(code: str, at: ChainState, more: dict[str, str]) -> None:
+def test_a_permit_is_refused(code: str, at: ChainState, more: dict[str, Any]) -> None:
     assert refusal(collected(), at, **more) == code
 
 

@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import replace
+from typing import Any
 
 import aiohttp
 import pytest
@@ -108,7 +109,7 @@ async def test_a_power_cut_at_any_step_of_a_cycle_loses_neither_keys_nor_decisio
     for steps in range(0, 40):
         host = Host()
         host.disk.steps = steps
-        done = []
+        done: list[Any] = []
         try:
             vault = host.vault()
             with KeySet(SECRET) as key_set:
@@ -277,7 +278,7 @@ async def test_a_restarted_instance_may_ask_again_until_durable() -> None:
 async def test_a_lost_answer_to_durable_does_not_hurt_the_node() -> None:
     vault = Host().vault()
     real = vault.on_durable
-    lost = []
+    lost: list[Any] = []
 
     async def on_durable(body: bytes) -> bytes:
         answer = await real(body)
