@@ -69,7 +69,10 @@ class TunnelConnector(aiohttp.BaseConnector):
             tunnel: asyncio.BaseTransport | None = transport
             if req.is_ssl():
                 context = req.ssl if isinstance(req.ssl, ssl.SSLContext) else ssl.create_default_context()
-                tunnel = await loop.start_tls(transport, protocol, context, server_hostname=host)
+                try:
+                    tunnel = await loop.start_tls(transport, protocol, context, server_hostname=host)
+                except ssl.SSLCertVerificationError as problem:  # as aiohttp says it of a direct connection
+                    raise aiohttp.ClientConnectorCertificateError(req.connection_key, problem) from problem
             else:
                 transport.set_protocol(protocol)
             if tunnel is None:

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import datetime
-import ipaddress
-import ssl
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -13,14 +10,11 @@ from typing import Any
 import aiohttp
 import aiohttp.web
 import pytest
-from cryptography import x509
-from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.x509.oid import NameOID
 
 from chain_watcher.endpoints.messages import RpcError
 from chain_watcher.endpoints.rpc import RpcClient, RpcLimits, open_session, tls_context
 from chain_watcher.errors import CODES
+from tests.doubles.certificates import certificate
 from tests.doubles.chain_endpoint import FakeChain, FakeNode, RpcFaultError, until
 
 LIMITS = RpcLimits(request_timeout_s=5.0, message_bytes_max=200_000, notifications_max=4)
@@ -269,24 +263,6 @@ async def test_a_handshake_that_breaks_says_nothing_of_the_certificate(session: 
         await RpcClient.connect(session, f"wss://127.0.0.1:{server.sockets[0].getsockname()[1]}", LIMITS)
     server.close()
     await server.wait_closed()
-
-
-def certificate(folder: Path) -> tuple[Path, ssl.SSLContext]:
-    """A certificate of 127.0.0.1 signed by itself, and a server context that shows it."""
-    key = ec.generate_private_key(ec.SECP256R1())
-    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "test")])
-    day = datetime.timedelta(days=1)
-    now = datetime.datetime.now(datetime.UTC)
-    builder = x509.CertificateBuilder(name, name, key.public_key(), x509.random_serial_number(), now - day, now + day)
-    address = x509.SubjectAlternativeName([x509.IPAddress(ipaddress.ip_address("127.0.0.1"))])
-    signed = builder.add_extension(address, False).sign(key, hashes.SHA256())
-    ca, private = folder / "ca.pem", folder / "key.pem"
-    ca.write_bytes(signed.public_bytes(serialization.Encoding.PEM))
-    plain = serialization.NoEncryption()
-    private.write_bytes(key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, plain))
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.load_cert_chain(ca, private)
-    return ca, context
 
 
 async def test_tls_is_verified_and_the_ca_can_be_pinned(session: aiohttp.ClientSession, tmp_path: Path) -> None:

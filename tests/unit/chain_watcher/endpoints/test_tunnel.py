@@ -5,12 +5,14 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import AsyncIterator
+from pathlib import Path
 
 import pytest
 
 from chain_watcher.endpoints.messages import RpcError
 from chain_watcher.endpoints.rpc import RpcClient, RpcLimits, open_session
 from chain_watcher.endpoints.tunnel import no_proxy, proxy_of
+from tests.doubles.certificates import certificate
 from tests.doubles.chain_endpoint import FakeChain, FakeNode
 from tests.doubles.watching import ID_1, publish, watching
 
@@ -37,11 +39,13 @@ class Proxy:
 
 
 async def pipe(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-    with contextlib.suppress(ConnectionError):
-        while data := await reader.read(65536):
-            writer.write(data)
-            await writer.drain()
-    writer.close()
+    try:
+        with contextlib.suppress(ConnectionError):
+            while data := await reader.read(65536):
+                writer.write(data)
+                await writer.drain()
+    finally:
+        writer.close()
 
 
 @contextlib.asynccontextmanager
@@ -87,6 +91,23 @@ async def test_credentials_of_the_proxy_are_sent() -> None:
             client = await RpcClient.connect(session, "ws://chain.invalid:1", LIMITS)
             await client.close()
         assert "Proxy-Authorization: Basic bWU6cEBzcw==" in proxy.heads[0]
+
+
+async def test_a_wss_endpoint_is_verified_by_its_own_name_through_the_tunnel(tmp_path: Path) -> None:
+    """TLS is spoken with the endpoint, inside of the tunnel: the proxy sees a name and a port."""
+    ca, context = certificate(tmp_path)
+    async with (
+        FakeNode(FakeChain(), tls=context) as node,
+        serving(Proxy(node.port)) as proxy,
+        open_session(proxy.url) as session,
+    ):
+        client = await RpcClient.connect(session, "wss://chain.invalid:443", LIMITS, ca_file=str(ca))
+        assert await client.call("chain_getBlockHash", [0]) == node.chain.genesis_hash
+        await client.close()
+        assert proxy.heads[0].startswith("CONNECT chain.invalid:443 HTTP/1.1\r\n")
+        for url, pinned in (("wss://chain.invalid:443", None), ("wss://other.invalid:443", str(ca))):
+            with pytest.raises(RpcError, match="RPC_TLS_FAILED"):
+                await RpcClient.connect(session, url, LIMITS, ca_file=pinned)
 
 
 @pytest.mark.parametrize("answer", ["407 Proxy Authentication Required", "503 Busy", "garbage"])

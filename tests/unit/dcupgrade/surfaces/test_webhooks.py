@@ -3,6 +3,7 @@ import hashlib
 import hmac
 import itertools
 import json
+import sqlite3
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,7 @@ class Receiver:
     def __init__(self) -> None:
         self.got: list[tuple[dict[str, Any], bytes, str]] = []
         self.status = 200
+        self.headers: dict[str, str] = {}
         app = web.Application()
         app.router.add_post("/hook", self.take)
         self.server = TestServer(app)
@@ -37,7 +39,7 @@ class Receiver:
         if self.status == 200:
             body = await request.read()
             self.got.append((await request.json(), body, request.headers.get("X-Dcupgrade-Signature", "")))
-        return web.Response(status=self.status)
+        return web.Response(status=self.status, headers=self.headers)
 
     @property
     def url(self) -> str:
@@ -106,6 +108,44 @@ async def test_a_failing_receiver_is_asked_again_with_growing_pauses_and_loses_n
     assert [fact["to"] for fact, _, _ in receiver.got] == ["staging", "staged"]
 
 
+@pytest.mark.parametrize(
+    ("status", "header", "pause_s"),
+    [(429, "37", 37.0), (503, "3600", 3600.0), (429, "9" * 12, 86400.0), (500, "37", 1.0), (429, "soon", 1.0)],
+)
+async def test_a_receiver_that_asks_to_be_left_alone_is_asked_again_after_that_time(
+    receiver: Receiver, post: Post, journal: JournalThread, status: int, header: str, pause_s: float
+) -> None:
+    """Case C5, from the receiver's header to the pause, and nothing is lost by it."""
+    clock = Pauses(1)
+    sender = hook(receiver, journal, post)
+    await sender.step(1.0)
+    await enter(journal, Name.IDLE, Name.STAGING)
+    receiver.status, receiver.headers = status, {"Retry-After": header}
+    sender = Webhook(WebhookSettings(url=receiver.url), journal, post, clock, "n1")
+    with pytest.raises(asyncio.CancelledError):
+        await sender.run()
+    assert clock.seen == [pause_s]
+    receiver.status = 200
+    await sender.step(1.0)
+    assert [fact["to"] for fact, _, _ in receiver.got] == ["staging"]
+
+
+@pytest.mark.parametrize("sql", ["UPDATE events SET detail = 'x' WHERE seq = 1"])
+async def test_a_damaged_event_is_left_out_and_reported_and_holds_up_no_other(
+    receiver: Receiver, post: Post, journal: JournalThread, tmp_path: Path, sql: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    sender = hook(receiver, journal, post)
+    await sender.step(1.0)
+    await enter(journal, Name.IDLE, Name.STAGING, Name.STAGED)
+    db = sqlite3.connect(tmp_path / "j")
+    with db:
+        db.execute(sql)
+    db.close()
+    await sender.step(1.0)
+    assert [fact["to"] for fact, _, _ in receiver.got] == ["staged"]
+    assert "JOURNAL_ROW_DAMAGED: event 1" in caplog.text
+
+
 async def test_the_body_is_signed_with_the_receivers_secret(
     receiver: Receiver, post: Post, journal: JournalThread, tmp_path: Path
 ) -> None:
@@ -157,12 +197,13 @@ class FullDisk:
 
 
 class Pauses:
-    def __init__(self) -> None:
+    def __init__(self, most: int = 3) -> None:
         self.seen: list[float] = []
+        self.most = most
 
     async def sleep(self, seconds: float) -> None:
         self.seen.append(seconds)
-        if len(self.seen) == 3:
+        if len(self.seen) == self.most:
             raise asyncio.CancelledError
 
 

@@ -147,6 +147,26 @@ def test_the_way_back_never_gives_up_on_a_mirror(down_s: float) -> None:
     Scene().play(act)
 
 
+def test_a_source_without_any_address_comes_back_once_its_files_are_put_back() -> None:
+    """Case C3, of a version that was taken over: nothing says where its files are; a person brings them."""
+
+    async def act(scene: Scene) -> None:
+        first = await scene.installed()
+        scene.publish("blind")
+        await scene.until_state(Name.DELIVERING)
+        scene.world.disk.remove(f"slot/{first.enclave_id}")
+        why = "the release names no source"
+        nowhere = DcupgradeError(code="DOWNLOAD_SOURCES_FAILED", what="download", why=why, kind="transient")
+        failing(scene.world, "nodes", "stage", nowhere, [])
+        await scene.until(lambda state: state.halted == "SOURCE_SLOT_DAMAGED", "the halt")
+        await asyncio.sleep(1000.0)
+        assert "SOURCE_SLOT_DAMAGED" in scene.alarms()
+        scene.world.disk.write(f"slot/{first.enclave_id}", "put back by hand")
+        await scene.until_idle(first)
+
+    Scene().play(act)
+
+
 def test_a_version_that_does_not_stop_for_a_while_needs_no_person() -> None:
     async def act(scene: Scene) -> None:
         first = await scene.installed()
