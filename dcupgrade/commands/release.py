@@ -15,6 +15,8 @@ from dcupgrade.errors import DcupgradeError
 from dcupgrade.publishing import pallet, signing
 from dcupgrade.publishing import publish as publishing
 from dcupgrade.publishing.signing_keys import load_signing_key, open_to_others
+from process_supervisor.content_id import decode_cid
+from process_supervisor.errors import ProcessSupervisorError
 
 from .progress import progress
 
@@ -211,6 +213,7 @@ def publish(
     signing.verify_signatures(enclave_id, signatures, network_keys, threshold)
     found = pallet.Release(enclave_id, version or "none", origin_url or "none", mirror_url, cids)
     found.verify_fields()
+    _require_cids(cids)
     account = None if print_call else _account(suri, key_file)
     with progress(f"publishing on {url}; the last block must be final"), pallet.PublisherChain.connect(url) as chain:
         if print_call or not chain.has_sudo:
@@ -218,6 +221,20 @@ def publish(
             return
         blocks = publishing.publish(chain, found, signatures, account, list_only=list_only)
     _show_blocks(enclave_id, blocks, as_json)
+
+
+def _require_cids(cids: tuple[str, ...]) -> None:
+    """Raise RELEASE_FIELD_BAD for a CID of which no agent could verify the content."""
+    for cid in cids:
+        try:
+            decode_cid(cid)
+        except ProcessSupervisorError as error:
+            raise DcupgradeError(
+                code="RELEASE_FIELD_BAD",
+                what=f"CID {cid[:100]!r}",
+                why=error.why,
+                action="Give the CID that `ipfs add` printed for the archive.",
+            ) from error
 
 
 @release.command()

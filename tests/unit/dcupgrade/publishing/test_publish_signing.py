@@ -82,7 +82,7 @@ def test_m_of_n_needs_m_different_keys() -> None:
             signing.verify_signatures(ID, signatures, keys, threshold=2)
 
 
-def test_nothing_is_sent_for_a_bad_signature(tmp_path: Path) -> None:
+def test_nothing_is_sent_for_a_bad_signature_or_a_cid_that_no_agent_could_verify(tmp_path: Path) -> None:
     # The URL leads nowhere: had the signature been taken, the error would be another one.
     arguments = ["--url", "ws://127.0.0.1:1", "--suri", "//Alice", "--version", "1.1.0", "--origin-url", "http://h/a"]
     arguments += ["--network-key", signing.network_key_text(KEY)]
@@ -90,7 +90,11 @@ def test_nothing_is_sent_for_a_bad_signature(tmp_path: Path) -> None:
     assert refused("publish", *arguments, "--signature", bad, ID).code == "RELEASE_SIGNATURE_BAD"
     assert refused("publish", *arguments, ID).code == "RELEASE_SIGNATURE_BAD"
     good = signing.sign_enclave_id(KEY, ID)
-    assert refused("publish", *arguments, "--signature", good, ID).code == "PUBLISH_CHAIN_UNREACHABLE"
+    arguments += ["--signature", good]
+    assert refused("publish", *arguments, ID).code == "PUBLISH_CHAIN_UNREACHABLE"
+    whole = "QmYwAPJzv5CZsnA625s3Xf2nemtYgPpHdWEz79ojWnPbdG"
+    assert refused("publish", *arguments, "--cid", whole, ID).code == "PUBLISH_CHAIN_UNREACHABLE"
+    assert refused("publish", *arguments, "--cid", whole[:-1], ID).code == "RELEASE_FIELD_BAD"
 
 
 @pytest.mark.parametrize(
