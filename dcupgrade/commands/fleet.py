@@ -130,7 +130,7 @@ def limit(config_path: Path, slots: int) -> None:
         await engine.set_limit(slots)
 
     _with_engine(config_path, set_limit)
-    click.echo(f"{slots} nodes may upgrade at once.")
+    click.echo(f"{slots} node{'s' * (slots != 1)} may upgrade at once.")
 
 
 def _at(unix_s: float) -> str:

@@ -9,6 +9,7 @@ import tomllib
 from pathlib import Path
 from typing import Any
 
+import attrs
 import kubernetes_validate
 import pytest
 import yaml
@@ -17,6 +18,7 @@ from prometheus_client import CollectorRegistry, generate_latest
 from dcupgrade.machine.state import Name, State
 from dcupgrade.settings import load
 from dcupgrade.settings.reference import example_toml
+from dcupgrade.settings.schema import Settings
 from dcupgrade.surfaces.metrics import AgentCollector
 from tests.conftest import ROOT
 
@@ -110,24 +112,36 @@ def test_prometheus_finds_nothing_wrong_with_the_metrics() -> None:
     promtool("check", "metrics", stdin=generate_latest(registry))
 
 
+def manifests(folder: str) -> list[dict[str, Any]]:
+    """The objects that a kustomization lists."""
+    place = DEPLOY / "kubernetes" / folder
+    files = yaml.safe_load((place / "kustomization.yaml").read_text())["resources"]
+    return [document for name in files for document in yaml.safe_load_all((place / name).read_text())]
+
+
+def pod() -> dict[str, Any]:
+    """The pod that runs on each host."""
+    (daemonset,) = (document for document in manifests("base") if document["kind"] == "DaemonSet")
+    found: dict[str, Any] = daemonset["spec"]["template"]["spec"]
+    return found
+
+
 def test_kubernetes_manifests_follow_the_published_schemas() -> None:
-    documents = list(yaml.safe_load_all((DEPLOY / "kubernetes" / "daemonset.yaml").read_text()))
-    assert {document["kind"] for document in documents} == {"Namespace", "ServiceAccount", "DaemonSet"}
+    documents = [one for folder in ("base", "fleet") for one in manifests(folder)]
+    kinds = {"Namespace", "ServiceAccount", "DaemonSet", "Lease", "Role", "RoleBinding"}
+    assert {document["kind"] for document in documents} == kinds
     for document in documents:
         kubernetes_validate.validate(document, "1.31", strict=True)
 
 
 def test_sealed_keys_are_never_kept_in_a_volume_that_dies_with_the_pod() -> None:
-    *_, daemonset = yaml.safe_load_all((DEPLOY / "kubernetes" / "daemonset.yaml").read_text())
-    volumes = {volume["name"]: volume for volume in daemonset["spec"]["template"]["spec"]["volumes"]}
+    volumes = {volume["name"]: volume for volume in pod()["volumes"]}
     assert "hostPath" in volumes["vault"]
     assert not any("emptyDir" in volume for volume in volumes.values())
 
 
 def test_the_agents_container_runs_the_agent_as_the_user_of_its_image() -> None:
-    *_, daemonset = yaml.safe_load_all((DEPLOY / "kubernetes" / "daemonset.yaml").read_text())
-    pod = daemonset["spec"]["template"]["spec"]
-    agent, vault = pod["containers"]
+    agent, vault = pod()["containers"]
     dockerfile = (ROOT / "devnet" / "docker" / "Dockerfile").read_text()
     # the image has no entry point: arguments alone would be taken for the program
     assert "ENTRYPOINT" not in dockerfile
@@ -137,8 +151,37 @@ def test_the_agents_container_runs_the_agent_as_the_user_of_its_image() -> None:
         assert "token" in {mount["name"] for mount in container["volumeMounts"]}
     assert agent["securityContext"]["runAsUser"] != vault["securityContext"]["runAsUser"]
     # folders that the kubelet makes belong to root: neither container could write there
-    paths = {volume["name"]: volume.get("hostPath") for volume in pod["volumes"]}
+    paths = {volume["name"]: volume.get("hostPath") for volume in pod()["volumes"]}
     assert {paths[name]["type"] for name in ("vault", "state", "data")} == {"Directory"}
+
+
+def test_the_engines_group_is_the_agents_alone() -> None:
+    agent, vault = pod()["containers"]
+    engine = agent["securityContext"]["runAsGroup"]
+    assert vault["securityContext"]["runAsGroup"] != engine
+    assert "supplementalGroups" not in pod()["securityContext"]  # those would be every container's
+    assert pod()["securityContext"]["fsGroup"] != engine
+
+
+def test_the_api_servers_token_is_mounted_by_the_agent_alone_and_only_in_a_fleet() -> None:
+    assert pod()["automountServiceAccountToken"] is False
+    patch = yaml.safe_load((DEPLOY / "kubernetes" / "fleet" / "agent.yaml").read_text())["spec"]["template"]["spec"]
+    assert [container["name"] for container in patch["containers"]] == ["agent"]
+    assert "serviceAccountToken" in patch["volumes"][0]["projected"]["sources"][0]
+
+
+def test_the_prometheus_operators_rules_are_the_alert_rules() -> None:
+    (rules,) = (one for one in manifests("monitoring") if one["kind"] == "PrometheusRule")
+    assert rules["spec"] == yaml.safe_load((DEPLOY / "prometheus" / "alerts.yaml").read_text())
+    assert (DEPLOY / "helm" / "alerts.yaml").read_text() == (DEPLOY / "prometheus" / "alerts.yaml").read_text()
+
+
+def test_environment_variables_of_the_manifests_are_settings() -> None:
+    texts = [path.read_text() for path in (DEPLOY / "kubernetes").rglob("*.yaml")]
+    names = set(re.findall(r"DCUPGRADE_([A-Z_]+)__([A-Z_]+)", " ".join(texts)))
+    assert len(names) > 4
+    for section, field in names:
+        assert hasattr(getattr(attrs.fields(Settings), section.lower()).type, field.lower())
 
 
 @pytest.mark.parametrize("unit", UNITS, ids=lambda unit: unit.name)
