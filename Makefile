@@ -10,10 +10,10 @@ MINUTES ?= 1
 RUN := .venv/bin/python -m
 LOCK := build/lock/bin/python -m piptools compile --quiet --strip-extras --generate-hashes --allow-unsafe \
     --no-emit-index-url --no-emit-trusted-host --no-emit-find-links
-ON_DEVCHAIN := e2e and not node and not compose and not systemd and not demo
+ON_DEVCHAIN := e2e and not node and not kube and not compose and not systemd and not demo
 CODE := dcupgrade chain_watcher attestation keyvault process_supervisor devnet tests benchmarks docs
 
-.PHONY: help setup demo test test-go go-if-there lint types unit e2e e2e-long e2e-node e2e-compose e2e-systemd e2e-demo formal simulate kill-matrix fuzz soak load bench docs lock clean images install wheels uninstall release
+.PHONY: help setup demo test test-go go-if-there lint types unit e2e e2e-long e2e-node e2e-kube e2e-compose e2e-systemd e2e-demo formal simulate kill-matrix fuzz soak load bench docs lock clean images install wheels uninstall release
 
 help: ## list the targets
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -51,6 +51,10 @@ e2e-long: setup ## longer trials on a development chain: kills, floods, pages, a
 e2e-node: setup ## the upgrade on a real node with GRANDPA finality
 	@$(RUN) devnet node-build --apt
 	$(RUN) pytest -q -m "e2e and node" tests
+
+e2e-kube: setup ## fleets and manifests on a real kube-apiserver
+	@$(RUN) devnet kube-build --apt
+	$(RUN) pytest -q -m "e2e and kube" tests
 
 e2e-compose: setup ## the upgrade in containers
 	@$(RUN) devnet.docker.engine --apt

@@ -7,6 +7,7 @@ import click
 COMMANDS: dict[str, tuple[str, str]] = {
     "up": ("devnet.up", "Start a dev chain and keep it until interrupted."),
     "node-build": ("devnet.up", "Build the Substrate node, or say where it is built already."),
+    "kube-build": ("devnet.kube_tools", "Build kube-apiserver, kubectl and helm, or say where they are."),
     "demo": ("devnet.demo", "Run the whole upgrade trial."),
     "compose-trial": ("devnet.docker.trial", "Run the whole upgrade trial in containers."),
 }

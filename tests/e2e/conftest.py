@@ -8,21 +8,29 @@ from pathlib import Path
 import pytest
 
 from devnet.chain import DevChain
+from devnet.kube_tools import are_built
 from devnet.node_process import is_built
 from devnet.release_builder import ReleaseKeys
 from devnet.signals import interruptible
+from devnet.tools import find_tool
 from devnet.world import World
 from tests.doubles.loop_watch import read_reports, watch_children
 from tests.doubles.vault_watch import VaultWatch
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Trials of the real node need it built, which takes too long to be done on the way."""
+    """Trials of the real node and of Kubernetes need it built, which takes too long to be done on the way."""
+    missing = {}
     if not is_built():
-        why = pytest.mark.skip(reason="the node is not built: python -m devnet node-build (17 minutes, once)")
+        missing["node"] = "the node is not built: python -m devnet node-build (17 minutes, once)"
+    if not are_built():
+        missing["kube"] = "kube-apiserver is not built: python -m devnet kube-build (10 minutes, once)"
+    elif find_tool("etcd") is None:
+        missing["kube"] = "etcd is not installed (apt-get install etcd-server)"
+    for mark, why in missing.items():
         for item in items:
-            if item.get_closest_marker("node"):
-                item.add_marker(why)
+            if item.get_closest_marker(mark):
+                item.add_marker(pytest.mark.skip(reason=why))
 
 
 @pytest.fixture(scope="session", autouse=True)
