@@ -27,7 +27,7 @@ class Policy:
 
     `flags_allowed` and `xfrm_allowed` bound ATTRIBUTES, DEBUG is refused whatever they say; `flags_required`
     must be there. `configids` are the CONFIGIDs that may be (zeros: none was given), `configsvn_floor` and
-    `isvsvn_floor` lower bounds; `isvprodid` None leaves it open. ISVPRODID and ISVSVN are the signer's word, and a
+    `isvsvn_floor` lower bounds; `isvprodid` None leaves it open. ISVPRODID and ISVSVN are the signer's claims, and a
     host may sign the same enclave again under a key of its own: they sort honest builds, MRENCLAVE decides.
     `transitions`, if given, are the only (source id, target id) pairs between which keys may go.
     """

@@ -45,14 +45,14 @@ PARALLEL = 4
 MEANING = {
     "idle": "the node is supervised",
     "staging": "downloading; image measured, SIGSTRUCT verified",
-    "staged": "in its slot; gates and host are looked at",
+    "staged": "in its slot; gates and host are checked",
     "collecting": "vault and old node attest each other, keys move",
     "sealed": "sealed copy read back; the vault issues its permit",
     "stopping": "the old node ends its work",
     "launching": "the new version is started in its TEE",
     "delivering": "it attests itself, gets the keys, seals them",
     "probation": "healthy? does the old data's canary decrypt?",
-    "committed": "the new version is told that it stays",
+    "committed": "the new version learns that it stays",
     "abandoned": "given up before anything was touched",
     "reverting": "going back to the old version",
     "reverted": "the old version serves again",
@@ -376,7 +376,7 @@ def summary(console: Console, folder: Path, facts: Facts, objects: int) -> None:
     ):
         table.add_row(f"[bold]{name}[/]", value)
     console.print(Panel(table, title="[green]the upgrade succeeded[/]", expand=False))
-    console.print("look at what happened:")
+    console.print("to see what happened:")
     print_commands(console, folder, ("history", "history --steps", "status"))
     console.print("`make demo STAY=1` leaves everything running, for `plan`, `check`, `node restart` and `revert`")
 

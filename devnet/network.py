@@ -60,7 +60,7 @@ class NetworkNode(ChainProcess):
         os.kill(self.pid, signal.SIGSTOP)
 
     def resume(self) -> None:
-        """Lets a paused process go on."""
+        """Let a paused process continue."""
         os.kill(self.pid, signal.SIGCONT)
 
     def kill(self) -> None:

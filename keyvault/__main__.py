@@ -85,7 +85,7 @@ def _command_verify(args: argparse.Namespace) -> int:
         sigstruct = read_sigstruct(args.sigstruct)
         sigstruct.verify()
         sigstruct.need_pinned_attributes()
-        sys.stdout.write(f"{sigstruct.enclave_id}  ISVSVN {sigstruct.isvsvn}, seal key pinned, image not looked at\n")
+        sys.stdout.write(f"{sigstruct.enclave_id}  ISVSVN {sigstruct.isvsvn}, seal key pinned, image not read\n")
         return 0
     enclave_id = verify_artefact(args.image, args.sigstruct)
     read_sigstruct(args.sigstruct).need_pinned_attributes()
@@ -94,7 +94,7 @@ def _command_verify(args: argparse.Namespace) -> int:
         policy.network.verify(
             enclave_id, read_signatures(_read(args.auth_file, "network signature file", "nothing is verified"))
         )
-    signed = "signed by the network" if args.auth_file is not None else "network signature not looked at"
+    signed = "signed by the network" if args.auth_file is not None else "network signature not checked"
     sys.stdout.write(f"{enclave_id}  {policy.evidence_mode} evidence, {signed}\n")
     for name in policy.unsafe():
         sys.stdout.write(f"UNSAFE: {name}\n")

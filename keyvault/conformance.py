@@ -350,7 +350,7 @@ OUTSIDE: Final[tuple[tuple[str, str, Check], ...]] = (
     ("version", "an unknown version must be refused, not guessed", _check_version),
     ("genesis", "nodes of another chain are strangers", _check_genesis),
     ("forged-report", "a report that this CPU did not make must be refused, and uses its session up", _check_forged),
-    ("consumed-first", "a session is used up before anything else of the request is looked at", _check_consumed_first),
+    ("consumed-first", "a session is used up before anything else of the request is read", _check_consumed_first),
     ("unknown-session", "no step works outside a session of its own", _check_unknown),
 )
 #: Checks by an enclave that the node accepts.

@@ -1,7 +1,7 @@
 """Conformance suite of handover v2 for requesters: a strict holder that tries what a requester must refuse.
 
 The holder serves on loopback and is asked once per trial. In all but the first it does one thing that the protocol
-forbids, and the requester must end there: it may neither go on with the exchange nor take keys.
+forbids, and the requester must end there: it may neither continue the exchange nor take keys.
 
 Example:
     results = await run_suite(ask, vault_party, node_keys)  # `ask(url)` runs the requester once
@@ -271,7 +271,7 @@ async def _tried(ask: Ask, exchange: Exchange, trial: Trial) -> str:
     if not holder.spoiled:
         return f"it did not come so far: it sent {', '.join(holder.came) or 'nothing'} and ended with {said or 'keys'}"
     if trial.never in holder.came:
-        return f"it went on: {trial.never} was sent"
+        return f"it continued: {trial.never} was sent"
     if said not in (trial.code, "?"):
         return f"expected {trial.code}, found {said or 'keys'}"
     return ""

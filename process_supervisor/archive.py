@@ -106,7 +106,7 @@ def _open_stream(raw: BinaryIO) -> BinaryIO:
 
 @dataclass(frozen=True, slots=True)
 class _Header:
-    """What is used of a member's header block; owners, times and modes are not even looked at."""
+    """What is used of a member's header block; owners, times and modes are ignored."""
 
     name: str
     kind: bytes
@@ -116,13 +116,13 @@ class _Header:
 def _header(block: bytes) -> _Header:
     """Decode a ustar, GNU or old (v7) header. Raises ARCHIVE_CORRUPT."""
     try:
-        told = int(block[148:156].strip(b"\0 ") or b"0", 8)
+        declared = int(block[148:156].strip(b"\0 ") or b"0", 8)
         size = _size(block[124:136])
     except ValueError as error:
         raise _refuse("ARCHIVE_CORRUPT", "archive", "a header's number is malformed") from error
     plain = block[:148] + b" " * 8 + block[156:]
     # Some old programs counted bytes as signed.
-    if told not in (sum(plain), sum(byte - 256 if byte > 127 else byte for byte in plain)):
+    if declared not in (sum(plain), sum(byte - 256 if byte > 127 else byte for byte in plain)):
         raise _refuse("ARCHIVE_CORRUPT", "archive", "a header's checksum does not match")
     name, kind = block[:100].partition(b"\0")[0], block[156:157]
     prefix = block[345:500].partition(b"\0")[0]

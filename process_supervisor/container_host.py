@@ -1,4 +1,4 @@
-"""What a node's container needs of this host, looked at before the node that serves is stopped for it."""
+"""What a node's container needs of this host, checked before the node that serves is stopped for it."""
 
 import os
 import stat
@@ -19,7 +19,7 @@ Missing = tuple[str, str]
 
 
 def missing_of_host(template: ContainerTemplate) -> list[Missing]:
-    """(code, words) for each device and folder that the host lacks. Blocking."""
+    """Return (code, why) for each device and folder that the host lacks. Blocking."""
     found = [missing for path in devices_of(template.host) for missing in _device(path)]
     for mount in mounts_of(template.host):
         if mount.kind == "bind":

@@ -1,4 +1,4 @@
-"""What every version's container is made from, in the words of the engine's own API; pure.
+"""What every version's container is made from, in the form of the engine's own API. Pure.
 
 A template is the body of `POST /containers/create` without the image: what the operator, or whoever started the node
 before us, has set. What an image brings (its command, environment, user, stop signal) is not in it, so that each

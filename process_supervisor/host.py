@@ -12,7 +12,7 @@ from .container_template import LABEL_PREFIX
 from .errors import ProcessSupervisorError
 from .procfs import PROC, command_of, listener_of
 
-# Executables of the field's Go manager and upgrader, whose containers carry these words in name or image.
+# Executables of the field's Go manager and upgrader, whose containers have one of these texts in their name or image.
 OTHER_MANAGERS = ("dcmanager", "dcupgrade")
 FIELD_MANAGER = "dc"
 _OUR_COMMAND = re.compile(r"(-m (dcupgrade|keyvault)|\bdcupgrade .*\bwatch|\bkeyvault serve)\b")

@@ -30,7 +30,7 @@ _EXECUTABLE = 0o111
 
 @dataclass(frozen=True, slots=True)
 class _Stat:
-    """The engine's word on one path; `target` is where a link leads in the end."""
+    """The engine's answer about one path; `target` is the final target of a link."""
 
     mode: int
     target: str
@@ -70,7 +70,7 @@ class ImageFiles:
         return sorted(names - {str(item["Name"]) for item in listed.get("Volumes") or ()})
 
     async def missing_program(self, image_id: str, template: Mapping[str, Any]) -> str:
-        """What of the command that a container would run is not in the image, in words; empty if all is there.
+        """What of the command that a container would run is not in the image, as text; empty if all is there.
 
         `template` is the top level of the container's body: its Entrypoint, Cmd, Env and WorkingDir win.
         """

@@ -266,7 +266,7 @@ class ProcessDriver:
     async def _adopt(self, record: NodeRecord, known: ProcessHandle | None) -> ProcessHandle | None:
         key = (record.pid, record.start_time_ticks)
         pidfd = open_pidfd(record.pid)
-        # Looked at after the pidfd was opened: were the pid taken over in between, the start time would tell.
+        # Read after the pidfd was opened: if the pid was reused in between, the start time differs.
         facts = process_facts(record.pid)
         same = facts is not None and facts.start_time_ticks == record.start_time_ticks
         if pidfd is not None and same and facts is not None and facts.alive:

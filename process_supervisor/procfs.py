@@ -104,7 +104,7 @@ def exit_of_stranger(pidfd: int, pid: int) -> int | None:
 def open_pidfd(pid: int) -> int | None:
     """A pidfd of the process `pid`, or None if there is none. The caller closes it.
 
-    A number that went on to a thread of another process is no process either: EINVAL, or ENOENT since Linux 6.9.
+    A number that now belongs to a thread of another process is no process either: EINVAL, or ENOENT since Linux 6.9.
     """
     try:
         return os.pidfd_open(pid)

@@ -7,7 +7,7 @@ All names below a dot are ours and unverified:
     .incoming/<id>.new/         being unpacked and verified; removed at the next try
     .incoming/<id>.pin          the digest that an image reference was resolved to
     .incoming/<id>.lock         held while this release is staged
-    .aside/<id>.<n>/            a slot that failed verification, kept for a person to look at: the last ASIDE_KEPT
+    .aside/<id>.<n>/            a slot that failed verification, kept for a person to examine: the last ASIDE_KEPT
 
 What a release that was given up leaves in .incoming is removed when another one is staged LEFTOVER_S later, and all of
 a release when its slot is removed.
@@ -215,7 +215,7 @@ async def open_slot(
 ) -> StagedRelease | None:
     """The release in its slot, verified anew; None if there is none. A bad slot is set aside, and None returned.
 
-    Nothing that lies there is trusted: its files are looked at (plain files of known names only) and verified again.
+    Nothing that lies there is trusted: its files are checked (plain files of known names only) and verified again.
     `weakest` is the weakest proof of identity that the settings allow now.
     """
     path = slots / enclave_id

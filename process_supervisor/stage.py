@@ -238,7 +238,7 @@ class _Staging:
         return self.slots / ".incoming" / self.request.enclave_id
 
     def _part(self, source: UrlSource) -> Path:
-        """One for each source: a look at the mirror must not cost what the other source gave."""
+        """One for each source: trying the mirror must not discard what the other source gave."""
         mark = hashlib.sha256(source.url.encode()).hexdigest()[:16]
         return self._incoming.with_name(f"{self.request.enclave_id}.{mark}.part")
 

@@ -26,7 +26,7 @@ class FileBlock:
 
 
 def decode_block(cid: ContentId, block: Bytes) -> FileBlock:
-    """Decode a block of a file that `cid` names; whether it does is not looked at. Raises ValueError."""
+    """Decode a block of a file that `cid` names; whether it does is not checked. Raises ValueError."""
     if not cid.is_tree:
         return FileBlock(bytes(block), (), len(block))
     links: list[ContentId] = []

@@ -60,7 +60,7 @@ class TrustRoot:
 
 @dataclass(frozen=True, slots=True)
 class ProvenState:
-    """The chain's word at a finalized block; made by `verify_evidence` only.
+    """What the chain says at a finalized block. Only `verify_evidence` makes one.
 
     `hash` is 0x and 64 hex characters; `timestamp_ms` is the block's own time since 1970; `entries` and
     `program` are the chain's bytes (`release.read_entries` and `release.verify_release` judge them);

@@ -25,7 +25,7 @@ from .watcher import Watcher
 
 #: pallet_grandpa counts its set id up when a change is scheduled, before the new set is in force.
 PENDING_CHANGE_KEY: Final = storage_key("Grandpa", "PendingChange")
-#: Seconds between two looks at the endpoints while none is connected.
+#: Seconds between two checks of the endpoints while none is connected.
 LOOK_S: Final = 0.1
 #: An authority takes 40 bytes.
 RUNTIME_ANSWER_BYTES_MAX: Final = 512 * 1024
@@ -74,7 +74,7 @@ async def find_checkpoint(
 ) -> CheckpointAnswer:
     """Ask every endpoint for the GRANDPA set at one finalized block; all have to agree.
 
-    The answer is the endpoints' word: it is for a person to compare and to pin. Raises RPC_*, SCALE_*,
+    The answer is the endpoints' claim: it is for a person to compare and to pin. Raises RPC_*, SCALE_*,
     ENDPOINT_DISAGREES, ENDPOINT_GARBAGE, CHECKPOINT_NOT_NOW.
     """
     limits = limits or RpcLimits()

@@ -24,7 +24,7 @@ ASKED_MORE: Final = 2
 
 
 class SingleDecider:
-    """The primary endpoint's word (unsafe: the mode says so)."""
+    """The primary endpoint's claim (unsafe: the mode says so)."""
 
     learned = 0
 

@@ -41,7 +41,7 @@ class Announced:
     """A release that one endpoint's best block announces BEFORE finality: a hint for fetching early, never to act on.
 
     The signatures are good and the id is newer than the finalized program, as far as is known; the block, the URLs and
-    the height are one endpoint's word, and may never become final.
+    the height are one endpoint's claim, and may never become final.
     """
 
     release: VerifiedRelease

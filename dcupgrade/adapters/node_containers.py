@@ -63,7 +63,7 @@ async def open_node_driver(
 
 
 def owner(settings: Settings) -> str:
-    """By what an engine's containers are told to be this agent's: its node's id and data folder."""
+    """Return the label that marks this agent's containers: from its node's id and data folder."""
     about = f"{settings.node.id}\0{settings.node.data_dir.resolve()}"
     readable = re.sub(r"[^a-z0-9]+", "-", settings.node.id.lower()).strip("-")[:30]
     return f"{readable or 'node'}-{hashlib.sha256(about.encode()).hexdigest()[:8]}"
@@ -172,8 +172,8 @@ class NodeContainers:
             return found
         template = await asyncio.to_thread(self.template)
         image_id = (await asyncio.to_thread(self.facts, target_id)).image_id
-        if image_id and (words := await self._missing_program(image_id, template)):
-            found.append(Shut("CONTAINER_PROGRAM_MISSING", words))
+        if image_id and (why := await self._missing_program(image_id, template)):
+            found.append(Shut("CONTAINER_PROGRAM_MISSING", why))
         return found
 
     async def host_findings(self, *, first_install: bool) -> list[Shut]:
@@ -187,7 +187,7 @@ class NodeContainers:
         # in a container of this engine the agent does not see the files of the host
         if all(item.get("Id") != own_id for item in running):
             lacks = await asyncio.to_thread(lambda: list(container_host.missing_of_host(template)))
-            found += [Shut(code, words) for code, words in lacks]
+            found += [Shut(code, why) for code, why in lacks]
         missing = await self.images.missing_volumes(template)
         if missing and not first_install:
             found.append(Shut("CONTAINER_MOUNT_MISSING", f"the engine has no volume {', '.join(missing)}"))
@@ -198,7 +198,7 @@ class NodeContainers:
         return probe.other_manager_containers(await self.driver.running_containers(), probe.own_container_id())
 
     async def _missing_program(self, image_id: str, template: ContainerTemplate) -> str:
-        """Looked at once for each image and template: it takes a container at the engine."""
+        """Checked once for each image and template, since it needs a container at the engine."""
         key = (image_id, template.to_json())
         if key not in self._programs:
             self._programs = {key: await self.images.missing_program(image_id, template.config)}

@@ -67,7 +67,7 @@ class Preflight:
         handle = await living(self._driver, source_id) if source_id else None
         if handle is not None:
             record = handle.record
-            # whose lock it is can be told of processes of ours only; what a container does looks like anybody's
+            # only for our own processes is the holder of the lock known; a container's process looks like any other
             facts = process_facts(holder.pid) if holder.pid is not None and record.kind == "process" else None
             if facts is None or facts.session == record.pid:
                 return []

@@ -50,7 +50,7 @@ class NodeProcesses:
         self._seen: tuple[str, str] = ("", "")
 
     def runs_as(self, enclave_id: str) -> str:
-        """`pid 123` or `container 0123456789ab`, by the last look at the version; empty where it was not alive."""
+        """`pid 123` or `container 0123456789ab`, as of the last check; empty if the version was not alive."""
         seen_id, text = self._seen
         return text if seen_id == enclave_id else ""
 

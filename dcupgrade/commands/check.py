@@ -1,4 +1,4 @@
-"""`dcupgrade check`: looks at the host before it matters. It changes nothing and touches no secret.
+"""`dcupgrade check`: examines the host before an upgrade does. It changes nothing and touches no secret.
 
 Every check ends in a finding: good, a warning, or a fault with a code and what to do.
 """

@@ -45,8 +45,8 @@ def _of_endpoint(before: Mapping[str, Any] | None, now: Mapping[str, Any]) -> li
     code, why = now["code"] or "", now["why"]
     was_lying = before is not None and before["state"] == "lying"
     if now["state"] == "lying":
-        told = was_lying and before is not None and before["code"] == code
-        return [] if told else [News("ERROR", f"chain endpoint {now['url']} is lying: {why}", code)]
+        logged = was_lying and before is not None and before["code"] == code
+        return [] if logged else [News("ERROR", f"chain endpoint {now['url']} is lying: {why}", code)]
     up, was_up = now["state"] == "connected", before is not None and before["state"] == "connected"
     if up and not was_up:
         return [News("INFO", f"chain endpoint {now['url']} is connected")]
@@ -77,5 +77,5 @@ async def log_chain_news(health: Callable[[], Mapping[str, Any]]) -> None:
                 log.log(logging.getLevelNamesMapping()[item.level], "%s", item.text, extra=extra)
             before = now
         except Exception as error:  # a line less in the log is no reason to end
-            log.warning("the chain's news cannot be told: %s", failure_of(error).detail)
+            log.warning("changes of the chain endpoints cannot be logged: %s", failure_of(error).detail)
         await asyncio.sleep(CHAIN_LOOK_S)

@@ -53,7 +53,7 @@ NODE_AWAY = (Name.STOPPING, Name.LAUNCHING, Name.DELIVERING, Name.REVERTING)
 """States in which no serving node is what the machine wants."""
 OF_TARGET = (Name.LAUNCHING, Name.DELIVERING, Name.PROBATION)
 """States in which the node that is to serve is the new version."""
-NODE_WORDS = {
+NODE_STATUS = {
     "serving": ("good", "serving"),
     "starting": ("attention", "starting"),
     "waiting_for_keys": ("attention", "waiting for its keys"),
@@ -153,7 +153,7 @@ def _node(status: Facts) -> Card:
     expected = state.get("target") if name in OF_TARGET else state.get("running")
     if expected and node.get("enclave_id") not in (None, expected["enclave_id"]):
         return _card("node", "busy", f"{named(expected)} was not asked yet: the version has just changed")
-    level, headline = NODE_WORDS.get(str(node.get("status")), ("attention", str(node.get("status"))))
+    level, headline = NODE_STATUS.get(str(node.get("status")), ("attention", str(node.get("status"))))
     if level != "good" and name in NODE_AWAY:
         level, headline = "busy", f"{headline}, as the upgrade wants it"
     facts = [("version", named(node) if node.get("enclave_id") else "")]

@@ -78,7 +78,7 @@ def icon(level: str) -> str:
 
 
 def _short(status: Facts, level: str) -> str:
-    """The state in a few words, for the title of a tab."""
+    """Return the state in short, for the title of a tab."""
     name = str(status["state"]["name"])
     if name != "idle":
         return name

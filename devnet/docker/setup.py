@@ -43,7 +43,7 @@ def make_world(
         "node": {"driver": "container", "ready_deadline_s": 30.0, "probation_s": 3.0},
         "container": {"image": NODE_IMAGE},
         "vault": {"start": False},
-        # `docker logs` has the agent's words; the file is what a trial reads.
+        # `docker logs` has the agent's output; the file is what a trial reads.
         "agent": {"log_format": "json"},
     }
     return World(

@@ -157,7 +157,7 @@ def _services(console: Console, folder: Path, *, attach: bool) -> Iterator[Compo
 
 
 def _keep_logs(compose: Compose, folder: Path) -> None:
-    """What the containers said, where the demonstration keeps the words of its processes."""
+    """The containers' output, in the folder in which the demonstration keeps the output of its processes."""
     with contextlib.suppress(DevnetError):
         (folder / "services.log").write_text(compose.run("logs", "--no-color", "--timestamps"))
         (folder / "agent.log").write_text(compose.run("logs", "--no-color", "upgrader"))

@@ -41,7 +41,7 @@ BUDGETS = Budgets(attempts=3, failures=1, launches=3, crashes=4, retention_s=50.
 PATIENCE_S = 60.0
 REST_S_MAX = 5000.0
 PASSES = ("TARGET_WONT_STOP", "DATA_LOCKED", "SOURCE_SLOT_DAMAGED", "SOURCE_WONT_START", "KEYS_UNREACHABLE")
-"""Conditions that must end by themselves once there are no more faults: nobody says a word."""
+"""Conditions that must end by themselves once there are no more faults, without an operator command."""
 PORTS = (
     *[("nodes", name) for name in ("is_alive", "start", "wait_exit", "stop", "stage", "slot_is_good", "preflight")],
     *[("nodes", name) for name in ("health", "commit", "key_set_id", "remove_slot", "fetch_early")],
@@ -106,7 +106,7 @@ class Life:
         self.phase = "safety"
         self.agent: Orchestrator | None = None
         self._agent_task: asyncio.Task[None] | None = None
-        self._word = 0
+        self._command_number = 0
         self._waited_halted = 0
         self._disturbed: set[tuple[str, str]] = set()
 
@@ -215,11 +215,11 @@ class Life:
             task.cancel()
             await asyncio.gather(task, return_exceptions=True)
 
-    def _say(self, word: str) -> None:
-        self._word += 1
-        self.world.by_hand = self.world.by_hand or word == "revert"
-        self.world.restart_asked = self.world.restart_asked or word == "restart"
-        self.journal.queue.append(Command(self._word, word, "operator", {}, self.world.now()))
+    def _say(self, kind: str) -> None:
+        self._command_number += 1
+        self.world.by_hand = self.world.by_hand or kind == "revert"
+        self.world.restart_asked = self.world.restart_asked or kind == "restart"
+        self.journal.queue.append(Command(self._command_number, kind, "operator", {}, self.world.now()))
 
     # --- releases ----------------------------------------------------------------------------------------------------
 
@@ -338,7 +338,7 @@ class Life:
             ("clock jumps", self._jump),
             ("power cut", self._cut_soon),
             ("revoked", self._revoke),
-            ("operator's word", self._speak),
+            ("operator's word", self._give_command),
             ("stranger asks", self._stranger_asks),
             ("port raises", self._port_raises),
             ("port pauses", self._port_pauses),
@@ -454,10 +454,10 @@ class Life:
                 await world.vault.permit(state.running.enclave_id, enclave_id, state.key_set_id, evidence)
             world.vault.hand_over(enclave_id)
 
-    async def _speak(self) -> None:
-        word = self.rng.choice(("hold", "unhold", "approve", "resume", "revert", "retry", "restart"))
-        self._say(word)
-        if word == "hold":
+    async def _give_command(self) -> None:
+        kind = self.rng.choice(("hold", "unhold", "approve", "resume", "revert", "retry", "restart"))
+        self._say(kind)
+        if kind == "hold":
             asyncio.get_running_loop().call_later(self.rng.uniform(1, 20), self._say, "unhold")
 
     # --- the end -----------------------------------------------------------------------------------------------------

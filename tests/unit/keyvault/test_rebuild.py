@@ -126,4 +126,4 @@ def test_a_sigstruct_of_gramines_is_verified_without_its_image(
     enclave_id = build_vault(POLICY, load_signing_key(key), tmp_path)
     args = command._parser().parse_args(["verify", "--sigstruct", str(tmp_path / "vault.sig")])
     assert args.run(args) == 0
-    assert capsys.readouterr().out == f"{enclave_id}  ISVSVN 0, seal key pinned, image not looked at\n"
+    assert capsys.readouterr().out == f"{enclave_id}  ISVSVN 0, seal key pinned, image not read\n"

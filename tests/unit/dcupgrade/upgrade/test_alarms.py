@@ -159,7 +159,7 @@ def test_a_silent_node_is_shown_with_what_the_host_tells_of_it() -> None:
         async def why(_: str) -> str:
             return "stopped by a signal"
 
-        scene.world.nodes.health = silent  # type: ignore[method-assign]
+        scene.world.nodes.health = silent  # type: ignore[method-assign, assignment]
         scene.world.nodes.why_silent = why  # type: ignore[method-assign]
         await asyncio.sleep(MINUTE_S)
         assert scene.agent.feed.snapshot(scene.state)["node"]["detail"] == "stopped by a signal"
