@@ -1,7 +1,8 @@
 """A node reduced to its handover, for trials of the vault; in an enclave image together with attestation and keyvault.
 
 Arguments: folder, port, upgrader URL, network key (hex), genesis (hex), network signature (hex), upgrader ids, and
-"make" (a first node, keys may follow) or "ask" (asks the upgrader for its keys). Prints one JSON line when it has keys.
+"make" (a first node, keys may follow), "ask" (asks the upgrader for its keys) or "ask-v1" (the same over handover v1).
+Prints one JSON line when it has keys.
 """
 
 import asyncio
@@ -14,11 +15,14 @@ from pathlib import Path
 import aiohttp
 
 from attestation.network import NetworkKeys
+from attestation.tee.driver import TeeDriver
 from attestation.tee.open import open_driver
+from keyvault.errors import KeyvaultError
 from keyvault.handover.guarded_server import GuardedServer
 from keyvault.handover.http_server import add_handover_routes, new_app
 from keyvault.handover.key_set import KeySet
-from keyvault.node import NodeHandover, NodePolicy, request_keys
+from keyvault.handover.v1_http import fetch_key_set_v1
+from keyvault.node import NodeHandover, NodePolicy, node_party, request_keys
 from keyvault.store.disk import FolderDisk
 from keyvault.store.sealed_file import KIND_KEY_SET
 from keyvault.store.sealed_store import SealedStore
@@ -28,6 +32,22 @@ VERSION = "unset"  # each image says another version, so that each has another e
 
 def say(**facts: object) -> None:
     print(json.dumps(facts), flush=True)  # noqa: T201 - the trial reads it
+
+
+async def request_v1(
+    session: aiohttp.ClientSession, upgrader: str, tee: TeeDriver, policy: NodePolicy, signed: bytes
+) -> bytes:
+    """Ask over v1 until there are keys, as nodes in the field do; what may pass is tried again, a refusal ends it."""
+    party = node_party(tee, policy, [signed])
+    while True:
+        try:
+            with await fetch_key_set_v1(session, upgrader, party) as key_set:
+                return bytes(key_set.view())
+        except KeyvaultError as error:
+            if error.kind != "transient":
+                raise
+            say(event="again", code=error.code)
+            await asyncio.sleep(0.2)
 
 
 async def run() -> int:
@@ -54,7 +74,10 @@ async def run() -> int:
     else:
         async with aiohttp.ClientSession() as session:
             try:
-                data = await request_keys(session, upgrader, tee, policy, signed, seal, deadline_s=20)
+                if mode == "ask-v1":
+                    data = await request_v1(session, upgrader, tee, policy, signed)
+                else:
+                    data = await request_keys(session, upgrader, tee, policy, signed, seal, deadline_s=20)
             except Exception as error:
                 say(event="refused", code=getattr(error, "code", type(error).__name__))
                 return 3
