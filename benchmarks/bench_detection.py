@@ -1,12 +1,13 @@
-"""From the finalized head to a verified release: the watcher beside a bare client that asks at finality.
+"""From the finalized head to a verified release: the watcher beside other clients of the same node.
 
 Run: python benchmarks/bench_detection.py [--chain node|chopsticks] [--releases 10]
 
-Both run in processes of their own on the same chain and write down, by the machine's monotonic clock, when the frame
-that tells of finality arrived on their own socket and when the verified release was in hand. The bare client is an
-aiohttp websocket (questions on a socket of their own) that on each finalized head asks for the two values (with a read
-proof where the chain gives one), verifies and decodes them by the same code. The watcher runs in mode proven on a
-real node, in mode single on Chopsticks (where best is finalized at once, so that reading ahead gains nothing).
+Every client is a process of its own. The clock is the machine's monotonic one. It starts where a bare socket client in
+C has read the frame of the finalized head, and ends where a client has the release in hand. The bare aiohttp client
+(questions on a socket of their own) asks on each finalized head for the two values (with a read proof where the chain
+gives one), verifies and decodes them by the watcher's own code. The peers of `detection_peers.py` decode both values
+and verify nothing. The watcher runs in mode proven on a real node, in mode single on Chopsticks (where best is final
+at once, so that reading ahead gains nothing).
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import json
 import statistics
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +29,8 @@ import ed25519_zebra
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
+from benchmarks import detection_peers  # noqa: E402
+from benchmarks.report import Row, emit  # noqa: E402
 from chain_watcher.endpoints.rpc import RpcClient, RpcLimits  # noqa: E402
 from chain_watcher.proof.evidence import STANDARD_LAYOUTS  # noqa: E402
 from chain_watcher.proof.header import Header  # noqa: E402
@@ -35,7 +39,9 @@ from chain_watcher.proof.release import BlockRef, encode_signature, read_entries
 from chain_watcher.proof.trie import read_proof  # noqa: E402
 from chain_watcher.watch.config import WatcherConfig  # noqa: E402
 from chain_watcher.watch.watcher import Watcher  # noqa: E402
+from devnet.tools import DevnetError  # noqa: E402
 
+READY_S, DETECTION_S = 120, 300
 SIGNING = b"\x07" * 32
 
 
@@ -130,26 +136,87 @@ async def watched(url: str, genesis_hash: str, checkpoint: str) -> None:
     await run
 
 
-# --- both
+# --- all of them
 
 
-async def child(*arguments: str) -> asyncio.subprocess.Process:
-    process = await asyncio.create_subprocess_exec(sys.executable, __file__, *arguments, stdout=asyncio.subprocess.PIPE)
-    assert process.stdout is not None
-    line = json.loads(await process.stdout.readline())
-    assert "ready" in line or "enclave_id" in line, line
-    return process
+class Client:
+    """A child that prints what it sees; `lines` keeps all of it."""
+
+    def __init__(self, name: str, process: asyncio.subprocess.Process) -> None:
+        self.name, self.process = name, process
+        self.lines: list[dict[str, Any]] = []
+        self._news = asyncio.Condition()
+        self._reading = asyncio.create_task(self._read())
+
+    @classmethod
+    async def start(cls, name: str, *command: str) -> Client:
+        """Start it and wait until it says that it is ready."""
+        pipe, null = asyncio.subprocess.PIPE, asyncio.subprocess.DEVNULL
+        client = cls(name, await asyncio.create_subprocess_exec(*command, stdout=pipe, stderr=null))
+        async with asyncio.timeout(READY_S):
+            await client.find(lambda _: True)
+        return client
+
+    async def _read(self) -> None:
+        assert self.process.stdout is not None
+        async for line in self.process.stdout:
+            async with self._news:
+                with contextlib.suppress(ValueError):
+                    self.lines.append(json.loads(line))
+                self._news.notify_all()
+
+    async def find(self, wanted: Callable[[dict[str, Any]], bool]) -> dict[str, Any]:
+        """The first line of that kind, once it is there."""
+        async with self._news:
+            while True:
+                for line in self.lines:
+                    if wanted(line):
+                        return line
+                await self._news.wait()
+
+    async def stop(self) -> None:
+        """End it."""
+        with contextlib.suppress(ProcessLookupError):
+            self.process.kill()
+        await self.process.wait()
+        self._reading.cancel()
 
 
-async def next_release(process: asyncio.subprocess.Process, enclave_id: str) -> dict[str, Any]:
-    assert process.stdout is not None
-    while True:
-        line: dict[str, Any] = json.loads(await process.stdout.readline())
-        if line.get("enclave_id") == enclave_id:
-            return line
+async def start_all(url: str, genesis_hash: str, checkpoint: object) -> tuple[Client | None, list[Client]]:
+    """The socket client (None where it cannot be built), then the watcher, the bare client, and the peers."""
+    own = [sys.executable, __file__, "--role"]
+    clients = [
+        await Client.start("watcher", *own, "watcher", url, genesis_hash, json.dumps(checkpoint)),
+        await Client.start("bare aiohttp", *own, "bare", url),
+    ]
+    found, missing = detection_peers.commands()
+    for name, command in found.items():
+        try:
+            clients.append(await Client.start(name, *command, url))
+        except TimeoutError:
+            missing[name] = f"it was not ready within {READY_S} s"
+    for name, why in missing.items():
+        print(f"{name} is left out: {why}")
+    try:
+        origin = await Client.start("socket", *detection_peers.socket_client(), url.rpartition(":")[2].rstrip("/"))
+    except DevnetError as error:
+        print(f"each client's own frame is the beginning: {error}")
+        return None, clients
+    return origin, clients
+
+
+async def detected(client: Client, enclave_id: str, origin: Client | None) -> float:
+    """Milliseconds from the head's frame to this client's knowledge of the release."""
+    names = (enclave_id, enclave_id.encode().hex())
+    line = await client.find(lambda line: any(n in str(line.get("enclave_id") or line.get("text", "")) for n in names))
+    if origin is None:
+        return 1000 * float(line["release_at"] - line.get("head_at", line["release_at"]))
+    head = await origin.find(lambda one: one.get("number") == line["number"])
+    return 1000 * float(line["release_at"] - head["at"])
 
 
 async def compare(kind: str, releases: int) -> None:
+    """Publish releases, and print and report how long each client took."""
     from nacl.signing import SigningKey
 
     from chain_watcher.watch.operator_queries import find_checkpoint
@@ -158,37 +225,33 @@ async def compare(kind: str, releases: int) -> None:
 
     async with DevChain(kind, block_time_ms=1000) as chain:  # type: ignore[arg-type]
         await chain.wait_finalized(2)
-        known = None
-        if kind == "node":
-            known = (await find_checkpoint([chain.ws_url])).checkpoint.to_json()
-        children = [
-            await child("--role", "watcher", chain.ws_url, chain.genesis_hash, json.dumps(known)),
-        ]
-        children.append(await child("--role", "bare", chain.ws_url))
+        known = (await find_checkpoint([chain.ws_url])).checkpoint.to_json() if kind == "node" else None
+        origin, clients = await start_all(chain.ws_url, chain.genesis_hash, known)
+        taken: dict[str, list[float]] = {client.name: [] for client in clients}
         root = Root(chain.ws_url)
-        rows: list[tuple[float, float, float]] = []
         try:
             for number in range(releases):
                 enclave_id = f"{number + 1:064x}"
                 signature = encode_signature(SigningKey(SIGNING).sign(enclave_id.encode()).signature).decode()
                 await root.later(root.set_enclave_id, enclave_id, signature)
                 await root.later(root.set_dc_program, "http://a/b", "", enclave_id, f"1.0.{number}")
-                ours, theirs = await asyncio.gather(*(next_release(one, enclave_id) for one in children))
-                row = tuple(1000 * (one["release_at"] - one["head_at"]) for one in (ours, theirs))
-                rows.append((*row, 1000 * (theirs["release_at"] - ours["release_at"])))  # type: ignore[arg-type]
-                early = rows[-1][2]
-                print(f"{number + 1:>3}  watcher {row[0]:7.2f} ms  bare {row[1]:7.2f} ms  earlier by {early:7.2f} ms")
+                async with asyncio.timeout(DETECTION_S):
+                    times = await asyncio.gather(*(detected(client, enclave_id, origin) for client in clients))
+                for client, time_ms in zip(clients, times, strict=True):
+                    taken[client.name].append(time_ms)
+                print(
+                    f"{number + 1:>3}  " + "  ".join(f"{c.name} {t:.2f}" for c, t in zip(clients, times, strict=True))
+                )
         finally:
-            for one in children:
-                with contextlib.suppress(ProcessLookupError):
-                    one.terminate()
-                await one.wait()
-    medians = [statistics.median(row[column] for row in rows) for column in range(3)]
-    print(
-        f"median, {kind}, {releases} releases: finality frame to verified release: watcher {medians[0]:.2f} ms, ",
-        end="",
-    )
-    print(f"bare client {medians[1]:.2f} ms; the watcher has it {medians[2]:.2f} ms earlier")
+            for client in [*clients, *([origin] if origin else [])]:
+                await client.stop()
+    for name, times_ms in taken.items():
+        ours = name == "watcher"
+        median, slow = statistics.median(times_ms), sorted(times_ms)[int(0.95 * (len(times_ms) - 1) + 0.5)]
+        print(f"{name:<22} median {median:8.2f} ms   p95 {slow:8.2f} ms")
+        mode = f"{name}, mode {'proven' if known else 'single'}" if ours else name
+        emit(Row(f"{mode}, median", median, "ms", at_most=1.0 if ours else None, peer=not ours))
+        emit(Row(f"{mode}, p95", slow, "ms", at_most=1.5 if ours else None, peer=not ours))
 
 
 def main() -> None:

@@ -22,14 +22,16 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from dcupgrade.errors import DcupgradeError
 from devnet.chain import DevChain
-from devnet.release_builder import NodeTraits
+from devnet.release_builder import BuiltRelease, NodeTraits
 from devnet.world import World
 
 from .measure import ProcessSize, changed_environment, count_tasks, disk_bytes, downtime_of, read_tasks, sizes_of, write
 
 OBJECTS = 10
 KILL_EVERY = 3
+PUBLISH_TRIES = 5
 VICTIMS = ("agent", "vault", "node", "connection")
 #: Columns that may not grow with the number of upgrades, and by how much they may still differ: a part and a constant.
 FLAT = {
@@ -99,7 +101,7 @@ class Soak:
         release = await asyncio.to_thread(world.builder.build, f"1.{number}.0", traits, name=f"soak-{number}")
         seq = world.last_seq()
         began = time.monotonic()
-        await world.publish(release)
+        await self._publish(release)
         await world.wait_committed(release.enclave_id, after=seq)
         upgrade_s = time.monotonic() - began
         release.archive.unlink()
@@ -120,6 +122,18 @@ class Soak:
             assert await world.node.get(name) == data, f"{name} reads back changed after upgrade {number}"
         assert len(world.enclaves()["node"]) == 1
         return upgrade_s, killed
+
+    async def _publish(self, release: BuiltRelease) -> None:
+        """Publish, again where the connection to the chain was lost; what was there by then is not published twice."""
+        for tries_left in reversed(range(PUBLISH_TRIES)):
+            try:
+                await self._world.publish(release)
+                return
+            except DcupgradeError as error:
+                if error.code == "RELEASE_ALREADY_PUBLISHED":
+                    return
+                if error.code != "PUBLISH_CHAIN_UNREACHABLE" or not tries_left:
+                    raise
 
     def _sample(self, number: int, upgrade_s: float, downtime_s: float, killed: str) -> Sample:
         state = self._world.state_dir
@@ -154,8 +168,8 @@ def _row(part: Sequence[Sample]) -> dict[str, object]:
         return f"{statistics.median(values):.2f}"
 
     def size(name: str, facts: Callable[[ProcessSize], int]) -> object:
-        found = [facts(item.sizes[name]) for item in part if name in item.sizes]
-        return found[-1] if found else "-"
+        # the largest of the part: one that was just started again is small
+        return max((facts(item.sizes[name]) for item in part if name in item.sizes), default="-")
 
     return {
         "upgrades": f"{part[0].number}-{last.number}",
