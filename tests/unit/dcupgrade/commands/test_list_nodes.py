@@ -1,10 +1,12 @@
 """The nodes of a host, and what two of them must not share."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
 
+from tests.conftest import ROOT
 from tests.doubles.command_line import KEY, run
 
 
@@ -77,6 +79,20 @@ def test_a_file_with_mistakes_does_not_hide_the_others(tmp_path: Path) -> None:
     found = listed(tmp_path, code=3)
     assert found["alpha"]["problems"] == []
     assert "node" in str(found["beta"]["problems"])
+
+
+def test_the_settings_of_the_operators_page_let_two_nodes_live_beside_each_other(tmp_path: Path) -> None:
+    page = (ROOT / "docs" / "operators" / "several-nodes.md").read_text()
+    (block,) = re.findall(r"```toml\n(.*?)```", page, re.DOTALL)
+    chain = f'[chain]\nendpoints = ["ws://127.0.0.1:9"]\nnetwork_keys = ["{KEY}"]\nfinality = "single"\n'
+    other = block.replace("alpha", "beta").replace(":66", ":67").replace("6682", "6782").replace(":6701", ":6801")
+    for name, text in (("alpha", block), ("beta", other)):
+        (tmp_path / f"{name}.toml").write_text(chain + text)
+    assert [item["problems"] for item in listed(tmp_path).values()] == [[], []]
+    units = "".join(path.read_text() for path in (ROOT / "dcupgrade" / "deploy" / "systemd").glob("*@.service"))
+    for folder in ("/srv/dcnodes/", "dcupgrade-nodes/", "dcupgrade-vaults/"):
+        assert f"{folder}%i" in units
+        assert f"{folder}alpha" in page
 
 
 def test_an_empty_folder_is_said_to_be_empty(tmp_path: Path) -> None:
