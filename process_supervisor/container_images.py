@@ -1,6 +1,7 @@
 """Images of releases at a Docker engine: pulled by digest, loaded from an archive, or here already."""
 
 import asyncio
+import hashlib
 import json
 import re
 from collections.abc import AsyncIterator, Mapping
@@ -25,7 +26,7 @@ MANIFEST_BYTES_MAX = 1 * MIB
 IMAGE_MEMBERS_MAX = 4096
 PULL_SILENCE_S_MAX = 600.0
 _IMAGE_ID = re.compile(r"sha256:[0-9a-f]{64}\Z")
-_CONFIG_FILE = re.compile(r"(?:\A|/)([0-9a-f]{64})(?:\.json)?\Z")
+_CONFIG_FILE = re.compile(r"(?:\A|/|\Asha256:)([0-9a-f]{64})(?:\.json)?\Z")
 #: The engine passes a registry's answer on as text. The first group of words that is in it names the code.
 _REGISTRY_WORDS = (
     ("CONTAINER_REGISTRY_BUSY", ("toomanyrequests", "too many requests", "status: 429", "rate limit")),
@@ -58,10 +59,10 @@ _PULL_ADVICE = {
 
 
 def image_in(archive: Path, limits: ArchiveLimits) -> str | None:
-    """The id of the one image in an archive that `docker save` made; None if the file is no such archive. Blocking.
+    """The id of the one image in an archive as `docker save` makes it; None if the file is no such archive. Blocking.
 
-    The id is the digest of the image's configuration. That the content has it is the engine's to verify; here the
-    unpacked size is. Raises ARCHIVE_*; more than one image is refused.
+    The id is the digest of the image's configuration, which most programs put into that file's name. That the content
+    has it is the engine's to verify; here the unpacked size is. Raises ARCHIVE_*; more than one image is refused.
     """
     bytes_max = limits.total_bytes_max  # a layer is a member: it may have all that the whole may have
     whole = ArchiveLimits(members_max=IMAGE_MEMBERS_MAX, member_bytes_max=bytes_max, total_bytes_max=bytes_max)
@@ -72,9 +73,12 @@ def image_in(archive: Path, limits: ArchiveLimits) -> str | None:
         manifest = json.loads(data)
         if len(manifest) != 1 or not isinstance(manifest[0], dict):
             raise ValueError(f"it describes {len(manifest)} images")
-        config = _CONFIG_FILE.search(str(manifest[0].get("Config")))
+        name = str(manifest[0].get("Config"))
+        if named := _CONFIG_FILE.search(name):
+            return f"sha256:{named[1]}"
+        config = read_member(archive, name, whole, MANIFEST_BYTES_MAX)
         if config is None:
-            raise ValueError("it names no configuration")
+            raise ValueError("it names no configuration that is there")
     except (ValueError, TypeError, KeyError, RecursionError) as error:
         raise ProcessSupervisorError(
             code="ARCHIVE_CORRUPT",
@@ -82,7 +86,7 @@ def image_in(archive: Path, limits: ArchiveLimits) -> str | None:
             why=f"its manifest.json is not that of one image ({error})",
             action="This artefact is not used; tell its publisher",
         ) from error
-    return f"sha256:{config[1]}"
+    return f"sha256:{hashlib.sha256(config).hexdigest()}"
 
 
 class ImageStore(ImageFiles):

@@ -241,13 +241,13 @@ async def test_an_archive_of_an_image_is_loaded(
 
 async def test_archives_that_are_no_image(docker: aiodocker.Docker, tmp_path: Path) -> None:
     store = ImageStore(docker)
-    for number, text in enumerate((b"[]", b"{}", b"[{}, {}]", b"x", b"[1]")):
+    for number, text in enumerate((b"[]", b"{}", b"[{}, {}]", b"x", b"[1]", b'[{"Config": "x.json"}]')):
         path = tmp_path / f"{number}.tar"
         path.write_bytes(layer({"manifest.json": text}))
         with pytest.raises(ProcessSupervisorError) as caught:
             await store.load(path, LIMITS)
         assert caught.value.code == "ARCHIVE_CORRUPT"
-    path.write_bytes(layer({"manifest.json": b'[{"Config": "x.json", "Layers": []}]'}))
+    path.write_bytes(layer({"manifest.json": b'[{"Config": "x.json", "Layers": []}]', "x.json": b"no configuration"}))
     with pytest.raises(ProcessSupervisorError) as caught:
         await store.load(path, LIMITS)
     assert caught.value.code in ("CONTAINER_ENGINE_ERROR", "CONTAINER_IMAGE_MISSING")

@@ -3,6 +3,7 @@
 import asyncio
 import base64
 import gzip
+import hashlib
 import json
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field, replace
@@ -235,6 +236,17 @@ def test_a_manifest_that_is_not_of_one_image(tmp_path: Path, text: bytes) -> Non
     path.write_bytes(tar_bytes(member("manifest.json", text)))
     with pytest.raises(ProcessSupervisorError, match="ARCHIVE_CORRUPT"):
         image_in(path, LIMITS.archive)
+
+
+@pytest.mark.parametrize("name", ["{}.json", "blobs/sha256/{}", "sha256:{}", "config.json"])
+def test_the_configuration_names_the_image_however_its_file_is_called(tmp_path: Path, name: str) -> None:
+    """Docker before and after 25, go-containerregistry (crane, kaniko), and programs that go by content alone."""
+    config = b'{"architecture": "amd64"}'
+    digest = hashlib.sha256(config).hexdigest()
+    manifest = json.dumps([{"Config": name.format(digest)}]).encode()
+    path = tmp_path / "image.tar"
+    path.write_bytes(tar_bytes(member(name.format(digest), config), member("manifest.json", manifest)))
+    assert image_in(path, LIMITS.archive) == f"sha256:{digest}"
 
 
 async def test_a_tag_is_pinned_to_the_digest_that_its_own_repository_knows(
