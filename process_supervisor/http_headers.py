@@ -18,17 +18,17 @@ def retry_after_s(headers: Mapping[str, str], now_unix_s: float) -> float:
     date = _date(text)
     if date is None:
         return 0.0
+    date = date if date.tzinfo else date.replace(tzinfo=UTC)
     seconds = (date - datetime.fromtimestamp(now_unix_s, UTC)).total_seconds()
     return min(max(seconds, 0.0), RETRY_AFTER_S_MAX)
 
 
 def _date(text: str) -> datetime | None:
-    """A date of HTTP or mail, of UTC where it names no zone; None for what is none, years of any length among it."""
+    """A date of HTTP or mail, without a zone where it names none; None for what is none, years of any length too."""
     try:
-        date = parsedate_to_datetime(text)
+        return parsedate_to_datetime(text)
     except (ValueError, TypeError, OverflowError):
         return None
-    return date if date.tzinfo else date.replace(tzinfo=UTC)
 
 
 def content_length(headers: Mapping[str, str]) -> int | None:
@@ -47,7 +47,7 @@ def strong_validator(headers: Mapping[str, str]) -> str | None:
         return etag if re.fullmatch(r'"[\x21\x23-\x7e]{1,200}"', etag) else None
     text = headers.get("Last-Modified", "")
     date, modified = _date(headers.get("Date", "")), _date(text)
-    if date is None or modified is None:
+    if date is None or modified is None or date.tzinfo is None or modified.tzinfo is None:
         return None
     return text if date - modified >= MODIFIED_AGE_MIN else None
 
