@@ -32,6 +32,7 @@ lint: setup
 
 types: setup
 	$(RUN) mypy
+	$(RUN) mypy -p tests -p benchmarks
 
 test-go: ## the Go library and node (needs Go 1.26)
 	@.ci/test-go

@@ -2,7 +2,7 @@
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from itertools import count
@@ -90,7 +90,7 @@ class Cluster:
     def patch(self, lease: str, change: dict[str, Any]) -> None:
         self.kubectl("patch", "lease", lease, "--type", "merge", "-p", json.dumps(change))
 
-    def hold(self, slots: Iterator[int] | range, holder: str = "other") -> None:
+    def hold(self, slots: Iterable[int], holder: str = "other") -> None:
         for number in slots:
             self.patch(f"dcupgrade-slot-{number}", {"spec": {"holderIdentity": holder}})
 

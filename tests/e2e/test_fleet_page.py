@@ -140,7 +140,8 @@ async def test_the_commands_of_the_page_give_what_it_shows(tmp_path: Path) -> No
         engines = [EtcdFleet("storage", [etcd.url]) for _ in range(2)]
         try:
             hosts = [FleetGate(engine, f"host-{n}", 2, Clock()) for n, engine in enumerate(engines, 1)]
-            story = Story(*map(Host, hosts))
+            one, two = map(Host, hosts)
+            story = Story(one, two)
             await follow(story, settings(tmp_path, etcd.url))
             assert story.told == list(story.events())
         finally:

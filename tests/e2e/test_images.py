@@ -69,9 +69,9 @@ async def test_both_images_are_built_by_one_command_and_upgrade_a_node(shared_ch
             old, new = [await asyncio.to_thread(world.builder.good, number) for number in ("1.0.0", "1.1.0")]
             await world.publish(old)
             give_to_the_user(world.folder)
-            built = world.folder / "vault-image"
-            files = ["--image", str(built / "vault.pyz"), "--sigstruct", str(built / "vault.sig")]
-            files += ["--auth-file", str(built / "vault.auth"), "--token-file", str(world.folder / "token")]
+            from_builder = world.folder / "vault-image"
+            files = ["--image", str(from_builder / "vault.pyz"), "--sigstruct", str(from_builder / "vault.sig")]
+            files += ["--auth-file", str(from_builder / "vault.auth"), "--token-file", str(world.folder / "token")]
             files += ["--cpu", str(world.state_dir / "cpu"), "--store", str(world.folder / "store")]
             listen = f"127.0.0.1:{world.ports['vault']}"
             try:
