@@ -1,4 +1,7 @@
-"""docs/node-in-100-lines.md, followed word by word: only the ports are others, since those of the page may be taken."""
+"""docs/node-in-100-lines.md, followed word by word, with what the wheel of this tree installs.
+
+Only the ports are others, since those of the page may be taken; what the wheel needs is there already.
+"""
 
 from __future__ import annotations
 
@@ -7,8 +10,6 @@ import contextlib
 import os
 import re
 import signal
-import stat
-import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,19 +19,21 @@ import pytest
 from devnet.chain import DevChain
 from devnet.tools import free_port
 from tests.conftest import ROOT
+from tests.doubles.built_wheel import build_wheel, install_wheel
+from tests.doubles.doc_pages import commands_of
 
 pytestmark = [pytest.mark.e2e, pytest.mark.slow]
 
-PAGE = (ROOT / "docs" / "node-in-100-lines.md").read_text(encoding="utf-8")
-BLOCK = re.compile(r"(<!-- not run -->\n)?```(sh|python)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
+PAGE = "docs/node-in-100-lines.md"
 
 
 def program() -> str:
-    return next(text for _, language, text in BLOCK.findall(PAGE) if language == "python")
+    [found] = re.findall(r"^```python\n(.*?)^```$", (ROOT / PAGE).read_text(encoding="utf-8"), re.DOTALL | re.MULTILINE)
+    return str(found)
 
 
 def commands() -> str:
-    return "\n".join(text for skipped, language, text in BLOCK.findall(PAGE) if language == "sh" and not skipped)
+    return "\n".join(block.text for block in commands_of(PAGE) if block.run_by)
 
 
 def processes_of(folder: Path) -> list[int]:
@@ -48,11 +51,8 @@ def processes_of(folder: Path) -> list[int]:
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Iterator[Path]:
-    """An empty folder, with the two commands in the PATH; what was started from it is ended."""
-    (tmp_path / "bin").mkdir()
-    for name in ("dcupgrade", "keyvault"):
-        (tmp_path / "bin" / name).write_text(f'#!/bin/sh\nexec {sys.executable} -m {name} "$@"\n')
-        (tmp_path / "bin" / name).chmod(stat.S_IRWXU)
+    """An empty folder beside an installation of the wheel; what was started from it is ended."""
+    install_wheel(build_wheel(tmp_path / "build"), tmp_path / "venv")
     (tmp_path / "work" / "mynode").mkdir(parents=True)
     yield tmp_path / "work"
     for number, patience_s in ((signal.SIGTERM, 15.0), (signal.SIGKILL, 10.0)):
@@ -76,7 +76,8 @@ async def test_the_page_leads_to_a_node_of_ones_own_under_upgrade(shared_chain: 
     script = commands()
     for port in ("6666", "6667", "6680", "8000"):
         script = re.sub(rf"\b{port}\b", str(free_port()), script)
-    environ = {**os.environ, "PATH": f"{folder.parent}/bin:{os.environ['PATH']}", "CHAIN": shared_chain.ws_url}
+    environ = {**os.environ, "PATH": f"{folder.parent}/venv/bin:{os.environ['PATH']}", "CHAIN": shared_chain.ws_url}
+    environ.pop("PYTHONPATH", None)
     with (folder / "output").open("wb") as output:
         shell = await asyncio.create_subprocess_exec(
             *("bash", "-eu", "-o", "pipefail", "-c", script),

@@ -1,6 +1,7 @@
 """The units under a real systemd: `make install`, an upgrade, and a node that outlives its agent.
 
-The commands are those of docs/operators/install.md. Only the TEE differs: a drop-in makes it a simulated one.
+The commands are those of docs/operators/install.md. Only the TEE differs: a drop-in makes it a simulated one. After the
+upgrade the pages stop-and-reboot.md, backup.md and quarantine-and-revert.md are followed word by word.
 """
 
 from __future__ import annotations
@@ -8,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+from collections.abc import Callable
 from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Any
@@ -16,9 +18,10 @@ import pytest
 
 from attestation.simulated.root_keys import init_cpu
 from devnet.chain import DevChain
-from devnet.release_builder import ROOT
+from devnet.release_builder import ROOT, BuiltRelease
 from devnet.systemd_host import CannotBootError, SystemdHost, missing_tools
 from devnet.world import World
+from tests.doubles.doc_pages import block
 
 pytestmark = [pytest.mark.e2e, pytest.mark.systemd, pytest.mark.timeout(900)]
 
@@ -46,6 +49,8 @@ OBJECTS = {f"object-{index}": os.urandom(1 << (2 * index)) for index in range(10
 
 def install(host: SystemdHost, world: World) -> None:
     """What docs/operators/install.md tells an operator to do."""
+    # systemd-nspawn invents a boot id, which a unit with a /proc of its own does not see: on a host there is only one
+    host.run("umount", "/proc/sys/kernel/random/boot_id")
     host.run("make", "-C", "/src", "install")
     host.run("systemd-sysusers", "/usr/local/lib/sysusers.d/dcupgrade.conf")
     host.write("/etc/dcupgrade/dcupgrade.toml", world.settings_path.read_text())
@@ -110,6 +115,61 @@ async def see_the_vault_come_back(host: SystemdHost, world: World) -> None:
     assert status["state"]["name"] == "idle"
 
 
+def follow(host: SystemdHost, page: str, fragment: str, *, without: str = "") -> str:
+    """Run a block of an operators' page as it stands there, but for one line; returns what it printed."""
+    lines = [line for line in block(f"docs/operators/{page}", fragment).splitlines() if not without or line != without]
+    return host.run("bash", "-euo", "pipefail", "-c", "cd /src\n" + "\n".join(lines))
+
+
+async def until_status(world: World, wanted: Callable[[dict[str, Any]], bool]) -> None:
+    """Wait for what the agent says: it takes up its state, and looks at the node, a moment after it was started."""
+    async with asyncio.timeout(90):
+        while (status := await world.status()) is None or not wanted(status):  # noqa: ASYNC110 - another process
+            await asyncio.sleep(0.2)
+
+
+async def see_the_way_back_and_forward(host: SystemdHost, world: World, old: BuiltRelease, new: BuiltRelease) -> None:
+    def back(rows: list[dict[str, Any]]) -> bool:
+        return any(row["state_after"] == "reverted" for row in rows) and rows[-1]["state_after"] == "idle"
+
+    page, seq = "quarantine-and-revert.md", world.last_seq()
+    follow(host, page, "dcupgrade revert")
+    await world.wait_for("the way back", back, within_s=90, after=seq)
+    await world.wait_serving(old.enclave_id)
+    seq = world.last_seq()
+    assert "OPERATOR_REVERT" in follow(host, page, "dcupgrade retry")
+    await world.wait_committed(new.enclave_id, after=seq)
+
+
+async def see_the_node_stopped_and_started(host: SystemdHost, world: World, running: str) -> None:
+    """The commands of stop-and-reboot.md, but for the reboot itself."""
+    page = "stop-and-reboot.md"
+    node = node_pid(host)
+    assert "serves, as pid" in follow(host, page, "node restart --reason")
+    assert node_pid(host) != node
+    follow(host, page, "new disk")
+    await world.wait_serving(running)
+    follow(host, page, "--hours 1 --reason reboot", without="reboot")
+    assert await world.node.health() is None
+    started = follow(host, page, "dcupgrade node start")
+    assert "serves, as pid" in started
+    node = node_pid(host)
+    host.run("systemctl", "start", AGENT)
+    assert node_pid(host) == node, "the agent takes over what was started by hand"
+    follow(host, page, "node restart --reason")
+
+
+async def see_backup_and_restore(host: SystemdHost, world: World, running: str) -> None:
+    page = "backup.md"
+    follow(host, page, ".backup(")
+    for fragment in ("install -m 600 -o dcupgrade", "dcupgrade adopt", "node stop --vault"):
+        follow(host, page, fragment)
+        await world.wait_serving(running)
+        await until_status(world, lambda status: (status["state"]["running"] or {}).get("enclave_id") == running)
+    await until_status(world, lambda status: status["overview"]["level"] == "good")
+    assert "1 sealed key set opened" in follow(host, page, "dcupgrade check")
+
+
 async def listens(port: int) -> bool:
     try:
         _, writer = await asyncio.open_connection("127.0.0.1", port)
@@ -167,6 +227,10 @@ async def test_an_upgrade_under_hardened_units_and_a_node_that_outlives_its_agen
             assert host.shows(AGENT, "NRestarts") == "0", "since it was started last"
             assert node_pid(host) not in map(int, host.run("pgrep", "-u", "dcvault").split())
             assert " ERROR " not in host.journal(AGENT, lines=1000)
+            await see_the_way_back_and_forward(host, world, old, new)
+            await see_the_node_stopped_and_started(host, world, new.enclave_id)
+            await see_backup_and_restore(host, world, new.enclave_id)
+            assert {name: await world.node.get(name) for name in await world.node.names()} == OBJECTS
             host.run("make", "-C", "/src", "uninstall")
             assert (world.state_dir / "journal.sqlite3").exists()
             host.run("test", "-d", "/var/lib/dcupgrade-vault/store")

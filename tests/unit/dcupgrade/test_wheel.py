@@ -1,6 +1,5 @@
 """The wheel holds what an installation needs, and nothing of the development network."""
 
-import shutil
 import subprocess
 import sys
 import zipfile
@@ -8,25 +7,14 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import ROOT
-
-PACKAGES = ("dcupgrade", "chain_watcher", "attestation", "keyvault", "process_supervisor")
+from tests.doubles.built_wheel import PACKAGES, build_wheel
 
 
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with the wheel's files, built from a copy of the checkout."""
-    source = tmp_path_factory.mktemp("source")
-    for name in (*PACKAGES, "devnet", "docs"):
-        ignored = shutil.ignore_patterns("__pycache__", "node_modules", "target")
-        shutil.copytree(ROOT / name, source / name, symlinks=True, ignore=ignored)
-    for name in ("pyproject.toml", "README.md", "LICENSE"):
-        shutil.copy(ROOT / name, source)
-    build = "import sys; from setuptools.build_meta import build_wheel; print(build_wheel(sys.argv[1]))"
-    command = [sys.executable, "-W", "ignore", "-c", build, str(source / "dist")]
-    subprocess.run(command, cwd=source, check=True, capture_output=True, timeout=120)
+    """A folder with the wheel's files."""
     unpacked = tmp_path_factory.mktemp("unpacked")
-    zipfile.ZipFile(next((source / "dist").glob("*.whl"))).extractall(unpacked)
+    zipfile.ZipFile(build_wheel(tmp_path_factory.mktemp("build"))).extractall(unpacked)
     return unpacked
 
 
