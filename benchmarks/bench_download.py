@@ -72,9 +72,13 @@ async def ours(url: str, part: Path, limits: DownloadLimits, stop_at: int | None
     async with Outbound() as outbound:
         work = asyncio.ensure_future(fetch(outbound, UrlSource("http", url), (), part, limits, progress))
         if stop_at is not None:
-            await reached.wait()
+            waiting = asyncio.ensure_future(reached.wait())
+            await asyncio.wait({work, waiting}, return_when=asyncio.FIRST_COMPLETED)
+            if work.done():
+                work.result()  # raises where it failed before so many bytes were there
+            waiting.cancel()
             work.cancel()
-            await asyncio.gather(work, return_exceptions=True)
+            await asyncio.gather(work, waiting, return_exceptions=True)
         else:
             await work
     return time.perf_counter() - began
@@ -113,7 +117,7 @@ def run(server: "subprocess.Popen[str]", source: Path, part: Path, rounds: int) 
     """Measure in turns."""
     assert server.stdout is not None
     url, mib = f"http://127.0.0.1:{server.stdout.readline().strip()}/a", source.stat().st_size // MIB
-    limits = DownloadLimits(size_bytes_max=source.stat().st_size)
+    limits = DownloadLimits(size_bytes_max=source.stat().st_size, private_addresses=True)
     pairs: list[tuple[float, float]] = []
     asyncio.run(ours(url, part, limits, stop_at=1))  # imports and first allocations do not count
     part.unlink(missing_ok=True)
