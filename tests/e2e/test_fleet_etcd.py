@@ -73,6 +73,7 @@ def put(server: EtcdServer, key: str, value: bytes) -> None:
 async def test_fifty_agents_never_hold_more_than_three_slots_and_all_get_their_turn(etcd: EtcdServer) -> None:
     at_work: set[str] = set()
     most = 0
+    full = asyncio.Event()
 
     async def agent(node: str) -> None:
         nonlocal most
@@ -82,7 +83,9 @@ async def test_fifty_agents_never_hold_more_than_three_slots_and_all_get_their_t
                 await asyncio.sleep(0.2)
             at_work.add(node)
             most = max(most, len(at_work))
-            await asyncio.sleep(0)
+            if len(at_work) == 3:
+                full.set()
+            await full.wait()  # the first holders keep their slots until all three are held
             at_work.remove(node)
             number = (await engine.read()).slot_of(node)
             assert number is not None
