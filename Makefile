@@ -7,6 +7,7 @@ HANDOVER ?= v2
 SEEDS ?= 100000
 UPGRADES ?= 500
 MINUTES ?= 1
+SEED ?= 0
 RUN := .venv/bin/python -m
 LOCK := build/lock/bin/python -m piptools compile --quiet --strip-extras --generate-hashes --allow-unsafe \
     --no-emit-index-url --no-emit-trusted-host --no-emit-find-links
@@ -77,8 +78,8 @@ simulate: setup ## SEEDS=n simulated upgrades with faults
 kill-matrix: setup ## SIGKILL of every process at every journal boundary
 	$(RUN) tests.e2e.kill_matrix
 
-fuzz: setup ## MINUTES=n of coverage-guided fuzzing, every decoder of outside bytes; table in build/fuzz/fuzz.md
-	@.ci/fuzz $(MINUTES)
+fuzz: setup ## MINUTES=n (SEED=m) of coverage-guided fuzzing, every decoder of outside bytes; table in build/fuzz/fuzz.md
+	@.ci/fuzz $(MINUTES) $(SEED)
 
 soak: setup ## UPGRADES=n upgrades in a row with kills of everything; table in build/soak.md
 	$(RUN) tests.load.soak --upgrades $(UPGRADES)

@@ -22,6 +22,7 @@ from .progress import progress
 
 _FILE = click.Path(dir_okay=False, path_type=Path)
 _FOLDER = click.Path(file_okay=False, path_type=Path)
+_SIMULATED_HELP = "Development: simulated TEE, one endpoint believed without proofs, releases from private addresses."
 
 
 @click.command()
@@ -38,7 +39,7 @@ _FOLDER = click.Path(file_okay=False, path_type=Path)
 @click.option("--vault-url", default="http://127.0.0.1:6666", show_default=True)
 @click.option("--vault-dir", type=_FOLDER, help="Folder with vault.pyz, vault.sig and vault.auth: the agent starts it.")
 @click.option("--vault-token-file", type=_FILE, help="Token of a vault that is a service of its own.")
-@click.option("--simulated", is_flag=True, help="Development: simulated TEE, one endpoint believed without proofs.")
+@click.option("--simulated", is_flag=True, help=_SIMULATED_HELP)
 @click.pass_obj
 def init(config_path: Path, /, **given: Any) -> None:
     """Write a settings file, make the folders and tokens that it names, and check the result.
@@ -117,9 +118,11 @@ def _sections(answers: Mapping[str, Any], genesis_hash: str, checkpoint_file: Pa
         "genesis_hash": genesis_hash,
     }
     vault: dict[str, Any] = {"url": answers["vault_url"]}
+    download: dict[str, dict[str, Any]] = {}
     if answers["simulated"]:
         chain |= {"finality": "single", "unsafe_unproven_reads": True}
         vault["unsafe_simulated_tee"] = True
+        download = {"download": {"private_addresses": True}}  # a development network serves releases on its own host
     else:
         chain["checkpoint_file"] = str(checkpoint_file)
     if answers["vault_token_file"] is not None:
@@ -137,6 +140,7 @@ def _sections(answers: Mapping[str, Any], genesis_hash: str, checkpoint_file: Pa
             "port": answers["node_port"],
         },
         "vault": vault,
+        **download,
     }
 
 

@@ -17,6 +17,7 @@ from dcupgrade.errors import DcupgradeError
 from dcupgrade.publishing import pallet, signing
 from devnet.chain import DevChain
 
+CID = "bafybeifkndcs2kxv26zhmsrfb65w4z3jbkucauw4x3bobgaanr56obozha"
 pytestmark = [pytest.mark.e2e, pytest.mark.slow]
 
 
@@ -63,12 +64,12 @@ def test_publish_again_older_and_revoke(tmp_path: Path) -> None:
         manager = Manager(chain, tmp_path)
         first, second, third = (secrets.token_hex(32) for _ in range(3))
         manager.publish(first, version="1.0.0")
-        assert len(manager.publish(second, "--cid", "bafy")["blocks"]) == 2  # type: ignore[arg-type]
+        assert len(manager.publish(second, "--cid", CID)["blocks"]) == 2  # type: ignore[arg-type]
         state = manager.state()
         assert heard(state, second)
         assert state.program is not None
         assert state.program["origin_url"] == "http://h/0xab.tar.gz"  # a text with 0x in it stays a text
-        assert state.program.get("mirr_cids", ["bafy"]) == ["bafy"]
+        assert state.program.get("mirr_cids", [CID]) == [CID]
         assert state.height_of(first) is not None
         assert manager.refused(second) == "RELEASE_ALREADY_PUBLISHED"
         assert manager.refused(first) == "PUBLISH_NOT_NEWER"

@@ -398,6 +398,7 @@ GROUPS = {"DC_ENGINE_GID": "998", "DC_SGX_GID": "997"}
 def test_the_fields_compose_file_and_unit_fit_the_settings_of_its_profile() -> None:
     settings = load.structure(tomllib.loads(example_toml("dcnet-container")), environ={}, path="example")
     services = yaml.safe_load((FIELD / "compose.yaml").read_text())["services"]
+    assert "command" not in services["vault"]  # the image's own, with its watchdog
     agent, vault = services["agent"], services["vault"]
     mounted = {item["source"]: item["target"] for item in agent["volumes"]}
     engine = settings.container.engine.removeprefix("unix://")

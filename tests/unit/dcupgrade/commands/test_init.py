@@ -46,6 +46,7 @@ async def test_folders_are_closed_to_others_and_tokens_are_drawn(tmp_path: Path)
         await init(tmp_path, node, "--simulated", "--vault-dir", str(tmp_path / "vault"))
     settings = load.load(tmp_path / "etc" / "dcupgrade.toml", {})
     assert settings.vault.unsafe_simulated_tee
+    assert settings.download.private_addresses  # a development network serves releases on its own host
     for path in (settings.agent.state_dir, settings.node.data_dir, settings.store_dir, settings.token_file):
         assert stat.S_IMODE(path.stat().st_mode) & 0o077 == 0
     assert len((settings.agent.state_dir / "operator.token").read_text()) > 16
