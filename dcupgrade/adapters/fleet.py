@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import json
 import logging
@@ -74,12 +75,18 @@ class FleetGate:
         self._published: Member | None = None
         self._rounds = 0
         self._may_hold = True  # an earlier run of the agent may have taken one
+        self._turn = asyncio.Lock()
+        """Taking and freeing exclude each other: what frees a slot has judged it before the engine answered."""
 
     async def take(self, release: Release) -> tuple[Shut, ...]:
         """Hold a slot for an upgrade to this release; what is returned speaks against it.
 
         Safe to ask again: a slot that this node holds already is found by its name, also after a crash.
         """
+        async with self._turn:
+            return await self._take(release)
+
+    async def _take(self, release: Release) -> tuple[Shut, ...]:
         self._waits_for = ""
         for _ in range(TAKES_MAX):
             try:
@@ -103,11 +110,15 @@ class FleetGate:
         self._waits_for = ""
         if self._may_hold:
             with contextlib.suppress(DcupgradeError):
-                fleet = await self._engine.read()
-                number = fleet.slot_of(self._node)
-                if number is not None:
-                    await self._engine.clear(number, self._node, None)
-                self._may_hold = False
+                async with self._turn:
+                    await self._free_unused()
+
+    async def _free_unused(self) -> None:
+        fleet = await self._engine.read()
+        number = fleet.slot_of(self._node)
+        if number is not None:
+            await self._engine.clear(number, self._node, None)
+        self._may_hold = False
 
     async def keep(self, state: Callable[[], State]) -> None:
         """Free this node's slot whenever its upgrade has ended, and publish what the node runs. Never returns.
@@ -117,7 +128,8 @@ class FleetGate:
         problem = ""
         while True:
             try:
-                await self._free_if_idle(state())
+                async with self._turn:
+                    await self._free_if_idle(state())
                 await self._exchange(state())
                 problem = ""
             except Exception as error:

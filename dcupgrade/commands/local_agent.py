@@ -4,6 +4,7 @@ import http.client
 import json
 import os
 import urllib.request
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -60,15 +61,12 @@ def running_version(loaded: Settings) -> str:
 
 
 def running_release(loaded: Settings) -> Release | None:
-    """The release that the journal says runs on this host; None without a journal, a node, or the right to look."""
+    """The release that the journal says runs on this host; None without a node or a journal that can be read."""
     try:
-        journal = open_journal(loaded)
+        with closing(open_journal(loaded)) as journal:
+            state = journal.load()
     except DcupgradeError:
         return None
-    try:
-        state = journal.load()
-    finally:
-        journal.close()
     return state.running if state else None
 
 

@@ -102,6 +102,30 @@ async def test_the_slot_is_kept_as_long_as_the_upgrade_is_under_way_or_halted(na
     assert engine.fleet.slot_of("me") == 0
 
 
+async def test_a_slot_is_not_freed_while_the_next_upgrade_takes_it() -> None:
+    engine = MemoryFleet(limit=1)
+    await engine.put(0, Slot("me", OLD.enclave_id, "1.0.0", 1.0))
+    asked, answers, quick = asyncio.Event(), asyncio.Event(), engine.read
+
+    async def slow() -> object:
+        engine.read = quick  # type: ignore[method-assign]
+        asked.set()
+        await answers.wait()
+        return await quick()
+
+    engine.read = slow  # type: ignore[assignment,method-assign]
+    mine = gate(engine)
+    idle = State(name=Name.IDLE, running=OLD)
+    async with asyncio.TaskGroup() as group:
+        group.create_task(one_round(mine, idle))  # the upgrade to OLD has ended: its slot is to be freed
+        await asked.wait()
+        taking = group.create_task(mine.take(NEW))
+        await asyncio.sleep(0)
+        answers.set()
+    assert taking.result() == ()
+    assert engine.fleet.slots[0] == Slot("me", NEW.enclave_id, "1.1.0", 1000.0)
+
+
 async def test_another_nodes_slot_is_never_freed() -> None:
     engine = MemoryFleet()
     await gate(engine, "other").take(NEW)
