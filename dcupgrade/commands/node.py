@@ -61,10 +61,9 @@ def start(config_path: Path) -> None:
     """
     loaded = load.load(config_path)
     require_own_folder(loaded.agent.state_dir, "dcupgrade node start")
-    release = _startable(_state(loaded))
     with progress("waiting for the node to serve"):
-        told = asyncio.run(_start(loaded, release))
-    click.echo(f"node {_named(release)}: {told}")
+        told = asyncio.run(_start(loaded))
+    click.echo(told)
 
 
 @node.command()
@@ -77,10 +76,9 @@ def restart(config_path: Path, reason: str) -> None:
     itself, and where the version's files are damaged, so that it could not be started again.
     """
     loaded = load.load(config_path)
-    release = _startable(_state(loaded))
     with progress("waiting for the node to serve again"):
-        told = asyncio.run(_restart(loaded, release, reason))
-    click.echo(f"node {_named(release)}: {told}")
+        told = asyncio.run(_restart(loaded, reason))
+    click.echo(told)
 
 
 def _state(loaded: Settings) -> State:
@@ -162,12 +160,13 @@ async def _end(driver: NodeDriver, name: str, grace_s: float) -> str:
     return "killed after its grace time" if status.killed else "ended"
 
 
-async def _start(loaded: Settings, release: Release) -> str:
+async def _start(loaded: Settings) -> str:
     async with AsyncExitStack() as stack:
         _lock(loaded, stack, "the node is not started", "the agent runs, and keeps it up; see `dcupgrade status`")
+        release = _startable(_state(loaded))  # only now: an agent that just ended may have gone further
         host = await stack.enter_async_context(_host(loaded))
         if await host.processes.is_alive(release.enclave_id):
-            return f"runs already as {host.processes.runs_as(release.enclave_id)}"
+            return f"node {_named(release)}: runs already as {host.processes.runs_as(release.enclave_id)}"
         return await _launch(loaded, host, release)
 
 
@@ -187,15 +186,16 @@ async def _require_files(host: _Host, release: Release) -> None:
         )
 
 
-async def _restart(loaded: Settings, release: Release, reason: str) -> str:
+async def _restart(loaded: Settings, reason: str) -> str:
     async with AsyncExitStack() as stack:
         try:
             lock_folders(loaded, stack)
         except DcupgradeError as error:
             if error.code != "AGENT_ALREADY_RUNNING":
                 raise
-            return await _restart_by_agent(loaded, release, reason)
+            return await _restart_by_agent(loaded, _startable(_state(loaded)), reason)
         require_own_folder(loaded.agent.state_dir, "dcupgrade node restart")
+        release = _startable(_state(loaded))
         host = await stack.enter_async_context(_host(loaded))
         await _require_files(host, release)
         await host.processes.stop(release.enclave_id)
@@ -226,7 +226,7 @@ async def _until_serving(loaded: Settings, host: _Host, release: Release, before
                     else:
                         health = await node_http.health(release.enclave_id)
                         if health.status == "serving":
-                            return f"serves, as {host.processes.runs_as(release.enclave_id)}"
+                            return f"node {_named(release)}: serves, as {host.processes.runs_as(release.enclave_id)}"
                         last = f"{health.status} {health.detail}".strip()
                 await asyncio.sleep(LOOK_S)
     except TimeoutError as error:
