@@ -169,13 +169,19 @@ def member_from_json(data: Mapping[str, Any]) -> Member:
 def worth_keeping(outcomes: tuple[Outcome, ...], most: int = OUTCOMES_KEPT) -> tuple[Outcome, ...]:
     """The outcomes that stay where there is room for so many; they come and stay in the order of their arrival.
 
-    Reverts stay longest, since they stop a release. No host's clock decides: it may be years off.
+    An outcome goes first where the same node ended the same release again later. Reverts stay longest, since they stop
+    a release. No host's clock decides: it may be years off.
     """
     spare = len(outcomes) - most
     if spare <= 0:
         return outcomes
-    oldest_first = sorted(range(len(outcomes)), key=lambda place: (outcomes[place].outcome == "reverted", place))
-    gone = set(oldest_first[:spare])
+    last = {(item.node, item.enclave_id): place for place, item in enumerate(outcomes)}
+
+    def rank(place: int) -> tuple[bool, bool, int]:
+        item = outcomes[place]
+        return last[item.node, item.enclave_id] == place, item.outcome == "reverted", place
+
+    gone = set(sorted(range(len(outcomes)), key=rank)[:spare])
     return tuple(item for place, item in enumerate(outcomes) if place not in gone)
 
 

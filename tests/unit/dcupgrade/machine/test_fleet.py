@@ -87,6 +87,12 @@ def test_reverts_are_kept_longest_whatever_a_hosts_clock_says() -> None:
     assert worth_keeping((past, past), 1) == (past,)
 
 
+def test_a_revert_that_its_node_has_made_good_makes_room_for_that() -> None:
+    reverts = tuple(ended(f"n{number}", "reverted", 1.0) for number in range(3))
+    good = ended("n0", "committed", 2.0)
+    assert worth_keeping((*reverts, good), 3) == (*reverts[1:], good)
+
+
 def test_the_newest_outcomes_come_first() -> None:
     early, late = ended("x", "committed", 1.0), ended("y", "committed", 2.0)
     assert Fleet((), outcomes=(early, late)).newest() == (late, early)
