@@ -175,7 +175,7 @@ class _Download:
         if self._tree is not None:
             headers["Accept"] = f"{CAR_TYPE}; version=1; order=dfs; dups=y"
         try:
-            async with await self._outbound.get(source.url, headers, self._limits) as response:
+            async with await self._outbound.get(source.url, headers, self._limits, own=source.own) as response:
                 await in_thread(self._accept, response.status, response.headers)
                 await in_thread(part.require_room)
                 before = part.size

@@ -28,8 +28,8 @@ class DownloadLimits:
     to the next pause. A source that gave less than `slow_bytes_per_s` for `slow_s` is slow: the next one is then asked
     beside it. `ipfs_gateways` are base URLs, tried for each CID after the sources.
 
-    Loopback, link-local and other addresses that are not public are connected to only with `private_addresses`, or
-    where the source's host is one of `own_hosts`, which the operator named.
+    Loopback, link-local and other addresses that are not public are connected to only with `private_addresses`, at one
+    of `own_hosts`, which the operator named, or for what is asked of one of `ipfs_gateways`.
     """
 
     size_bytes_max: int = 2 * GIB

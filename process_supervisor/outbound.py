@@ -84,19 +84,24 @@ class Outbound:
         except ValueError as error:  # a proxy that the client cannot speak with, such as SOCKS; a host that is none
             raise aiohttp.ClientConnectionError(f"{proxy or url}: {error}") from error
 
-    async def get(self, url: str, headers: dict[str, str], limits: DownloadLimits) -> aiohttp.ClientResponse:
+    async def get(
+        self, url: str, headers: dict[str, str], limits: DownloadLimits, *, own: bool = False
+    ) -> aiohttp.ClientResponse:
         """GET with redirects followed by hand: only to http(s), never from https to http, a bounded number of times.
 
+        Each of them is judged anew by its own host. With `own`, `url` is at a gateway that the settings name: its host
+        and names below it may have private addresses (Kubo sends on from `localhost` to `<CID>.ipfs.localhost`).
         Raises DOWNLOAD_REDIRECT_REFUSED, DOWNLOAD_ADDRESS_REFUSED, aiohttp.ClientError, OSError.
         """
         timeout = aiohttp.ClientTimeout(total=None, sock_connect=limits.connect_s_max, sock_read=limits.idle_s_max)
-        public_only = not limits.private_addresses and urlsplit(url).hostname not in limits.own_hosts
+        gateway = urlsplit(url).hostname if own else None
         secure, current = False, url
         for _ in range(limits.redirects_max + 1):
             scheme = urlsplit(current).scheme
             if scheme not in ("http", "https") or (secure and scheme != "https"):
                 raise _redirect_refused(url, f"it leads to {current[:200]}")
             secure = secure or scheme == "https"
+            public_only = not limits.private_addresses and not _is_named(current, limits.own_hosts, gateway)
             try:
                 response = await self.request("GET", current, public_only=public_only, headers=headers, timeout=timeout)
             except AddressRefusedError as error:
@@ -119,6 +124,12 @@ def _session(connector: aiohttp.TCPConnector) -> aiohttp.ClientSession:
         cookie_jar=aiohttp.DummyCookieJar(),
         headers={"User-Agent": "dcupgrade"},
     )
+
+
+def _is_named(url: str, own_hosts: frozenset[str], gateway: str | None) -> bool:
+    """Whether the settings name the host of `url`, or it is that of the gateway which was asked."""
+    host = urlsplit(url).hostname or ""
+    return host in own_hosts or (gateway is not None and (host == gateway or host.endswith(f".{gateway}")))
 
 
 def _target(base: str, location: str) -> str:

@@ -29,13 +29,15 @@ _IMAGE = re.compile(
 class UrlSource:
     """An archive behind a URL; `scheme` is http, https or file. `sha256` (hex) where the fragment gives it.
 
-    `form` is how a gateway is asked for it: as it is, or in a CAR with the blocks that prove it.
+    `form` is how a gateway is asked for it: as it is, or in a CAR with the blocks that prove it. `own` marks a gateway
+    of the settings: its address may be private, and what it gives speaks of the gateway alone.
     """
 
     scheme: str
     url: str
     sha256: str | None = None
     form: Literal["plain", "car"] = "plain"
+    own: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,7 +11,7 @@ import json
 import os
 import time
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Protocol
 
@@ -194,11 +194,11 @@ def _at_gateway(gateway: str, cid: ContentId) -> list[UrlSource]:
     a tree only if it has one of the known layouts.
     """
     url = gateway if "{cid}" in gateway else f"{gateway.rstrip('/')}/ipfs/{{cid}}"
-    plain = UrlSource(url.partition(":")[0].lower(), url.replace("{cid}", cid.text))
+    plain = UrlSource(url.partition(":")[0].lower(), url.replace("{cid}", cid.text), own=True)
     if not cid.is_tree:
         return [plain]
     with_query = plain.url + ("&" if "?" in plain.url else "?")
-    return [UrlSource(plain.scheme, f"{with_query}format=car&car-order=dfs&car-dups=y", form="car"), plain]
+    return [replace(plain, url=f"{with_query}format=car&car-order=dfs&car-dups=y", form="car"), plain]
 
 
 def _needs_gateway(cid: ContentId) -> ProcessSupervisorError:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from urllib.parse import urlsplit
 
 from dcupgrade.machine import gates
 from dcupgrade.machine.guards import Budgets
@@ -50,8 +49,7 @@ def download_limits(settings: Settings) -> DownloadLimits:
         idle_s_max=download.stall_s,
         slow_bytes_per_s=download.slow_bytes_per_s,
         private_addresses=download.private_addresses,
-        own_hosts=frozenset(map(str.lower, download.early_hosts))
-        | {urlsplit(url).hostname or "" for url in download.ipfs_gateways},
+        own_hosts=frozenset(map(str.lower, download.early_hosts)),
         proxies=proxies(settings),
         ipfs_gateways=download.ipfs_gateways,
         archive=ArchiveLimits(

@@ -296,8 +296,56 @@ async def test_a_redirect_of_a_public_host_into_the_own_network_is_not_followed(
     server.behave = lambda req: (
         web.Response(status=302, headers={"Location": server.url}) if "hop" in req.path else None
     )
-    error = await failure(request("http://public.example/a"), slots, limits)
+    error = await failure(request("http://public.example/a"), slots, replace(limits, own_hosts=frozenset()))
     assert (error.code, error.kind) == ("DOWNLOAD_ADDRESS_REFUSED", "transient")
     assert hops == [("http://public.example/a", True), (server.url, True)]
     allowed = replace(limits, private_addresses=True)
     assert (await stage(request("http://public.example/a"), slots, measure, allowed)).path.is_dir()
+
+
+async def follow(
+    monkeypatch: pytest.MonkeyPatch, outbound: Outbound, limits: DownloadLimits, *urls: str, own: bool
+) -> list[bool]:
+    """Ask for the first of `urls`, each of which redirects to the next; which of them had to be public."""
+    hops: list[bool] = []
+
+    class Answer:
+        def __init__(self, url: str) -> None:
+            following = urls[urls.index(url) + 1 :]
+            self.status, self.headers = (302, {"Location": following[0]}) if following else (200, {})
+
+        def release(self) -> None:
+            pass
+
+    async def request_(_: str, url: str, *, public_only: bool = False, **__: object) -> Answer:
+        hops.append(public_only)
+        return Answer(url)
+
+    monkeypatch.setattr(outbound, "request", request_)
+    await outbound.get(urls[0], {}, limits, own=own)
+    return hops
+
+
+async def test_each_redirect_of_a_named_host_is_judged_by_its_own_host(
+    outbound: Outbound, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    named = DownloadLimits(own_hosts=frozenset({"mirror.lan"}))
+    urls = ("http://mirror.lan/a", "http://127.0.0.1:9200/shutdown", "http://mirror.lan:81/b", "http://x.mirror.lan/c")
+    assert await follow(monkeypatch, outbound, named, *urls, own=False) == [False, True, False, True]
+
+
+@pytest.mark.parametrize(
+    ("urls", "public_only"),
+    [
+        (("http://localhost:8080/ipfs/bafy", "http://bafy.ipfs.localhost:8080/"), [False, False]),
+        (("http://bafy.ipfs.gw.lan/", "http://bafy.ipfs.gw.lan/x"), [False, False]),
+        (("http://gw.lan/ipfs/bafy", "http://router.lan/reboot"), [False, True]),
+        (("http://gw.lan/ipfs/bafy", "http://evilgw.lan/"), [False, True]),
+        (("http://gw.lan/ipfs/bafy", "http://public.example/", "http://gw.lan/"), [False, True, False]),
+    ],
+)
+async def test_a_gateway_may_send_on_to_itself_and_to_names_below_it(
+    outbound: Outbound, monkeypatch: pytest.MonkeyPatch, urls: tuple[str, ...], public_only: list[bool]
+) -> None:
+    assert await follow(monkeypatch, outbound, DownloadLimits(), *urls, own=True) == public_only
+    assert await follow(monkeypatch, outbound, DownloadLimits(), *urls, own=False) == [True] * len(urls)

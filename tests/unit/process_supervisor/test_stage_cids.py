@@ -1,5 +1,6 @@
 """Releases by CID: from gateways that give the blocks, and from those that give only bytes."""
 
+import socket
 from collections.abc import AsyncIterator
 from dataclasses import replace
 from pathlib import Path
@@ -143,3 +144,21 @@ async def test_the_settings_say_where_in_a_gateways_address_the_cid_goes(
     paths = [item[":path"] for item in server.requests]
     assert paths[0].startswith(f"/get/{tree}/file?download=true&format=car")
     assert paths[1] == f"/get/{tree}/file?download=true"
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "{cid}.ipfs.localhost"])
+async def test_a_gateway_exempts_only_what_is_asked_of_it(
+    server: FaultyServer, slots: Path, limits: DownloadLimits, monkeypatch: pytest.MonkeyPatch, host: str
+) -> None:
+    """Case B7: a release that names another program beside the gateway does not have it asked."""
+    resolve = socket.getaddrinfo
+    monkeypatch.setattr(socket, "getaddrinfo", lambda _, *args, **kwargs: resolve("127.0.0.1", *args, **kwargs))
+    server.content = release_tar()
+    base = server.url.removesuffix("/release.tar")
+    strict = at(replace(limits, own_hosts=frozenset()), base.replace("127.0.0.1", host))
+    error = await failure(request(f"{base}/shutdown"), slots, strict)
+    assert (error.code, error.kind) == ("DOWNLOAD_ADDRESS_REFUSED", "transient")
+    assert server.requests == []
+    cid = ipfs.raw_block(server.content).text
+    await stage(request(f"{base}/shutdown", cids=(cid,)), slots, measure, strict)
+    assert [item[":path"] for item in server.requests] == [f"/ipfs/{cid}" if host == "127.0.0.1" else "/"]
