@@ -90,7 +90,7 @@ class Part:
         self._cids = cids
         self._limits = limits
         self._space_checked_at = 0
-        self._check = DigestCheck(source.sha256, cids)
+        self._check = DigestCheck(source.sha256, cids, at_gateway=source.own)
 
     def open(self) -> None:
         """Continue what an earlier try left, if it is of this source and can be validated; otherwise start anew."""
@@ -114,7 +114,7 @@ class Part:
         """Start from byte 0, remembering by what a later resume can be validated."""
         self.close()
         self.path.unlink(missing_ok=True)
-        self._check = DigestCheck(self._source.sha256, self._cids)
+        self._check = DigestCheck(self._source.sha256, self._cids, at_gateway=self._source.own)
         self.thrown_away += self.size
         self.size, self.total, self.validator, self.resumed, self._space_checked_at = 0, total, validator, False, 0
         flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC

@@ -107,12 +107,14 @@ class DigestCheck:
     """Hashes what is received, and afterwards verifies it against the digest of the source and the CIDs.
 
     `sha256` is always computed. Where there are CIDs the content has to match one of them: they name mirrors of the
-    same artefact.
+    same artefact. `at_gateway` says that one of our gateways gives it: what contradicts a CID there, a page for
+    instance, speaks of the gateway alone.
     """
 
-    def __init__(self, sha256: str | None, cids: tuple[ContentId, ...]) -> None:
+    def __init__(self, sha256: str | None, cids: tuple[ContentId, ...], *, at_gateway: bool = False) -> None:
         self._expected_sha256 = sha256
         self._cids = cids
+        self._at_gateway = at_gateway
         self._hashes = {name: hashlib.new(name) for name in {"sha256"} | {item.hash_name for item in cids}}
         self._trees = [KnownLayouts(version) for version in {item.version for item in cids if item.is_tree}]
 
@@ -140,7 +142,10 @@ class DigestCheck:
         found = {ContentId("raw", name, value.digest()) for name, value in self._hashes.items()}
         if found.union(*(tree.roots() for tree in self._trees)).isdisjoint(self._cids):
             listed = ", ".join(item.text for item in self._cids)
-            raise (_layout_unknown if self._trees else _mismatch)(what, f"sha256 {self.sha256} is none of {listed}")
+            why = f"sha256 {self.sha256} is none of {listed}"
+            if self._trees:
+                raise _layout_unknown(what, why)
+            raise _gateway_mismatch(what, why) if self._at_gateway else _mismatch(what, why)
 
 
 def _mismatch(what: str, why: str) -> ProcessSupervisorError:
@@ -150,6 +155,15 @@ def _mismatch(what: str, why: str) -> ProcessSupervisorError:
         why=why,
         action="The source serves something else than the publisher named; tell the publisher",
         kind="rejected",
+    )
+
+
+def _gateway_mismatch(what: str, why: str) -> ProcessSupervisorError:
+    return ProcessSupervisorError(
+        code="DOWNLOAD_DIGEST_MISMATCH",
+        what=what,
+        why=why,
+        action="The gateway gives something else than the CID; look at it, or name another in download.ipfs_gateways",
     )
 
 

@@ -238,8 +238,11 @@ class _Staging:
         return self.slots / ".incoming" / self.request.enclave_id
 
     def _part(self, source: UrlSource) -> Path:
-        """One for each source: trying the mirror must not discard what the other source gave."""
-        mark = hashlib.sha256(source.url.encode()).hexdigest()[:16]
+        """One for each source: trying the mirror must not discard what the other source gave.
+
+        One URL may be several sources, as plain bytes and as a CAR for instance, and two may download at once.
+        """
+        mark = hashlib.sha256(repr(source).encode()).hexdigest()[:16]
         return self._incoming.with_name(f"{self.request.enclave_id}.{mark}.part")
 
     async def run(self, plan: Plan, refusals: list[Exception]) -> StagedRelease:
@@ -412,7 +415,8 @@ def _combined(failures: list[Exception], request: StageRequest) -> Exception:
         return of_the_disk[-1]
     # A source that only another driver can use says less than a source that failed.
     telling = [item for item in failures if getattr(item, "code", "") != "DOWNLOAD_SOURCE_UNSUPPORTED"] or failures
-    if telling and len({getattr(item, "code", type(item).__name__) for item in telling}) == 1:
+    kinds = {(getattr(item, "code", type(item).__name__), getattr(item, "kind", "")) for item in telling}
+    if len(kinds) == 1:
         return telling[-1]
     # Condemned only if every source gave content that contradicts the chain: another one may have the right one.
     condemned = bool(telling) and all(getattr(item, "kind", "") == "rejected" for item in telling)

@@ -1,5 +1,6 @@
 """Releases by CID: from gateways that give the blocks, and from those that give only bytes."""
 
+import asyncio
 import socket
 from collections.abc import AsyncIterator
 from dataclasses import replace
@@ -10,6 +11,8 @@ import pytest
 from aiohttp import web
 
 from devnet.field import ipfs
+from process_supervisor import stage as stage_module
+from process_supervisor.errors import ProcessSupervisorError
 from process_supervisor.limits import DownloadLimits
 from process_supervisor.stage import stage
 from tests.doubles.staging import BIG, CUT, failure, measure, request
@@ -162,3 +165,58 @@ async def test_a_gateway_exempts_only_what_is_asked_of_it(
     cid = ipfs.raw_block(server.content).text
     await stage(request(f"{base}/shutdown", cids=(cid,)), slots, measure, strict)
     assert [item[":path"] for item in server.requests] == [f"/ipfs/{cid}" if host == "127.0.0.1" else "/"]
+
+
+async def test_a_page_of_a_gateway_in_place_of_a_raw_cid_condemns_nothing(
+    server: FaultyServer, slots: Path, limits: DownloadLimits
+) -> None:
+    """Decision 21: it speaks of the gateway, other than at a URL that the release itself names."""
+    cid = ipfs.raw_block(release_tar()).text
+    server.content = b"<html>sign in</html>"
+    gateway = server.url.removesuffix("/release.tar")
+    error = await failure(request(cids=(cid,)), slots, at(limits, gateway))
+    assert (error.code, error.kind) == ("DOWNLOAD_DIGEST_MISMATCH", "transient")
+    assert "download.ipfs_gateways" in error.action
+    assert (await failure(request(server.url, cids=(cid,)), slots, limits)).kind == "rejected"
+    assert (await failure(request(server.url, cids=(cid,)), slots, at(limits, gateway))).kind == "transient"
+
+
+@pytest.mark.parametrize("order", [1, -1])
+def test_a_mismatch_at_a_gateway_is_not_taken_for_one_that_condemns_whichever_came_last(order: int) -> None:
+    failures: list[Exception] = [
+        ProcessSupervisorError(code="DOWNLOAD_DIGEST_MISMATCH", what="x", why="y", kind=kind)
+        for kind in ("rejected", "transient")
+    ]
+    error = stage_module._combined(failures[::order], request())
+    assert (getattr(error, "code", ""), getattr(error, "kind", "")) == ("DOWNLOAD_SOURCES_FAILED", "transient")
+
+
+async def test_the_plain_bytes_and_the_car_of_one_url_have_a_part_file_each(
+    server: FaultyServer, slots: Path, limits: DownloadLimits
+) -> None:
+    """The release names the very URL at which our gateway is asked for the CAR; both come at once."""
+    root = ipfs.add(RELEASE)
+    url = server.url.removesuffix("/release.tar") + f"/ipfs/{root.text}?format=car&car-order=dfs&car-dups=y"
+    parts: list[set[Path]] = []
+    both = asyncio.Event()
+
+    async def half(data: bytes) -> AsyncIterator[bytes]:
+        yield data[:CUT]
+        await both.wait()
+        yield data[CUT:]
+
+    def behave(req: web.Request) -> web.StreamResponse:
+        of_the_car = "ipld.car" in req.headers.get("Accept", "")
+        if of_the_car:
+            both.set()
+        body = ipfs.car(root) if of_the_car else b"<html>" + bytes(2 * CUT)
+        return web.Response(body=half(body), content_type=ipfs.CAR)
+
+    def progress(_: Any) -> None:
+        parts.append(set((slots / ".incoming").glob("*.part")))
+
+    server.behave = behave
+    own = replace(at(limits, server.url.removesuffix("/release.tar")), slow_s=0.05, slow_bytes_per_s=2**30)
+    staged = await stage(request(url, cids=(root.text,)), slots, measure, own, progress=progress)
+    assert staged.digest == sha256(RELEASE)
+    assert max(map(len, parts)) == 2
