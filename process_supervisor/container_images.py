@@ -190,49 +190,66 @@ class ImageStore(ImageFiles):
             done, total = (sum(column) for column in zip(*layers.values(), strict=True))
             progress(Progress("download", wanted, done, total))
 
-    async def load(self, archive: Path, limits: DownloadLimits) -> ReleaseImage | None:
-        """Load the one image of an archive; None if the file is no such archive.
+    async def load(self, archive: Path, limits: DownloadLimits, enclave_id: str) -> ReleaseImage | None:
+        """Load the one image of an archive and keep it; None if the file is no such archive.
 
-        What the engine has afterwards is the image whose digest the archive names, or CONTAINER_IMAGE_CHANGED.
-        Tags that are here keep pointing to the images that they point to, also if the load fails in its middle: an
-        archive is not verified yet, and other programs start what those tags name. Raises ARCHIVE_*, CONTAINER_*.
+        What the engine has afterwards is the image whose digest the archive names, or CONTAINER_IMAGE_CHANGED. It has
+        no tag but ours: an archive is not verified yet, and other programs start what tags name. So tags that are here
+        keep pointing to the images that they point to, and tags that the archive brings are removed, also if the load
+        fails in its middle. Raises ARCHIVE_*, CONTAINER_*.
         """
         named = await asyncio.to_thread(image_in, archive, limits.archive)
         if named is None:
             return None
         before = await self._tags()
-        lines: list[str] = []
-        ids: set[str] | None = None
+        loaded: set[str] | None = None
+        kept = ""
         try:
-            with engine_errors(f"load of {archive.name}"):
-                file = await asyncio.to_thread(archive.open, "rb")
-                with file:
-                    async for item in self._docker.images.import_image(_chunks(file), stream=True):
-                        lines += str(item.get("stream", "")).splitlines()
-            # "Loaded image: <tag>" for each tag, or "Loaded image ID: sha256:<hex>" for an image without one.
-            names = [line.partition(": ")[2].strip() for line in lines if line.startswith("Loaded image")]
-            facts = [await self.inspect(name) for name in names]
-            ids = {item["Id"] for item in facts if item is not None}
+            names, lines = await self._send(archive)
+            facts = [item for item in [await self.inspect(name) for name in names] if item is not None]
+            loaded = {item["Id"] for item in facts} or None
+            if loaded is None or len(loaded) != 1:
+                raise ProcessSupervisorError(
+                    code="CONTAINER_IMAGE_MISSING",
+                    what=f"load of {archive.name}",
+                    why=f"the engine answered {lines[-3:]}",
+                    action="Publish an archive that `docker save` made of one image",
+                )
+            await self._require_named(facts[0], named, f"load of {archive.name}", names[0])
+            await self._require_native(facts[0], archive.name)
+            image = ReleaseImage(_checked_id(facts[0]["Id"]), names[0])
+            kept = await self.keep(image.image_id, enclave_id)
         finally:
-            await self._point_back(before, ids or None)
-        if len(ids) != 1:
-            raise ProcessSupervisorError(
-                code="CONTAINER_IMAGE_MISSING",
-                what=f"load of {archive.name}",
-                why=f"the engine answered {lines[-3:]}",
-                action="Publish an archive that `docker save` made of one image",
-            )
-        found = next(item for item in facts if item is not None)
-        # With containerd's image store an id is the digest of the manifest, which older archives do not have.
-        if "Descriptor" not in found and found["Id"] != named:
-            raise ProcessSupervisorError(
-                code="CONTAINER_IMAGE_CHANGED",
-                what=f"load of {archive.name}",
-                why=f"the archive names {named}, the engine has {str(found['Id'])[:80]} under {names[0]}",
-                action="Nothing: it is loaded again. If it stays so, look who else tags images on this engine",
-            )
-        await self._require_native(found, archive.name)
-        return ReleaseImage(_checked_id(found["Id"]), names[0])
+            await self._undo_tags(before, loaded, kept)
+        return image
+
+    async def _send(self, archive: Path) -> tuple[list[str], list[str]]:
+        """Have the engine load an archive; the names that it loaded, and all that it said."""
+        lines: list[str] = []
+        with engine_errors(f"load of {archive.name}"):
+            file = await asyncio.to_thread(archive.open, "rb")
+            with file:
+                async for item in self._docker.images.import_image(_chunks(file), stream=True):
+                    lines += str(item.get("stream", "")).splitlines()
+        # "Loaded image: <tag>" for each tag, or "Loaded image ID: sha256:<hex>" for an image without one.
+        return [line.partition(": ")[2].strip() for line in lines if line.startswith("Loaded image")], lines
+
+    async def _require_named(self, found: Mapping[str, Any], named: str, what: str, tag: str) -> None:
+        """Refuse a loaded image whose id is not the one that its archive names."""
+        if found["Id"] == named or "Descriptor" in found:
+            return
+        # With containerd's image store an id is the digest of the manifest, which older archives do not have. Engines
+        # before API 1.48 do not show it at the image (`Descriptor`), only in their facts.
+        with engine_errors("facts of the engine"):
+            info = await self._docker.system.info()
+        if any("io.containerd" in str(row) for row in info.get("DriverStatus") or ()):
+            return
+        raise ProcessSupervisorError(
+            code="CONTAINER_IMAGE_CHANGED",
+            what=what,
+            why=f"the archive names {named}, the engine has {str(found['Id'])[:80]} under {tag}",
+            action="Nothing: it is loaded again. If it stays so, look who else tags images on this engine",
+        )
 
     async def _tags(self) -> dict[str, str]:
         """Every tag at the engine with the id of its image; what an archive says of its tags is not relied on."""
@@ -240,36 +257,45 @@ class ImageStore(ImageFiles):
             listed = await self._docker.images.list()
         return {tag: str(item["Id"]) for item in listed for tag in item.get("RepoTags") or () if "<none>" not in tag}
 
-    async def _point_back(self, before: Mapping[str, str], loaded: set[str] | None) -> None:
-        """Undo what a load did to the tags `before`: to those that name one of the images `loaded`.
+    async def _undo_tags(self, before: Mapping[str, str], loaded: set[str] | None, kept: str) -> None:
+        """Undo what a load did to tags, except to `kept`: point back those of `before`, remove those that are new.
 
-        Where that is not known, because the load broke, to those that name an image which had no tag. What others
-        tagged meanwhile stays.
+        They are the load's if they name one of the images `loaded`. Where that is not known, because the load broke,
+        if they name an image which had no tag. What others tagged meanwhile stays.
         """
         now = await self._tags()
         tagged = set(before.values())
-        for tag, image_id in before.items():
-            found = now.get(tag, image_id)
-            if found != image_id and (found not in tagged if loaded is None else found in loaded):
-                await self._tag(image_id, tag)
+        for tag, found in now.items():
+            by_load = found not in tagged if loaded is None else found in loaded
+            if tag == kept or not by_load or before.get(tag) == found:
+                continue
+            if tag in before:
+                await self._tag(before[tag], tag)
+            else:
+                await self._untag(tag, noprune=True)
 
     async def forget(self, enclave_id: str) -> None:
         """Take our tag off a release's image; the engine removes the image if nothing else names or uses it."""
-        with engine_errors(f"image of {enclave_id}"):
-            try:
-                await self._docker.images.delete(f"dcupgrade/release:{enclave_id}")
-            except aiodocker.DockerError as error:
-                if error.status not in (404, 409):  # it is gone already, or a container still has it
-                    raise
+        await self._untag(f"dcupgrade/release:{enclave_id}")
+
+    async def keep(self, image_id: str, enclave_id: str) -> str:
+        """Tag the image as ours, so that `docker image prune` leaves it; returns the tag."""
+        tag = f"dcupgrade/release:{enclave_id}"
+        await self._tag(image_id, tag)
+        return tag
 
     async def _tag(self, image_id: str, reference: str) -> None:
         repository, _, tag = reference.rpartition(":")
         with engine_errors(f"tag {reference}"):
             await self._docker.images.tag(image_id, repository, tag=tag)
 
-    async def keep(self, image_id: str, enclave_id: str) -> None:
-        """Tag the image as ours, so that `docker image prune` leaves it."""
-        await self._tag(image_id, f"dcupgrade/release:{enclave_id}")
+    async def _untag(self, reference: str, *, noprune: bool = False) -> None:
+        with engine_errors(f"tag {reference}"):
+            try:
+                await self._docker.images.delete(reference, noprune=noprune)
+            except aiodocker.DockerError as error:
+                if error.status not in (404, 409):  # it is gone already, or a container still has it
+                    raise
 
 
 def _require_answer(wanted: str, why: str) -> None:

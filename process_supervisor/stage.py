@@ -88,11 +88,11 @@ class Images(Protocol):
     async def pull(self, reference: ImageReference, pinned: str | None, progress: ProgressFn) -> ReleaseImage:
         """Bring an image here, by `pinned` where its reference was resolved to that digest before."""
 
-    async def load(self, archive: Path, limits: DownloadLimits) -> ReleaseImage | None:
-        """Load an archive of one image; None if the file is no such archive."""
+    async def load(self, archive: Path, limits: DownloadLimits, enclave_id: str) -> ReleaseImage | None:
+        """Load an archive of one image and keep that; None if the file is no such archive."""
 
-    async def keep(self, image_id: str, enclave_id: str) -> None:
-        """Keep the engine from pruning the image."""
+    async def keep(self, image_id: str, enclave_id: str) -> str:
+        """Keep the engine from pruning the image, by a tag of ours; returns that."""
 
     async def release_files(self, image_id: str, path: Path, limits: DownloadLimits) -> bool:
         """Write the image's release folder to `path` as a tar; False if the image has none."""
@@ -309,7 +309,7 @@ class _Staging:
         async with self.unpacking:
             if self.images is not None:
                 try:
-                    image = await self.images.load(fetched.path, self.limits)
+                    image = await self.images.load(fetched.path, self.limits, self.request.enclave_id)
                 except ProcessSupervisorError as error:
                     if error.code not in ("CONTAINER_ENGINE_ERROR", "CONTAINER_ENGINE_UNREACHABLE"):
                         await in_thread(discard_part, fetched.path)

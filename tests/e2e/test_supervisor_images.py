@@ -245,14 +245,14 @@ async def test_archives_that_are_no_image(docker: aiodocker.Docker, tmp_path: Pa
         path = tmp_path / f"{number}.tar"
         path.write_bytes(layer({"manifest.json": text}))
         with pytest.raises(ProcessSupervisorError) as caught:
-            await store.load(path, LIMITS)
+            await store.load(path, LIMITS, ENCLAVE)
         assert caught.value.code == "ARCHIVE_CORRUPT"
     path.write_bytes(layer({"manifest.json": b'[{"Config": "x.json", "Layers": []}]', "x.json": b"no configuration"}))
     with pytest.raises(ProcessSupervisorError) as caught:
-        await store.load(path, LIMITS)
+        await store.load(path, LIMITS, ENCLAVE)
     assert caught.value.code in ("CONTAINER_ENGINE_ERROR", "CONTAINER_IMAGE_MISSING")
     path.write_bytes(layer(RELEASE))
-    assert await store.load(path, LIMITS) is None
+    assert await store.load(path, LIMITS, ENCLAVE) is None
 
 
 async def test_what_a_registry_answers_instead_of_an_image(

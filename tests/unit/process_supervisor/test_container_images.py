@@ -22,16 +22,20 @@ from process_supervisor.errors import ProcessSupervisorError
 from process_supervisor.limits import ArchiveLimits, DownloadLimits
 from process_supervisor.sources import ImageReference
 
-from .conftest import member, release_tar, tar_bytes
+from .conftest import ENCLAVE, member, release_tar, tar_bytes
 
 OLD, NEW, THIRD = ("sha256:" + digit * 64 for digit in "123")
 LIMITS = DownloadLimits()
+KEPT = f"dcupgrade/release:{ENCLAVE}"
 MANIFEST = member("manifest.json", json.dumps([{"Config": f"{'2' * 64}.json", "RepoTags": ["dc/node:2"]}]).encode())
 
 
 @dataclass
 class FakeEngine:
-    """The part of the Engine API that images and removals need. A load gives `loads` (tag to id), then says `says`."""
+    """The part of the Engine API that images and removals need. A load gives `loads` (tag to id), then says `says`.
+
+    An image that loses its last tag is gone.
+    """
 
     tags: dict[str, str] = field(default_factory=dict)
     loads: dict[str, str] = field(default_factory=dict)
@@ -47,17 +51,21 @@ class FakeEngine:
     stats: dict[str, dict[str, object]] = field(default_factory=dict)
     image_config: dict[str, object] = field(default_factory=dict)
     about: dict[str, object] = field(default_factory=dict)
+    info: dict[str, object] = field(default_factory=dict)
+    gone: set[str] = field(default_factory=set)
     go_on: asyncio.Event = field(default_factory=asyncio.Event)
 
     def app(self) -> web.Application:
         app = web.Application()
         app.router.add_get("/version", self.version)
         app.router.add_get("/{v}/version", self.version)
+        app.router.add_get("/{v}/info", self.facts)
         app.router.add_get("/{v}/images/json", self.list_images)
         app.router.add_get("/{v}/images/{name:.+}/json", self.inspect)
         app.router.add_post("/{v}/images/load", self.load)
         app.router.add_post("/{v}/images/create", self.pull)
         app.router.add_post("/{v}/images/{name:.+}/tag", self.tag)
+        app.router.add_delete("/{v}/images/{name:.+}", self.untag)
         app.router.add_get("/{v}/containers/json", self.list_containers)
         app.router.add_get("/{v}/containers/{id}/json", self.container)
         app.router.add_post("/{v}/containers/create", self.create)
@@ -79,6 +87,9 @@ class FakeEngine:
         self.versions.append(asked)
         return web.json_response({"ApiVersion": self.api_version, "Os": "linux", "Arch": "amd64"})
 
+    async def facts(self, _: web.Request) -> web.Response:
+        return web.json_response(self.info)
+
     async def list_containers(self, _: web.Request) -> web.Response:
         return web.json_response(self.containers)
 
@@ -91,7 +102,7 @@ class FakeEngine:
     async def inspect(self, request: web.Request) -> web.Response:
         name = request.match_info["name"]
         found = name if name.startswith("sha256:") else self.tags.get(name)
-        if found is None:
+        if found is None or found in self.gone:
             return web.json_response({"message": "no such image"}, status=404)
         about = {"Os": "linux", "Architecture": self.architecture, "Config": self.image_config, **self.about}
         return web.json_response({"Id": found, "RepoDigests": self.digests, **about})
@@ -115,6 +126,14 @@ class FakeEngine:
     async def tag(self, request: web.Request) -> web.Response:
         self.tags[f"{request.query['repo']}:{request.query['tag']}"] = request.match_info["name"]
         return web.Response(status=201)
+
+    async def untag(self, request: web.Request) -> web.Response:
+        found = self.tags.pop(request.match_info["name"], None)
+        if found is None:
+            return web.json_response({"message": "no such image"}, status=404)
+        if found not in self.tags.values():
+            self.gone.add(found)
+        return web.json_response([])
 
     async def container(self, request: web.Request) -> web.Response:
         found = next((item for item in self.containers if item["Id"] == request.match_info["id"]), None)
@@ -170,48 +189,87 @@ def archive(folder: Path) -> Path:
         (["half a line"], "CONTAINER_ENGINE_UNREACHABLE"),
     ],
 )
-async def test_an_archive_does_not_move_the_machines_tags(
+async def test_an_archive_neither_moves_the_machines_tags_nor_leaves_its_own(
     fake: FakeEngine, docker: aiodocker.Docker, tmp_path: Path, says: list[dict[str, object] | str], code: str | None
 ) -> None:
     """Not even one whose manifest.json, as we read it, names other tags than the engine finds in it."""
-    fake.tags = {"python:3": OLD, "other:1": THIRD}
-    fake.loads = {"dc/node:2": NEW, "python:3": NEW}
+    here = {"python:3": OLD, "other:1": THIRD}
+    fake.tags = dict(here)
+    fake.loads = {"dc/node:2": NEW, "python:3": NEW, "alpine:latest": NEW, "dcupgrade/release:other": NEW}
     fake.says = says
+    store = ImageStore(docker)
     if code is None:
-        loaded = await ImageStore(docker).load(archive(tmp_path), LIMITS)
+        loaded = await store.load(archive(tmp_path), LIMITS, ENCLAVE)
         assert loaded is not None
         assert loaded.image_id == NEW
-    else:
-        with pytest.raises(ProcessSupervisorError) as caught:
-            await ImageStore(docker).load(archive(tmp_path), LIMITS)
-        assert caught.value.code == code
-    if says:
-        assert fake.tags == {"python:3": OLD, "other:1": THIRD, "dc/node:2": NEW}
+        assert fake.tags == {**here, KEPT: NEW}
+        assert await store.has(NEW)
+        return
+    with pytest.raises(ProcessSupervisorError) as caught:
+        await store.load(archive(tmp_path), LIMITS, ENCLAVE)
+    assert caught.value.code == code
+    assert fake.tags == here
 
 
-@pytest.mark.parametrize("store", ["classic", "containerd"])
+@pytest.mark.parametrize(
+    ("before", "brought"),
+    [
+        ({}, {KEPT: NEW}),
+        ({KEPT: OLD}, {}),
+        ({KEPT: OLD}, {KEPT: NEW}),
+        ({"mine:1": NEW}, {}),
+        ({"mine:1": NEW}, {KEPT: NEW}),
+    ],
+)
+async def test_the_tag_that_keeps_a_loaded_image_is_ours_whatever_was_there(
+    fake: FakeEngine, docker: aiodocker.Docker, tmp_path: Path, before: dict[str, str], brought: dict[str, str]
+) -> None:
+    fake.tags, fake.loads = dict(before), {"dc/node:2": NEW, **brought}
+    fake.says = [{"stream": "Loaded image: dc/node:2\n"}]
+    store = ImageStore(docker)
+    await store.load(archive(tmp_path), LIMITS, ENCLAVE)
+    assert fake.tags == {**before, KEPT: NEW}
+    assert await store.has(NEW)
+
+
+@pytest.mark.parametrize(
+    ("about", "info", "accepted"),
+    [
+        ({}, {"Driver": "overlay2", "DriverStatus": [["Backing Filesystem", "extfs"]]}, False),
+        ({}, {"DriverStatus": None}, False),
+        ({}, {"DriverStatus": [["driver-type", "io.containerd.snapshotter.v1"]]}, True),
+        ({"Descriptor": {"digest": THIRD}}, {}, True),
+    ],
+    ids=["classic", "no facts", "containerd before API 1.48", "containerd"],
+)
 async def test_what_an_archive_names_is_what_the_engine_has(
-    fake: FakeEngine, docker: aiodocker.Docker, tmp_path: Path, store: str
+    fake: FakeEngine,
+    docker: aiodocker.Docker,
+    tmp_path: Path,
+    about: dict[str, object],
+    info: dict[str, object],
+    accepted: bool,
 ) -> None:
     """Somebody moved the tag between the load and the look at it; containerd's store has ids of another kind."""
     fake.loads = {"dc/node:2": THIRD}
     fake.says = [{"stream": "Loaded image: dc/node:2\n"}]
-    if store == "containerd":
-        fake.about = {"Descriptor": {"digest": THIRD}}
-        loaded = await ImageStore(docker).load(archive(tmp_path), LIMITS)
+    fake.about, fake.info = about, info
+    if accepted:
+        loaded = await ImageStore(docker).load(archive(tmp_path), LIMITS, ENCLAVE)
         assert loaded is not None
         assert loaded.image_id == THIRD
         return
     with pytest.raises(ProcessSupervisorError) as caught:
-        await ImageStore(docker).load(archive(tmp_path), LIMITS)
+        await ImageStore(docker).load(archive(tmp_path), LIMITS, ENCLAVE)
     assert (caught.value.code, caught.value.kind) == ("CONTAINER_IMAGE_CHANGED", "transient")
+    assert fake.tags == {}
 
 
 async def test_what_others_tag_during_a_load_stays(fake: FakeEngine, docker: aiodocker.Docker, tmp_path: Path) -> None:
     fake.tags = {"built:1": OLD}
     fake.loads = {"dc/node:2": NEW, "built:1": THIRD}  # the second one by a build of somebody
     fake.says = [{"stream": "Loaded image: dc/node:2\n"}]
-    await ImageStore(docker).load(archive(tmp_path), LIMITS)
+    await ImageStore(docker).load(archive(tmp_path), LIMITS, ENCLAVE)
     assert fake.tags["built:1"] == THIRD
 
 
@@ -332,7 +390,7 @@ async def test_an_image_of_another_architecture_is_refused(
     store = ImageStore(docker)
     for bring in (
         store.pull(ImageReference("dc/node", "1", None), None, lambda _: None),
-        store.load(archive(tmp_path), LIMITS),
+        store.load(archive(tmp_path), LIMITS, ENCLAVE),
     ):
         with pytest.raises(ProcessSupervisorError) as caught:
             await bring

@@ -47,15 +47,16 @@ class FakeImages:
             raise self.error
         return ReleaseImage(IMAGE_ID, f"{reference.name}@{DIGEST}")
 
-    async def load(self, archive: Path, limits: DownloadLimits) -> ReleaseImage | None:
+    async def load(self, archive: Path, limits: DownloadLimits, enclave_id: str) -> ReleaseImage | None:
         self.calls.append(("load", archive.name))
         if self.error is not None:
             raise self.error
         is_image = archive.read_bytes().startswith(self.archive_magic)  # noqa: ASYNC240
         return ReleaseImage(IMAGE_ID, "dc/node:1") if is_image else None
 
-    async def keep(self, image_id: str, enclave_id: str) -> None:
+    async def keep(self, image_id: str, enclave_id: str) -> str:
         self.calls.append(("keep", enclave_id))
+        return f"dcupgrade/release:{enclave_id}"
 
     async def copy_file(self, image_id: str, inside: str, path: Path, limits: DownloadLimits) -> bool:
         if self.signed is None or inside != "/usr/bin/dcstorage":
