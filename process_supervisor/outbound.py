@@ -63,7 +63,7 @@ class Outbound:
         proxy = self._proxies.proxy_for(url)
         session = self._public if public_only else self._any
         if proxy is not None:
-            host = urlsplit(url).hostname or ""
+            host = unquote(urlsplit(url).hostname or "")  # as the proxy may read it
             address = literal_address(host)
             if public_only and (is_this_machine(host) or (address is not None and not is_public(address))):
                 raise AddressRefusedError

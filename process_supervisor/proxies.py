@@ -8,6 +8,9 @@ from urllib.parse import urlsplit
 
 Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 _NAT64 = ipaddress.IPv6Network("64:ff9b::/96")
+#: What Python's `is_global` does not know, or not in each version: local NAT64, site-local addresses, and old forms of
+#: addresses with an IPv4 address inside (compatible, translated).
+_NOT_PUBLIC = tuple(map(ipaddress.IPv6Network, ("64:ff9b:1::/48", "fec0::/10", "::/96", "::ffff:0:0:0/96")))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -74,7 +77,8 @@ def _matches(item: str, host: str, port: int) -> bool:
 
 
 def literal_address(host: str) -> Address | None:
-    """The IP address that `host` spells, also in the old forms (`127.1`, `0x7f000001`); None for a name."""
+    """The IP address that `host` spells, also in old forms (`127.1`, `0x7f000001`, `10.0.0.1.`); None for a name."""
+    host = host.rstrip(".")
     try:
         return ipaddress.ip_address(host.partition("%")[0])
     except ValueError:
@@ -102,4 +106,6 @@ def is_public(address: Address) -> bool:
             inner = ipaddress.IPv4Address(int(address) & 0xFFFF_FFFF)
         if inner is not None:
             return is_public(inner)
+        if any(address in network for network in _NOT_PUBLIC):
+            return False
     return address.is_global and not address.is_multicast

@@ -249,8 +249,8 @@ async def test_private_addresses_are_refused_after_dns_and_behind_a_proxy(
         assert (await failure(request(url), slots, refused)).code == "DOWNLOAD_ADDRESS_REFUSED"
     assert server.requests == []
     through = replace(refused, proxies=Proxies(http=proxy[0]))
-    assert (await failure(request("http://169.254.169.254/"), slots, through)).code == "DOWNLOAD_ADDRESS_REFUSED"
-    assert (await failure(request("http://10.1.2.3/"), slots, through)).code == "DOWNLOAD_ADDRESS_REFUSED"
+    for host in ("169.254.169.254", "10.1.2.3", "10.1.2.3.", "10.1.515", "%31%30.1.2.3", "[fec0::1]"):
+        assert (await failure(request(f"http://{host}/"), slots, through)).code == "DOWNLOAD_ADDRESS_REFUSED", host
     assert proxy[1] == []
     assert (await stage(request(server.url), slots, measure, limits)).source == server.url
 

@@ -82,6 +82,12 @@ def test_no_proxy(entry: str, url: str, direct: bool) -> None:
         ("::ffff:93.184.216.34", True),
         ("64:ff9b::a9fe:a9fe", False),
         ("2002:7f00:1::", False),
+        ("fec0::1", False),
+        ("feff::1", False),
+        ("64:ff9b:1::a00:1", False),
+        ("::10.0.0.1", False),
+        ("::93.184.216.34", False),
+        ("::ffff:0:10.0.0.1", False),
     ],
 )
 def test_public_addresses(address: str, public: bool) -> None:
@@ -89,11 +95,14 @@ def test_public_addresses(address: str, public: bool) -> None:
 
 
 def test_old_spellings_of_addresses() -> None:
-    assert [str(literal_address(text)) for text in ("127.1", "0x7f000001", "2130706433", "fe80::1%eth0")] == [
-        "127.0.0.1",
-        "127.0.0.1",
-        "127.0.0.1",
-        "fe80::1",
-    ]
+    spelt = {
+        "127.1": "127.0.0.1",
+        "0x7f000001": "127.0.0.1",
+        "2130706433": "127.0.0.1",
+        "127.1.": "127.0.0.1",
+        "10.0.0.1.": "10.0.0.1",
+        "fe80::1%eth0": "fe80::1",
+    }
+    assert {text: str(literal_address(text)) for text in spelt} == spelt
     assert literal_address("face.example") is None
     assert is_this_machine("0x7f.1")
