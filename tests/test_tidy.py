@@ -20,11 +20,11 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "dcupgrade.errors": ("dcupgrade.conditions",),
     "dcupgrade.conditions": (),
     "dcupgrade.printable": (),
-    "dcupgrade.machine": ("dcupgrade.conditions", "dcupgrade.errors", *PROOF),
+    "dcupgrade.machine": ("dcupgrade.conditions", "dcupgrade.errors", "dcupgrade.printable", *PROOF),
     "dcupgrade.upgrade": ("dcupgrade.machine", "dcupgrade.conditions", "dcupgrade.errors"),
     "dcupgrade.adapters": (
         *("dcupgrade.upgrade.ports", "dcupgrade.machine", "dcupgrade.settings", "dcupgrade.errors"),
-        *PACKAGES[1:-1],
+        *("dcupgrade.printable", *PACKAGES[1:-1]),
     ),
     "dcupgrade.settings": ("dcupgrade.machine", "dcupgrade.upgrade.tools", "dcupgrade.errors", *PACKAGES[1:-1]),
     "dcupgrade.surfaces": ("dcupgrade.machine", "dcupgrade.settings", "dcupgrade.errors", "dcupgrade.printable"),

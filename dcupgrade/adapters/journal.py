@@ -21,6 +21,7 @@ from typing import Any
 from dcupgrade.errors import DcupgradeError
 from dcupgrade.machine.operator_commands import Command, Outcome
 from dcupgrade.machine.state import STATE_FORMAT, Name, State, state_from_json
+from dcupgrade.printable import storable
 from dcupgrade.upgrade.ports import Entry
 
 from .journal_file import COMMANDS, EVENTS, INTENTS, corrupt, damaged_rows, open_file, too_new
@@ -99,28 +100,18 @@ class Journal:
         """
         text = _dump(entry.after.to_json())
         digest = hashlib.sha256(text.encode()).hexdigest()
-        try:
-            with self._db:
-                self._db.execute("BEGIN IMMEDIATE")
-                seq = self._db.execute(_INSERT_EVENT, _event_row(entry)).lastrowid
-                EVENTS.sign(self._db, seq)
-                self._db.execute("INSERT OR REPLACE INTO state VALUES (1, ?, ?, ?)", (seq, text, digest))
-                self._db.execute("DELETE FROM intents")
-                for effect in entry.wanted:
-                    INTENTS.sign(self._db, self._db.execute(_INSERT_INTENT, (seq, _dump(effect.to_json()))).lastrowid)
-                if entry.command_id and not self._end_wait(entry.command_id, seq):
-                    raise _cancelled(entry.command_id)
-                if seq and seq % 1000 == 0:
-                    for statement in _DROP_OLD:
-                        self._db.execute(statement, (seq - HISTORY_ROWS_MAX,))
-        except sqlite3.Error as error:
-            raise DcupgradeError(
-                code="JOURNAL_WRITE_FAILED",
-                what=f"journal {self.path}",
-                why=str(error),
-                action="Free some disk space or repair the disk; the agent tries again and does nothing meanwhile.",
-                kind="transient",
-            ) from error
+        with self._writing():
+            seq = self._db.execute(_INSERT_EVENT, _event_row(entry)).lastrowid
+            EVENTS.sign(self._db, seq)
+            self._db.execute("INSERT OR REPLACE INTO state VALUES (1, ?, ?, ?)", (seq, text, digest))
+            self._db.execute("DELETE FROM intents")
+            for effect in entry.wanted:
+                INTENTS.sign(self._db, self._db.execute(_INSERT_INTENT, (seq, _dump(effect.to_json()))).lastrowid)
+            if entry.command_id and not self._end_wait(entry.command_id, seq):
+                raise _cancelled(entry.command_id)
+            if seq and seq % 1000 == 0:
+                for statement in _DROP_OLD:
+                    self._db.execute(statement, (seq - HISTORY_ROWS_MAX,))
 
     def _end_wait(self, number: int, seq: int | None, who: str = "") -> bool:
         """Let a command wait no longer, cancelled by `who` where there is one; False where none waits.
@@ -146,17 +137,11 @@ class Journal:
         return [_command(row) for row in rows]
 
     def enqueue(self, kind: str, who: str, arguments: Mapping[str, Any]) -> int:
-        """Queue an operator command for the agent; returns its number."""
-        try:
-            with self._db:
-                self._db.execute("BEGIN IMMEDIATE")
-                values = (time.time(), kind, who, _dump(dict(arguments)))
-                number = self._db.execute(_INSERT_COMMAND, values).lastrowid
-                COMMANDS.sign(self._db, number)
-        except sqlite3.Error as error:
-            raise DcupgradeError(
-                code="JOURNAL_WRITE_FAILED", what=f"journal {self.path}", why=str(error), kind="transient"
-            ) from error
+        """Queue an operator command for the agent; returns its number. Raises JOURNAL_WRITE_FAILED."""
+        with self._writing():
+            values = (time.time(), kind, who, _dump(dict(arguments)))
+            number = self._db.execute(_INSERT_COMMAND, values).lastrowid
+            COMMANDS.sign(self._db, number)
         return number or 0
 
     def command_taken(self, number: int) -> bool:
@@ -167,14 +152,8 @@ class Journal:
 
     def cancel(self, number: int, who: str) -> bool:
         """Cancel a command that still waits; False when it is taken up, cancelled already, or there is none."""
-        try:
-            with self._db:
-                self._db.execute("BEGIN IMMEDIATE")
-                return self._end_wait(number, CANCELLED_SEQ, who)
-        except sqlite3.Error as error:
-            raise DcupgradeError(
-                code="JOURNAL_WRITE_FAILED", what=f"journal {self.path}", why=str(error), kind="transient"
-            ) from error
+        with self._writing():
+            return self._end_wait(number, CANCELLED_SEQ, who)
 
     def outcome(self, number: int) -> Outcome | None:
         """What became of a command; None while it waits, or where there is none."""
@@ -220,13 +199,8 @@ class Journal:
 
     def set_webhook_seq(self, url: str, seq: int) -> None:
         """Remember that a receiver has everything up to ``seq``; raises JOURNAL_WRITE_FAILED."""
-        try:
-            with self._db:
-                self._db.execute("INSERT OR REPLACE INTO webhooks VALUES (?, ?)", (url, seq))
-        except sqlite3.Error as error:
-            raise DcupgradeError(
-                code="JOURNAL_WRITE_FAILED", what=f"journal {self.path}", why=str(error), kind="transient"
-            ) from error
+        with self._writing():
+            self._db.execute("INSERT OR REPLACE INTO webhooks VALUES (?, ?)", (url, seq))
 
     def chain_progress(self) -> dict[str, Any]:
         """What the watcher had seen when the agent last ran: ``number``, ``hash``, ``chain_state``; may be empty."""
@@ -255,6 +229,25 @@ class Journal:
             if EVENTS.content(row) is not None:
                 self._tally.add(*row[:4])
         return {**self._tally.changes, "downtime_s": self._tally.downtime_s}
+
+    @contextmanager
+    def _writing(self) -> Iterator[None]:
+        """One transaction, stored wholly or not at all; raises JOURNAL_WRITE_FAILED."""
+        try:
+            with self._db:
+                self._db.execute("BEGIN IMMEDIATE")
+                yield
+        except (sqlite3.Error, OverflowError, ValueError) as error:
+            is_passing = isinstance(error, sqlite3.Error)
+            raise DcupgradeError(
+                code="JOURNAL_WRITE_FAILED",
+                what=f"journal {self.path}",
+                why=str(error),
+                action="Free some disk space or repair the disk; the agent tries again and does nothing meanwhile."
+                if is_passing
+                else "A value cannot be stored, now or later: report it as a fault of the program.",
+                kind="transient" if is_passing else "invariant",
+            ) from error
 
     @contextmanager
     def _reading(self) -> Iterator[None]:
@@ -330,8 +323,7 @@ def _command(row: tuple[Any, ...]) -> Command:
 
 def _event_row(entry: Entry) -> tuple[Any, ...]:
     event, after = entry.event, entry.after
-    return (
-        event.at_unix_s,
+    texts = (
         entry.before.name.value,
         after.name.value,
         event.kind,
@@ -341,6 +333,7 @@ def _event_row(entry: Entry) -> tuple[Any, ...]:
         after.target.enclave_id if after.target else "",
         _dump({**event.to_json(), **_for_readers(entry)}),
     )
+    return (event.at_unix_s, *map(storable, texts))
 
 
 def _for_readers(entry: Entry) -> dict[str, Any]:

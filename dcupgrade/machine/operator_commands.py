@@ -11,6 +11,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from dcupgrade.printable import storable
+
 from .events import (
     ApproveCommand,
     CommandEvent,
@@ -59,6 +61,8 @@ def require_valid(kind: str, who: object, arguments: Mapping[str, object]) -> di
     for name, value in {"who": who, "reason": given.get("reason", "")}.items():
         if not isinstance(value, str) or len(value) > TEXT_CHARS_MAX:
             raise ValueError(f"{name} is not text of at most {TEXT_CHARS_MAX} characters")
+        if storable(value) != value:
+            raise ValueError(f"{name} is not UTF-8 text: {storable(value)}")
     until = given.get("until_unix_s", 0)
     if (
         isinstance(until, bool)

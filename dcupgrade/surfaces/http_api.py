@@ -25,6 +25,7 @@ from dcupgrade.machine.operator_commands import ARGUMENTS, require_valid
 from dcupgrade.machine.picture import machine_svg
 from dcupgrade.machine.plan import Plan
 from dcupgrade.machine.state import Name
+from dcupgrade.printable import storable
 
 from . import page_html
 from .metrics import AgentCollector
@@ -155,7 +156,8 @@ class _Face:
         status = await self._status()
         rows = await self._site.history(UPGRADES_SHOWN * ROWS_PER_UPGRADE, False)
         found = upgrades(rows, UPGRADES_SHOWN, status["now_unix_s"])
-        return web.Response(text=page_html.page(status, await self._plan(), found), content_type="text/html")
+        text = page_html.page(status, await self._plan(), found)
+        return web.Response(text=storable(text), content_type="text/html")
 
     async def file(self, request: web.Request) -> web.StreamResponse:
         return web.FileResponse(page_html.PAGE / request.path.lstrip("/"))

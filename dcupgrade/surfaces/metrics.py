@@ -15,6 +15,7 @@ from prometheus_client.registry import Collector
 
 from dcupgrade import __version__
 from dcupgrade.machine.state import Name
+from dcupgrade.printable import storable
 
 
 class AgentCollector(Collector):
@@ -98,7 +99,7 @@ def _fleet(fleet: Mapping[str, Any]) -> Iterator[Metric]:
     yield _gauge("fleet_waiting", "Nodes that wait for a slot, at most a hundred.", len(fleet["waiting"]))
     nodes = GaugeMetricFamily("dcupgrade_fleet_nodes", "Nodes of the fleet by version.", labels=["version"])
     for version, count in fleet["versions"].items():
-        nodes.add_metric([version], count)
+        nodes.add_metric([storable(version)], count)
     yield nodes
     ended = Counter(item["outcome"] for item in fleet["outcomes"])
     outcomes = GaugeMetricFamily("dcupgrade_fleet_outcomes", "The fleet's last upgrades.", labels=["outcome"])

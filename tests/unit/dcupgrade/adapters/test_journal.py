@@ -294,6 +294,36 @@ def test_a_write_that_fails_stores_nothing_and_may_be_repeated(path: Path) -> No
     journal.close()
 
 
+@pytest.mark.parametrize("text", ["\ud800", "a node\udcfcs report", "\udfff" * 3])
+def test_text_that_has_no_utf_8_form_is_stored_escaped(path: Path, text: str) -> None:
+    """JSON of a node may hold a surrogate that stands alone, and so may the state that comes of it."""
+    journal = Journal(path)
+    state = replace(IDLE, running=Release(text), target=Release(text), reason=text, detail=text)
+    journal.append(Entry(state, NodeExited(text, text), state, activity(state)))
+    assert journal.load() == state
+    (row,) = journal.history(all_events=True)
+    escaped = text.encode("utf-8", "backslashreplace").decode()
+    assert (row["detail"], row["running"], row["target"]) == (escaped, escaped, escaped)
+    assert journal.damaged_rows() == []
+    journal.close()
+
+
+def test_a_value_that_sqlite_never_takes_is_a_fault_that_trying_again_does_not_repair(path: Path) -> None:
+    journal = Journal(path)
+    state = begin(journal)
+    for entry in (replace(beginning(), event=Settled("", at_unix_s=10**30)), replace(beginning(), command_id=10**30)):
+        with pytest.raises(DcupgradeError) as caught:
+            journal.append(entry)
+        assert (caught.value.code, caught.value.kind) == ("JOURNAL_WRITE_FAILED", "invariant")
+    with pytest.raises(DcupgradeError) as caught:
+        journal.enqueue("hold", "\ud800", {})
+    assert (caught.value.code, caught.value.kind) == ("JOURNAL_WRITE_FAILED", "invariant")
+    assert journal.load() == state
+    assert journal.commands() == []
+    assert len(journal.history(all_events=True)) == 1
+    journal.close()
+
+
 def test_a_reader_never_blocks_the_agent(path: Path) -> None:
     journal = Journal(path)
     begin(journal)

@@ -36,6 +36,13 @@ def test_a_command_that_means_nothing_is_not_queued(config: Path, journal: Journ
     assert journal.commands() == []
 
 
+def test_a_reason_that_is_not_utf_8_is_refused_and_says_so(config: Path, journal: Journal) -> None:
+    code, told = run(config, "hold", "-r", b"f\xfcr".decode("utf-8", "surrogateescape"))
+    assert code == 2
+    assert "reason is not UTF-8 text" in told
+    assert journal.commands() == []
+
+
 def test_a_user_without_a_name_may_give_a_command(
     config: Path, journal: Journal, monkeypatch: pytest.MonkeyPatch
 ) -> None:

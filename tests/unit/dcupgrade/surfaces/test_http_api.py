@@ -113,6 +113,15 @@ async def test_the_page_and_its_files_are_served_without_anything_from_outside(c
         assert "https://" not in text
 
 
+async def test_what_a_node_says_with_a_surrogate_is_shown_escaped(
+    client: TestClient[Any, Any], agent: FakeAgent
+) -> None:
+    agent.state = replace(agent.state, halted="SOURCE_WONT_START", detail="\ud800")
+    for path in ("/", "/metrics", "/api/v1/status"):
+        assert (await client.get(path)).status == 200
+    assert "\\ud800" in await (await client.get("/")).text()
+
+
 async def test_the_machine_is_given_as_its_table(client: TestClient[Any, Any]) -> None:
     machine = await (await client.get("/api/v1/machine")).json()
     assert set(machine["states"]) == {name.value for name in Name}
@@ -167,6 +176,8 @@ async def test_an_action_with_the_token_queues_the_word(client: TestClient[Any, 
         ("hold", b'{"reason": {}}', 400),
         ("hold", b'{"reason": 7}', 400),
         ("hold", b'{"who": ["eve"]}', 400),
+        ("hold", b'{"who": "\\ud800"}', 400),
+        ("hold", b'{"reason": "\\udcfc"}', 400),
         ("hold", b'{"until_unix_s": "tomorrow"}', 400),
         ("hold", b'{"until_unix_s": NaN}', 400),
         ("hold", b'{"until_unix_s": 1e400}', 400),
