@@ -91,7 +91,7 @@ CODES: dict[str, str] = {
     "HTTP_HOST_REFUSED": "a request names the status page by a host name that it does not answer to",
     "HTTP_TOKEN_REFUSED": "an action came without the operator's token, or with a wrong one",
     "HTTP_REFUSED": "a request to the status page or API cannot be served as it is",
-    "HTTP_BUSY": "as many readers follow the agent's events as it serves at once",
+    "HTTP_BUSY": "as many readers follow the agent's events, or wait for its history, as it serves at once",
     # why an upgrade does not begin yet
     "GATE_HELD": "an operator holds upgrades",
     "GATE_WINDOW_SHUT": "it is outside the maintenance windows",

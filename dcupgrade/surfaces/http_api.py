@@ -13,6 +13,7 @@ import ipaddress
 import json
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -41,6 +42,8 @@ UPGRADES_SHOWN = 25
 """How many upgrades the page shows."""
 STREAMS_MAX = 32
 """How many readers of /api/v1/events there may be at once: each has a queue of its own."""
+READERS_MAX = 32
+"""How many requests may wait for their turn to read the journal."""
 KEEP_ALIVE_S = 15.0
 """A stream without news sends a comment so often: by that a reader who is gone is noticed."""
 SECURITY_HEADERS = {
@@ -110,6 +113,8 @@ def _guard(allowed: frozenset[str]) -> Any:
             return _error(403, "HTTP_HOST_REFUSED", f"the Host header names {host!r}")
         try:
             answer = await handler(request)
+        except web.HTTPServiceUnavailable as error:
+            answer = _error(error.status, "HTTP_BUSY", error.reason)
         except web.HTTPException as error:
             answer = _error(error.status, "HTTP_REFUSED", error.reason or "refused")
         except ConnectionError:
@@ -151,10 +156,29 @@ class _Face:
     def __init__(self, site: Site, keep_alive_s: float) -> None:
         self._site, self._keep_alive_s = site, keep_alive_s
         self._streams = 0
+        self._reading, self._readers = asyncio.Lock(), 0
 
-    async def page(self, _: web.Request) -> web.Response:
+    @asynccontextmanager
+    async def _turn_to_read(self, request: web.Request) -> AsyncIterator[None]:
+        """One reader of the journal after another: an entry that the agent makes waits for one read at most.
+
+        Raises HTTPServiceUnavailable above READERS_MAX, and for a client that is gone when its turn comes.
+        """
+        if self._readers >= READERS_MAX:
+            raise web.HTTPServiceUnavailable(reason=f"{READERS_MAX} readers of the journal wait already")
+        self._readers += 1
+        try:
+            async with self._reading:
+                if request.transport is None:
+                    raise web.HTTPServiceUnavailable(reason="the client is gone")
+                yield
+        finally:
+            self._readers -= 1
+
+    async def page(self, request: web.Request) -> web.Response:
         status = await self._status()
-        rows = await self._site.history(UPGRADES_SHOWN * ROWS_PER_UPGRADE, False)
+        async with self._turn_to_read(request):
+            rows = await self._site.history(UPGRADES_SHOWN * ROWS_PER_UPGRADE, False)
         found = upgrades(rows, UPGRADES_SHOWN, status["now_unix_s"])
         text = page_html.page(status, await self._plan(), found)
         return web.Response(text=storable(text), content_type="text/html")
@@ -171,8 +195,10 @@ class _Face:
     async def healthz(self, _: web.Request) -> web.Response:
         return web.json_response({"ok": True})
 
-    async def metrics(self, _: web.Request) -> web.Response:
-        collector = AgentCollector(await self._site.status(), await self._site.counts())
+    async def metrics(self, request: web.Request) -> web.Response:
+        status = await self._site.status()
+        async with self._turn_to_read(request):
+            collector = AgentCollector(status, await self._site.counts())
         text = prometheus_client.generate_latest(collector)
         return web.Response(body=text, headers={"Content-Type": "text/plain; version=0.0.4; charset=utf-8"})
 
@@ -193,17 +219,22 @@ class _Face:
         limit = _limit(request, HISTORY_MAX)
         if limit is None:
             return _error(400, "HTTP_REFUSED", f"limit is a number from 1 to {HISTORY_MAX}")
-        return web.json_response({"rows": await self._site.history(limit, "all" in request.query)})
+        async with self._turn_to_read(request):
+            rows = await self._site.history(limit, "all" in request.query)
+        return web.json_response({"rows": rows})
 
     async def upgrades(self, request: web.Request) -> web.Response:
         limit = _limit(request, UPGRADES_MAX)
         if limit is None:
             return _error(400, "HTTP_REFUSED", f"limit is a number from 1 to {UPGRADES_MAX}")
-        rows = await self._site.history(limit * ROWS_PER_UPGRADE, False)
+        async with self._turn_to_read(request):
+            rows = await self._site.history(limit * ROWS_PER_UPGRADE, False)
         return web.json_response({"upgrades": upgrades(rows, limit, (await self._site.status())["now_unix_s"])})
 
     async def command(self, request: web.Request) -> web.Response:
-        return web.json_response({"outcome": await self._site.outcome(int(request.match_info["number"]))})
+        async with self._turn_to_read(request):
+            outcome = await self._site.outcome(int(request.match_info["number"]))
+        return web.json_response({"outcome": outcome})
 
     async def machine(self, _: web.Request) -> web.Response:
         return web.json_response({"states": [name.value for name in Name], "edges": picture.edges()})

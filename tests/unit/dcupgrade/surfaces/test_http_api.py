@@ -5,6 +5,7 @@ from collections.abc import AsyncIterator, Mapping
 from dataclasses import replace
 from typing import Any
 
+import aiohttp
 import pytest
 from aiohttp.test_utils import TestClient, TestServer
 
@@ -16,6 +17,7 @@ from dcupgrade.machine.plan import Plan, plan
 from dcupgrade.machine.state import ChainFacts, Hold, Name, Release, State
 from dcupgrade.surfaces import http_api as web
 from dcupgrade.surfaces.upgrades import ROWS_PER_UPGRADE
+from keyvault.handover.guarded_server import GuardedServer
 
 OLD = Release("a" * 64, "1.0.0", added_height=5)
 NEW = Release("b" * 64, "1.1.0", added_height=9)
@@ -228,6 +230,77 @@ async def test_readers_of_events_are_limited_and_one_who_is_gone_is_noticed(agen
             assert again.status == 200
         for answer in answers:
             answer.close()
+
+
+class SlowJournal:
+    """Reads of the journal that wait until they are let through."""
+
+    def __init__(self) -> None:
+        self.begun = self.most_at_once = self.at_once = 0
+        self.first_begun, self.let_through = asyncio.Event(), asyncio.Event()
+
+    async def history(self, *_: Any) -> list[dict[str, Any]]:
+        self.begun += 1
+        self.at_once += 1
+        self.most_at_once = max(self.most_at_once, self.at_once)
+        self.first_begun.set()
+        await self.let_through.wait()
+        self.at_once -= 1
+        return []
+
+    async def counts(self) -> dict[str, float]:
+        await self.history()
+        return {}
+
+    async def outcome(self, _: int) -> None:
+        await self.history()
+
+
+READS = ("/", "/metrics", "/api/v1/history", "/api/v1/upgrades", "/api/v1/commands/1")
+
+
+async def test_readers_of_the_journal_take_turns_and_their_number_is_bounded(agent: FakeAgent) -> None:
+    slow = SlowJournal()
+    site = replace(agent.site(), history=slow.history, counts=slow.counts, outcome=slow.outcome)
+    async with TestClient(TestServer(web.make_app(site))) as client, asyncio.timeout(10):
+        paths = [READS[number % len(READS)] for number in range(web.READERS_MAX + 1)]
+        reads = [asyncio.create_task(client.get(path)) for path in paths]
+        (refused,), waiting = await asyncio.wait(reads, return_when=asyncio.FIRST_COMPLETED)
+        assert (refused.result().status, (await refused.result().json())["code"]) == (503, "HTTP_BUSY")
+        assert slow.begun == 1
+        assert (await client.get("/api/v1/status")).status == 200
+        slow.let_through.set()
+        assert {answer.status for answer in await asyncio.gather(*waiting)} == {200}
+        assert (slow.begun, slow.most_at_once) == (web.READERS_MAX, 1)
+        assert (await client.get("/api/v1/history")).status == 200
+
+
+async def test_a_reader_who_is_gone_when_its_turn_comes_is_not_read_for(agent: FakeAgent) -> None:
+    """A program that asks and closes at once would else have the journal read without end."""
+    slow, taken = SlowJournal(), asyncio.Semaphore(0)
+
+    async def status() -> dict[str, Any]:
+        taken.release()
+        return await agent.status()
+
+    site = replace(agent.site(), status=status, history=slow.history, counts=slow.counts)
+    server = GuardedServer(web.make_app(site), shutdown_timeout_s=1.0)  # a TestServer would cancel what nobody awaits
+    port = await server.start("127.0.0.1", 0)
+    async with aiohttp.ClientSession(f"http://127.0.0.1:{port}") as session, asyncio.timeout(10):
+        first = asyncio.create_task(session.get("/api/v1/history"))
+        await slow.first_begun.wait()
+        for _ in range(10):
+            _, writer = await asyncio.open_connection("127.0.0.1", port)
+            writer.write(b"GET /metrics HTTP/1.1\r\nHost: localhost\r\n\r\n")
+            await taken.acquire()
+            writer.close()
+            await writer.wait_closed()
+        assert (await session.get("/healthz")).status == 200  # by now their ends have been noticed
+        slow.let_through.set()
+        assert (await first).status == 200
+        assert (await session.get("/api/v1/history")).status == 200
+    await server.stop()
+    assert slow.begun == 2
 
 
 async def test_events_begin_with_the_status_and_go_on_with_facts(
