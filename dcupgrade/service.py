@@ -10,6 +10,7 @@ import logging
 import os
 import signal
 from collections.abc import AsyncIterator, Callable, Collection
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any
 
@@ -68,6 +69,9 @@ IGNORED_SIGNALS = (
 HTTP_CONNECTIONS_MAX = 256
 """Well below the limit of descriptors, of which the node, the vault and downloads need some."""
 
+THREADS = 64
+"""Of the pool for blocking work. asyncio's own has 6 on two processors, and name servers that are silent hold one each."""
+
 WrapJournal = Callable[[JournalThread], JournalPort]
 
 
@@ -87,6 +91,7 @@ async def serve(settings: Settings, *, first_install: bool = False, wrap_journal
     """Run the agent until a signal. `wrap_journal` lets tests stand between the orchestrator and its journal."""
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
+    loop.set_default_executor(ThreadPoolExecutor(THREADS, thread_name_prefix="worker"))
     for number in ENDING_SIGNALS:
         loop.add_signal_handler(number, _end, stop, number)
     for number in IGNORED_SIGNALS:
