@@ -70,7 +70,7 @@ HTTP_CONNECTIONS_MAX = 256
 """Well below the limit of descriptors, of which the node, the vault and downloads need some."""
 
 THREADS = 64
-"""Of the pool for blocking work. asyncio's own has 6 on two processors, and name servers that are silent hold one each."""
+"""Of the pool for blocking work. asyncio's own has 6 on two processors; each look-up of a name holds one."""
 
 WrapJournal = Callable[[JournalThread], JournalPort]
 

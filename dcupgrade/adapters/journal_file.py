@@ -34,14 +34,18 @@ _BATCH = 1000
 
 @dataclass(frozen=True, slots=True)
 class Table:
-    """A table whose rows carry a checksum over all other columns, of which the first is the row's number."""
+    """A table whose rows carry a checksum over `columns`, of which the first is the row's number.
+
+    The `unsigned` columns are read with them. A program of schema 1 that runs on the file may still change those.
+    """
 
     name: str
     columns: tuple[str, ...]
+    unsigned: tuple[str, ...] = ()
 
     def select(self, rest: str) -> str:
-        """The statement that reads whole rows: the columns, then the checksum."""
-        return f"SELECT {', '.join(self.columns)}, sha256 FROM {self.name} {rest}"  # noqa: S608 - names of our own
+        """The statement that reads whole rows: the columns, the unsigned ones, then the checksum."""
+        return f"SELECT {', '.join((*self.columns, *self.unsigned))}, sha256 FROM {self.name} {rest}"  # noqa: S608 - names of our own
 
     def sign(self, db: sqlite3.Connection, number: int | None) -> None:
         """Give a row its checksum, after whatever was changed in it."""
@@ -69,7 +73,7 @@ EVENTS = Table(
     ("seq", "at_unix_s", "state_before", "state_after", "kind", "reason", "detail", "running", "target", "json"),
 )
 INTENTS = Table("intents", ("id", "seq", "json"))
-COMMANDS = Table("commands", ("id", "at_unix_s", "kind", "who", "json", "taken_seq"))
+COMMANDS = Table("commands", ("id", "at_unix_s", "kind", "who", "json"), unsigned=("taken_seq",))
 SIGNED = (EVENTS, INTENTS, COMMANDS)
 
 
@@ -137,7 +141,8 @@ def _bring_up_to_date(db: sqlite3.Connection, path: Path) -> None:
         _add_checksums(db)
         db.execute("UPDATE meta SET value = ? WHERE key = 'schema' AND value = '1'", (str(SCHEMA_VERSION),))
     except BaseException:
-        db.execute("ROLLBACK")
+        if db.in_transaction:  # a full disk makes SQLite roll back by itself
+            db.execute("ROLLBACK")
         raise
     db.execute("COMMIT")
 

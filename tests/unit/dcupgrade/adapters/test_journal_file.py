@@ -11,6 +11,7 @@ import pytest
 
 from dcupgrade.adapters.journal import Journal
 from dcupgrade.adapters.journal_file import COMMANDS, EVENTS, SIGNED, Table
+from dcupgrade.errors import DcupgradeError
 from dcupgrade.machine.events import CommandRefused, Settled, UpgradeBegun
 from dcupgrade.machine.operator_commands import Outcome, event_of
 from dcupgrade.machine.state import Name, Release, State
@@ -83,6 +84,34 @@ def test_a_journal_of_schema_2_is_read_and_written_as_its_first_version_did(path
         assert journal.load() == FULL
         assert journal.damaged_rows() == []
         assert len(journal.history(100, all_events=True)) == len(entries())
+
+
+def test_a_command_that_an_agent_of_schema_1_took_up_is_not_damaged(path: Path) -> None:
+    """The older program may still run while the command line of this one brings the file up to date."""
+    number = filled(path)
+    with raw(path) as db:
+        db.execute("UPDATE commands SET taken_seq = 2 WHERE id = ?", (number,))
+    with opened(path) as journal:
+        assert journal.damaged_rows() == []
+        assert journal.commands() == []
+        assert journal.outcome(number) == Outcome(True, "", "taken up")
+
+
+def test_a_full_disk_in_the_middle_of_the_migration_is_reported_as_what_it_is(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    restored(GOLDEN, path)
+
+    def full(_table: Table, db: sqlite3.Connection, _number: int | None) -> None:
+        db.execute("ROLLBACK")  # as SQLite itself does then
+        raise sqlite3.OperationalError("database or disk is full")
+
+    monkeypatch.setattr(Table, "sign", full)
+    with pytest.raises(DcupgradeError, match=r"JOURNAL_UNREADABLE.*disk is full"):
+        Journal(path)
+    monkeypatch.undo()
+    with opened(path) as journal:
+        assert journal.load() == FULL
 
 
 def test_a_crash_in_the_middle_of_the_migration_leaves_schema_1(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
