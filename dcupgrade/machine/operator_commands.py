@@ -43,10 +43,9 @@ ARGUMENTS = {
 }
 """The commands, and what each may carry."""
 LIFETIME_S = 300.0
-"""A queued command that acts is refused when it is older: the situation that it was given for has passed.
-
-`hold` and `unhold` never expire: they say how things are to be, not what to do now.
-"""
+"""A queued command that acts is refused when it is older: the situation that it was given for has passed."""
+LASTING = ("hold", "unhold")
+"""These never expire: they say how things are to be, not what to do now."""
 TEXT_CHARS_MAX = 1000
 _ENCLAVE_ID = re.compile(r"[0-9a-f]{64}\Z")
 
@@ -103,7 +102,7 @@ class Command:
     @property
     def expires_unix_s(self) -> float | None:
         """When the command is refused if it still waits; None for one that never is."""
-        return None if self.kind in ("hold", "unhold") else self.at_unix_s + LIFETIME_S
+        return None if self.kind in LASTING else self.at_unix_s + LIFETIME_S
 
     def to_json(self) -> dict[str, Any]:
         """JSON form, for a list of what waits."""
@@ -140,11 +139,21 @@ def event_of(command: Command, state: State, now_unix_s: float) -> CommandEvent:
         return CommandRefused(command.who, refusal="JOURNAL_ROW_DAMAGED", why=why)
     try:
         if command.expires_unix_s is not None and now_unix_s > command.expires_unix_s:
-            why = f"{command.kind}: it waited for longer than {LIFETIME_S:.0f} s; give it again if it is still wanted"
-            return CommandRefused(command.who, refusal="COMMAND_EXPIRED", why=why)
+            return _expired(command.kind, command.who)
         return _meaning_of(command, state)
     except (AttributeError, OverflowError, TypeError, ValueError) as error:
         return CommandRefused(command.who, refusal="COMMAND_INVALID", why=f"{command.kind}: {error}")
+
+
+def in_time(event: CommandEvent, given_unix_s: float, now_unix_s: float) -> CommandEvent:
+    """The event of a command that is taken only now, long after it was understood: refused if it is too old by now."""
+    lasts = isinstance(event, CommandRefused) or event.kind in LASTING
+    return event if lasts or now_unix_s <= given_unix_s + LIFETIME_S else _expired(event.kind, event.who)
+
+
+def _expired(kind: str, who: str) -> CommandRefused:
+    why = f"{kind}: it waited for longer than {LIFETIME_S:.0f} s; give it again if it is still wanted"
+    return CommandRefused(who, refusal="COMMAND_EXPIRED", why=why)
 
 
 def _meaning_of(command: Command, state: State) -> CommandEvent:

@@ -26,7 +26,7 @@ from dcupgrade.machine.events import (
     StartingCommand,
 )
 from dcupgrade.machine.guards import Budgets
-from dcupgrade.machine.operator_commands import Command, event_of, outcome_of
+from dcupgrade.machine.operator_commands import Command, event_of, in_time, outcome_of
 from dcupgrade.machine.state import Name, Release, State
 from dcupgrade.machine.table import activity, step
 
@@ -182,8 +182,13 @@ class Orchestrator:
         await self._reconcile()
 
     def _informed(self, item: Item) -> Event:
-        """The item's event. A `resume` accepts a revoked version only if it was given once the revocation was known."""
+        """The item's event. A command that waited too long for the machine is refused.
+
+        A `resume` accepts a revoked version only if it was given once the revocation was known.
+        """
         event = item.event
+        if isinstance(event, CommandEvent):
+            event = in_time(event, item.given_unix_s, self._clock.now())
         revoked = self.state.halted == "PREVIOUS_REVOKED"
         if not isinstance(event, ResumeCommand) or not revoked or item.given_unix_s >= self._condition_since_unix_s:
             return event

@@ -93,6 +93,25 @@ def test_a_command_that_waited_while_the_agent_was_down_expires(kind: str) -> No
     Scene().play(act)
 
 
+def test_a_command_that_waited_behind_a_journal_that_could_not_be_written_expires() -> None:
+    async def act(scene: Scene) -> None:
+        first = await scene.installed()
+        scene.journal.fail_writes = True
+        blocking = scene.say("unhold")
+        await asyncio.sleep(5)
+        number, hold = scene.say("restart"), scene.say("hold", reason="a holiday")
+        await asyncio.sleep(LIFETIME_S + 1)
+        scene.journal.fail_writes = False
+        assert (await scene.outcome(blocking)).accepted
+        told = await scene.outcome(number)
+        assert (told.accepted, told.code) == (False, "COMMAND_EXPIRED")
+        assert "restart: it waited for longer than 300 s" in told.text
+        assert (await scene.outcome(hold)).accepted
+        assert scene.serving() == first.version
+
+    Scene().play(act)
+
+
 def test_a_hold_never_expires() -> None:
     async def act(scene: Scene) -> None:
         await scene.installed()
