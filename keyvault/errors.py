@@ -125,6 +125,7 @@ CODES: Final[dict[str, str]] = {
     "VAULT_PATH_UNKNOWN": "the vault has no such path or method",
     "VAULT_NODE_URL_REFUSED": "a node's address is not a plain http address",
     "VAULT_INTERNAL": "the vault failed in a way that it does not expect; details are in its log",
+    "VAULT_STEP_HANGS": "a step of the vault, such as a write to its store, has not ended for more than a minute",
     "VAULT_UNREACHABLE": "the vault's process cannot be reached or broke off",
     "VAULT_ANSWER_MALFORMED": "the vault answered something that is not part of its API",
     "VAULT_REBUILD_DIFFERS": "a vault that was built again is not the expected one",

@@ -21,13 +21,14 @@ EXIT_SILENT: Final = 70
 
 
 def answers(url: str) -> bool:
-    """Tell whether the vault at `url` answers its health route, whatever it says, within 10 s."""
+    """Tell whether the vault at `url` answers its health route within 10 s, and does not say that it hangs."""
     parts = urlsplit(url)
     connection = http.client.HTTPConnection(parts.hostname or "127.0.0.1", parts.port, timeout=ASK_TIMEOUT_S)
     try:
         connection.request("GET", "/healthz")
-        connection.getresponse().read()
-        return True
+        answer = connection.getresponse()
+        answer.read()
+        return answer.status != http.HTTPStatus.SERVICE_UNAVAILABLE
     except (OSError, http.client.HTTPException):
         return False
     finally:

@@ -34,6 +34,8 @@ from .vault import Vault
 _SMALL_BYTES_MAX: Final = 64 * 1024
 #: Proven evidence carries justifications, headers and trie nodes.
 _EVIDENCE_BYTES_MAX: Final = 8 * 1024 * 1024
+#: Far more than a step takes on a slow disk.
+_STEP_S_MAX: Final = 60.0
 
 Handler = Callable[[web.Request], Awaitable[web.Response]]
 #: A handler of a proven call: request and body.
@@ -129,6 +131,14 @@ class _AgentApi:
 
     async def health(self, _: web.Request) -> web.Response:
         vault = self._vault
+        if vault.steps.running_s > _STEP_S_MAX:
+            raise KeyvaultError(
+                code="VAULT_STEP_HANGS",
+                what="the vault does nothing more",
+                why=f"a step has run for {vault.steps.running_s:.0f} s",
+                action="Look at the disk of the vault's store; the vault is started again.",
+                kind="transient",
+            )
         state = "ok" if vault.condition is None else vault.condition.code
         return web.json_response({"status": state, "enclave_id": vault.enclave_id, "tee": self._vault.status()["tee"]})
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import ParamSpec, TypeVar
@@ -15,15 +16,23 @@ T = TypeVar("T")
 
 
 class Steps:
-    """The thread. Each step runs to its end before another begins."""
+    """The thread. Each step runs to its end before another begins. `monotonic_s` is the clock, in seconds."""
 
-    def __init__(self) -> None:
+    def __init__(self, monotonic_s: Callable[[], float] = time.monotonic) -> None:
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="vault")
+        self._monotonic_s = monotonic_s
+        self._began_s: float | None = None
+
+    @property
+    def running_s(self) -> float:
+        """Seconds for which the step under way has run; 0 without one."""
+        began_s = self._began_s
+        return 0.0 if began_s is None else self._monotonic_s() - began_s
 
     async def run(self, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         """Do one step. A cancellation passes on only once it is done: the thread still uses what it was given."""
         call = functools.partial(work, *args, **kwargs)
-        future = asyncio.get_running_loop().run_in_executor(self._thread, call)
+        future = asyncio.get_running_loop().run_in_executor(self._thread, self._do, call)
         cancelled: asyncio.CancelledError | None = None
         while not future.done():
             try:
@@ -36,3 +45,10 @@ class Steps:
         if isinstance(unclaimed, KeySet):
             unclaimed.wipe()
         raise cancelled
+
+    def _do(self, call: Callable[[], T]) -> T:
+        self._began_s = self._monotonic_s()
+        try:
+            return call()
+        finally:
+            self._began_s = None

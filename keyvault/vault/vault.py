@@ -88,7 +88,7 @@ class Vault:
         self._party = Party(bytes.fromhex(policy.genesis_hash), signatures, tee, crypto, anyone)
         self._holder = Holder(self._party, limits)
         self._v1_holder = V1Holder(self._party, policy.network)
-        self.steps = Steps()
+        self.steps = Steps(self._clocks.monotonic_s)
         self._facts = Facts()
         #: enclave id -> how its newest try stands, for the agent: "challenged", "received" or a refusal's code
         self._attempts: dict[str, str] = {}

@@ -50,8 +50,10 @@ def test_one_that_answers_again_in_time_goes_on_and_signals_reach_it() -> None:
 
 
 class Health(BaseHTTPRequestHandler):
+    status = 500
+
     def do_GET(self) -> None:
-        self.send_response(503)
+        self.send_response(self.status)
         self.end_headers()
         self.wfile.write(b"{}")
 
@@ -74,3 +76,8 @@ def test_whatever_it_says_a_vault_that_says_something_answers(served: str) -> No
     assert answers(served)
     silent: Callable[[], bool] = lambda: answers(f"http://127.0.0.1:{free_port()}")  # noqa: E731
     assert not silent()
+
+
+def test_a_vault_that_says_that_it_hangs_is_taken_for_silent(served: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Health, "status", 503)
+    assert not answers(served)

@@ -7,12 +7,13 @@ from typing import Any
 
 import pytest
 
+from keyvault import watchdog
 from keyvault.errors import KeyvaultError
 from keyvault.handover.key_set import KeySet
 from keyvault.vault.steps import Steps
 from tests.doubles.crash_disk import CrashDisk
 from tests.doubles.loop_watch import watched_loop
-from tests.doubles.vault_host import KEYS_ID, Host, collect, permit, serving
+from tests.doubles.vault_host import KEYS_ID, Host, base_url, collect, permit, refused, serving
 from tests.doubles.vault_kit import SECRET
 
 
@@ -80,6 +81,23 @@ async def test_a_step_that_fails_says_so_to_its_caller_and_leaves_the_thread_alo
     with pytest.raises(KeyvaultError, match="STORE_WRITE_FAILED"):
         await steps.run(work)
     assert await steps.run(lambda: 7) == 7
+
+
+async def test_health_says_so_once_a_step_hangs_and_is_well_again_after_it(gate: Gate) -> None:
+    """Before it, the vault answered "ok" forever over a disk that did not, and nobody started it again."""
+    host = Host()
+    vault = host.vault()
+    async with serving(vault) as client:
+        step = asyncio.create_task(vault.steps.run(gate.wait))
+        await asyncio.to_thread(gate.reached.wait)
+        host.clock.monotonic_s += 60
+        assert (await client.health())["status"] == "ok"
+        host.clock.monotonic_s += 1
+        assert await refused(client.health()) == "VAULT_STEP_HANGS"
+        assert not await asyncio.to_thread(watchdog.answers, base_url(client))
+        gate.open.set()
+        await step
+        assert (await client.health())["status"] == "ok"
 
 
 async def test_the_vault_answers_while_its_disk_is_slow_and_decides_in_order(
