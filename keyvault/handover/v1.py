@@ -144,6 +144,16 @@ class _Challenge:
     made_at_s: float
 
 
+@dataclass(frozen=True)
+class V1Request:
+    """What a requester that has proven itself asks with: its ed25519 key, network signature and report."""
+
+    enclave_id: str
+    key: bytes
+    signature: bytes
+    report: Report
+
+
 @dataclass
 class V1Holder:
     """Role H: challenges for callers, the secret for the one that proves itself.
@@ -184,13 +194,12 @@ class V1Holder:
         known = self._challenges.get(enclave_id, [])
         return [one for one in known if one.made_at_s + CHALLENGE_TTL_S > now_s]
 
-    def answer(self, query: Mapping[str, str], secret: Callable[[str], KeySet], *, now_s: float) -> bytes:
-        """Return the answer to `/secret` (JSON): the key set that `secret(enclave id)` releases, for the caller.
+    def accept(self, query: Mapping[str, str], *, now_s: float) -> V1Request:
+        """Return the request of `/secret`, from a requester that has proven itself and by that consumed its challenge.
 
-        The report's MAC is verified before anything else. A requester that proves itself consumes its challenge,
-        whatever `secret` then decides: it raises if this enclave may have no key set, or not yet.
+        The report's MAC is verified before anything else. Whether this enclave may have a key set is not decided here.
 
-        Raises V1_CHALLENGE_UNKNOWN (transient: begin again), V1_MESSAGE_INVALID, V1_KEY_INVALID, AttestationError.
+        Raises V1_CHALLENGE_UNKNOWN (transient: begin again), V1_MESSAGE_INVALID, AttestationError.
         """
         key = _query_bytes(query, "pubkey", 32)
         signature = _query_bytes(query, "authSignature", 64)
@@ -202,17 +211,29 @@ class V1Holder:
             raise _challenge_unknown()
         live.remove(match)
         self._challenges[enclave_id] = live
+        return V1Request(enclave_id, key, signature, report)
+
+    def seal(self, request: V1Request, key_set: KeySet) -> bytes:
+        """Return the answer to `/secret` (JSON): the key set for this requester alone. Raises V1_KEY_INVALID."""
         random = self.party.crypto.random
-        with secret(enclave_id) as key_set:
-            sealed = box_seal(key, bytes(key_set.view()), nonce=random(NONCE_LENGTH), ephemeral=random(32))
+        sealed = box_seal(request.key, bytes(key_set.view()), nonce=random(NONCE_LENGTH), ephemeral=random(32))
         own = Ed25519PrivateKey.from_private_bytes(random(32))
         parts = {
-            "EnclaveSignature": self._own_signature(enclave_id, signature),
+            "EnclaveSignature": self._own_signature(request.enclave_id, request.signature),
             "EncryptSecret": sealed,
             "Pubkey": own.public_key().public_bytes_raw(),
-            "LocalReport": encode_report(self.party.tee.report(report.target_info(), own.sign(sealed))),
+            "LocalReport": encode_report(self.party.tee.report(request.report.target_info(), own.sign(sealed))),
         }
         return json.dumps({name: base64.b64encode(parts[name]).decode() for name in ANSWER_FIELDS}).encode()
+
+    def answer(self, query: Mapping[str, str], secret: Callable[[str], KeySet], *, now_s: float) -> bytes:
+        """Accept and seal in one, for a holder that decides at once: `secret(enclave id)` gives the key set or raises.
+
+        Raises what `accept`, `secret` and `seal` raise.
+        """
+        request = self.accept(query, now_s=now_s)
+        with secret(request.enclave_id) as key_set:
+            return self.seal(request, key_set)
 
     def _own_signature(self, requester_id: str, theirs: bytes) -> bytes:
         """Return this side's signature by the network key that signed the requester too: that key it knows.

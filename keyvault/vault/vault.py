@@ -204,20 +204,18 @@ class Vault:
                 action="Use v2, or run a vault build whose policy names this node in allow_v1.",
             )
 
-    # handover v1, as holder (V1Port of keyvault.handover.v1_http); its challenges are kept by the vault's thread
+    # handover v1, as holder (V1Port of keyvault.handover.v1_http); only the decision for a verified requester is a step
 
     async def v1_challenge(self, query: Mapping[str, str]) -> bytes:
         """Answer `/teerandom`."""
-        return await self.steps.run(self._v1_holder.challenge, query, now_s=self._clocks.monotonic_s())
+        return self._v1_holder.challenge(query, now_s=self._clocks.monotonic_s())
 
     async def v1_answer(self, query: Mapping[str, str]) -> bytes:
-        """Answer `/secret`."""
-        return await self.steps.run(self._v1_holder.answer, query, self._v1_hand_out, now_s=self._clocks.monotonic_s())
-
-    def _v1_hand_out(self, requester_id: str) -> KeySet:
-        """The key set for a requester that was verified over v1, where the measured policy allows v1 for it."""
-        self._check_v1(requester_id)
-        return self.hand_out(requester_id)
+        """Answer `/secret`, where the measured policy allows v1 for the requester."""
+        request = self._v1_holder.accept(query, now_s=self._clocks.monotonic_s())
+        self._check_v1(request.enclave_id)
+        with await self.steps.run(self.hand_out, request.enclave_id) as key_set:
+            return self._v1_holder.seal(request, key_set)
 
     def keep(self, key_set: KeySet, source_id: str) -> dict[str, Any]:
         """Seal a collected key set beside all others; `put` returns only after it was read back and unsealed."""

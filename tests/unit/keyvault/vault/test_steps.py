@@ -7,14 +7,16 @@ from typing import Any
 
 import pytest
 
+from attestation.errors import AttestationError
 from keyvault import watchdog
 from keyvault.errors import KeyvaultError
 from keyvault.handover.key_set import KeySet
+from keyvault.handover.v1 import V1Holder, V1Requester
 from keyvault.vault.steps import Steps
 from tests.doubles.crash_disk import CrashDisk
 from tests.doubles.loop_watch import watched_loop
-from tests.doubles.vault_host import KEYS_ID, Host, base_url, collect, permit, refused, serving
-from tests.doubles.vault_kit import SECRET
+from tests.doubles.vault_host import KEYS_ID, Host, base_url, collect, permit, policy, refused, serving
+from tests.doubles.vault_kit import SECRET, Enclave
 
 
 class Gate:
@@ -98,6 +100,28 @@ async def test_health_says_so_once_a_step_hangs_and_is_well_again_after_it(gate:
         gate.open.set()
         await step
         assert (await client.health())["status"] == "ok"
+
+
+async def test_what_strangers_ask_over_v1_is_answered_on_the_loop_and_queues_no_step(gate: Gate) -> None:
+    """While the disk is slow, "GET, close" would else queue steps without a bound before those of the agent."""
+    vault = Host(policy=policy(allow_v1=True)).vault()
+    stranger, requester = V1Holder(Enclave("another holder").party), V1Requester(Enclave("node 2").party)
+    unverified = requester.secret_query(stranger.challenge(requester.random_query(), now_s=0.0))
+    step = asyncio.create_task(vault.steps.run(gate.wait))
+    await asyncio.to_thread(gate.reached.wait)
+    asked = [
+        asyncio.create_task(vault.v1_challenge(requester.random_query())),
+        asyncio.create_task(vault.v1_answer(unverified)),
+    ]
+    done, _ = await asyncio.wait(asked, timeout=10)
+    was_running = not step.done()
+    gate.open.set()
+    await step
+    challenge, refusal = await asyncio.gather(*asked, return_exceptions=True)
+    assert was_running
+    assert len(done) == 2
+    assert isinstance(challenge, bytes)
+    assert isinstance(refusal, KeyvaultError | AttestationError)
 
 
 async def test_the_vault_answers_while_its_disk_is_slow_and_decides_in_order(
