@@ -1,9 +1,9 @@
-"""Verifies a file that comes as a CAR: its blocks one after the other, each against the CID that names it. Pure.
+"""Verify a file that arrives as a CAR: block after block, each against the CID that names it. Pure.
 
-CARv1 (https://ipld.io/specs/transport/car/carv1) from a gateway that was asked for depth-first order with duplicates
-(https://specs.ipfs.tech/ipips/ipip-0412): each block is the one that the file needs next, so it is verified and handed
-on as it comes, and only the links that are still to be followed are kept. Neither the header nor the CID in front of a
-block is relied on: what the file's own CID leads to decides.
+The gateway is asked for CARv1 (https://ipld.io/specs/transport/car/carv1) in depth-first order with duplicates
+(https://specs.ipfs.tech/ipips/ipip-0412). So each block is the one that the file needs next: it is verified and passed
+on at once, and only the links still to be followed are kept. The header and the CID in front of a block are not
+trusted; only the file's own CID and the links below it decide.
 """
 
 from typing import Final
@@ -18,7 +18,7 @@ _LENGTH_BYTES_MAX: Final = 9
 
 
 class CarFile:
-    """A file on its way out of a CAR. `size` is the file's, in bytes, once its first block has come."""
+    """A file that is read out of a CAR. `size` is the file's size in bytes, known once its first block has arrived."""
 
     def __init__(self, cid: ContentId) -> None:
         self.size: int | None = None
@@ -28,11 +28,11 @@ class CarFile:
 
     @property
     def complete(self) -> bool:
-        """Whether every byte of the file has come, verified."""
+        """Whether every byte of the file has arrived and been verified."""
         return not self._wanted
 
     def feed(self, data: bytes | bytearray) -> bytes:
-        """Take the next bytes of the CAR; gives the bytes of the file that they complete.
+        """Take the next bytes of the CAR; return the bytes of the file that they complete.
 
         Raises ValueError with the reason if the CAR is malformed, has another order, or a block is not what its CID
         names. Nothing can be fed after that.
@@ -46,7 +46,7 @@ class CarFile:
         return b"".join(pieces)
 
     def _next_section(self) -> bytes | None:
-        """The next section of the buffer; None until it is whole."""
+        """Return the next section of the buffer; None until it is complete."""
         head = bytes(self._buffer[:_LENGTH_BYTES_MAX])
         if len(head) < _LENGTH_BYTES_MAX and all(byte > 0x7F for byte in head):
             return None

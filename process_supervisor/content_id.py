@@ -24,10 +24,10 @@ _VARINT_BYTES_MAX: Final = 9
 
 @dataclass(frozen=True, slots=True)
 class ContentId:
-    """A decoded CID: `codec` of the block that it names, and the block's hash.
+    """A decoded CID: the `codec` of the block that it names, and the block's hash.
 
-    The codec `raw` names the hash of the bytes themselves; `dag-pb` (every CIDv0) names the root of a tree, see
-    `unixfs.py`. Two that name the same block are equal, whatever their `version` (0 or 1) and `text`.
+    With codec `raw` the hash is that of the content itself. With `dag-pb` (every CIDv0) it is that of the root of a
+    tree, see `unixfs.py`. Two CIDs of the same block are equal, whatever their `version` (0 or 1) and `text`.
     """
 
     codec: Codec
@@ -42,7 +42,7 @@ class ContentId:
         return self.codec == "dag-pb"
 
     def names(self, block: Bytes) -> bool:
-        """Whether this is the CID of the block."""
+        """Return whether this is the CID of the block."""
         return hmac.compare_digest(hashlib.new(self.hash_name, block).digest(), self.digest)
 
 
@@ -71,7 +71,7 @@ def decode_cid(text: str) -> ContentId:
 
 
 def take_cid(data: Bytes) -> tuple[ContentId, Bytes]:
-    """The CID that `data` begins with, and what follows it. Raises ValueError."""
+    """Return the CID at the start of `data`, and the rest. Raises ValueError."""
     codec, version = _CODECS[0x70], 0
     if data[:2] != b"\x12\x20":  # version 0 is a bare SHA-256 multihash
         version, data = take_varint(data)
@@ -92,7 +92,7 @@ def take_cid(data: Bytes) -> tuple[ContentId, Bytes]:
 
 
 def take_varint(data: Bytes) -> tuple[int, Bytes]:
-    """The unsigned LEB128 number that `data` begins with, and what follows it. Raises ValueError."""
+    """Return the unsigned LEB128 number at the start of `data`, and the rest. Raises ValueError."""
     number = 0
     for place, byte in enumerate(data[:_VARINT_BYTES_MAX]):
         number |= (byte & 0x7F) << (7 * place)

@@ -21,7 +21,7 @@ NOTE_BYTES_MAX = 1 * KIB
 
 @dataclass(frozen=True, slots=True)
 class LockHolder:
-    """Who holds a data lock: pid and command where the kernel tells, and the note that it left in the file."""
+    """The holder of a data lock: pid and command if the kernel reports them, and the note that it left in the file."""
 
     pid: int | None
     command: str
@@ -32,9 +32,9 @@ class LockHolder:
 
 
 class DataLock:
-    """An exclusive flock on `<data folder>/.lock`: the guard of "never two nodes at work on the same data".
+    """An exclusive flock on `<data folder>/.lock`. It ensures that no two nodes ever work on the same data.
 
-    The kernel lets it go when its holder dies, however it dies; so there are no stale locks to break.
+    The kernel releases the lock when its holder dies for any reason, so there are no stale locks.
     """
 
     def __init__(self, data_dir: Path, note: str) -> None:
@@ -43,7 +43,7 @@ class DataLock:
         self._fd: int | None = None
 
     def acquire(self) -> None:
-        """Take the lock at once or raise DATA_LOCK_HELD, which says who has it. Raises DATA_LOCK_INVALID."""
+        """Take the lock without waiting. Raises DATA_LOCK_HELD, which names the holder, and DATA_LOCK_INVALID."""
         if self._fd is not None:
             return
         fd = _open(self.path, os.O_RDWR | os.O_CREAT)
@@ -65,7 +65,7 @@ class DataLock:
         self._fd = fd
 
     def release(self) -> None:
-        """Let the lock go; safe to do twice."""
+        """Release the lock; safe to call twice."""
         if self._fd is not None:
             os.close(self._fd)
             self._fd = None
@@ -81,10 +81,11 @@ class DataLock:
 
 
 def data_lock_holder(data_dir: Path) -> LockHolder | None:
-    """Who holds the lock on a data folder, or None if it is free. Blocking; raises DATA_LOCK_INVALID.
+    """Return who holds the lock on a data folder; None if it is free. Blocking; raises DATA_LOCK_INVALID.
 
-    The kernel's list names the holder, but hides those in other pid namespaces (containers), and some file systems show
-    other device numbers there. So a shared lock is tried after it and let go at once; ask while no node is starting.
+    The kernel's list names the holder. But it hides holders in other pid namespaces (containers), and some file systems
+    show other device numbers there. So a shared lock is also tried and released at once. Call this only while no node
+    is starting.
     """
     path = data_dir / ".lock"
     try:
@@ -111,7 +112,7 @@ def data_lock_holder(data_dir: Path) -> LockHolder | None:
 
 
 def _open(path: Path, flags: int) -> int:
-    """Open a lock file; whatever else lies there is refused without waiting for it. Raises DATA_LOCK_INVALID."""
+    """Open a lock file. Any other kind of file is refused without blocking. Raises DATA_LOCK_INVALID."""
     try:
         # O_NONBLOCK: opening a FIFO must not hang; a check of the type follows.
         fd = os.open(path, flags | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK, 0o640)
@@ -150,7 +151,7 @@ async def wait_data_unlocked(
     clock: Callable[[], float] = time.monotonic,
     sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
 ) -> None:
-    """Return once nobody holds the data folder's lock. Raises DATA_LOCK_INVALID, DATA_LOCK_HELD after `timeout_s`."""
+    """Wait until the data folder's lock is free. Raises DATA_LOCK_INVALID, and DATA_LOCK_HELD after `timeout_s`."""
     deadline = clock() + timeout_s
     while (holder := await asyncio.to_thread(data_lock_holder, data_dir)) is not None:
         if clock() >= deadline:

@@ -1,4 +1,4 @@
-"""The one protocol behind which nodes run, as processes or as containers, and the records that find them again."""
+"""The protocol of drivers, which run nodes as processes or containers, and the records that find nodes again."""
 
 import hashlib
 import json
@@ -17,7 +17,7 @@ RECORD_CHARS_MAX = 64 * 1024
 class ContainerSpec:
     """A container to start: `image` by id (`sha256:<hex>`) or reference, and the template with all other settings.
 
-    `exclusive` names what one node alone may have mounted: volumes by name, folders of the host by path.
+    `exclusive` lists what only one node may have mounted: volumes by name, folders of the host by path.
     """
 
     image: str
@@ -27,11 +27,11 @@ class ContainerSpec:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LaunchSpec:
-    """What to start. `name` is unique per node among those of one driver ([a-z0-9._-]) and finds it after a crash.
+    """What to start. `name` ([a-z0-9._-]) is unique among the nodes of one driver; it finds the node after a crash.
 
-    `argv` is the whole command, `env` the whole environment (nothing is inherited), `cwd` its working folder,
-    `log_path` the file that gets its output. The container driver takes all of that from `container`; the engine keeps
-    the log there.
+    `argv` is the whole command, `env` the whole environment (nothing is inherited), `cwd` the working folder, and
+    `log_path` the file for the output. The container driver uses `container` instead of these; there the engine keeps
+    the log.
     """
 
     name: str
@@ -43,7 +43,7 @@ class LaunchSpec:
 
     @property
     def digest(self) -> str:
-        """SHA-256 (hex) over everything that makes a running node this one and not another."""
+        """SHA-256 (hex) over everything that identifies a running node as started from this spec."""
         parts: list[object] = [self.argv, sorted(self.env.items()), str(self.cwd)]
         if self.container is not None:
             parts = [self.container.image, self.container.template.to_json()]
@@ -52,9 +52,9 @@ class LaunchSpec:
 
 @dataclass(frozen=True, slots=True)
 class ExitStatus:
-    """How a node ended. Neither `code` nor `signal` may be known of a node that a former agent started.
+    """How a node ended. For a node that an earlier agent started, both `code` and `signal` may be unknown (None).
 
-    Its text continues a sentence: "the node" "ended by signal 9".
+    Its text completes a sentence: "the node" "ended by signal 9".
     """
 
     code: int | None = None
@@ -71,8 +71,10 @@ class ExitStatus:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NodeRecord:
-    """By what a node is found again. `kind` "process": pid, start time in clock ticks since boot, boot id, and the
-    session (its id is the pid). `kind` "container": container id and image id. `started_unix_s` is for people only.
+    """The facts by which a node is found again.
+
+    For `kind` "process": pid, start time in clock ticks since boot, boot id, and the session (its id is the pid). For
+    `kind` "container": container id and image id. `started_unix_s` is for people only.
     """
 
     kind: Literal["process", "container"]
@@ -87,12 +89,12 @@ class NodeRecord:
     log_path: str = ""
 
     def to_json(self) -> str:
-        """One line of JSON with every field."""
+        """Return one line of JSON with every field."""
         return json.dumps({name: getattr(self, name) for name in _FIELDS}, sort_keys=True)
 
     @classmethod
     def from_json(cls, text: str, where: str = "a node's record") -> "NodeRecord":
-        """The record that `to_json` wrote; raises NODE_RECORD_INVALID, which names `where`, for anything else."""
+        """Decode what `to_json` wrote. Raises NODE_RECORD_INVALID, naming `where`, for anything else."""
         try:
             if len(text) > RECORD_CHARS_MAX:
                 raise ValueError("it is too long")
@@ -130,7 +132,7 @@ _FIELDS: dict[str, type] = {
 
 
 def not_adoptable(name: str, why: str, action: str = "") -> ProcessSupervisorError:
-    """NODE_NOT_ADOPTABLE: something about a node that somebody else started keeps us from taking it over."""
+    """Return NODE_NOT_ADOPTABLE, for a node of another program that cannot be taken over."""
     return ProcessSupervisorError(
         code="NODE_NOT_ADOPTABLE", what=f"taking over {name!r}", why=why, action=action, kind="rejected"
     )
@@ -141,44 +143,47 @@ class NodeHandle(Protocol):
 
     @property
     def record(self) -> NodeRecord:
-        """By what it is found again."""
+        """The record by which the node is found again."""
 
     def exit_status(self) -> ExitStatus | None:
-        """How its main process ended; None while it runs."""
+        """Return how the main process ended; None while it runs."""
 
     async def wait(self) -> ExitStatus:
-        """Wait for the end of its main process. Others of its group may remain: `stop` clears them."""
+        """Wait until the main process has ended. Others of its session may remain; `stop` ends them."""
 
 
 class NodeDriver(Protocol):
-    """Runs nodes. Every method is safe to call twice; nothing here takes a node down but `stop` and `remove`."""
+    """Runs nodes. Every method is safe to call twice. Only `stop` ends a running node."""
 
     async def start(self, spec: LaunchSpec) -> NodeRecord:
-        """Start a node, or find the same one running. Raises NODE_ALREADY_RUNNING, NODE_START_FAILED and the like."""
+        """Start a node, or return its record if it runs. Raises NODE_ALREADY_RUNNING, NODE_START_FAILED and others."""
 
     async def find(self, name: str) -> NodeRecord | None:
-        """The record of the node that was last started under `name`, also by an agent that crashed right after."""
+        """Return the record of the node last started as `name`, even if the agent crashed right after the start."""
 
     async def adopt(self, record: NodeRecord) -> NodeHandle | None:
-        """Watch a node again; None if nothing of it is left. A dead node's remains come as a handle that has ended."""
+        """Watch a node again; None if nothing is left of it.
+
+        If the node is dead but some of its processes remain, return a handle that has ended.
+        """
 
     async def take_over(self, name: str, found: str, data_dir: Path) -> NodeRecord:
-        """Make a running node that somebody else started ours: `found` is its pid, or its container's name or id.
+        """Take over a running node of another program. `found` is its pid, or its container's name or id.
 
-        It is not touched. `data_dir` is the folder that a container must have. Raises NODE_NOT_ADOPTABLE.
+        The node is not touched. `data_dir` is the folder that a container must have mounted. Raises NODE_NOT_ADOPTABLE.
         """
 
     async def stop(self, handle: NodeHandle, grace_s: float) -> ExitStatus:
-        """TERM, `grace_s` seconds, KILL; returns when every process of it is gone. Raises NODE_STOP_FAILED."""
+        """Send TERM, wait `grace_s` seconds, send KILL; return when all processes are gone. Raises NODE_STOP_FAILED."""
 
     async def remove(self, name: str) -> None:
-        """Forget a stopped node: its record, or its container. Raises NODE_ALREADY_RUNNING if it runs."""
+        """Remove a stopped node's record or container. Raises NODE_ALREADY_RUNNING if the node runs."""
 
     async def logs(self, name: str, lines: int) -> list[str]:
-        """The last lines of a node's output."""
+        """Return the last lines of a node's output."""
 
     async def tend(self) -> None:
-        """Do what is due from time to time, such as rotating logs."""
+        """Do periodic work, such as rotating logs."""
 
     async def close(self) -> None:
-        """Let go of everything; nodes continue to run."""
+        """Release all resources; nodes continue to run."""

@@ -16,7 +16,7 @@ REQUEST_S_MAX = 60.0
 
 
 class _Client(aiodocker.Docker):
-    """Agrees on the API's version anew after the engine was replaced by one that refuses the version of before."""
+    """A client that negotiates the API version again if a replaced engine refuses the previous version."""
 
     async def _do_query(self, *args: Any, **options: Any) -> aiohttp.ClientResponse:
         try:
@@ -25,13 +25,13 @@ class _Client(aiodocker.Docker):
             if error.status != 400 or "client version" not in error.message:
                 raise
             self.api_version = "auto"
-            if hasattr(options.get("data"), "__anext__"):  # a stream that is used up; the caller tries again
+            if hasattr(options.get("data"), "__anext__"):  # the stream has been consumed; the caller tries again
                 raise
             return await super()._do_query(*args, **options)
 
 
 def open_engine(url: str) -> aiodocker.Docker:
-    """A client of the engine at `unix:///path` or `tcp://host:port`; the caller closes it."""
+    """Open a client of the engine at `unix:///path` or `tcp://host:port`; the caller closes it."""
     timeout = aiohttp.ClientTimeout(total=REQUEST_S_MAX, sock_connect=CONNECT_S_MAX)
     return _Client(url=url, timeout=timeout)
 
@@ -48,11 +48,11 @@ async def engine(url: str) -> AsyncIterator[aiodocker.Docker]:
 
 @contextlib.contextmanager
 def engine_errors(what: str) -> Iterator[None]:
-    """Turn the client's errors into CONTAINER_ENGINE_*; a 404 passes as CONTAINER_ENGINE_ERROR with its text."""
+    """Convert the client's errors to CONTAINER_ENGINE_*. A 404 becomes CONTAINER_ENGINE_ERROR with its text."""
     try:
         yield
     except aiodocker.DockerError as error:
-        # aiodocker uses 900 where there was no answer at all.
+        # aiodocker reports status 900 if there was no answer at all.
         if error.status == 900:
             raise unreachable(what, error.message) from error
         raise ProcessSupervisorError(
@@ -63,7 +63,7 @@ def engine_errors(what: str) -> Iterator[None]:
         ) from error
     except (aiohttp.ClientError, TimeoutError, OSError) as error:
         raise unreachable(what, str(error) or type(error).__name__) from error
-    except json.JSONDecodeError as error:  # an engine that dies leaves half a line of a stream
+    except json.JSONDecodeError as error:  # an engine that died in the middle of a line
         raise unreachable(what, f"its answer cannot be read ({error})") from error
 
 
@@ -79,7 +79,7 @@ def unreachable(what: str, why: str) -> ProcessSupervisorError:
 
 @contextlib.contextmanager
 def gone_is_fine() -> Iterator[None]:
-    """Let a 404 pass: what was to be removed is not there."""
+    """Ignore a 404 of a removal: the object does not exist."""
     try:
         yield
     except aiodocker.DockerError as error:

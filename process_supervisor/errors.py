@@ -1,4 +1,4 @@
-"""What can go wrong while releases are fetched and nodes are run, each under a stable code."""
+"""Errors of fetching releases and running nodes, each with a stable code."""
 
 from typing import Literal
 
@@ -8,9 +8,10 @@ Kind = Literal["transient", "rejected", "invariant"]
 class ProcessSupervisorError(Exception):
     """An error with a stable code, what failed, why, and what a person can do.
 
-    `kind` tells who must act: `transient` errors are tried again with backoff, `rejected` ones refuse this release or
-    this setting, `invariant` ones stop everything and keep everything. Of a download only content that came whole and
-    contradicts the chain is `rejected`: what an unauthenticated path delivers says nothing of the release.
+    `kind` says how to react. `transient`: retry with backoff. `rejected`: refuse this release or this setting.
+    `invariant`: stop everything and delete nothing. A download is `rejected` only if the content arrived complete and
+    contradicts the chain. Any other fault of a download says nothing about the release, since its path is not
+    authenticated.
     """
 
     def __init__(self, *, code: str, what: str, why: str, action: str = "", kind: Kind = "transient") -> None:

@@ -1,6 +1,6 @@
-"""Downloads one artefact from one source into a part file: streamed, resumed, tried again with growing pauses.
+"""Download one artefact from one source into a part file: streamed, resumed, retried with growing pauses.
 
-Resuming follows RFC 9110 section 14: `Range` with `If-Range`, and only where the server gave a strong validator.
+Resuming follows RFC 9110 section 14: `Range` with `If-Range`, and only if the server gave a strong validator.
 """
 
 import asyncio
@@ -36,7 +36,7 @@ _RETRIED_STATUS = frozenset({408, 425, 429})
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """What staging is doing: bytes received so far, and how many there are in all where the server said so."""
+    """The progress of staging: bytes received so far, and the total if the server announced it."""
 
     stage: Literal["download", "unpack", "verify", "ready"]
     source: str
@@ -49,7 +49,7 @@ Sleep = Callable[[float], Awaitable[None]]
 
 
 class _AttemptError(Exception):
-    """An attempt failed; `retry` says whether the same source may do better soon, at the earliest in `after_s`."""
+    """A failed attempt. `retry` says whether to ask the same source again, after at least `after_s` seconds."""
 
     def __init__(self, error: ProcessSupervisorError, *, retry: bool, after_s: float = 0.0) -> None:
         super().__init__(error)
@@ -81,7 +81,7 @@ async def fetch(
     except OSError as error:
         raise disk_error(error, path.parent) from error
     except ProcessSupervisorError:
-        if tree is not None:  # nothing continues a CAR
+        if tree is not None:  # a CAR cannot be resumed
             await in_thread(download.part.discard)
         raise
     finally:
@@ -89,9 +89,9 @@ async def fetch(
 
 
 class _Download:
-    """One source's artefact on its way into a part file, out of the CAR of `tree` if there is one.
+    """The download of one source's artefact into a part file; if `tree` is set, out of the CAR of that CID.
 
-    `last` says for people why the last attempt failed.
+    `last` is why the last attempt failed, for people.
     """
 
     def __init__(
@@ -110,7 +110,7 @@ class _Download:
         self._progress, self._sleep = progress, sleep
 
     async def copy_file(self) -> Fetched:
-        """Copy a file of this machine, where the settings allow such sources."""
+        """Copy a file of this machine, if the settings allow such sources."""
         source, limits = self._source, self._limits
         if not limits.allow_file_urls:
             why = "the settings do not allow sources on this machine"
@@ -142,7 +142,7 @@ class _Download:
         return await in_thread(self.part.finish)
 
     async def from_server(self) -> Fetched:
-        """Ask again while that may help, with growing pauses. What was thrown away is paid for by longer ones."""
+        """Download, and retry with growing pauses while that may help. Discarded bytes make the pauses longer."""
         part, limits = self.part, self._limits
         failures, farthest, thrown_away = 0, part.farthest, part.thrown_away
         while True:
@@ -152,7 +152,7 @@ class _Download:
                     return fetched
                 failures, farthest, pause_s = 0, part.farthest, 0.0
             except _AttemptError as failure:
-                # Only what is new earns more attempts: a line that always breaks at the same point ends this.
+                # Only new bytes reset the count, so a connection that always breaks at the same point gives up.
                 failures = 1 if part.farthest > farthest else failures + 1
                 farthest = part.farthest
                 if not failure.retry or failures >= limits.attempts_max:
@@ -165,7 +165,7 @@ class _Download:
             await self._sleep(pause_s)
 
     async def _attempt(self) -> Fetched | None:
-        """The artefact; None if an answer was shorter than what was asked for, so that the rest is asked for next."""
+        """Return the artefact; None if the answer was shorter than requested, so that the rest is requested next."""
         part, source = self.part, self._source
         if part.total is not None and part.size == part.total:
             return await in_thread(part.finish)
@@ -195,7 +195,7 @@ class _Download:
             raise _AttemptError(failure, retry=True) from error
         except ProcessSupervisorError as error:
             if error.code in ("DOWNLOAD_DIGEST_MISMATCH", "DOWNLOAD_LAYOUT_UNKNOWN") and part.resumed:
-                # It may be the pieces that do not belong together. Only what came in one piece tells about the source.
+                # The pieces may not belong together. Only an artefact received in one piece shows a bad source.
                 await in_thread(part.reset, None, None)
                 raise _AttemptError(error, retry=True) from error
             if error.code == "DOWNLOAD_TRUNCATED":
@@ -203,7 +203,7 @@ class _Download:
             raise
 
     async def _take(self, chunks: AsyncIterator[bytes]) -> None:
-        """Write and hash what comes, one chunk behind: a thread does that while the next chunk is received."""
+        """Write and hash the received bytes. A thread does this with one chunk while the next one is received."""
         block, clock = bytearray(), asyncio.get_running_loop().time
         behind: asyncio.Future[None] | None = None
         written_s = clock()
@@ -219,13 +219,13 @@ class _Download:
         finally:
             if behind is not None:
                 await behind
-            # What came before the connection broke is kept.
+            # Keep the bytes that arrived before the connection broke.
             if block:
                 await in_thread(self._append, block)
             self._tell()
 
     def _append(self, data: bytearray) -> None:
-        """Write and hash what came: the bytes of the artefact, or a CAR that holds them. Blocking."""
+        """Write and hash received bytes, either of the artefact itself or of a CAR that contains it. Blocking."""
         if self._car is None:
             self.part.append(data)
             return
@@ -246,14 +246,14 @@ class _Download:
         self._progress(Progress("download", self._source.url, self.part.size, self.part.total))
 
     def _accept(self, status: int, headers: CIMultiDictProxy[str]) -> None:
-        """Bring the part file into the state that this answer continues, or raise _AttemptError. Blocking."""
+        """Prepare the part file for the answer's body, or raise _AttemptError. Blocking."""
         part, url = self.part, self._source.url
         if status == 200 and self._tree is not None:
             given = headers.get("Content-Type", "")
             if given.partition(";")[0].strip().lower() != CAR_TYPE:
                 raise self._car_invalid(f"the gateway answered with {given[:100] or 'nothing that it calls a CAR'}")
             self._car = CarFile(self._tree)
-            part.reset(None, None)  # the same bytes may come in another CAR the next time
+            part.reset(None, None)  # the next CAR may hold the same file in other bytes
             return
         if status == 200:
             part.reset(strong_validator(headers), content_length(headers))

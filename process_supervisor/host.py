@@ -1,4 +1,4 @@
-"""What the host and a node say when asked: readiness over HTTP, ports, data lock, free space, other managers."""
+"""Checks of the host: ports, free space, other managers."""
 
 import errno
 import os
@@ -19,7 +19,7 @@ _OUR_COMMAND = re.compile(r"(-m (dcupgrade|keyvault)|\bdcupgrade .*\bwatch|\bkey
 
 
 def port_is_free(port: int, host: str = "127.0.0.1") -> bool:
-    """Whether nothing listens on a TCP port (connections in TIME_WAIT do not count)."""
+    """Return whether nothing listens on a TCP port (connections in TIME_WAIT do not count)."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     with socket.socket(family, socket.SOCK_STREAM) as sock:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -33,7 +33,7 @@ def port_is_free(port: int, host: str = "127.0.0.1") -> bool:
 
 
 def require_ports_free(ports: Iterable[int], host: str = "127.0.0.1") -> None:
-    """Raise PORT_TAKEN, naming all that are taken and who listens there. Blocking: looks at every process then."""
+    """Raise PORT_TAKEN, naming all taken ports and their listeners. Blocking: then it scans all processes."""
     taken = [port for port in ports if not port_is_free(port, host)]
     if taken:
         owners = {owner for port in taken if (owner := port_owner(port))}
@@ -46,23 +46,23 @@ def require_ports_free(ports: Iterable[int], host: str = "127.0.0.1") -> None:
 
 
 def port_owner(port: int) -> str:
-    """Who listens on a port, as `pid 7 (its command)`; "" where that cannot be seen. Blocking."""
+    """Return the listener on a port, as `pid 7 (its command)`; "" if it cannot be determined. Blocking."""
     pid = listener_of(port)
     return "" if pid is None else f"pid {pid} ({command_of(pid) or 'unknown'})"
 
 
 def free_bytes(folder: Path) -> int:
-    """Bytes that an unprivileged user may still write where `folder` lies (its nearest existing parent)."""
+    """Return the bytes an unprivileged user may still write on the file system of `folder` (or its nearest parent)."""
     while not folder.exists():
         folder = folder.parent
     return shutil.disk_usage(folder).free
 
 
 def other_manager_processes(names: Iterable[str] = OTHER_MANAGERS) -> list[str]:
-    """Processes of other managers, as `name (pid n)`: those whose executable file has one of `names`.
+    """Return processes of other managers, as `name (pid n)`: those whose executable file has one of `names`.
 
-    The executable counts, not the command line: our own `dcupgrade` command is a script that Python runs. The field's
-    manager has a name that other programs have too, so its arguments count as well.
+    The executable decides, not the command line: our own `dcupgrade` command is a script that Python runs. Other
+    programs share the name of the field's manager, so for that one the arguments are compared too.
     """
     wanted = frozenset(names)
     found = []
@@ -73,7 +73,7 @@ def other_manager_processes(names: Iterable[str] = OTHER_MANAGERS) -> list[str]:
                 if name == FIELD_MANAGER and _is_daemon((PROC / entry / "cmdline").read_bytes()):
                     found.append(f"{name} upgrade daemon (pid {entry})")
             except OSError:
-                continue  # gone meanwhile, a kernel thread, or another user's
+                continue  # the process has ended, is a kernel thread, or belongs to another user
             if name in wanted:
                 found.append(f"{name} (pid {entry})")
     return sorted(found)
@@ -87,10 +87,10 @@ def _is_daemon(cmdline: bytes) -> bool:
 def other_manager_containers(
     containers: Iterable[Mapping[str, object]], own_id: str = "", names: Iterable[str] = OTHER_MANAGERS
 ) -> list[str]:
-    """Running containers of other managers in the engine's `/containers/json` answer.
+    """Return the running containers of other managers in the engine's `/containers/json` answer.
 
-    This program has the name of the field's upgrader. What is ours is told apart by its labels, by `own_id` (the
-    container that this process runs in), or by the command that it runs.
+    This program has the same name as the field's upgrader. Our own containers are recognised by their labels, by
+    `own_id` (the container that this process runs in), or by their command.
     """
     found = []
     for item in containers:
@@ -107,7 +107,7 @@ def other_manager_containers(
 
 
 def own_container_id() -> str:
-    """Id of the container that this process runs in, by the files that the engine mounts there; "" outside of one."""
+    """Return the id of this process's container, found by the files that the engine mounts; "" outside a container."""
     try:
         table = (PROC / "self" / "mountinfo").read_text(encoding="utf-8", errors="replace")
     except OSError:

@@ -1,4 +1,4 @@
-"""What the headers of an HTTP answer say to a client that resumes and waits. Pure decoding, RFC 9110."""
+"""Decode the HTTP response headers that control resuming and waiting (RFC 9110). Pure."""
 
 import re
 from collections.abc import Mapping
@@ -11,7 +11,7 @@ _CONTENT_RANGE = re.compile(r"bytes (\d{1,18})-(\d{1,18})/(\d{1,18}|\*)\Z")
 
 
 def retry_after_s(headers: Mapping[str, str], now_unix_s: float) -> float:
-    """How long the server asks to be left alone, seconds: 0 if it does not ask, at most RETRY_AFTER_S_MAX."""
+    """Return the seconds that the server asks to wait: 0 if it does not ask, at most RETRY_AFTER_S_MAX."""
     text = headers.get("Retry-After", "").strip()
     if re.fullmatch(r"[0-9]{1,18}", text):
         return min(float(text), RETRY_AFTER_S_MAX)
@@ -24,7 +24,7 @@ def retry_after_s(headers: Mapping[str, str], now_unix_s: float) -> float:
 
 
 def _date(text: str) -> datetime | None:
-    """A date of HTTP or mail, without a zone where it names none; None for what is none, years of any length too."""
+    """Return an HTTP or mail date, without a zone if it names none; None if the text is no valid date."""
     try:
         return parsedate_to_datetime(text)
     except (ValueError, TypeError, OverflowError):
@@ -32,15 +32,15 @@ def _date(text: str) -> datetime | None:
 
 
 def content_length(headers: Mapping[str, str]) -> int | None:
-    """Content-Length in bytes, None where it is missing or malformed."""
+    """Return Content-Length in bytes; None if it is missing or malformed."""
     text = headers.get("Content-Length", "")
     return int(text) if re.fullmatch(r"[0-9]{1,18}", text) else None
 
 
 def strong_validator(headers: Mapping[str, str]) -> str | None:
-    """By what the server can tell later that nothing changed: an entity tag, or a time long before its own clock's.
+    """Return a strong validator for a later `If-Range`: an entity tag, or a time well before the server's own clock.
 
-    A time is weak where the artefact may have changed twice within it (RFC 9110, 8.8.2.2 and 13.1.5).
+    A time is only a weak validator if the artefact may have changed twice within it (RFC 9110, 8.8.2.2 and 13.1.5).
     """
     etag = headers.get("ETag")
     if etag is not None:
@@ -53,10 +53,10 @@ def strong_validator(headers: Mapping[str, str]) -> str | None:
 
 
 def continues_at(headers: Mapping[str, str], size: int, total: int | None, validator: str | None) -> int | None:
-    """The artefact's total size if a 206 answer continues a part of `size` bytes with that `validator`, else None.
+    """Return the artefact's total size if a 206 answer continues a part of `size` bytes with `validator`, else None.
 
-    The answer may end before the artefact does. Some proxies strip Content-Range; then the length must be exactly what
-    is missing, under the same validator.
+    The answer may end before the artefact does. Some proxies strip Content-Range. In that case the answer must have
+    exactly the missing length, and the same validator.
     """
     found = strong_validator(headers)
     if found is not None and found != validator:

@@ -21,7 +21,7 @@ class ProbeResult:
 
 
 async def probe(url: str, timeout_s: float, session: aiohttp.ClientSession | None = None) -> ProbeResult:
-    """GET `url` once, within `timeout_s` seconds over all; never raises for what the other side does."""
+    """GET `url` once, within `timeout_s` seconds in total. Failures of the other side are returned, never raised."""
     try:
         async with asyncio.timeout(timeout_s):
             if session is not None:

@@ -11,7 +11,7 @@ GIB = 1024 * MIB
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ArchiveLimits:
-    """What an archive may unpack to: members, bytes of one file, bytes of all files, bytes of one extended header."""
+    """Limits of an unpacked archive: members, bytes of one file, bytes of all files, bytes of one extended header."""
 
     members_max: int = 64
     member_bytes_max: int = 2 * GIB
@@ -21,15 +21,15 @@ class ArchiveLimits:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DownloadLimits:
-    """How much, how long and from where an artefact may be downloaded.
+    """Limits of a download: size, time and allowed sources.
 
-    `attempts_max` counts attempts in a row that brought nothing new from one source; `total_s_max` bounds everything
-    that is asked of one source. Each artefact's worth of bytes that had to be thrown away adds `thrown_away_pause_s`
-    to the next pause. A source that gave less than `slow_bytes_per_s` for `slow_s` is slow: the next one is then asked
-    beside it. `ipfs_gateways` are base URLs, tried for each CID after the sources.
+    `attempts_max` limits consecutive attempts at one source that bring no new bytes. `total_s_max` limits the total
+    time spent on one source. Discarded bytes lengthen the next pause: by `thrown_away_pause_s` for each full artefact
+    size. A source that delivers less than `slow_bytes_per_s` for `slow_s` seconds is slow; the next source is then used
+    in parallel. `ipfs_gateways` are base URLs, tried for each CID after the sources.
 
-    Loopback, link-local and other addresses that are not public are connected to only with `private_addresses`, at one
-    of `own_hosts`, which the operator named, or for what is asked of one of `ipfs_gateways`.
+    Addresses that are not public (loopback, link-local and others) are used only with `private_addresses`, at one of
+    `own_hosts`, which the operator named, or for what is asked of one of `ipfs_gateways`.
     """
 
     size_bytes_max: int = 2 * GIB

@@ -1,7 +1,8 @@
-"""The log file of a process: found through its descriptor, rotated by copying, and never the reason for a full disk.
+"""The log file of a process: found through its descriptor, rotated by copying, and limited so that it cannot fill the
+disk.
 
-The node keeps its descriptor (opened with O_APPEND, so it continues at the new end): no process of ours has to be alive
-for its output to be kept. What is written between the last byte copied and the truncation is lost.
+The node keeps its descriptor. It was opened with O_APPEND, so after a truncation the node continues at the new end. Its
+output is kept even while no agent runs. Output written between the last copied byte and the truncation is lost.
 """
 
 import contextlib
@@ -21,9 +22,9 @@ _APPEND = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC | os.O_NOFOLLOW
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LogPolicy:
-    """A log is rotated above `size_bytes_max`; `kept` older ones stay beside it as `<name>.1` (newest) and so on.
+    """When to rotate: above `size_bytes_max`. `kept` older logs stay beside it as `<name>.1` (newest) and so on.
 
-    The oldest ones are given up while the disk has less than `free_bytes_min` left.
+    While the disk has fewer than `free_bytes_min` bytes free, the oldest logs are removed.
     """
 
     size_bytes_max: int = 16 * MIB
@@ -38,9 +39,9 @@ def open_log(path: Path) -> int:
 
 
 def log_of(pid: int, path: Path) -> int | None:
-    """A descriptor of the file that the process writes its output to, wherever that file is now; None if there is none.
+    """Open the file that the process writes its output to, even if it was moved; None if there is none. Blocking.
 
-    Processes that cannot be inspected (another user's, or not dumpable) are taken to write to `path`. Blocking.
+    A process that cannot be inspected (another user's, or not dumpable) is assumed to write to `path`.
     """
     for place in (PROC / str(pid) / "fd" / "1", path):
         with contextlib.suppress(OSError):
@@ -52,9 +53,9 @@ def log_of(pid: int, path: Path) -> int | None:
 
 
 def tend_log(log: int, path: Path, policy: LogPolicy) -> bool:
-    """Rotate the file behind `log` beside `path` where that is due; returns whether it was. Blocking, raises OSError.
+    """Rotate the file behind `log` if it is due; return whether it was rotated. Blocking; raises OSError.
 
-    A log that was removed by name is put back: what was written since goes to a new file at `path`.
+    If the log's name was removed, its content is copied to a new file at `path`.
     """
     _give_up_history(path, policy, needed=0)
     if os.fstat(log).st_nlink == 0 and os.fstat(log).st_size > 0:
@@ -81,7 +82,7 @@ def _rotate(log: int, path: Path, policy: LogPolicy) -> bool:
             aside.unlink(missing_ok=True)
             if error.errno not in (errno.ENOSPC, errno.EDQUOT):
                 raise
-            # No room for this log's history, and none of it is left to be given up: the disk matters more.
+            # There is no room for a copy, and no older log is left to remove. A full disk is worse than a lost log.
         else:
             for number in range(policy.kept, 1, -1):
                 older = path.with_name(f"{path.name}.{number - 1}")
@@ -93,7 +94,7 @@ def _rotate(log: int, path: Path, policy: LogPolicy) -> bool:
 
 
 def _give_up_history(path: Path, policy: LogPolicy, needed: int) -> None:
-    """Remove the oldest of the older logs while fewer than `needed` bytes are free beside the reserve."""
+    """Remove older logs, oldest first, until `needed` bytes are free in addition to the reserve."""
     for older in reversed(older_logs(path)):
         if shutil.disk_usage(path.parent).free >= needed + policy.free_bytes_min:
             return
@@ -101,13 +102,13 @@ def _give_up_history(path: Path, policy: LogPolicy, needed: int) -> None:
 
 
 def older_logs(path: Path) -> list[Path]:
-    """The older logs beside `path`, newest first."""
+    """Return the older logs beside `path`, newest first."""
     found = [item for item in path.parent.glob(f"{path.name}.*") if item.suffix[1:].isdecimal()]
     return sorted(found, key=lambda item: int(item.suffix[1:]))
 
 
 def remove_logs(path: Path) -> None:
-    """Remove a log and its older ones. Blocking."""
+    """Remove a log and its older logs. Blocking."""
     for item in (*older_logs(path), path):
         item.unlink(missing_ok=True)
 
@@ -139,7 +140,7 @@ def _copy_to(log: int, out: int) -> None:
 
 
 def tail_log(path: Path, lines: int) -> list[str]:
-    """The last `lines` lines of a file, at most TAIL_BYTES_MAX; [] if there is none. Blocking."""
+    """Return the last `lines` lines of a file, at most TAIL_BYTES_MAX bytes; [] if there is no file. Blocking."""
     try:
         with path.open("rb") as log:
             size = log.seek(0, os.SEEK_END)

@@ -1,9 +1,9 @@
-"""Runs nodes as processes of their own session, which outlive the agent and are found again after its death.
+"""Run nodes as processes, each in its own session. A node outlives the agent, and a later agent finds it again.
 
-How a start survives a crash at any instant: the child first is a shell that waits for a line on its standard input.
-The record (pid, start time, boot id) is written and synced, then the line is sent and the shell becomes the node's
-program, under the same pid. An agent that dies before that closes the pipe, and the shell ends without having run
-anything; one that dies after it finds the record.
+A start survives a crash of the agent at any instant. The child is first a shell that waits for a line on its standard
+input. The driver writes and syncs the record (pid, start time, boot id), then sends the line. The shell then becomes
+the node's program, under the same pid. If the agent dies before it sends the line, the pipe closes and the shell ends
+without running anything. If it dies after that, the next agent finds the record.
 """
 
 import asyncio
@@ -36,7 +36,7 @@ _GATE = f'ulimit -c 0; IFS= read -r line && [ "$line" = {GO} ] && exec "$@" </de
 
 
 def _reap(pidfd: int) -> tuple[int | None, int | None] | None:
-    """Exit code and signal of an ended child, which is thereby reaped; None if it is another process's child."""
+    """Reap an ended child and return its exit code and signal; None if it is another process's child."""
     try:
         result = os.waitid(os.P_PIDFD, pidfd, os.WEXITED | os.WNOHANG)
     except ChildProcessError:
@@ -47,9 +47,9 @@ def _reap(pidfd: int) -> tuple[int | None, int | None] | None:
 
 
 class ProcessHandle:
-    """A watched process: its pidfd is waited on by the event loop, and a child of ours is reaped.
+    """A watched process. The event loop waits on its pidfd; a child of this process is reaped when it ends.
 
-    `log` is a descriptor of the file that it writes to.
+    `log` is a descriptor of the file that the process writes to.
     """
 
     def __init__(self, record: NodeRecord, pidfd: int | None, log: int | None = None) -> None:
@@ -66,22 +66,22 @@ class ProcessHandle:
 
     @property
     def record(self) -> NodeRecord:
-        """By what it is found again."""
+        """The record by which the process is found again."""
         return self._record
 
     def exit_status(self) -> ExitStatus | None:
-        """How its main process ended; None while it runs."""
+        """Return how the main process ended; None while it runs."""
         return self._status
 
     async def wait(self) -> ExitStatus:
-        """Wait for the end of its main process."""
+        """Wait until the main process has ended."""
         await self._ended.wait()
         if self._status is None:
             raise RuntimeError("the process ended without a status")
         return self._status
 
     def signal_leader(self, number: int) -> None:
-        """Signal the main process by its pidfd: never another one that got its pid."""
+        """Signal the main process by its pidfd, so that a process that reuses its pid is never signalled."""
         if self._pidfd is not None:
             with contextlib.suppress(ProcessLookupError):
                 signal.pidfd_send_signal(self._pidfd, number)
@@ -107,7 +107,10 @@ class ProcessHandle:
             self._learned(*found)
 
     def _ask_about_stranger(self, tries: int) -> None:
-        """How a process ended that a former agent had started. While it is being reaped, its status is not known."""
+        """Find out how a process ended that an earlier agent had started.
+
+        While its parent reaps it, its status cannot be read; try again up to `tries` times.
+        """
         if self._pidfd is None:
             return
         status = exit_of_stranger(self._pidfd, self._record.pid)
@@ -129,7 +132,7 @@ class ProcessHandle:
 
 
 class ProcessDriver:
-    """The `process` driver. `run_dir` holds one record per node, `<name>.json`, synced before the node runs."""
+    """The `process` driver. `run_dir` has one record per node, `<name>.json`, which is synced before the node runs."""
 
     def __init__(
         self, run_dir: Path, log_policy: LogPolicy | None = None, wall_clock: Callable[[], float] = time.time
@@ -142,7 +145,7 @@ class ProcessDriver:
         self._handles: dict[tuple[int, int], ProcessHandle] = {}
 
     async def start(self, spec: LaunchSpec) -> NodeRecord:
-        """Start a node, or find the same one running. Raises NODE_ALREADY_RUNNING, NODE_START_FAILED."""
+        """Start a node, or return its record if it already runs. Raises NODE_ALREADY_RUNNING, NODE_START_FAILED."""
         before = await self.find(spec.name)
         if before is not None:
             handle = await self.adopt(before)
@@ -163,13 +166,13 @@ class ProcessDriver:
             pidfd = os.pidfd_open(record.pid)
         except (OSError, ValueError) as error:
             raise _start_failed(spec, str(error)) from error
-        # Nobody else waits for this child: until the handle reaps it, its pid is given to no other process.
+        # Only the handle reaps this child. Until it does, the kernel does not give the pid to another process.
         handle = ProcessHandle(record, pidfd, log_of(record.pid, spec.log_path))
         self._handles[record.pid, record.start_time_ticks] = handle
         return record
 
     def _spawn(self, spec: LaunchSpec) -> NodeRecord:
-        """Start the process, gated by its record. Blocking."""
+        """Start the process; it runs the node's program only once its record is synced. Blocking."""
         program = shutil.which(spec.argv[0], path=spec.env.get("PATH", os.defpath)) if spec.argv else None
         if program is None:
             raise _start_failed(spec, f"{spec.argv[:1]} is not an executable program")
@@ -186,7 +189,7 @@ class ProcessDriver:
             )
         finally:
             os.close(log)
-        # From here on a pidfd waits and reaps; a Popen object that thinks its child is running would do so too.
+        # The pidfd waits and reaps. Mark the Popen object as ended, or it would try to reap the child too.
         child.returncode = 0
         try:
             record = self._record_of(spec, child.pid)
@@ -201,7 +204,7 @@ class ProcessDriver:
     @staticmethod
     def _let_go(pipe: IO[bytes] | None, line: str = "") -> None:
         if pipe is not None:
-            # A shell that died already is no error here: the handle reports its end.
+            # If the shell has already died, this is not an error: the handle reports its end.
             with contextlib.suppress(BrokenPipeError), pipe:
                 pipe.write(f"{line}\n".encode() if line else b"")
 
@@ -237,7 +240,7 @@ class ProcessDriver:
         sync_folder(self._run_dir)
 
     async def find(self, name: str) -> NodeRecord | None:
-        """The record of the node that was last started under `name`. Raises NODE_RECORD_INVALID, NODE_NOT_WATCHED."""
+        """Return the record of the node last started as `name`. Raises NODE_RECORD_INVALID, NODE_NOT_WATCHED."""
         path = self._record_path(name)
         try:
             text = await asyncio.to_thread(_read_record, path)
@@ -248,9 +251,10 @@ class ProcessDriver:
         return NodeRecord.from_json(text, str(path))
 
     async def adopt(self, record: NodeRecord) -> ProcessHandle | None:
-        """Watch a node again if pid, start time and boot are those of the record; None if nothing is left of it.
+        """Watch a node again if a process has the record's pid, start time and boot id; None if nothing is left of it.
 
-        Raises NODE_NOT_WATCHED where that cannot be found out now.
+        If its main process is dead but others of its session live, return a handle that has ended. Raises
+        NODE_NOT_WATCHED if it cannot be determined now whether the node runs.
         """
         key = (record.pid, record.start_time_ticks)
         known = self._handles.get(key)
@@ -266,7 +270,7 @@ class ProcessDriver:
     async def _adopt(self, record: NodeRecord, known: ProcessHandle | None) -> ProcessHandle | None:
         key = (record.pid, record.start_time_ticks)
         pidfd = open_pidfd(record.pid)
-        # Read after the pidfd was opened: if the pid was reused in between, the start time differs.
+        # Read the facts after opening the pidfd: if the pid was reused in between, the start time differs.
         facts = process_facts(record.pid)
         same = facts is not None and facts.start_time_ticks == record.start_time_ticks
         if pidfd is not None and same and facts is not None and facts.alive:
@@ -285,8 +289,8 @@ class ProcessDriver:
     async def take_over(self, name: str, found: str, data_dir: Path) -> NodeRecord:
         """Record a running process as this node. Raises NODE_NOT_ADOPTABLE.
 
-        It must lead a session without a terminal, as services do: a stop signals the whole session, and that must be
-        the node and nothing else.
+        The process must lead a session without a terminal, as services do. `stop` signals the whole session, so the
+        session must contain only the node.
         """
         facts = process_facts(int(found)) if found.isdecimal() else None
         if facts is None or not facts.alive:
@@ -313,11 +317,11 @@ class ProcessDriver:
         return record
 
     async def _remains(self, record: NodeRecord) -> list[ProcessFacts]:
-        """Living processes of the node's session, its leader or what a dead leader left behind.
+        """Return the living processes of the node's session: its leader, or the processes that a dead leader left.
 
-        While any of them lives the kernel gives the leader's pid to nobody. So another process under that pid means
-        that the session is not the node's any more. One look at /proc serves for every record of a session that was
-        over by then: there may be one for each version that ever ran here.
+        While any of them lives, the kernel does not reuse the leader's pid. If another process has that pid, the
+        node's session is therefore over. The last scan of /proc is reused for sessions that were over at that time;
+        there may be a record for each version that ever ran here.
         """
         leader = process_facts(record.pid)
         if leader is not None and leader.start_time_ticks != record.start_time_ticks:
@@ -328,9 +332,9 @@ class ProcessDriver:
         return [item for item in members if item.start_time_ticks >= record.start_time_ticks]
 
     async def stop(self, handle: NodeHandle, grace_s: float) -> ExitStatus:
-        """TERM to every process of the node's session, `grace_s` seconds, KILL; returns when all are gone.
+        """Send TERM to the node's whole session, wait `grace_s` seconds, send KILL; return when all processes are gone.
 
-        Raises NODE_STOP_FAILED if some are still there after the KILL (a process in an uninterruptible wait).
+        Raises NODE_STOP_FAILED if some remain after KILL (a process in an uninterruptible wait).
         """
         if not isinstance(handle, ProcessHandle):
             raise TypeError("not a handle of this driver")
@@ -350,7 +354,7 @@ class ProcessDriver:
         )
 
     async def _signal_until_gone(self, handle: ProcessHandle, number: int, seconds: float) -> bool:
-        """Signal the session's processes, those that are born later too, and wait; whether all are gone."""
+        """Signal the session's processes, including new ones, and wait up to `seconds`. Return whether all are gone."""
         loop = asyncio.get_running_loop()
         deadline = loop.time() + seconds
         signalled: set[tuple[int, int]] = set()
@@ -365,7 +369,7 @@ class ProcessDriver:
                     signalled.add((item.pid, item.start_time_ticks))
                     self._signal(handle, item, number)
             with contextlib.suppress(TimeoutError):
-                # The leader's end wakes this at once; for the others there is only looking again.
+                # The end of the leader wakes this wait at once. The other processes have to be polled.
                 pause = LEADER_POLL_S if handle.exit_status() is None else POLL_S
                 async with asyncio.timeout(min(pause, max(POLL_S, deadline - loop.time()))):
                     await (handle.wait() if handle.exit_status() is None else asyncio.sleep(POLL_S))
@@ -373,7 +377,7 @@ class ProcessDriver:
     def _signal(self, handle: ProcessHandle, item: ProcessFacts, number: int) -> None:
         if item.pid == handle.record.pid:
             handle.signal_leader(number)
-            # A stopped process receives the TERM only once it continues.
+            # A stopped process handles TERM only after SIGCONT.
             handle.signal_leader(signal.SIGCONT)
             return
         pidfd = open_pidfd(item.pid)
@@ -389,7 +393,7 @@ class ProcessDriver:
             os.close(pidfd)
 
     async def remove(self, name: str) -> None:
-        """Forget a stopped node, and remove its logs. Raises NODE_ALREADY_RUNNING if anything of it runs."""
+        """Remove a stopped node's record and logs. Raises NODE_ALREADY_RUNNING if any of its processes runs."""
         record = await self.find(name)
         if record is None:
             return
@@ -403,7 +407,7 @@ class ProcessDriver:
             )
         handle = self._handles.pop((record.pid, record.start_time_ticks), None)
         if handle is not None:
-            handle.close()  # it would put the log back
+            handle.close()  # otherwise `tend` could restore the log
         await in_thread(self._forget, record)
 
     def _forget(self, record: NodeRecord) -> None:
@@ -413,20 +417,20 @@ class ProcessDriver:
         sync_folder(self._run_dir)
 
     async def logs(self, name: str, lines: int) -> list[str]:
-        """The last lines of a node's output."""
+        """Return the last lines of a node's output."""
         record = await self.find(name)
         if record is None or not record.log_path:
-            return []  # one that somebody else started writes where that one wanted it
+            return []  # another program started the node and chose where it logs
         return await asyncio.to_thread(tail_log, Path(record.log_path), lines)
 
     async def tend(self) -> None:
-        """Rotate the logs of all watched nodes, and forget handles of those that ended."""
+        """Rotate the logs of all watched nodes, and drop the handles of nodes that have ended."""
         for key, handle in list(self._handles.items()):
             if handle.exit_status() is not None and not await self._remains(handle.record):
                 handle.close()
                 del self._handles[key]
             elif handle.log is not None:
-                # A descriptor of its own: the handle may be closed while the thread works.
+                # Use a duplicate descriptor: the handle may be closed while the thread works.
                 log = os.dup(handle.log)
                 try:
                     await in_thread(tend_log, log, Path(handle.record.log_path), self._log_policy)
@@ -434,14 +438,14 @@ class ProcessDriver:
                     os.close(log)
 
     async def close(self) -> None:
-        """Let go of every node; all continue to run. A child is from then on reaped by whoever inherits it."""
+        """Stop watching every node; all continue to run. From then on the parent that inherits a child reaps it."""
         for handle in self._handles.values():
             handle.close()
         self._handles.clear()
 
 
 def _read_record(path: Path) -> str:
-    """A record's text; whatever else lies under its name comes as text that is no record. Raises OSError."""
+    """Return the text of a record; "", which is no valid record, if the path is not a regular file. Raises OSError."""
     # O_NONBLOCK: opening a FIFO must not hang.
     fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
     try:

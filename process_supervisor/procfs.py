@@ -1,4 +1,4 @@
-"""What Linux says of processes: identity beyond the pid, and who belongs to a session. proc(5)."""
+"""Facts about processes from Linux: an identity that survives pid reuse, and the members of a session. See proc(5)."""
 
 import contextlib
 import errno
@@ -18,7 +18,7 @@ _PIDFD_GET_INFO = (3 << 30) | (_PIDFD_INFO_BYTES << 16) | (0xFF << 8) | 11
 
 @dataclass(frozen=True, slots=True)
 class ProcessFacts:
-    """Of /proc/<pid>/stat: pid, state letter, process group, session, start time in clock ticks since boot.
+    """Facts of /proc/<pid>/stat: pid, state letter, process group, session, start time in clock ticks since boot.
 
     `terminal` is the device number of the controlling terminal; services have none (0).
     """
@@ -32,12 +32,12 @@ class ProcessFacts:
 
     @property
     def alive(self) -> bool:
-        """Whether it still executes: zombies and dead ones hold nothing but their exit status."""
+        """Whether the process still executes. A zombie or dead process has only its exit status left."""
         return self.state not in ("Z", "X", "x")
 
 
 def process_facts(pid: int) -> ProcessFacts | None:
-    """Facts about `pid`, or None if there is no such process, or only another user's where /proc hides those."""
+    """Return facts about `pid`; None if there is no such process, or if /proc hides it (another user's process)."""
     fields = _stat_fields(pid)
     if fields is None:
         return None
@@ -45,34 +45,34 @@ def process_facts(pid: int) -> ProcessFacts | None:
 
 
 def session_members(session: int) -> list[ProcessFacts]:
-    """Every living process of a session, whatever process group it moved to. Blocking, as `living_sessions`."""
+    """Return every living process of a session, in any process group. Blocking, like `living_sessions`."""
     return living_sessions().members.get(session, [])
 
 
 def _stat_fields(pid: int) -> list[str] | None:
-    """/proc/<pid>/stat from its third field (the state) on."""
+    """Return the fields of /proc/<pid>/stat from the third one (the state) on; None if it cannot be read."""
     try:
         text = (PROC / str(pid) / "stat").read_bytes().decode("ascii", "replace")
     except (FileNotFoundError, ProcessLookupError, PermissionError):
         return None
-    # The command's name, in brackets, may itself hold brackets and spaces: the last one ends it.
+    # The command's name is in brackets and may itself contain brackets and spaces. The last bracket ends it.
     return text[text.rindex(")") + 2 :].split()
 
 
 @dataclass(frozen=True, slots=True)
 class Sessions:
-    """Every living process by its session, as one look at /proc found them at `ticks` (clock ticks since boot)."""
+    """Every living process by session, from one scan of /proc that began at `ticks` (clock ticks since boot)."""
 
     ticks: int
     members: dict[int, list[ProcessFacts]]
 
     def is_over(self, session: int, start_time_ticks: int) -> bool:
-        """Whether a session that began at that time is over for good: only its living members can add to it."""
+        """Whether a session that began at that time is over. It cannot return: only a living member can add to it."""
         return start_time_ticks < self.ticks and session not in self.members
 
 
 def living_sessions() -> Sessions:
-    """Look at every process once. Blocking: milliseconds, more on a host with thousands of processes."""
+    """Scan all processes once. Blocking: takes milliseconds, more on a host with thousands of processes."""
     ticks = int(time.clock_gettime(time.CLOCK_BOOTTIME) * os.sysconf("SC_CLK_TCK"))
     members: dict[int, list[ProcessFacts]] = {}
     for name in os.listdir(PROC):
@@ -84,9 +84,9 @@ def living_sessions() -> Sessions:
 
 
 def exit_of_stranger(pidfd: int, pid: int) -> int | None:
-    """The wait status of an ended process that is not our child; None where the kernel does not tell it (yet).
+    """Return the wait status of an ended process that is not our child; None if the kernel does not report it (yet).
 
-    /proc tells it until the parent has reaped it, the pidfd from then on, since Linux 6.15.
+    /proc reports it until the parent has reaped the process. After that the pidfd reports it, since Linux 6.15.
     """
     try:
         fields = _stat_fields(pid)
@@ -97,14 +97,14 @@ def exit_of_stranger(pidfd: int, pid: int) -> int | None:
             return int.from_bytes(info[60:64], "little", signed=True)
     except OSError:
         fields = _stat_fields(pid)
-    # Not reaped yet, so the pid is still its own.
+    # A zombie has not been reaped, so the pid still belongs to this process.
     return int(fields[49]) if fields is not None and fields[0] == "Z" else None
 
 
 def open_pidfd(pid: int) -> int | None:
-    """A pidfd of the process `pid`, or None if there is none. The caller closes it.
+    """Open a pidfd of the process `pid`; None if there is no such process. The caller closes it.
 
-    A number that now belongs to a thread of another process is no process either: EINVAL, or ENOENT since Linux 6.9.
+    If the number now belongs to a thread of another process, the kernel answers EINVAL, or ENOENT since Linux 6.9.
     """
     try:
         return os.pidfd_open(pid)
@@ -115,12 +115,12 @@ def open_pidfd(pid: int) -> int | None:
 
 
 def boot_id() -> str:
-    """This boot's random id: pids and start times say nothing across boots."""
+    """Return this boot's random id. Pids and start times are only comparable within one boot."""
     return (PROC / "sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
 
 
 def listener_of(port: int) -> int | None:
-    """A process that listens on a TCP port, or None where there is none, or only one of a user we may not look at."""
+    """Return a process that listens on a TCP port; None if there is none that this user may inspect."""
     sockets = set()
     for table in ("tcp", "tcp6"):
         for line in (PROC / "net" / table).read_text(encoding="ascii").splitlines()[1:]:
@@ -134,14 +134,14 @@ def listener_of(port: int) -> int | None:
 
 
 def _open_files(pid: str) -> Iterator[str]:
-    with contextlib.suppress(OSError):  # gone meanwhile, or another user's
+    with contextlib.suppress(OSError):  # the process has ended, or belongs to another user
         for fd in os.listdir(PROC / pid / "fd"):
-            with contextlib.suppress(FileNotFoundError):  # closed meanwhile
+            with contextlib.suppress(FileNotFoundError):  # the file was closed in between
                 yield os.readlink(PROC / pid / "fd" / fd)
 
 
 def unit_of(pid: int) -> str:
-    """The systemd unit (`name.service`) that a process belongs to; "" if none, or if it is gone."""
+    """Return the systemd unit (`name.service`) of a process; "" if it has none or has ended."""
     try:
         groups = (PROC / str(pid) / "cgroup").read_text(encoding="ascii", errors="replace")
     except OSError:
@@ -151,7 +151,7 @@ def unit_of(pid: int) -> str:
 
 
 def command_of(pid: int) -> str:
-    """A process's command line, as far as it can be read; "" if not."""
+    """Return a process's command line, at most 200 characters; "" if it cannot be read."""
     try:
         data = (PROC / str(pid) / "cmdline").read_bytes()
     except OSError:

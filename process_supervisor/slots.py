@@ -1,6 +1,6 @@
-"""The slots folder: verified releases under their enclave ids, and what is not or no longer one, apart.
+"""The slots folder: verified releases, each named by its enclave id; everything else is kept apart.
 
-All names below a dot are ours and unverified:
+Names that begin with a dot are internal; their content is unverified:
 
     <enclave id>/               a verified release
     .incoming/<id>.<source>.part[.json]  a download to be resumed; one for each source
@@ -9,8 +9,8 @@ All names below a dot are ours and unverified:
     .incoming/<id>.lock         held while this release is staged
     .aside/<id>.<n>/            a slot that failed verification, kept for a person to examine: the last ASIDE_KEPT
 
-What a release that was given up leaves in .incoming is removed when another one is staged LEFTOVER_S later, and all of
-a release when its slot is removed.
+Files of an abandoned release in .incoming are removed when another release is staged LEFTOVER_S or more later. All
+files of a release are removed together with its slot.
 """
 
 import asyncio
@@ -50,7 +50,7 @@ Verify = Callable[[Path], Awaitable[str] | str]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StageFacts:
-    """What `stage.json` says of a slot, for people and for the driver; what it holds is verified by measuring.
+    """The content of a slot's `stage.json`, for people and for the driver. The slot's files are verified by measuring.
 
     `digest` (SHA-256, hex) and `size` (bytes) are those of the archive that came from `source`. `image_id` is set where
     the release is a container image. `identity` says how the enclave id was proven (see `Identity`).
@@ -74,7 +74,7 @@ class StageFacts:
         except RecursionError as error:
             raise ValueError("stage.json is nested too deeply") from error
         kinds = {"digest": str, "size": int, "source": str, "image_id": str, "identity": str}
-        if isinstance(values, dict) and type(values.get("measured")) is bool:  # a slot of an earlier version of ours
+        if isinstance(values, dict) and type(values.get("measured")) is bool:  # a slot written by an earlier agent
             values["identity"] = "measured" if values.pop("measured") else "attested"
         if not isinstance(values, dict) or set(values) != set(kinds):
             raise ValueError("stage.json is malformed")
@@ -84,13 +84,13 @@ class StageFacts:
 
     @property
     def members(self) -> frozenset[str]:
-        """The files of such a slot that are the release's, beside what the agent adds."""
+        """Names of the release's own files in such a slot, without the files that the agent adds."""
         return FILES_BY_IDENTITY[self.identity]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StagedRelease:
-    """A release in its slot, verified just now."""
+    """A release in its slot that has just been verified."""
 
     path: Path
     enclave_id: str
@@ -120,7 +120,7 @@ def prepare(slots: Path) -> None:
 
 @contextmanager
 def staging_lock(slots: Path, enclave_id: str) -> Iterator[None]:
-    """Held while a release is staged; raises STAGING_BUSY if another process holds it."""
+    """Hold the lock of a release while it is staged. Raises STAGING_BUSY if another process holds it."""
     fd = os.open(slots / ".incoming" / f"{enclave_id}.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
         try:
@@ -138,9 +138,9 @@ def staging_lock(slots: Path, enclave_id: str) -> Iterator[None]:
 
 
 def remove_leftovers(slots: Path, now: float) -> None:
-    """Remove what was received of other releases and not touched for LEFTOVER_S before `now` (Unix time). Blocking.
+    """Remove files of unfinished downloads that have not changed for LEFTOVER_S before `now` (Unix time). Blocking.
 
-    Locks and pins stay: both are small, and a pin says to which digest a reference was resolved once.
+    Locks and pins stay: both are small, and a pin records the digest to which a reference was resolved.
     """
     old: dict[str, list[Path]] = {}
     for path in (slots / ".incoming").iterdir():
@@ -158,12 +158,12 @@ def remove_leftovers(slots: Path, now: float) -> None:
 def _age_s(path: Path, now: float) -> float:
     try:
         return now - path.lstat().st_mtime
-    except FileNotFoundError:  # whoever stages that release is at work
+    except FileNotFoundError:  # another process is staging that release
         return 0.0
 
 
 def remove_path(path: Path) -> None:
-    """Remove a file or a folder, if it is there; a link goes, not what it points to."""
+    """Remove a file or a folder, if it exists. Of a symbolic link, only the link is removed."""
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path)
     else:
@@ -171,12 +171,12 @@ def remove_path(path: Path) -> None:
 
 
 def write_file(path: Path, data: bytes) -> None:
-    """Write aside, sync, rename: the file has its old content or the new one, whatever happens."""
+    """Write a temporary file, sync it, rename it: after a crash the file has either its old or its new content."""
     aside = path.with_name(f".{path.name}.new")
     aside.unlink(missing_ok=True)
     fd = os.open(aside, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o644)
     with os.fdopen(fd, "wb") as file:
-        os.fchmod(fd, 0o644)  # as the files of the release: what lies in a slot is public
+        os.fchmod(fd, 0o644)  # like the release's files: slots hold no secrets
         file.write(data)
         file.flush()
         os.fsync(file.fileno())
@@ -213,9 +213,9 @@ async def open_slot(
     extra_files: Mapping[str, bytes] | None = None,
     weakest: Identity = "measured",
 ) -> StagedRelease | None:
-    """The release in its slot, verified anew; None if there is none. A bad slot is set aside, and None returned.
+    """Return the release in its slot, verified again; None if there is none, or if the slot is bad and was set aside.
 
-    Nothing that lies there is trusted: its files are checked (plain files of known names only) and verified again.
+    Nothing in the slot is trusted: it must hold only plain files of known names, and they are verified again.
     `weakest` is the weakest proof of identity that the settings allow now.
     """
     path = slots / enclave_id
@@ -231,7 +231,7 @@ async def open_slot(
             await verify_folder(path, enclave_id, verify)
     except OSError:
         raise
-    except Exception:  # whatever makes it unverifiable: it is not used, and not deleted either
+    except Exception:  # for whatever reason it cannot be verified, it is neither used nor deleted
         await in_thread(set_aside, slots, enclave_id)
         return None
     for name, data in (extra_files or {}).items():
@@ -246,7 +246,7 @@ def _refresh(path: Path, data: bytes) -> None:
 
 
 def _inspect(path: Path, extra_files: Mapping[str, bytes]) -> StageFacts | None:
-    """What was noted at staging, None without a slot; ValueError if it holds not exactly what it should."""
+    """Return the facts noted at staging; None without a slot. Raises ValueError if files are missing or unexpected."""
     if not os.path.lexists(path):
         return None
     if not stat.S_ISDIR(path.lstat().st_mode):
@@ -263,7 +263,7 @@ def _inspect(path: Path, extra_files: Mapping[str, bytes]) -> StageFacts | None:
         facts = StageFacts.from_json((path / STAGE_FILE).read_bytes())
     except FileNotFoundError as error:
         raise ValueError("the slot has no stage.json") from error
-    # A crash inside write_file leaves such a file; it is no part of the release.
+    # A crash inside write_file leaves such a file. It is not part of the release.
     asides = {f".{name}.new" for name in extra_files}
     if not facts.members <= found or found - facts.members - set(extra_files) - asides - {STAGE_FILE}:
         raise ValueError(f"the slot holds {sorted(found)}")
@@ -271,13 +271,13 @@ def _inspect(path: Path, extra_files: Mapping[str, bytes]) -> StageFacts | None:
 
 
 def set_aside(slots: Path, enclave_id: str) -> Path:
-    """Move a slot that cannot be used to `.aside/<id>.<n>` and return that path. Blocking."""
+    """Move an unusable slot to `.aside/<id>.<n>` and return that path. Blocking."""
     folder = slots / ".aside"
     folder.mkdir(parents=True, exist_ok=True)
     ends = [path.name.rpartition(".")[2] for path in folder.glob(f"{enclave_id}.*")]
     kept = sorted(int(end) for end in ends if end.isdecimal())
     number = kept[-1] + 1 if kept else 1
-    # A disk that goes bad damages a slot again and again; keeping each one would fill it.
+    # A failing disk damages slots again and again; keeping all of them would fill the disk.
     for old in kept[: max(0, len(kept) + 1 - ASIDE_KEPT)]:
         remove_path(folder / f"{enclave_id}.{old}")
     target = folder / f"{enclave_id}.{number}"
@@ -288,7 +288,7 @@ def set_aside(slots: Path, enclave_id: str) -> Path:
 
 
 def remove_slot(slots: Path, enclave_id: str) -> None:
-    """Delete a slot for good, and everything that its staging left; safe to do twice and after a crash in its middle.
+    """Delete a slot and everything that its staging left. Safe to repeat, also after a crash in the middle.
 
     Blocking. Raises STAGING_BUSY while the release is staged.
     """
@@ -297,10 +297,10 @@ def remove_slot(slots: Path, enclave_id: str) -> None:
     prepare(slots)
     with staging_lock(slots, enclave_id):
         if os.path.lexists(slots / enclave_id):
-            # Renamed first: a half-deleted folder never carries a slot's name.
+            # Rename first, so that a partly deleted folder never has a slot's name.
             doomed = slots / ".incoming" / f"{enclave_id}.removed"
             remove_path(doomed)
             os.rename(slots / enclave_id, doomed)
             sync_folder(slots)
         for path in (*(slots / ".incoming").glob(f"{enclave_id}.*"), *(slots / ".aside").glob(f"{enclave_id}.*")):
-            remove_path(path)  # the lock too, which is held to the end
+            remove_path(path)  # the lock's file too; the lock itself is held until the end

@@ -1,4 +1,4 @@
-"""Blocking work on files beside the event loop."""
+"""Run blocking work on files in a thread."""
 
 import asyncio
 import contextvars
@@ -11,10 +11,10 @@ T = TypeVar("T")
 
 
 async def in_thread(function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-    """`asyncio.to_thread` for what changes files: a cancellation passes on only once the thread is done.
+    """Like `asyncio.to_thread`, for functions that change files: a cancellation is raised only once the thread is done.
 
-    A thread cannot be ended. Whoever took over the files (and the lock on them) right after a cancellation would find
-    them still being written to by the one before.
+    A thread cannot be cancelled. Without this, the next user of the files (and of their lock) could find the thread
+    still writing to them.
     """
     context = contextvars.copy_context()
     call = functools.partial(context.run, functools.partial(function, *args, **kwargs))
@@ -28,5 +28,5 @@ async def in_thread(function: Callable[P, T], *args: P.args, **kwargs: P.kwargs)
             except asyncio.CancelledError:
                 continue
         if not future.cancelled():
-            future.exception()  # nobody asks for it any more; unasked for, it would be logged
+            future.exception()  # retrieve it, or asyncio logs it as never retrieved
         raise

@@ -1,1 +1,1 @@
-"""Connections to the chain's endpoints: JSON-RPC, one endpoint, the pool, and whose turn it is."""
+"""Connections to the chain's endpoints: JSON-RPC, one endpoint, the pool of endpoints, and fair turns between them."""

@@ -1,6 +1,6 @@
-"""What endpoints answer, read strictly: type and size are checked before anything is converted or allocated.
+"""Strict decoding of endpoints' answers: type and size are checked before anything is converted or allocated.
 
-Everything here raises ENDPOINT_GARBAGE and nothing else. The text of an error quotes no more than a few characters.
+Every function here raises only ENDPOINT_GARBAGE. The text of an error quotes at most a few characters of the answer.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ def hex_bytes(url: str, value: object, size_max: int, what: str) -> bytes:
         data = bytes.fromhex(value[2:])
     except ValueError:
         data = b""
-    if 2 * len(data) != len(value) - 2:  # fromhex passes over spaces
+    if 2 * len(data) != len(value) - 2:  # fromhex ignores spaces
         raise garbage(url, f"{what} is not 0x and hex")
     return data
 
@@ -45,7 +45,7 @@ def block_hash(url: str, value: object) -> str | None:
 
 
 def head_number(url: str, header: Any) -> int:
-    """Return the number in a JSON-RPC header: a u32, zero padded by some nodes."""
+    """Return the number in a JSON-RPC header: a u32, which some nodes pad with zeros."""
     number = header.get("number") if isinstance(header, dict) else None
     if not isinstance(number, str) or not _NUMBER.fullmatch(number):
         raise garbage(url, "a header has no readable number")
@@ -85,7 +85,7 @@ def storage_value(url: str, value: object, size_max: int) -> bytes | None:
 
 
 def storage_changes(url: str, value: Any, at: str, size_max: int) -> dict[bytes, bytes | None] | None:
-    """Return the values in an answer to `state_queryStorageAt`; None where it has another shape or is of another block.
+    """Return the values in an answer to `state_queryStorageAt`; None if its shape or its block is not the expected one.
 
     Chopsticks answers in another shape for its genesis block.
     """
@@ -103,9 +103,9 @@ def storage_changes(url: str, value: Any, at: str, size_max: int) -> dict[bytes,
 
 
 def stored_justification(url: str, value: Any, size_max: int) -> bytes | None:
-    """Return the GRANDPA justification in an answer to `chain_getBlock`, or None where the block has none.
+    """Return the GRANDPA justification in an answer to `chain_getBlock`; None if the block has none.
 
-    Nodes write it as two lists of numbers, engine id and data.
+    Nodes encode it as two lists of numbers: engine id and data.
     """
     if value is None:
         return None
@@ -123,7 +123,7 @@ def stored_justification(url: str, value: Any, size_max: int) -> bytes | None:
 
 
 def _octets(url: str, value: object, size_max: int) -> bytes:
-    """Return the bytes of a list of numbers from 0 to 255 (`bytes` of a number would allocate as many zeros)."""
+    """Return the bytes of a list of numbers from 0 to 255. The type is checked: `bytes(n)` would allocate n zeros."""
     if isinstance(value, str):
         return hex_bytes(url, value, size_max, "a justification of a block")
     if not isinstance(value, list) or len(value) > size_max:

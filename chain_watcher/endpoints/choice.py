@@ -1,4 +1,4 @@
-"""Which endpoint to lean on, who speaks at a URL, and how long to wait before the next attempt. Pure."""
+"""Choice of the primary endpoint, identity of the endpoint behind a URL, and the pause before a new attempt. Pure."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def choose(
     grace_s: float,
     height: Callable[[Endpoint], int],
 ) -> Endpoint | None:
-    """Return the primary: the present one while it keeps up, else the highest, then the quickest. None without any."""
+    """Return the primary: the current one while it keeps up, else the highest, then the fastest; None without any."""
     usable = [endpoint for endpoint in endpoints if endpoint.usable]
     if not usable:
         return None
@@ -29,9 +29,9 @@ def choose(
 
 @lru_cache(maxsize=1024)
 def voice(url: str) -> str:
-    """Return who speaks at a URL.
+    """Return the identity of the endpoint behind a URL, so that one endpoint has only one vote.
 
-    Spellings of one address (case, default port, ws for wss, a last slash) are one voice.
+    Different spellings of one address (case, default port, ws or wss, a trailing slash) give the same identity.
     """
     try:
         parts = urlsplit(url.strip())
@@ -45,6 +45,6 @@ def voice(url: str) -> str:
 
 
 def backoff_s(failures: int, first_s: float, max_s: float, random: float) -> float:
-    """Return the pause after `failures` in a row: between half and the whole of `first_s * 2^(failures-1)`, capped."""
+    """Return the pause in seconds after consecutive `failures`: 50 to 100 % of `first_s * 2^(failures-1)`, capped."""
     whole = min(max_s, first_s * 2.0 ** min(max(failures - 1, 0), 30))
     return whole * (0.5 + 0.5 * random)

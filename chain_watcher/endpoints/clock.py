@@ -1,4 +1,4 @@
-"""Time as the watcher sees it: a protocol, and the system's clock."""
+"""The watcher's clock: a protocol, and the system's clock."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class SystemClock:
 
 
 class Clock(Protocol):
-    """Time as the shells need it; tests pass one of their own."""
+    """The clock that code with I/O uses; tests pass their own."""
 
     def monotonic(self) -> float:
         """Seconds that never go back."""

@@ -1,7 +1,8 @@
 """One connection to an endpoint: three sockets, the introduction, the subscriptions, the watchdog.
 
-*Questions* are asked one at a time on a socket of their own. *Signal* carries the notifications of finality alone, so
-that nothing delays them. *Hints* carries the rest. Only the first may receive large messages.
+The *questions* socket carries requests, one at a time. The *signal* socket carries only notifications of finality, so
+that nothing delays them. The *hints* socket carries the other notifications. Only the questions socket accepts large
+messages.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from .endpoint import JUSTIFICATIONS, OPTIONAL_METHODS, Endpoint, EventKind
 from .messages import RpcError
 from .rpc import RpcClient, RpcLimits, Subscription
 
-#: What a node answers that does not offer a method, or not under this name.
+#: Error codes of a node that does not offer a method, or not under this name.
 _NOT_THERE: Final = frozenset({"RPC_METHOD_MISSING", "RPC_REFUSED", "ENDPOINT_GARBAGE"})
 
 
@@ -64,7 +65,7 @@ class Connection:
         await asyncio.gather(*(client.close() for client in self._clients))
 
     async def introduce(self) -> str:
-        """Open the questions socket, and return the genesis hash of the endpoint's chain. ENDPOINT_WRONG_GENESIS."""
+        """Open the questions socket; return the genesis hash of the endpoint's chain. Raises ENDPOINT_WRONG_GENESIS."""
         endpoint = self._endpoint
         endpoint.questions = await self._connect(self._limits)
         answer = await endpoint.ask("chain_getBlockHash", 0)
@@ -78,7 +79,7 @@ class Connection:
         return genesis
 
     async def _methods(self) -> frozenset[str]:
-        """The optional methods it offers. All of them where it does not say: each is dropped once it is refused."""
+        """Return the optional methods it offers; all if it does not say. A method is dropped once it is refused."""
         endpoint = self._endpoint
         try:
             return OPTIONAL_METHODS & answers.method_names(endpoint.url, await endpoint.ask("rpc_methods"))
@@ -88,7 +89,7 @@ class Connection:
             raise
 
     async def subscribe(self, *, justifications: bool) -> list[tuple[EventKind, Subscription]]:
-        """Open the subscriptions. The one that tells of finality has the signal socket to itself."""
+        """Open the subscriptions. The one that reports finality has the signal socket to itself."""
         small = replace(self._limits, message_bytes_max=self._limits.notification_bytes_max)
         signal, hints = await self._connect(small), await self._connect(small)
         sources: list[tuple[EventKind, Subscription]] = []
@@ -107,9 +108,10 @@ class Connection:
         return [*sources, ("finalized", finalized), ("best", best)]
 
     async def watch_silence(self, silence_s: float) -> None:
-        """Ask when no block arrived for `silence_s`; raise ENDPOINT_SILENT if there is one, which ends the connection.
+        """Ask for the head whenever no block has arrived for `silence_s`. Raises ENDPOINT_SILENT if a newer one exists.
 
-        A quiet chain is no fault; a dead subscription on a live socket is.
+        The error ends the connection. A chain without new blocks is not a fault; a dead subscription on a live socket
+        is one.
         """
         endpoint = self._endpoint
         while True:
@@ -119,7 +121,7 @@ class Connection:
                 continue
             head = answers.block_hash(endpoint.url, await endpoint.ask("chain_getFinalizedHead"))
             header = await endpoint.ask("chain_getHeader", head)
-            # A backend behind a balancer may not know another one's head yet.
+            # Behind a load balancer, one backend may not know the head of another one yet.
             if header is not None and answers.head_number(endpoint.url, header) > endpoint.claimed_number:
                 raise ChainWatcherError(
                     code="ENDPOINT_SILENT",

@@ -1,4 +1,4 @@
-"""One endpoint of the chain: its connection, what it offers, and what it said."""
+"""One endpoint of the chain: its connection, the methods it offers, and its claims."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ log = logging.getLogger("chain_watcher")
 EventKind = Literal["up", "down", "finalized", "unproven", "best", "justification"]
 State = Literal["connecting", "connected", "waiting", "refused"]
 
-#: Methods that not every node offers. What `rpc_methods` does not name is not asked for.
+#: Methods that not every node offers. They are called only if `rpc_methods` names them.
 READ_PROOF: Final = "state_getReadProof"
 JUSTIFICATIONS: Final = "grandpa_subscribeJustifications"
 PROVE_FINALITY: Final = "grandpa_proveFinality"
@@ -28,10 +28,10 @@ ACCUSATIONS_KEPT: Final = 8
 
 @dataclass(slots=True, eq=False)
 class Endpoint:
-    """What is known of one endpoint.
+    """The known facts about one endpoint.
 
-    `claimed_number` is the highest finalized block it announced, `believed_number` the highest that the watcher took
-    from it. `accusation` is set while it is cut off because it said what cannot be true.
+    `claimed_number` is the highest finalized block it announced, `believed_number` the highest that the watcher
+    accepted from it. `accusation` is set while it is cut off because it made a claim that cannot be true.
     """
 
     url: str
@@ -59,17 +59,17 @@ class Endpoint:
 
     @property
     def usable(self) -> bool:
-        """Whether it is connected, on the right chain, and not accused."""
+        """Whether the endpoint is connected, on the right chain, and not accused."""
         return self.state == "connected" and self.accusation is None and self.questions is not None
 
     def offers(self, method: str) -> bool:
-        """Return whether it offers an optional method, as far as is known."""
+        """Return whether the endpoint offers an optional method, as far as is known."""
         return method in self.methods
 
     async def ask(self, method: str, *params: Any, timeout_s: float | None = None) -> Any:
-        """Ask one question, within the limits' deadline or `timeout_s`. Raises RPC_*.
+        """Send one request and return its result, within the limits' deadline or `timeout_s`. Raises RPC_*.
 
-        A method that is refused as unknown is not offered any more, whatever `rpc_methods` said.
+        A method that is refused as unknown is no longer treated as offered, even if `rpc_methods` named it.
         """
         questions = self.questions
         if questions is None:
@@ -84,7 +84,7 @@ class Endpoint:
         return answer
 
     def note_failure(self, problem: ChainWatcherError) -> None:
-        """Count a failed connection, and keep the pause that the server asked for."""
+        """Count a failed connection, and store the pause that the server asked for."""
         self.failures += 1
         self.problem = problem
         self.retry_after_s = (problem.retry_after_s or 0.0) if isinstance(problem, RpcError) else 0.0
@@ -113,7 +113,7 @@ class Endpoint:
 
 
 def unexpected(endpoint: Endpoint, error: Exception) -> ChainWatcherError:
-    """Log an error that nobody foresaw; return it as the endpoint's, so that what one makes up never ends the watch."""
+    """Log an unexpected error and return it as an error of the endpoint, so that no endpoint can end the watch."""
     log.error("what %s sent could not be processed", endpoint.url, exc_info=error)
     why = f"what it sent could not be processed: {type(error).__name__}"
     return ChainWatcherError(code="ENDPOINT_UNEXPECTED", what=endpoint.url, why=why)
@@ -121,9 +121,9 @@ def unexpected(endpoint: Endpoint, error: Exception) -> ChainWatcherError:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Event:
-    """Something an endpoint did or said. `value` is JSON as received: a header, or a justification's hex text.
+    """An event of an endpoint. `value` is JSON as received: a header, or a justification's hex text.
 
-    `unproven` is a finalized head above what is proven, whose justification did not come by itself.
+    The kind `unproven` is a finalized head above the proven blocks whose justification was not sent unasked.
     """
 
     endpoint: Endpoint

@@ -1,4 +1,4 @@
-"""Events of all endpoints, waiting for the watcher; none can displace another endpoint's."""
+"""Events of all endpoints that wait for the watcher. An endpoint's flood displaces only its own events."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ class EventQueue:
         return event
 
     def has_finality_besides(self, endpoint: Endpoint) -> bool:
-        """Return whether an event of another usable endpoint waits that may make a block final."""
+        """Return whether another usable endpoint has an event waiting that may make a block final."""
         return any(
             one.kind in OF_FINALITY and one.endpoint is not endpoint and one.endpoint.usable for one in self._events
         )

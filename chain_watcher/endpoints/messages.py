@@ -1,8 +1,8 @@
-"""JSON-RPC messages, parsed in bounded time and memory, and the error of the transport.
+"""Parse JSON-RPC messages in bounded time and memory, and define the error of the transport.
 
-Python's parser turns `[[],[],` into a hundred bytes for every three characters, and the loop stands still meanwhile. So
-the size of a message is checked first, then what its structure could unfold to, and only then is it parsed. What this
-program asks for has little structure: large answers are single texts of hex.
+For `[[],[],`, Python's parser allocates a hundred bytes per three characters, and it blocks the event loop meanwhile.
+So the size of a message is checked first, then the number of its elements; only then is it parsed. The answers that
+this program asks for have few elements: large ones are single hex strings.
 """
 
 from __future__ import annotations
@@ -17,17 +17,17 @@ from chain_watcher.errors import ChainWatcherError, Kind
 
 KIB: Final = 1024
 MIB: Final = 1024 * 1024
-#: Messages up to this size are parsed whatever their structure: they unfold to a few megabytes at the worst.
+#: Messages up to this size are parsed without a check of their structure: they expand to a few megabytes at most.
 SMALL_BYTES: Final = 64 * KIB
-#: Larger messages may hold so many containers, escaped characters and items. A justification that is stored with a
-#: block is a list of octets, 144 for each vote.
+#: Limits for larger messages: containers, escaped characters and items. A justification that is stored with a block is
+#: a list of octets, 144 for each vote.
 CONTAINERS_MAX: Final = 20_000
 ESCAPES_MAX: Final = 1_000
 ITEMS_MAX: Final = 600_000
 
 #: Answers to most questions are at most this large, in characters of JSON.
 ANSWER_CHARS_MAX: Final = 256 * KIB
-#: Questions with large answers. Values and proofs come as hex, two characters for each byte.
+#: Limits of methods with large answers. Values and proofs are hex, two characters per byte.
 ANSWER_CHARS_MAX_OF: Final = {
     "chain_getBlock": 12 * MIB,  # 5 MiB of extrinsics, and a justification
     "chain_getHeader": 2 * MIB + KIB,  # a digest of 1 MiB
@@ -40,18 +40,18 @@ ANSWER_CHARS_MAX_OF: Final = {
     "state_call": MIB,
 }
 
-#: JSON-RPC error codes of a server that asks for fewer requests (jsonrpsee, public gateways).
+#: JSON-RPC error codes of rate limits (jsonrpsee, public gateways).
 RATE_LIMIT_CODES: Final = frozenset({-32005, -32029, -32999, 429})
 METHOD_NOT_FOUND: Final = -32601
-#: HTTP statuses to a handshake that may carry `Retry-After`.
+#: HTTP statuses of a refused handshake that may carry `Retry-After`.
 RETRY_LATER_STATUSES: Final = frozenset({429, 503})
-#: The pause after a refusal that names none, and the longest that is granted.
+#: Seconds to pause if a refusal names no pause, and the longest pause that is honoured.
 RETRY_AFTER_S: Final = 30.0
 RETRY_AFTER_MAX_S: Final = 3600.0
 
 
 class RpcError(ChainWatcherError):
-    """An error of the transport: the server's error code, and the pause that it asks for in seconds, if any."""
+    """An error of the transport, with the server's error code and the pause that it asks for (seconds), if any."""
 
     def __init__(
         self,
@@ -82,12 +82,12 @@ def garbage(url: str, why: str) -> RpcError:
 
 
 def too_big(url: str, why: str) -> RpcError:
-    """The error for a message that is not parsed because of its size."""
+    """The error for a message that is too large to be parsed."""
     return RpcError(code="RPC_MESSAGE_TOO_BIG", what=url, why=why, action="Use an endpoint that answers what was asked")
 
 
 def answer_chars_max(method: str) -> int:
-    """The largest answer to `method` that is parsed, in characters."""
+    """Return the largest answer to `method` that is parsed, in characters."""
     return ANSWER_CHARS_MAX_OF.get(method, ANSWER_CHARS_MAX)
 
 
@@ -127,7 +127,7 @@ def refusal(url: str, error: Any) -> RpcError:
 def handshake_refusal(
     url: str, status: int, headers: Mapping[str, str] | None, now: datetime | None = None
 ) -> RpcError:
-    """The error for an HTTP answer to the websocket handshake; `Retry-After` is granted up to an hour."""
+    """Return the error for an HTTP answer to the websocket handshake; `Retry-After` is honoured up to an hour."""
     wish = headers.get("Retry-After") if headers else None
     if status == 429 or (status in RETRY_LATER_STATUSES and wish is not None):
         wait_s = retry_after_s(wish, datetime.now(UTC))

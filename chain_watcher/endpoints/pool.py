@@ -1,7 +1,7 @@
-"""A pool of chain endpoints: connections kept hot, heights compared, failover, back-off, and who was caught lying.
+"""A pool of chain endpoints: permanent connections, comparison of heights, failover, back-off, and accusations.
 
-All usable endpoints stay connected, so that failover costs no reconnect and finalized heights can be compared. The pool
-moves bytes and facts; what to believe is decided by the watcher.
+All usable endpoints stay connected, so that a failover needs no reconnect and finalized heights can be compared. The
+pool delivers bytes and facts; the watcher decides what to believe.
 """
 
 from __future__ import annotations
@@ -32,8 +32,8 @@ REFUSED_CODES: Final = frozenset({"ENDPOINT_WRONG_GENESIS", "RPC_TLS_FAILED"})
 class PoolLimits:
     """Times and distances of the pool; the names carry the units.
 
-    A finalized head without a justification is asked about every `unproven_ask_s`, and counts as unproven after
-    `unproven_claim_s`.
+    While a finalized head has no justification, the endpoint is asked for it every `unproven_ask_s`. After
+    `unproven_claim_s` the head counts as unproven.
     """
 
     backoff_first_s: float = 0.5
@@ -51,8 +51,9 @@ class PoolLimits:
 class EndpointPool:
     """Keeps the endpoints connected and queues their events; `random` gives floats in [0, 1).
 
-    `proxy_for` gives the HTTP proxy for an endpoint's URL, written with http:// for ws:// and https:// for wss://, or
-    None. `claims_need_proof`: an endpoint is never taken for higher than the block that the watcher confirmed.
+    `proxy_for` returns the HTTP proxy for an endpoint's URL, or None; it gets the URL with http:// for ws:// and
+    https:// for wss://. With `claims_need_proof`, an endpoint's height is capped at the block that the watcher
+    confirmed.
     """
 
     def __init__(
@@ -92,7 +93,7 @@ class EndpointPool:
     # --- choice and judgement
 
     def choose(self) -> Endpoint | None:
-        """Choose the primary anew and count a failover when it changes. None when no endpoint is usable."""
+        """Choose the primary again and count a failover if it changes. Return None if no endpoint is usable."""
         now = self._clock.monotonic()
         chosen = choose(self.endpoints, self.primary, now, self._limits.lag_grace_s, self.height)
         if chosen is not self.primary:
@@ -107,19 +108,19 @@ class EndpointPool:
         return sorted(found, key=lambda endpoint: (endpoint is not self.primary, endpoint.latency_s))
 
     def height(self, endpoint: Endpoint) -> int:
-        """Return the height that an endpoint claims, but no more than what was confirmed where claims need proof."""
+        """Return the height that an endpoint claims, capped at the confirmed height if claims need proof."""
         if self.confirmed_number is None:
             return endpoint.claimed_number
         return min(endpoint.claimed_number, self.confirmed_number)
 
     def confirm(self, number: int) -> None:
-        """Take block `number` for final: endpoints that have not reached it are behind."""
+        """Record that block `number` is final; endpoints that have not reached it are behind."""
         if self.confirmed_number is not None:
             self.confirmed_number = max(self.confirmed_number, number)
             self._compare()
 
     def accuse(self, endpoint: Endpoint, problem: ChainWatcherError) -> None:
-        """Cut off an endpoint that said what cannot be true, name it, and leave it alone for `liar_retry_s`."""
+        """Disconnect an endpoint whose claim cannot be true, report it, and do not reconnect for `liar_retry_s`."""
         endpoint.accusation = problem
         endpoint.accusations = [*endpoint.accusations, problem.code][-ACCUSATIONS_KEPT:]
         endpoint.cut.set()
@@ -132,9 +133,9 @@ class EndpointPool:
     def ask_for_proofs(self) -> None:
         """Queue an `unproven` event for each endpoint whose finalized head has had no justification for a while.
 
-        The justification may have been missed: it was sent while the connection was down. Where asking does not help
-        either, the subscription may have died, and the endpoint is reconnected once. Nobody is accused: behind a
-        balancer, one backend announces what another cannot prove yet.
+        The justification may have been sent while the connection was down. If asking does not help, the subscription
+        may be dead, and the endpoint is reconnected once. No endpoint is accused: behind a load balancer, one backend
+        may announce a block that another backend cannot prove yet.
         """
         now = self._clock.monotonic()
         for endpoint in self.endpoints:
@@ -162,7 +163,7 @@ class EndpointPool:
             endpoint.cut.set()
 
     def excuse_unproven(self) -> None:
-        """Count the time of unproven heads anew, for all: the watcher had no time to follow them."""
+        """Restart the timers of unproven heads of all endpoints, because the watcher had no time to process them."""
         for endpoint in self.endpoints:
             endpoint.unproven_since = None
 
@@ -191,9 +192,9 @@ class EndpointPool:
             self._emit(endpoint, "down", endpoint.accusation or endpoint.problem)
         endpoint.state, known = "waiting", endpoint.accusation
         await self._clock.sleep(self._pause_s(endpoint))
-        if endpoint.accusation is not known:  # found out after it had hung up
+        if endpoint.accusation is not known:  # accused after it had closed the connection
             await self._clock.sleep(self._limits.liar_retry_s)
-        endpoint.accusation = None  # served its time; the count and the last reason stay in its facts
+        endpoint.accusation = None  # the penalty is over; the count and the last reason stay in its facts
 
     def _pause_s(self, endpoint: Endpoint) -> float:
         if endpoint.accusation is not None:
@@ -206,7 +207,7 @@ class EndpointPool:
         return max(pause_s, endpoint.retry_after_s)
 
     async def _connected(self, session: aiohttp.ClientSession, endpoint: Endpoint) -> None:
-        """Hold one connection until it ends, which is always an error."""
+        """Serve one connection until it ends. Its end is always an error, which is raised."""
         async with Connection(
             session, endpoint, self._rpc_limits, clock=self._clock, ca_file=self._ca_file
         ) as connection:
@@ -228,7 +229,7 @@ class EndpointPool:
                 await asyncio.gather(*tasks, return_exceptions=True)
 
     def _require_genesis(self, endpoint: Endpoint, genesis: str) -> None:
-        """Raise ENDPOINT_WRONG_GENESIS for another chain; where none is pinned, the first endpoint's is the chain."""
+        """Raise ENDPOINT_WRONG_GENESIS for another chain. If none is pinned, the first endpoint's chain counts."""
         if self.genesis_hash is None:
             self.genesis_hash = genesis
         elif genesis != self.genesis_hash:
@@ -249,7 +250,7 @@ class EndpointPool:
             self._emit(endpoint, kind, value)
 
     def _note_head(self, endpoint: Endpoint, number: int) -> None:
-        """Compare heights at each finalized head. A head that brings progress ends a series of failures."""
+        """Compare heights at each finalized head. A head that brings progress resets the count of failures."""
         endpoint.heads += 1
         if number > endpoint.claimed_number:
             endpoint.claimed_number = number

@@ -1,8 +1,8 @@
 """JSON-RPC 2.0 over one aiohttp websocket: deadlines, heartbeat, bounded messages, subscriptions.
 
-Questions are sent one at a time: released Substrate nodes leave Nagle's algorithm on, so frames sent close together
-wait for each other's delayed ACK (measured: 44 ms instead of 2). Whoever wants prompt notifications opens a second
-client and leaves it to the subscription alone.
+Requests are sent one at a time: released Substrate nodes leave Nagle's algorithm on, so frames sent close together
+wait for each other's delayed ACK (measured: 44 ms instead of 2). For prompt notifications, open a second client and use
+it only for the subscription.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ import aiohttp
 from .messages import RpcError, answer_chars_max, closed, garbage, handshake_refusal, parse, refusal, too_big
 from .tunnel import TunnelConnector
 
-#: Notifications for a subscription id that is not known yet (some servers send them before the id itself).
+#: Notifications kept for a subscription id that is not known yet: some servers send them before the id itself.
 EARLY_NOTIFICATIONS_MAX: Final = 32
 SUBSCRIPTION_ID_CHARS_MAX: Final = 256
 
@@ -30,8 +30,8 @@ SUBSCRIPTION_ID_CHARS_MAX: Final = 256
 class RpcLimits:
     """Limits of one connection; the names carry the units.
 
-    `message_bytes_max` is what a websocket message may hold before the connection is closed; each answer has a smaller
-    limit of its own (`messages.ANSWER_CHARS_MAX_OF`).
+    A websocket message of more than `message_bytes_max` closes the connection. Each answer has its own, smaller limit
+    (`messages.ANSWER_CHARS_MAX_OF`).
     """
 
     connect_timeout_s: float = 10.0
@@ -45,7 +45,7 @@ class RpcLimits:
 def tls_context(ca_file: str | None) -> ssl.SSLContext:
     """Return a verifying TLS context; with `ca_file` (PEM) only that CA is trusted.
 
-    RPC_TLS_FAILED if it cannot be read.
+    Raises RPC_TLS_FAILED if the file cannot be read.
     """
     try:
         return ssl.create_default_context(cafile=ca_file)
@@ -62,7 +62,7 @@ def tls_context(ca_file: str | None) -> ssl.SSLContext:
 def open_session(proxy: str | None = None) -> aiohttp.ClientSession:
     """Open a session for `RpcClient.connect`, through the HTTP proxy at the URL `proxy` if one is given.
 
-    Redirects are not followed: an endpoint could name an address inside this host's network, or turn wss into ws.
+    Redirects are not followed: an endpoint could redirect to an address inside this host's network, or from wss to ws.
     """
     trace = aiohttp.TraceConfig()
     trace.on_request_redirect.append(_refuse_redirect)
@@ -79,7 +79,7 @@ async def _refuse_redirect(
 
 @dataclass(slots=True)
 class _Pending:
-    """One question on the wire; `opens` is the subscription that its answer opens."""
+    """One request that waits for its answer; `opens` is the subscription that the answer opens."""
 
     future: asyncio.Future[Any]
     opens: Subscription | None
@@ -87,9 +87,9 @@ class _Pending:
 
 
 class Subscription:
-    """Notifications of one subscription. At most `notifications_max` wait to be read; the oldest is dropped then.
+    """Notifications of one subscription. At most `notifications_max` are queued; beyond that the oldest is dropped.
 
-    Iterating raises RPC_CLOSED (or what broke the connection) once the connection is gone.
+    After the connection has ended, iterating raises RPC_CLOSED or the error that ended it.
     """
 
     def __init__(self, client: RpcClient, unsubscribe: str, limit: int) -> None:
@@ -129,13 +129,13 @@ class Subscription:
             yield await self.next()
 
     async def cancel(self) -> None:
-        """Unsubscribe; errors do not matter any more."""
+        """Unsubscribe; errors are ignored."""
         await self._client.forget(self, self._unsubscribe)
 
 
 @dataclass(slots=True)
 class RpcCounters:
-    """Facts for health pages: questions asked, notifications and bytes received."""
+    """Counters for status and metrics: requests, notifications, received bytes and others."""
 
     requests: int = 0
     notifications: int = 0
@@ -197,7 +197,7 @@ class RpcClient:
         return client
 
     async def call(self, method: str, params: list[Any] | None = None, *, timeout_s: float | None = None) -> Any:
-        """Ask one question and return its `result`.
+        """Send one request and return its `result`.
 
         Raises RPC_TIMEOUT, RPC_CLOSED, RPC_REFUSED, RPC_METHOD_MISSING, RPC_RATE_LIMITED, RPC_GARBAGE,
         RPC_MESSAGE_TOO_BIG.
@@ -221,15 +221,15 @@ class RpcClient:
                 return
 
     async def close(self) -> None:
-        """Close the socket and end the reader; safe to do twice."""
+        """Close the socket and end the reader; safe to call twice."""
         self._fail(closed(self.url, "closed by this side"))
         reader, self._reader = self._reader, None
         try:
             if reader is not None:
                 reader.cancel()
                 await asyncio.gather(reader, return_exceptions=True)
-        finally:  # also when this is cancelled meanwhile
-            # A peer need not answer the close frame; the session drops the transport then.
+        finally:  # also if this call is cancelled
+            # If the peer does not answer the close frame in time, the session drops the transport.
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(1.0):
                     await self._ws.close()
@@ -258,7 +258,7 @@ class RpcClient:
             finally:
                 self._pending.pop(number, None)
                 if future.done() and not future.cancelled():
-                    future.exception()  # seen, even when the caller was cancelled meanwhile
+                    future.exception()  # retrieve it even if the caller was cancelled, or asyncio logs it
             taken = self._now() - started
             self.latency_s = taken if self.latency_s == 0.0 else 0.8 * self.latency_s + 0.2 * taken
             return result
@@ -317,7 +317,7 @@ class RpcClient:
     def _take_answer(self, message: dict[str, Any]) -> None:
         pending = self._pending.get(message["id"]) if isinstance(message["id"], int) else None
         if pending is None or pending.future.done():
-            self.counters.unexpected += 1  # late, after its deadline
+            self.counters.unexpected += 1  # it arrived after its deadline
             return
         if message.get("error") is not None:
             pending.future.set_exception(refusal(self.url, message["error"]))
@@ -329,7 +329,7 @@ class RpcClient:
             pending.future.set_result(message["result"])
 
     def _open(self, subscription: Subscription, identity: Any) -> None:
-        """Register inside the reader, so that no notification that follows at once is missed."""
+        """Register the subscription inside the reader, so that a notification that follows immediately is not lost."""
         if not isinstance(identity, str | int) or (
             isinstance(identity, str) and len(identity) > SUBSCRIPTION_ID_CHARS_MAX
         ):
@@ -344,7 +344,7 @@ class RpcClient:
                 self._early.append((early_id, value))
 
     def _fail(self, failure: RpcError) -> RpcError:
-        """Keep the first reason and hand it to everyone who waits."""
+        """Store the first failure and raise it in every waiting call and subscription."""
         if self.failure is None:
             self.failure = failure
             for pending in self._pending.values():

@@ -1,6 +1,7 @@
-"""Connections through an HTTP proxy, by CONNECT for ws:// as for wss:// (RFC 6455, 4.1).
+"""Connections through an HTTP proxy, by CONNECT for both ws:// and wss:// (RFC 6455, 4.1).
 
-aiohttp tunnels TLS only; a plain websocket would reach the proxy as an ordinary request, which few proxies pass on.
+aiohttp itself tunnels only TLS. It would send a plain websocket to the proxy as an ordinary request, and few proxies
+forward that.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
 
 HEAD_BYTES_MAX: Final = 16 * 1024
 
-#: Gives the HTTP proxy for a URL, or None. An endpoint's URL is written with http:// for ws:// and https:// for wss://.
+#: Returns the HTTP proxy for a URL, or None. The URL has http:// in place of ws://, and https:// in place of wss://.
 ProxyFor = Callable[[str], str | None]
 
 
@@ -31,7 +32,7 @@ def no_proxy(_url: str) -> str | None:
 
 
 def proxy_of(url: str, proxy_for: ProxyFor) -> str | None:
-    """Return the proxy for an endpoint; None also for a URL that cannot be read, which is refused when it is opened."""
+    """Return the proxy for an endpoint, or None. An invalid URL also gives None; opening it later raises the error."""
     try:
         return proxy_for("http" + url.removeprefix("ws"))
     except ValueError:
@@ -71,7 +72,7 @@ class TunnelConnector(aiohttp.BaseConnector):
                 context = req.ssl if isinstance(req.ssl, ssl.SSLContext) else ssl.create_default_context()
                 try:
                     tunnel = await loop.start_tls(transport, protocol, context, server_hostname=host)
-                except ssl.SSLCertVerificationError as problem:  # as aiohttp says it of a direct connection
+                except ssl.SSLCertVerificationError as problem:  # as aiohttp does for a direct connection
                     raise aiohttp.ClientConnectorCertificateError(req.connection_key, problem) from problem
             else:
                 transport.set_protocol(protocol)
@@ -96,20 +97,20 @@ class TunnelConnector(aiohttp.BaseConnector):
 
 
 class _ProxyAnswer(asyncio.Protocol):
-    """Takes the proxy's answer to CONNECT; what follows it belongs to the tunnel, and nothing does before we speak."""
+    """Receives the proxy's answer to CONNECT. No bytes of the tunnel can follow it before we send some."""
 
     def __init__(self) -> None:
         self.first_line: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
         self._head = b""
 
     def data_received(self, data: bytes) -> None:
-        """Collect until the empty line that ends the head."""
+        """Collect bytes until the empty line that ends the head."""
         self._head += data
         if b"\r\n\r\n" in self._head or len(self._head) > HEAD_BYTES_MAX:
             self._end(self._head.split(b"\r\n", 1)[0] if len(self._head) <= HEAD_BYTES_MAX else b"")
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """An answer that ends early is none."""
+        """Treat an answer that ends early as no answer."""
         self._end(b"")
 
     def _end(self, line: bytes) -> None:

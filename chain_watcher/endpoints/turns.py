@@ -1,4 +1,4 @@
-"""Whose turn it is: an endpoint that answers slowly must not keep the news of the others waiting."""
+"""Fair turns: an endpoint that answers slowly must not delay the events of the others."""
 
 from __future__ import annotations
 
@@ -6,12 +6,15 @@ import asyncio
 from collections.abc import Callable, Coroutine
 from typing import Any, Final
 
-#: How often it is asked, once patience has ended, whether somebody waits.
+#: Seconds between checks, once `patience_s` has passed, whether another endpoint waits.
 _LOOK_AGAIN_S: Final = 0.25
 
 
 async def in_turn(work: Coroutine[Any, Any, None], patience_s: float, others_wait: Callable[[], bool]) -> bool:
-    """Do `work` (what it raises passes through). False: given up after `patience_s` because others wait."""
+    """Await `work` and return True. After `patience_s`, cancel it and return False if others wait.
+
+    Errors of `work` are raised.
+    """
     task = asyncio.ensure_future(work)
     wait_s = patience_s
     try:

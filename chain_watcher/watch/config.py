@@ -23,7 +23,7 @@ class WatchLimits:
     """Limits of the watcher; the names carry the units.
 
     An event is cancelled after `patience_s` if another endpoint has one waiting. An endpoint whose events were
-    cancelled `given_up_max` times within `given_up_window_s`, without anything proven, is left alone for
+    cancelled `given_up_max` times within `given_up_window_s`, without proving anything, is paused for
     `given_up_pause_s`.
     """
 
@@ -43,10 +43,11 @@ class WatchLimits:
 class WatcherConfig:
     """What to watch and what to believe.
 
-    `since` is the last finalized block that the caller journalled, `chain_state` what the watcher reported with it.
-    `layout_hashes` are the storage layouts that are accepted; when empty, mode `proven` accepts the public pallet's
-    two, and the other modes what most endpoints' metadata say. `layouts_file` keeps layouts across starts. `proxy_for`
-    gives the HTTP proxy for an endpoint's URL (written with http:// for ws://, https:// for wss://), or None.
+    `since` is the last finalized block that the caller journalled; `chain_state` is what the watcher reported with it.
+    `layout_hashes` are the accepted storage layouts. If it is empty, mode `proven` accepts the public pallet's two
+    layouts, and the other modes accept the layout in the metadata of most endpoints. `layouts_file` keeps layouts
+    across starts. `proxy_for` returns the HTTP proxy for an endpoint's URL, or None; it gets the URL with http:// for
+    ws:// and https:// for wss://.
     """
 
     endpoints: tuple[str, ...]

@@ -1,4 +1,4 @@
-"""After each change other endpoints are asked for the same block, so that liars are named before they are needed."""
+"""After each change, ask other endpoints for the same block, so that lying endpoints are found before a failover."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from chain_watcher.errors import ChainWatcherError
 from .state_reader import BlockState, StateReader, ask_header, hash_text
 from .suspicion import BY_METADATA, LYING, forged
 
-#: So many endpoints are audited after a change, the longest not audited first: each may send a megabyte of metadata.
+#: Endpoints audited per change, those not audited for longest first. Each may send a megabyte of metadata.
 AUDITED_MAX: Final = 16
 
 
 class Auditor:
-    """Reads an accepted state again through other endpoints, with a reader (and layouts) of its own for each.
+    """Reads an accepted state again through other endpoints, with a separate reader (and layouts) for each.
 
-    `blame` gets what an endpoint did wrong. Where values come without proof, another value is a disagreement: it is
-    counted, and the endpoint is named only if `outvoted`, when a quorum stands against it.
+    `blame` is called with each fault of an endpoint. If values come without proof, a different value is only a
+    disagreement: it is counted, and the endpoint is accused only if `outvoted` (a quorum contradicts it).
     """
 
     def __init__(
@@ -44,7 +44,7 @@ class Auditor:
         self._wake = asyncio.Event()
 
     def look_at(self, state: BlockState) -> None:
-        """Audit this state soon; it replaces one that waits."""
+        """Queue this state for an audit; it replaces a waiting one."""
         self._newest = state
         self._wake.set()
 
@@ -92,9 +92,9 @@ class Auditor:
                 self._blame(endpoint, forged("ENDPOINT_DISAGREES", endpoint, why))
 
     async def _read(self, reader: StateReader, endpoint: Endpoint, state: BlockState) -> BlockState | None:
-        """Read the state; None where the endpoint does not have the block.
+        """Read the state; None if the endpoint does not have the block.
 
-        Metadata at fault is asked for anew first.
+        If metadata may be the cause of an error, it is fetched again first.
         """
         header = await ask_header(endpoint, hash_text(state.header))
         if header is None:

@@ -1,4 +1,4 @@
-"""Evidence for the vault, gathered from the endpoints and verified here before it is handed on."""
+"""Evidence for the vault, collected from the endpoints and verified here before it is returned."""
 
 from __future__ import annotations
 
@@ -24,15 +24,15 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, slots=True)
 class Bounds:
-    """How many set changes to gather: the first that reaches `count`, or brings `size` bytes, is the last."""
+    """How many set changes to collect: stop at `count` changes, or once they have `size` bytes in total."""
 
     count: int
     size: int
 
 
-#: How many set changes evidence brings, and their bytes: twice as many in hex, and a vault takes 8 MiB of JSON.
+#: Limits of set changes in evidence. Hex doubles the bytes, and a vault accepts 8 MiB of JSON.
 EVIDENCE_CHANGES: Final = Bounds(count=SET_CHANGES_MAX, size=3 << 20)
-#: The same of one step by which a vault is brought up to date: small, so that it is verified in a second.
+#: Limits of one step that brings a vault up to date; small, so that the vault verifies it within a second.
 STEP: Final = Bounds(count=256, size=256 << 10)
 
 
@@ -47,14 +47,14 @@ class ProofBase:
 
 
 def not_ready(why: str) -> ChainWatcherError:
-    """The error for evidence that the next final block may allow."""
+    """The error for evidence that cannot be made yet; the next final block may allow it."""
     return ChainWatcherError(
         code="EVIDENCE_NOT_READY", what="evidence", why=why, action="Ask again after the next block", kind="transient"
     )
 
 
 def vault_checkpoint(vault_state: Mapping[str, Any], fallback: Checkpoint) -> Checkpoint:
-    """Return the authority set that the vault knows: what it learned, else what it was built with, else `fallback`."""
+    """Return the authority set that the vault knows: the learned one, else the built-in one, else `fallback`."""
     chain = vault_state.get("chain")
     for name in ("authorities", "checkpoint"):
         known = chain.get(name) if isinstance(chain, Mapping) else None
@@ -66,9 +66,9 @@ def vault_checkpoint(vault_state: Mapping[str, Any], fallback: Checkpoint) -> Ch
 async def prove(
     pool: EndpointPool, decider: ProvenDecider, base: ProofBase, vault_state: Mapping[str, Any], pinned: Checkpoint
 ) -> dict[str, Any]:
-    """Proven evidence for `base`, from the vault's own last known authority set on; each endpoint is tried.
+    """Return proven evidence for `base`, starting from the vault's last known authority set; try each endpoint.
 
-    Raises EVIDENCE_NOT_READY, or what the last endpoint failed with.
+    Raises EVIDENCE_NOT_READY, or the error of the last endpoint.
     """
     start = vault_checkpoint(vault_state, pinned)
     if base.header.number <= start.number:
@@ -77,9 +77,9 @@ async def prove(
 
 
 async def next_set_changes(pool: EndpointPool, decider: ProvenDecider, start: Checkpoint) -> list[SetChange]:
-    """Return the set changes that follow `start`, at most one step of them; none if its set is the running one.
+    """Return the set changes after `start`, at most one step of them; none if its set is the current one.
 
-    Raises EVIDENCE_NOT_READY, or what the last endpoint failed with.
+    Raises EVIDENCE_NOT_READY, or the error of the last endpoint.
     """
     if start.set_id >= decider.follower.checkpoint.set_id:
         return []
@@ -91,7 +91,7 @@ async def next_set_changes(pool: EndpointPool, decider: ProvenDecider, start: Ch
 
 
 async def _at_any(pool: EndpointPool, ask: Callable[[Endpoint], Awaitable[T]]) -> T:
-    """Return the first answer that an endpoint gives; one that forges is accused."""
+    """Return the first answer of any endpoint; accuse an endpoint that forges."""
     problem: ChainWatcherError = not_ready("no endpoint is connected and trusted at the moment")
     for endpoint in pool.usable():
         try:
@@ -145,7 +145,7 @@ async def _prove_at(endpoint: Endpoint, decider: ProvenDecider, base: ProofBase,
         verify_evidence(evidence, TrustRoot(base.genesis_hash, start, frozenset({base.layout.hash})))
     except ChainWatcherError as problem:
         if problem.code != "PROOF_INCOMPLETE":
-            raise  # the rest was verified before it was put together: it is not this endpoint's doing
+            raise  # every part was verified before, so this endpoint is not at fault
         why = f"evidence for block {base.header.number}: {problem}"
         raise forged("ENDPOINT_PROOF_FORGED", endpoint, why) from problem
     return evidence

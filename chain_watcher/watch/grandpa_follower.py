@@ -1,4 +1,4 @@
-"""Mode `proven`: asks an endpoint what the GRANDPA follower wants to know, and says whose fault a refusal is."""
+"""Mode `proven`: fetch what the GRANDPA follower needs from an endpoint, and decide whose fault a refusal is."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from .suspicion import forged
 FINALITY_PROOF_BYTES_MAX = 8 * 1024 * 1024
 #: JSON-RPC error codes of an answer that is too large (jsonrpsee, and before its 0.16).
 TOO_LARGE_CODES = frozenset({-32008, -32702})
-#: Refusals of the follower that no honest node can cause, and the accusation.
+#: Refusals of the follower that no honest node can cause, mapped to the accusation.
 FORGERIES = {
     "FINALITY_FORKED": "ENDPOINT_FORKED_FINALITY",
     "HEADER_HASH_MISMATCH": "ENDPOINT_HEADER_FORGED",
@@ -42,7 +42,7 @@ FORGERIES = {
 
 
 class ProvenDecider:
-    """Final is what the authority set that follows from the checkpoint has signed, whoever sends it."""
+    """A block is final if the authority set that follows from the checkpoint has signed it, whoever sends the proof."""
 
     def __init__(self, follower: Follower, headers: Headers) -> None:
         self.follower = follower
@@ -51,7 +51,7 @@ class ProvenDecider:
 
     @property
     def learned(self) -> int:
-        """Set changes and justifications that verified."""
+        """The number of verified set changes and justifications."""
         return self.follower.set_changes + self.justifications
 
     def facts(self) -> dict[str, object]:
@@ -59,9 +59,9 @@ class ProvenDecider:
         return {"chain_state": self.follower.to_json()}
 
     async def decide(self, event: Event, last: FinalHeight | None) -> FinalBlock | None:
-        """Verify a justification, or ask for one where an endpoint announced a head without.
+        """Verify a justification, or ask for one if an endpoint announced a head without one.
 
-        Heads are mere claims: an endpoint that sends justifications is asked about a head only when none came.
+        A head is only a claim. An endpoint that sends justifications is asked about a head only if none arrived.
         """
         endpoint = event.endpoint
         if event.kind == "justification":
@@ -76,7 +76,7 @@ class ProvenDecider:
         return await self._prove(endpoint, self.follower.prove_head(head))
 
     async def next_change(self, endpoint: Endpoint, checkpoint: Checkpoint) -> ProvenChange | None:
-        """Return how the set of `checkpoint` ended; None while it has not, or where the endpoint cannot prove it."""
+        """Return how the set of `checkpoint` ended; None if it has not ended, or the endpoint cannot prove it."""
         found: ProvenChange | None = await self._walk(endpoint, self.follower.next_change(checkpoint))
         return found
 
@@ -108,7 +108,7 @@ class ProvenDecider:
                 return answers.stored_justification(endpoint.url, block, JUSTIFICATION_BYTES_MAX)
             return await _ask_finality_proof(endpoint, question)
         except RpcError as problem:
-            # In a chain's first set, close to its head, or where history is missing, nodes answer an error.
+            # In a chain's first set, near its head, or if history is missing, nodes answer with an error.
             if problem.code in ("RPC_REFUSED", "RPC_METHOD_MISSING"):
                 return None
             raise
@@ -127,9 +127,9 @@ async def _ask_finality_proof(endpoint: Endpoint, question: FinalityProofOf) -> 
 
 
 def decode_finality_proof(endpoint: Endpoint, answer: object) -> FinalityProof | None:
-    """Return an encoded `FinalityProof` (hash, justification, unknown headers), or None for null. ENDPOINT_GARBAGE.
+    """Decode a `FinalityProof` (hash, justification, unknown headers); None for null. Raises ENDPOINT_GARBAGE.
 
-    The unknown headers are not read: those that matter are asked for by hash.
+    The unknown headers are ignored: needed headers are requested by hash.
     """
     if answer is None:
         return None
@@ -142,7 +142,7 @@ def decode_finality_proof(endpoint: Endpoint, answer: object) -> FinalityProof |
 
 
 def _blamed(endpoint: Endpoint, problem: ChainWatcherError) -> ChainWatcherError:
-    """The follower's refusal as an error of the endpoint, where it is one."""
+    """Convert the follower's refusal to an error of the endpoint, if the endpoint caused it."""
     if problem.code in FORGERIES:
         return forged(FORGERIES[problem.code], endpoint, str(problem))
     if problem.code == "FINALITY_NOT_PROVEN":

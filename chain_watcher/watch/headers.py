@@ -12,7 +12,7 @@ from chain_watcher.proof.header import Header
 from .state_reader import ask_header
 from .suspicion import forged
 
-#: Headers kept in memory: a thousand of a large network, whatever an endpoint makes up.
+#: Limit of headers in memory: a thousand of a large network. It holds for invented headers too.
 HEADERS_BYTES_MAX: Final = 8 * 1024 * 1024
 
 
@@ -34,7 +34,7 @@ class FinalHeight:
 
 
 class Headers:
-    """Headers by hash, each checked by its hash when it came in. The newest are kept, by number and by size."""
+    """Headers by hash; each hash was checked on arrival. Number and total size are limited; the newest are kept."""
 
     def __init__(self, size_max: int, bytes_max: int = HEADERS_BYTES_MAX) -> None:
         self._known: OrderedDict[bytes, Header] = OrderedDict()
@@ -58,10 +58,10 @@ class Headers:
         return len(self._known)
 
     async def fetch(self, endpoint: Endpoint, block_hash: bytes) -> Header | None:
-        """Return the header of that hash, from here or from the endpoint; None where it does not have it either.
+        """Return the header of that hash, from memory or from the endpoint; None if neither has it.
 
-        Asked for by hash, so that no endpoint can slip in another one. Raises ENDPOINT_HEADER_FORGED, ENDPOINT_GARBAGE,
-        RPC_*.
+        It is requested by hash, so that no endpoint can substitute another one. Raises ENDPOINT_HEADER_FORGED,
+        ENDPOINT_GARBAGE, RPC_*.
         """
         header = self._known.get(block_hash)
         if header is None:
@@ -76,7 +76,7 @@ async def line_between(
 ) -> list[Header] | None:
     """Return the headers from `floor + 1` to `tip`, oldest first, linked by hash.
 
-    None where there are more than `length_max`, or where the endpoint does not have all of them.
+    None if there are more than `length_max`, or if the endpoint does not have all of them.
     """
     if tip.number - floor > length_max:
         return None
@@ -98,10 +98,10 @@ class Decider(Protocol):
 
     @property
     def learned(self) -> int:
-        """How much was proven so far: a turn that proved something was not wasted."""
+        """How much was proven so far. A turn that raised this number made progress."""
 
     async def decide(self, event: Event, last: FinalHeight | None) -> FinalBlock | None:
-        """Return the header above `last` that `event` makes final, if it does."""
+        """Return the block above `last` that `event` makes final, or None."""
 
     def facts(self) -> dict[str, object]:
-        """Return what a restart needs to know, as JSON."""
+        """Return the facts that a restart needs, as JSON."""

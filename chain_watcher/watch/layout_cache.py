@@ -1,4 +1,4 @@
-"""Storage layouts by runtime, kept across starts: a runtime's metadata is fetched and parsed once."""
+"""A cache of storage layouts by runtime, kept across starts: each runtime's metadata is fetched and parsed once."""
 
 from __future__ import annotations
 
@@ -20,10 +20,9 @@ _FORMAT: Final = 1
 class LayoutCache:
     """Layouts by spec version, and those accepted by the digest of their metadata; the newest are kept.
 
-    With `file`, the layouts that decoded a state survive a restart; a file that cannot be used is passed over. `pins`
-    holds the layout hashes that are accepted, or nothing where every layout is. `beside()` gives a cache with entries
-    of its own for another endpoint: metadata that was accepted from one is recognised by its digest when another sends
-    it.
+    With `file`, layouts that decoded a state survive a restart; an unusable file is ignored. `pins` holds the accepted
+    layout hashes; if it is empty, every layout is accepted. `beside()` returns a cache with separate entries for
+    another endpoint: metadata that was accepted from one is recognised by its digest when another one sends it.
     """
 
     def __init__(self, file: Path | None = None, pins: frozenset[str] = frozenset()) -> None:
@@ -35,7 +34,7 @@ class LayoutCache:
             self._load(file)
 
     def beside(self) -> LayoutCache:
-        """Return another cache that shares only what is known by digest."""
+        """Return another cache that shares only the layouts accepted by digest."""
         other = LayoutCache()
         other._accepted = self._accepted
         return other
@@ -45,12 +44,12 @@ class LayoutCache:
         return self._known.get((genesis_hash, spec_version))
 
     def newest(self, genesis_hash: str) -> tuple[int, Layout] | None:
-        """Return the runtime of that chain that was put last: version and layout."""
+        """Return the runtime of that chain that was stored last: version and layout."""
         found = [(spec, layout) for (genesis, spec), layout in self._known.items() if genesis == genesis_hash]
         return found[-1] if found else None
 
     def put(self, genesis_hash: str, spec_version: int, layout: Layout) -> bool:
-        """Remember a layout; return whether it is new, so that `save` has something to do."""
+        """Store a layout; return whether it is new, so that `save` is needed."""
         key = (genesis_hash, spec_version)
         if self._known.get(key) == layout:
             return False
@@ -60,11 +59,11 @@ class LayoutCache:
         return True
 
     def drop(self, genesis_hash: str, spec_version: int) -> None:
-        """Forget the layout of a runtime: its metadata is asked for again."""
+        """Remove the layout of a runtime; its metadata will be fetched again."""
         self._known.pop((genesis_hash, spec_version), None)
 
     def accepted(self, spec_version: int, metadata: str) -> Layout | None:
-        """Return the layout of metadata that was accepted for that runtime before, byte by byte the same."""
+        """Return the layout of this metadata if exactly the same bytes were accepted for that runtime before."""
         return self._accepted.get((spec_version, _digest(metadata)))
 
     def accept(self, spec_version: int, metadata: str, layout: Layout) -> None:
@@ -73,9 +72,9 @@ class LayoutCache:
         self._accepted[(spec_version, _digest(metadata))] = layout
 
     def save(self) -> None:
-        """Write the file, by way of one beside it.
+        """Write the file atomically, through a temporary one. Blocking.
 
-        Blocks; a folder that cannot be written costs the next start time.
+        If it cannot be written, the next start takes longer; no error is raised.
         """
         if self._file is None:
             return
@@ -99,7 +98,7 @@ class LayoutCache:
 
 
 def _read_small(file: Path) -> bytes:
-    """Read a regular file of at most `FILE_BYTES_MAX`; OSError for anything else that has the name."""
+    """Read a regular file of at most `FILE_BYTES_MAX`. Raises OSError for anything else at that path."""
     descriptor = os.open(file, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
     with open(descriptor, "rb") as opened:
         found = os.fstat(descriptor)

@@ -1,4 +1,4 @@
-"""The storage layout of a runtime: from the cache, else from an endpoint's metadata, which nobody can prove."""
+"""Find the storage layout of a runtime: in the cache, else in an endpoint's metadata, for which there is no proof."""
 
 from __future__ import annotations
 
@@ -20,17 +20,17 @@ from .suspicion import forged
 #: Metadata is some hundred kilobytes and comes once for each runtime.
 METADATA_TIMEOUT_S: Final = 30.0
 ANSWERS_KEPT: Final = 64
-#: For this many seconds, metadata that was refused is not asked for again, nor metadata that does not fit the values.
+#: Seconds before metadata is fetched again that was refused or did not match the values.
 ASK_AGAIN_S: Final = 300.0
-#: So many other endpoints are asked to confirm metadata where no layout is pinned.
+#: If no layout is pinned, this many other endpoints are asked to confirm metadata.
 WITNESSES_MAX: Final = 5
 
 
 class LayoutFinder:
     """Finds layouts through any endpoint.
 
-    With `pins`, a layout has to have one of these hashes. Without, other endpoints (`others` gives them) are asked for
-    the same metadata, and a majority against it refuses it.
+    With `pins`, a layout must have one of these hashes. Without pins, the endpoints that `others` returns are asked for
+    the same metadata; it is refused if a majority contradicts it.
     """
 
     def __init__(
@@ -64,7 +64,7 @@ class LayoutFinder:
         await asyncio.to_thread(self.cache.save)
 
     def forget(self, endpoint: Endpoint, genesis_hash: str, version: int) -> None:
-        """Forget the layout of a runtime and what the endpoint gave for it."""
+        """Remove the layout of a runtime, and the endpoint's answer for it."""
         self.cache.drop(genesis_hash, version)
         self._answers.pop((endpoint.url, version), None)
 
@@ -78,9 +78,10 @@ class LayoutFinder:
         return known if known is not None else await self.given_by(endpoint, at, version)
 
     async def given_by(self, endpoint: Endpoint, at: str, version: int) -> Layout:
-        """Return the layout in this endpoint's own metadata, which is asked for once.
+        """Return the layout in this endpoint's own metadata, which is fetched once.
 
-        Fetching and parsing may take long: a caller that gives up waiting finds it further along the next time.
+        Fetching and parsing may take long. They continue if the caller is cancelled, and its next call waits for the
+        rest.
         """
         key = (endpoint.url, version)
         given, asked_at = self._answers.get(key, (None, 0.0))
@@ -96,9 +97,10 @@ class LayoutFinder:
         return await asyncio.shield(reading)
 
     async def given_anew_by(self, endpoint: Endpoint, at: str, version: int) -> Layout:
-        """Ask for the metadata again, where values do not follow what was given: the layout may have changed since.
+        """Fetch the metadata again, because values do not match the known layout: it may have changed since.
 
-        An endpoint is asked anew every `ASK_AGAIN_S`: where the chain's own values are at fault, asking does not help.
+        An endpoint is asked at most once per `ASK_AGAIN_S`, because asking does not help if the chain's own values are
+        at fault.
         """
         key = (endpoint.url, version)
         if self._now() - self._anew_at.get(key, -ASK_AGAIN_S) >= ASK_AGAIN_S:
@@ -140,13 +142,13 @@ class LayoutFinder:
         return found
 
     async def _fetch(self, endpoint: Endpoint, at: str, version: int) -> tuple[str, Layout | None]:
-        """Ask for metadata; return it, and its layout where it was accepted before."""
+        """Fetch metadata; return it, and its layout if it was accepted before."""
         text = await endpoint.ask("state_getMetadata", at, timeout_s=METADATA_TIMEOUT_S)
         self.asked += 1
         return text, self.cache.accepted(version, text) if isinstance(text, str) else None
 
     async def _confirm(self, endpoint: Endpoint, at: str, text: str, found: Layout, version: int) -> None:
-        """Raise ENDPOINT_METADATA_FORGED where more endpoints give another layout than the same."""
+        """Raise ENDPOINT_METADATA_FORGED if more endpoints give a different layout than the same one."""
         same, other = 1, 0
         for witness in self._others(endpoint)[:WITNESSES_MAX]:
             try:
@@ -162,6 +164,6 @@ class LayoutFinder:
 
 
 async def _parse(endpoint: Endpoint, text: object) -> Layout:
-    """Parse metadata in a thread: some 0.1 s of processor time, in which the loop keeps running."""
+    """Parse metadata in a thread, because it takes about 0.1 s of CPU time that would block the event loop."""
     metadata = hex_bytes(endpoint.url, text, METADATA_BYTES_MAX, "metadata")
     return await asyncio.to_thread(layout_of, metadata)

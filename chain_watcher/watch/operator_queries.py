@@ -1,4 +1,4 @@
-"""What operators ask of the chain: a checkpoint to pin, the list of releases."""
+"""Queries of operators: a checkpoint to pin, the list of releases."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from .state_reader import BlockState
 from .view import ChainView
 from .watcher import Watcher
 
-#: pallet_grandpa counts its set id up when a change is scheduled, before the new set is in force.
+#: pallet_grandpa increments its set id when a change is scheduled, before the new set is in force.
 PENDING_CHANGE_KEY: Final = storage_key("Grandpa", "PendingChange")
 #: Seconds between two checks of the endpoints while none is connected.
 LOOK_S: Final = 0.1

@@ -1,4 +1,4 @@
-"""Deciding finality by trust: one endpoint, or a quorum of them."""
+"""Decide finality by trust in one endpoint, or in a quorum of endpoints."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ from .suspicion import HARMLESS, forged
 
 #: Heights for which votes are kept.
 HEIGHTS_MAX: Final = 128
-#: Endpoints that are asked beyond the number that has to agree.
+#: Endpoints asked in addition to the number that must agree.
 ASKED_MORE: Final = 2
 
 
 class SingleDecider:
-    """The primary endpoint's claim (unsafe: the mode says so)."""
+    """Believes the primary endpoint's claim (unsafe, as the name of the mode says)."""
 
     learned = 0
 
@@ -36,7 +36,7 @@ class SingleDecider:
         return {}
 
     async def decide(self, event: Event, last: FinalHeight | None) -> FinalBlock | None:
-        """Believe the primary's finalized heads and nobody else's."""
+        """Accept the primary's finalized heads only."""
         if event.kind != "finalized" or event.endpoint is not self._pool.primary:
             return None
         return FinalBlock(event.endpoint, Header.from_json(event.value))
@@ -59,7 +59,7 @@ class QuorumDecider:
         return {}
 
     async def decide(self, event: Event, last: FinalHeight | None) -> FinalBlock | None:
-        """Count votes at the event's height. While they are too few, ask endpoints that have passed it."""
+        """Count votes at the event's height. If they are too few, ask endpoints that have passed that height."""
         if event.kind != "finalized":
             return None
         header = Header.from_json(event.value)
@@ -76,9 +76,10 @@ class QuorumDecider:
         return self._count(header.number, votes, announced)
 
     async def _ask_others(self, number: int, votes: dict[str, str]) -> None:
-        """Ask some more than are needed, at once, until enough agree: the slowest is not waited for.
+        """Ask a few more endpoints than needed, in parallel, until enough agree, so that the slowest does not delay.
 
-        First those that have passed the block, which may never announce it: nodes announce the last block of a batch.
+        Endpoints that have passed the block come first. They may never announce it, because nodes announce only the
+        last block of a batch.
         """
         others = [one for one in self._pool.usable() if one.url not in votes and one.claimed_number >= number]
         others.sort(key=lambda one: one.claimed_number == number)
@@ -103,12 +104,15 @@ class QuorumDecider:
             votes[other.url] = answer
 
     def _agreed(self, votes: dict[str, str]) -> str | None:
-        """The hash that enough different voices call final: one endpoint under two URLs is one voice."""
+        """Return the hash that enough endpoints call final. Two URLs of one endpoint count once."""
         counts = Counter(one for one, _voice in {(one, voice(url)) for url, one in votes.items()})
         return next((one for one, count in counts.items() if count >= self._needed), None)
 
     def _count(self, number: int, votes: dict[str, str], announced: dict[str, str]) -> FinalBlock | None:
-        """The block that the quorum agrees on. Accused is who announced another one, not who was asked by number."""
+        """Return the block that the quorum agrees on. Accuse endpoints that announced another one by themselves.
+
+        An endpoint that was asked by number is not accused.
+        """
         agreed = self._agreed(votes)
         if agreed is None:
             return None

@@ -1,4 +1,4 @@
-"""Best blocks read before they are final, so that nothing has to be asked at finality."""
+"""Read best blocks before they are final, so that no request is needed at finality."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ from chain_watcher.proof.header import Header
 from .headers import FinalHeight, Headers
 from .state_reader import BlockState
 
-#: Values of all states that are kept; what is over it is read again at finality.
+#: Limit of the values of all kept states. A state beyond it is read again at finality.
 STATES_BYTES_MAX: Final = 8 * 1024 * 1024
 
 Read = Callable[[Endpoint, Header], Awaitable[BlockState]]
 
 
 class ReadAhead:
-    """Takes best heads as hints, reads those blocks one after the other, keeps the newest states.
+    """Takes best heads as hints, reads those blocks one after the other, and keeps the newest states.
 
-    `floor` gives the last final block (None: nothing is read yet, hints are ignored). `on_state` gets every state and
-    returns whether to keep it; `on_problem` gets every failure.
+    `floor` returns the last final block; while it is None, hints are ignored. `on_state` gets every state and returns
+    whether to keep it; `on_problem` gets every failure.
     """
 
     def __init__(
@@ -68,14 +68,14 @@ class ReadAhead:
                 self._on_problem(endpoint, unexpected(endpoint, error))
 
     async def newest_of(self, endpoint: Endpoint, line: Sequence[Header]) -> BlockState | None:
-        """Return the state of the last block of `line` (oldest first) that was read; a read under way is awaited."""
+        """Return the state of the newest block of `line` (oldest first) that was read. Awaits a read under way."""
         asked, done = self._in_flight.get(line[-1].hash, (None, None))
         if done is not None and asked is endpoint:
             await done.wait()
         return next((self._states[one.hash] for one in reversed(line) if one.hash in self._states), None)
 
     def drop(self, number: int) -> list[BlockState]:
-        """Forget and return the states at or below a final block."""
+        """Remove and return the states at or below a final block."""
         low = [key for key, state in self._states.items() if state.header.number <= number]
         return [self._states.pop(key) for key in low]
 

@@ -1,8 +1,8 @@
 """The state of one block: headers checked by hash, values checked by proof, decoded by the right runtime's layout.
 
-Which runtime? Storage at block N has the layout of the runtime that executed N, which is the one in the state of its
-parent (after `set_code` in N the layout is still the old one). frame-system writes that runtime's version to
-`System.LastRuntimeUpgrade` in the first block it executes, so the version comes under the same proof as the values.
+Storage at block N has the layout of the runtime that executed N. That runtime is in the state of N's parent; after
+`set_code` in N, N still has the old layout. frame-system writes the runtime's version to `System.LastRuntimeUpgrade` in
+the first block that the runtime executes. So the same proof covers the version and the values.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ LARGE_BYTES: Final = 64 * 1024
 
 @dataclass(frozen=True, slots=True)
 class BlockState:
-    """What one block's state says. `timestamp_ms` is 0 where the block has none (genesis)."""
+    """The relevant values of one block's state. `timestamp_ms` is 0 if the block has none (genesis)."""
 
     header: Header
     timestamp_ms: int
@@ -59,14 +59,14 @@ def hash_text(header: Header) -> str:
 
 
 def read_proof_nodes(endpoint: Endpoint, answer: Any) -> list[bytes]:
-    """Return the trie nodes of a `state_getReadProof` answer. ENDPOINT_GARBAGE for another shape."""
+    """Return the trie nodes of a `state_getReadProof` answer. Raises ENDPOINT_GARBAGE for another shape."""
     return answers.proof_nodes(endpoint.url, answer, PROOF_NODES_MAX, PROOF_BYTES_MAX)
 
 
 async def ask_header(endpoint: Endpoint, block_hash: str) -> Header | None:
-    """Return the header of that hash, None where the endpoint does not have it.
+    """Return the header of that hash; None if the endpoint does not have it.
 
-    Raises ENDPOINT_HEADER_FORGED for another header, ENDPOINT_GARBAGE for what is none, RPC_*.
+    Raises ENDPOINT_HEADER_FORGED for a different header, ENDPOINT_GARBAGE for an invalid one, and RPC_*.
     """
     answer = await endpoint.ask("chain_getHeader", block_hash)
     if answer is None:
@@ -81,14 +81,14 @@ async def ask_header(endpoint: Endpoint, block_hash: str) -> Header | None:
 
 
 def behind(endpoint: Endpoint, what: str) -> ChainWatcherError:
-    """The error for a block that an endpoint does not have: it lags, has no history, or one of its backends does."""
+    """The error for a block that an endpoint does not have: the endpoint, or one of its backends, lags or is pruned."""
     return ChainWatcherError(
         code="ENDPOINT_BEHIND", what=endpoint.url, why=f"it does not have {what}", kind="transient"
     )
 
 
 class StateReader:
-    """Reads states through any endpoint, by the layouts of the runtimes it met."""
+    """Reads states through any endpoint, using the layouts of the runtimes seen so far."""
 
     def __init__(self, layouts: LayoutFinder, *, unproven_allowed: bool) -> None:
         self.layouts = layouts
@@ -99,14 +99,14 @@ class StateReader:
         self._entries: tuple[tuple[str, bytes | None], EntryList] = (("", None), EntryList((), ()))
 
     async def close(self) -> None:
-        """Cancel what is still being read for nobody."""
+        """Cancel metadata reads that nobody awaits any more."""
         await self.layouts.close()
 
     async def read(self, endpoint: Endpoint, header: Header, genesis_hash: str) -> BlockState:
         """Return both items and the timestamp at `header`.
 
-        A layout is kept for a runtime once values were decoded by it whose proof names that runtime: what an endpoint
-        merely says of its version or its metadata leaves nothing behind. Raises ENDPOINT_*, RPC_*,
+        A layout is stored for a runtime only after it has decoded values whose proof names that runtime. Unproven
+        claims of an endpoint about its version or metadata are never stored. Raises ENDPOINT_*, RPC_*,
         CHAIN_WITHOUT_PALLET, LAYOUT_*, METADATA_UNREADABLE, SCALE_*, PROOF_NODE_INVALID, PROOF_TOO_LARGE.
         """
         at = _parent_or_self(header)
@@ -135,7 +135,7 @@ class StateReader:
         if self.layouts.cache.put(genesis_hash, version, state.layout):
             await self.layouts.save()
         self._current = version, state.layout
-        if header.runtime_updated:  # the layout may change with it, even under the same version
+        if header.runtime_updated:  # the layout may change even if the version does not
             self._current = None
             self.layouts.forget(endpoint, genesis_hash, version)
         return state
@@ -143,9 +143,9 @@ class StateReader:
     async def _read_anew(
         self, endpoint: Endpoint, header: Header, version: int, problem: ChainWatcherError
     ) -> BlockState:
-        """Read proven values that do not follow a layout by this endpoint's own metadata, asked for anew.
+        """Decode proven values that do not match the known layout, using this endpoint's freshly fetched metadata.
 
-        LAYOUT_MISMATCH where they do not follow that either.
+        Raises LAYOUT_MISMATCH if they do not match that either.
         """
         try:
             layout = await self.layouts.given_anew_by(endpoint, _parent_or_self(header), version)
@@ -174,7 +174,7 @@ class StateReader:
             except RpcError as problem:
                 if problem.rpc_code is None or (problem.code != "RPC_METHOD_MISSING" and not self._unproven_allowed):
                     raise
-                endpoint.methods -= {READ_PROOF}  # named in rpc_methods and refused all the same (Chopsticks)
+                endpoint.methods -= {READ_PROOF}  # Chopsticks lists it in rpc_methods but refuses it
         if not self._unproven_allowed:
             raise ChainWatcherError(
                 code="ENDPOINT_NO_PROOFS",
@@ -186,7 +186,7 @@ class StateReader:
         return together or {key: await self._unproven_value(endpoint, header, key) for key in keys}
 
     async def _proven(self, endpoint: Endpoint, header: Header, keys: list[bytes]) -> dict[bytes, bytes | None]:
-        """Values under the state root. Nodes that no key needs are passed over."""
+        """Return the values proven under the state root. Unneeded nodes are ignored."""
         answer = await endpoint.ask(READ_PROOF, ["0x" + key.hex() for key in keys], hash_text(header))
         nodes = dict.fromkeys(read_proof_nodes(endpoint, answer))
         try:
@@ -200,7 +200,7 @@ class StateReader:
     async def _unproven_together(
         self, endpoint: Endpoint, header: Header, keys: list[bytes]
     ) -> dict[bytes, bytes | None] | None:
-        """All values in one question; None where the answer does not hold them."""
+        """Read all values in one request; None if the answer does not contain them."""
         if not endpoint.offers(QUERY_STORAGE):
             return None
         try:
@@ -242,7 +242,7 @@ class StateReader:
         )
 
     async def _listed(self, layout: Layout, ids: bytes | None) -> EntryList:
-        """The entries of `EnclaveIds`. Thousands take a tenth of a second: in a thread, so that the loop runs on."""
+        """Decode `EnclaveIds`. Thousands of entries take a tenth of a second; large lists are decoded in a thread."""
         key, (known, listed) = (layout.hash, ids), self._entries
         if known != key:
             large = ids is not None and len(ids) > LARGE_BYTES

@@ -1,8 +1,9 @@
-"""Which errors say that an endpoint lied, and why no honest node can earn them.
+"""The errors that show that an endpoint lied, and why no honest node can cause them.
 
-An accused endpoint is cut off for an hour, so an accusation needs something that cannot be true, whatever happened to
-the node: pruned, warp-synced, lagging, restarted, on another database, limited in the size of its answers, or several
-of them behind one balancer. Such nodes answer null, an error, or what belongs to an older block; none of that is a lie.
+An accused endpoint is disconnected for an hour. So an accusation needs a claim that cannot be true, whatever state the
+node is in: pruned, warp-synced, lagging, restarted, on another database, limited in the size of its answers, or one of
+several behind a load balancer. Such nodes answer null, an error, or with data of an older block. None of these is a
+lie.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from typing import Final
 from chain_watcher.endpoints.endpoint import Endpoint
 from chain_watcher.errors import ChainWatcherError
 
-#: Code -> why no honest node earns it. What the settings' mode holds for final is taken for true.
+#: Code -> why no honest node causes it. This assumes that what the configured mode decides to be final is true.
 LYING: Final[dict[str, str]] = {
     "ENDPOINT_FORKED_FINALITY": (
         "It announced a block as final, and the headers from that block down, linked by hash, pass another block at a "
@@ -47,7 +48,7 @@ LYING: Final[dict[str, str]] = {
     ),
 }
 
-#: Codes that no other endpoint can help with: the chain itself is not what this program can read or follow.
+#: Codes for which no other endpoint can help: this program cannot read or follow the chain itself.
 CHAIN_WIDE: Final = frozenset(
     {
         "AUTHORITY_SET_UNKNOWN",
@@ -78,7 +79,7 @@ HARMLESS: Final = CHAIN_WIDE | {
 
 
 def forged(code: str, endpoint: Endpoint, why: str) -> ChainWatcherError:
-    """The error that names an endpoint which said what cannot be true (one of `LYING`)."""
+    """The error that accuses an endpoint of a claim that cannot be true (one of `LYING`)."""
     return ChainWatcherError(
         code=code, what=endpoint.url, why=why, action="The endpoint is cut off and named in the status", kind="rejected"
     )

@@ -1,4 +1,4 @@
-"""What the watcher yields: the chain's state at a final block, and what a best block announces before."""
+"""The values that the watcher yields: the chain's state at a final block, and early announcements of best blocks."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ from chain_watcher.proof.release import VerifiedRelease
 
 from .config import Finality
 
-#: Announcements that wait to be taken; the oldest are dropped.
+#: Limit of waiting announcements; the oldest are dropped.
 ANNOUNCED_MAX: Final = 8
 
 
 @dataclass(frozen=True, slots=True)
 class ChainView:
-    """The finalized state that matters. Either `program` or `refusal` is set.
+    """The relevant finalized state. Either `program` or `refusal` is set.
 
-    `listed` maps enclave ids to the lowest height at which they were added; `unproven_reads` says that values were
-    believed without a storage proof (`unsafe_unproven_reads`).
+    `listed` maps enclave ids to the lowest height at which they were added. `unproven_reads` is set if values were
+    accepted without a storage proof (`unsafe_unproven_reads`).
     """
 
     block_number: int
@@ -38,10 +38,10 @@ class ChainView:
 
 @dataclass(frozen=True, slots=True)
 class Announced:
-    """A release that one endpoint's best block announces BEFORE finality: a hint for fetching early, never to act on.
+    """A release announced by one endpoint's best block BEFORE finality. Use it only to fetch early.
 
-    The signatures are good and the id is newer than the finalized program, as far as is known; the block, the URLs and
-    the height are one endpoint's claim, and may never become final.
+    The signatures are verified, and as far as is known the id is newer than the finalized program. The block, the URLs
+    and the height are one endpoint's claim and may never become final.
     """
 
     release: VerifiedRelease
@@ -49,7 +49,7 @@ class Announced:
 
 
 class NewsQueue:
-    """Views and announcements that wait to be taken. Views come first, and no announcement displaces one."""
+    """Queue of views and announcements. Views come first, and announcements never displace them."""
 
     def __init__(self, views_max: int) -> None:
         self._views: deque[ChainView] = deque(maxlen=views_max)
@@ -61,7 +61,7 @@ class NewsQueue:
         return len(self._views)
 
     def put(self, news: ChainView | Announced) -> None:
-        """Queue a view, or an announcement in place of one of the same id."""
+        """Queue a view, or an announcement, which replaces one of the same id."""
         if isinstance(news, ChainView):
             self._views.append(news)
         else:

@@ -1,7 +1,7 @@
-"""From final blocks to views: each is linked to the last one, its state is read, and its release is verified.
+"""Turn final blocks into views: link each block to the last one, read its state, verify its release.
 
-Every new best block is read as well (one proof each). When a final block turns out to be one that was read, or to
-descend from one, the view is published without asking anybody.
+Every new best block is read too (one proof each). If a final block is one that was already read, or descends from one,
+its view is published without another request.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ from .state_reader import BlockState, StateReader, behind, hash_text
 from .suspicion import forged
 from .view import Announced, ChainView, NewsQueue
 
-#: Ids whose lowest height is remembered, so that a removed one that comes back is not taken for newer.
+#: Limit of ids whose lowest height is remembered, so that an id that was removed and added again is not newer.
 HEIGHTS_MAX: Final = 4096
 
 Blame = Callable[[Endpoint, ChainWatcherError], None]
@@ -49,8 +49,8 @@ Blame = Callable[[Endpoint, ChainWatcherError], None]
 class ViewMaker:
     """Publishes views to `news`. `verify` raises unless the network's signatures over an enclave id are good.
 
-    `since` is the block that was final when the watcher last ran; nothing below it is published. `on_final` is called
-    after each final block. `blame` gets the errors of endpoints.
+    `since` is the block that was final when the watcher last ran; no earlier block is published. `on_final` is called
+    after each final block. `blame` is called with the errors of endpoints.
     """
 
     def __init__(
@@ -123,18 +123,18 @@ class ViewMaker:
             await self._reader.close()
 
     def hint(self, endpoint: Endpoint, head: Any) -> None:
-        """Take a best head (JSON) of the primary: its state is read ahead."""
+        """Take a best head (JSON) of the primary and read its state ahead."""
         if self._config.speculate:
             self._ahead.hint(endpoint, head)
 
     def publish_again(self) -> None:
-        """Publish the state once more with the next final block: all connections were lost meanwhile."""
+        """Publish the state again with the next final block, because all connections were lost in between."""
         self._publish_again = self.state is not None
 
     # --- final blocks
 
     async def finalized(self, found: FinalBlock) -> None:
-        """Take a block that is final by the mode; publish a view if it changes anything.
+        """Take a block that is final according to the mode; publish a view if anything changed.
 
         Raises ENDPOINT_BEHIND, ENDPOINT_FORKED_FINALITY, ENDPOINT_OTHER_HISTORY, ENDPOINT_HEADER_FORGED, RPC_*.
         """
@@ -158,7 +158,7 @@ class ViewMaker:
         await self._take(found)
 
     async def read_again(self) -> None:
-        """Try again to read the state of a final block that could not be read, once `retry_s` have passed."""
+        """Retry to read the state of a final block, once `retry_s` have passed since the read failed."""
         if self.unread is not None and self._clock.monotonic() - self._unread_at >= self._config.limits.retry_s:
             await self._take(self.unread)
 
@@ -180,9 +180,9 @@ class ViewMaker:
         self._advance(found, line)
 
     async def _line_to_last(self, found: FinalBlock) -> list[Header]:
-        """The final blocks since the last one, linked by hash; the block alone where they cannot be had.
+        """Return the final blocks since the last one, linked by hash; only `found` if the others are not available.
 
-        Raises ENDPOINT_FORKED_FINALITY where they do not descend from the last one.
+        Raises ENDPOINT_FORKED_FINALITY if they do not descend from the last one.
         """
         last, header = self.last or self._since, found.header
         if last is None or header.number <= last.number:
@@ -191,7 +191,7 @@ class ViewMaker:
         line = await line_between(self._headers, found.endpoint, header, last.number, gap_max)
         if line is None:
             self._counters.gaps_skipped += 1
-            if self._config.finality != "proven":  # a proof stands by itself
+            if self._config.finality != "proven":  # a proven block needs no link to the last one
                 await self._require_same_history(found.endpoint, last)
             return [header]
         if line[0].parent_hash != last.hash:
@@ -203,9 +203,9 @@ class ViewMaker:
         return line
 
     async def _require_same_history(self, endpoint: Endpoint, last: FinalHeight) -> None:
-        """Raise ENDPOINT_OTHER_HISTORY where the endpoint has another block at a final height; null says nothing.
+        """Raise ENDPOINT_OTHER_HISTORY if the endpoint has another block at a final height; null is accepted.
 
-        Nobody is accused: a hash by number may be of a fork where a backend lags.
+        The endpoint is not accused: if a backend lags, a hash requested by number may belong to a fork.
         """
         known = answers.block_hash(endpoint.url, await endpoint.ask("chain_getBlockHash", last.number))
         if known not in (None, "0x" + last.hash.hex()):
@@ -213,7 +213,7 @@ class ViewMaker:
             raise ChainWatcherError(code="ENDPOINT_OTHER_HISTORY", what=endpoint.url, why=why, kind="transient")
 
     def _advance(self, found: FinalBlock, line: list[Header]) -> None:
-        """Take note of a final block whose state was read."""
+        """Record a final block whose state was read."""
         header = found.header
         if self.last is None or header.number > self.last.number:
             self._counters.finalized_blocks += 1
@@ -234,7 +234,7 @@ class ViewMaker:
         return await self._reader.read(endpoint, header, self._pool.genesis_hash or "")
 
     async def _read_anywhere(self, found: FinalBlock) -> BlockState | None:
-        """Read the state of a final block: first where it was announced, then elsewhere; None when nobody can now."""
+        """Read a final block's state, first from the endpoint that announced it, then from others; None if all fail."""
         others = [endpoint for endpoint in self._pool.usable() if endpoint is not found.endpoint]
         agreed: list[BlockState] = []
         for endpoint in (found.endpoint, *others):
@@ -300,9 +300,9 @@ class ViewMaker:
     # --- before finality
 
     def _seen_ahead(self, state: BlockState) -> bool:
-        """Announce what a best block changes, for early fetches; return whether to keep the state."""
+        """Announce a release that a best block names, for early fetches; return whether to keep the state."""
         if self._config.finality == "quorum" and not state.proven:
-            return False  # one endpoint's unproven word is not enough, early or late
+            return False  # an unproven claim of one endpoint is never enough
         if self.state is not None and state.values != self.state.values:
             self._counters.speculated += 1
             program, _ = self.judge(state)
@@ -313,8 +313,8 @@ class ViewMaker:
     def _is_newer(self, release: VerifiedRelease, final: BlockState) -> bool:
         """Whether a release may replace the finalized program.
 
-        The height of a best block is one endpoint's word: an id that was seen at finality keeps its lowest height, and
-        one that was not seen must have been added after the last state that was read.
+        The height in a best block is one endpoint's claim. So an id that was seen in a final block keeps its lowest
+        height, and an id that was not seen must have been added after the last state that was read.
         """
         current = final.program.enclave_id.decode("ascii", "replace") if final.program is not None else None
         if release.enclave_id == current:

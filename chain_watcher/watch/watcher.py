@@ -1,4 +1,4 @@
-"""The watcher: what endpoints announce in, views of the finalized chain out."""
+"""The watcher: takes what endpoints announce, and yields views of the finalized chain."""
 
 from __future__ import annotations
 
@@ -89,7 +89,7 @@ class Watcher:
         )
 
     def _since(self) -> FinalHeight | None:
-        """The journalled block. In mode proven it counts only if it was proven: another mode may have been deceived."""
+        """Return the journalled block. Mode proven uses it only if it was proven, as other modes may be deceived."""
         since = self.config.since
         if since is None or (self.config.finality == "proven" and self.config.chain_state is None):
             return None
@@ -158,8 +158,8 @@ class Watcher:
     async def _in_turn(self, endpoint: Endpoint, work: Coroutine[Any, Any, None]) -> None:
         """Process one endpoint's event. Cancel it after `patience_s` if another endpoint has an event waiting.
 
-        Nothing is lost by that: what was learned is kept, and the next event leads to the same blocks. An endpoint that
-        is slow again and again has to pause, unless something was proven meanwhile.
+        Cancelling loses nothing: results so far are kept, and the next event leads to the same blocks. An endpoint that
+        is slow repeatedly is paused, unless it proved something in that time.
         """
         limits, learned = self.config.limits, self._decider.learned
         try:
@@ -185,7 +185,7 @@ class Watcher:
             self._blame(endpoint, slow)
 
     async def _handle(self, event: Event) -> None:
-        """Process one event. Raises what the endpoint did wrong."""
+        """Process one event. Raises the endpoint's fault as an error."""
         if event.kind in ("finalized", "justification", "unproven"):
             found = await self._decider.decide(event, self._views.last)
             if found is not None:
@@ -197,7 +197,7 @@ class Watcher:
             self._views.publish_again()
 
     def _blame(self, endpoint: Endpoint, problem: ChainWatcherError) -> None:
-        """Deal with an error: the endpoint lied, or failed, or the chain is not what this program can follow."""
+        """Handle an error: the endpoint lied or failed, or this program cannot follow the chain."""
         self.problem = problem
         if problem.code in LYING:
             self.pool.accuse(endpoint, problem)
@@ -225,8 +225,8 @@ class Watcher:
     def health(self) -> dict[str, Any]:
         """Return JSON-able facts: mode, heights, endpoints and their accusations, counters, unsafe switches.
 
-        `last_number` is the last finalized block; `finalized` the block of the last state that was read, which is older
-        where nothing has changed since.
+        `last_number` is the last finalized block. `finalized` is the block of the last state that was read; it is older
+        if nothing has changed since.
         """
         now, views = self._clock.monotonic(), self._views
         primary = self.pool.primary
@@ -255,10 +255,10 @@ class Watcher:
     # --- evidence
 
     async def evidence(self, target_id: str, source_id: str, vault_state: Mapping[str, Any]) -> dict[str, Any]:
-        """Return what `POST /vault/permit` wants: the last finalized state, with proofs in mode `proven`.
+        """Return the evidence for `POST /vault/permit`: the last finalized state, with proofs in mode `proven`.
 
-        `target_id` must be the program at that state unless it is empty (evidence that only shows what is listed).
-        `vault_state` is `/vault/status`: its chain part says which authority set the vault knows already.
+        `target_id` must be the program at that state. It may be empty, for evidence that only shows what is listed.
+        `vault_state` is the answer of `/vault/status`; its chain part names the authority set that the vault knows.
         Raises WATCHER_NO_VIEW, EVIDENCE_NOT_READY, RELEASE_*, ENDPOINT_*, RPC_*.
         """
         state = self._views.state
@@ -287,10 +287,9 @@ class Watcher:
         )
 
     async def next_set_changes(self, vault_state: Mapping[str, Any]) -> list[dict[str, Any]]:
-        """Return what `POST /vault/advance` wants: one step from the authority set that the vault knows to the running
-        one.
+        """Return the body for `POST /vault/advance`: one step from the vault's authority set towards the current one.
 
-        Empty where the vault is up to date, and outside mode `proven`. Raises EVIDENCE_NOT_READY, ENDPOINT_*, RPC_*.
+        Empty if the vault is up to date, and outside mode `proven`. Raises EVIDENCE_NOT_READY, ENDPOINT_*, RPC_*.
         """
         if not isinstance(self._decider, ProvenDecider):
             return []

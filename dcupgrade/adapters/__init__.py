@@ -1,1 +1,1 @@
-"""The ports of `dcupgrade.upgrade` over the real world: clock, journal, chain, vault, nodes."""
+"""Implementations of the ports of `dcupgrade.upgrade` for the real world: clock, journal, chain, vault, nodes."""

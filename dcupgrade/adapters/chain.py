@@ -30,9 +30,9 @@ class Chain:
         self.watcher = watcher
 
     async def news(self) -> AsyncIterator[Announcement | ChainFacts]:
-        """What best blocks announce, and facts of each final view.
+        """Yield announcements of best blocks, and the facts of each final view.
 
-        A view that could not be read for a passing reason is left out.
+        A view that could not be read for a temporary reason is skipped.
         """
         async for news in self.watcher.news():
             if isinstance(news, Announced):
@@ -41,24 +41,24 @@ class Chain:
                 yield chain_facts(news)
 
     async def evidence(self, target_id: str, source_id: str, vault_state: Mapping[str, Any]) -> Mapping[str, Any]:
-        """What the vault needs, from the watcher."""
+        """Return the watcher's evidence for the vault."""
         return await self.watcher.evidence(target_id, source_id, dict(vault_state))
 
     async def next_set_changes(self, vault_state: Mapping[str, Any]) -> Sequence[Mapping[str, Any]]:
-        """One step of the set changes that the vault does not know; empty when it is up to date or pins no set."""
+        """Return one step of the set changes that the vault does not know; empty if it is up to date or pins no set."""
         if vault_state["chain"].get("checkpoint") is None:
             return ()
         return await self.watcher.next_set_changes(vault_state)
 
 
 def chain_facts(view: ChainView) -> ChainFacts:
-    """The machine's facts from a view of the finalized chain."""
+    """Convert a view of the finalized chain to the machine's facts."""
     release = release_of(view.program) if view.program is not None else None
     return ChainFacts(program=release, listed=tuple(sorted(view.listed.items())), block_number=view.block_number)
 
 
 def release_of(program: VerifiedRelease) -> Release:
-    """The machine's form of a release that the watcher verified."""
+    """Convert a release that the watcher verified to the machine's form."""
     return Release(
         enclave_id=program.enclave_id,
         version=program.version,
@@ -75,7 +75,7 @@ PROGRESS_EVERY_BLOCKS = 10
 
 
 def watcher_config(settings: Settings, progress: Mapping[str, Any] | None = None) -> WatcherConfig:
-    """The watcher's configuration; `progress` is what it had seen when the agent last ran."""
+    """Make the watcher's configuration; `progress` is what it had seen when the agent last ran."""
     chain = settings.chain
     checkpoint, since, chain_state = None, None, None
     if chain.checkpoint_file is not None:
@@ -116,7 +116,7 @@ def read_checkpoint(path: Path) -> Any:
 
 
 def remember_progress(settings: Settings, journal: JournalThread) -> Callable[[Mapping[str, Any]], None]:
-    """Store the watcher's progress, seldom while nothing but the height moves."""
+    """Return a function that stores the watcher's progress, less often while only the height changes."""
     last: dict[str, Any] = {}
 
     def remember(facts: Mapping[str, Any]) -> None:

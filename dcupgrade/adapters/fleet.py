@@ -1,4 +1,4 @@
-"""The fleet's port over an engine that exists: Kubernetes Leases or etcd decide, this only asks."""
+"""The fleet port over an existing engine. Kubernetes Leases or etcd decide; this code only asks."""
 
 from __future__ import annotations
 
@@ -32,32 +32,32 @@ TAKES_MAX = 3
 
 
 class FleetEngine(Protocol):
-    """One fleet in an engine. Every call raises FLEET_UNREACHABLE where the engine cannot be asked."""
+    """One fleet in an engine. Every call raises FLEET_UNREACHABLE if the engine does not answer."""
 
     async def read(self) -> Fleet:
-        """All of it."""
+        """Return the whole fleet."""
 
     async def put(self, number: int, slot: Slot) -> bool:
-        """Take a free slot, unless the fleet is halted. False: somebody else was first, or it is halted."""
+        """Take a free slot. Return False if another node was first, or if the fleet is halted."""
 
     async def clear(self, number: int, holder: str, outcome: Outcome | None) -> None:
-        """Free a slot that `holder` holds, and remember how its upgrade ended. Nothing happens if another holds it."""
+        """Free a slot that `holder` holds, and store how its upgrade ended. Does nothing if another node holds it."""
 
     async def set_halt(self, halt: Halt | None) -> None:
-        """Stop the fleet, or let it continue; the count of reverts starts anew then."""
+        """Halt the fleet, or (with None) let it continue; then the count of reverts restarts at zero."""
 
     async def publish(self, member: Member) -> None:
-        """Tell the others what this node runs and waits for, where the engine lets agents write that."""
+        """Publish what this node runs and waits for, if the engine lets agents write that."""
 
     async def members(self) -> tuple[Member, ...]:
-        """What the nodes of the fleet last said of themselves."""
+        """Return what the nodes of the fleet last published about themselves."""
 
     async def aclose(self) -> None:
         """Close connections."""
 
 
 class FleetGate:
-    """This node's place in its fleet. `take` is asked before the old node stops, and never after."""
+    """This node's slot in its fleet. `take` is called only before the old node stops."""
 
     def __init__(
         self,
@@ -79,9 +79,9 @@ class FleetGate:
         """Taking and freeing exclude each other: what frees a slot has judged it before the engine answered."""
 
     async def take(self, release: Release) -> tuple[Shut, ...]:
-        """Hold a slot for an upgrade to this release; what is returned speaks against it.
+        """Take a slot for an upgrade to this release; return the reasons if refused.
 
-        Safe to ask again: a slot that this node holds already is found by its name, also after a crash.
+        Safe to repeat: a slot that this node already holds is found by the node's name, also after a crash.
         """
         async with self._turn:
             return await self._take(release)
@@ -106,7 +106,7 @@ class FleetGate:
         return (Shut("FLEET_FULL", "others were quicker each time"),)
 
     async def give_back(self) -> None:
-        """Free a slot that is not used yet. A failure costs others a place until the next try."""
+        """Free a slot that is not used yet. If that fails, others cannot use the slot until the next try."""
         self._waits_for = ""
         if self._may_hold:
             with contextlib.suppress(DcupgradeError):
@@ -123,7 +123,7 @@ class FleetGate:
     async def keep(self, state: Callable[[], State]) -> None:
         """Free this node's slot whenever its upgrade has ended, and publish what the node runs. Never returns.
 
-        Whether it has ended follows from the machine's state alone, so a crash between two steps loses nothing.
+        The machine's state alone shows whether the upgrade has ended, so a crash between two steps loses nothing.
         """
         problem = ""
         while True:
@@ -157,7 +157,7 @@ class FleetGate:
         log.info("fleet slot %d is free again: %s", number, ended, extra={"event": "fleet"})
 
     async def _exchange(self, state: State) -> None:
-        """Publish what this node runs when that has changed, and read of the others what changes slowly."""
+        """Publish what this node runs if that has changed, and read the facts of other nodes that change slowly."""
         if state.name not in (Name.IDLE, Name.STAGED):
             return  # the engine is not asked while the node is away
         version = (state.running.version or state.running.enclave_id) if state.running else ""
@@ -170,7 +170,7 @@ class FleetGate:
         self._rounds += 1
 
     def facts(self) -> Mapping[str, Any]:
-        """What is known of the fleet, for status, page and metrics; empty before the first answer."""
+        """Return the known facts about the fleet, for status, page and metrics; empty before the first answer."""
         return {} if self.last is None else rules.summary(self.last, self._members)
 
 
@@ -186,7 +186,7 @@ def unreachable(engine: str, why: str) -> DcupgradeError:
 
 
 async def read_answer(answer: aiohttp.ClientResponse) -> bytes:
-    """The body of an engine's answer. Raises ValueError for one of more than 4 MiB."""
+    """Return the body of an engine's answer. Raises ValueError if it has more than 4 MiB."""
     body = bytearray()
     async for chunk in answer.content.iter_any():
         body += chunk
@@ -196,7 +196,7 @@ async def read_answer(answer: aiohttp.ClientResponse) -> bytes:
 
 
 def decode(text: str | bytes) -> Any:
-    """JSON of an engine. Raises ValueError also for what is nested too deeply."""
+    """Decode JSON of an engine. Raises ValueError, also if it is nested too deeply."""
     try:
         return json.loads(text)
     except RecursionError:
@@ -204,7 +204,7 @@ def decode(text: str | bytes) -> Any:
 
 
 def decode_value(text: str | bytes) -> Mapping[str, Any]:
-    """JSON that somebody may have edited by hand. Raises ValueError for what is no small object."""
+    """Decode a JSON value that a person may have edited. Raises ValueError unless it is a small object."""
     value = decode(text) if len(text) <= VALUE_BYTES_MAX else None
     if not isinstance(value, dict):
         raise ValueError("it is no JSON object")

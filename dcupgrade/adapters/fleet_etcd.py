@@ -1,8 +1,8 @@
-"""A fleet in etcd v3, over its JSON gateway: one transaction takes a slot, or does not.
+"""A fleet in etcd v3, over its JSON gateway. One transaction takes a slot or fails.
 
 Keys below `/dcupgrade/<fleet>/`: `limit` (a number); `slots/<n>`, `halt`, `outcomes/<node>`, `versions/<node>` (JSON).
-Of each node the last outcome is kept, so that what is read stays as large as the fleet is.
-etcd's Python clients that are kept up bring gRPC with them; the gateway needs four calls.
+Only the last outcome of each node is kept, so that the data grows with the fleet and not with time.
+The maintained Python clients of etcd depend on gRPC; through the gateway, four calls are enough.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ SLOTS_MAX = 10_000
 
 
 class EtcdFleet:
-    """A fleet of etcd. Endpoints are asked in order, from the one that answered last."""
+    """A fleet in etcd. Endpoints are asked in order, starting with the one that answered last."""
 
     def __init__(
         self,
@@ -50,7 +50,7 @@ class EtcdFleet:
         self._session: aiohttp.ClientSession | None = None
 
     async def read(self) -> Fleet:
-        """See `FleetEngine`. What cannot be decoded in a slot is a held slot: a hand may be at work there."""
+        """See `FleetEngine`. A slot that cannot be decoded counts as held: a person may be editing it."""
         found = await self._values()
         limit = _limit(found.get("limit", b""))
         slots: list[Slot | None] = []
@@ -110,8 +110,8 @@ class EtcdFleet:
             await self._session.close()
 
     async def _values(self) -> dict[str, bytes]:
-        """The values that a decision needs, by the rest of their key."""
-        return await self._range(self._prefix, f"{self._prefix}t".encode())  # `versions/` is read by itself
+        """Return the values that a decision needs, keyed by the part of their key after the prefix."""
+        return await self._range(self._prefix, f"{self._prefix}t".encode())  # `versions/` is read separately
 
     async def _range(self, first: str, end: bytes) -> dict[str, bytes]:
         query = {"key": _b64(first.encode()), "range_end": _b64(end)}
@@ -132,7 +132,7 @@ class EtcdFleet:
         return {"requestPut": {"key": self._key(rest), "value": _b64(json.dumps(value).encode())}}
 
     async def _call(self, path: str, body: Mapping[str, Any]) -> dict[str, Any]:
-        """Ask the endpoints in turn. Raises FLEET_UNREACHABLE with the last one's reason."""
+        """Ask the endpoints in turn. Raises FLEET_UNREACHABLE with the reason of the last one."""
         why = "there is no endpoint"
         for _ in range(len(self._endpoints)):
             url = self._endpoints[0]
@@ -189,7 +189,7 @@ def _b64(data: bytes) -> str:
 
 
 def _after(prefix: str) -> bytes:
-    """The end of the range of all keys with a prefix: the prefix with its last byte raised."""
+    """Return the end of the range of all keys with a prefix: the prefix with its last byte incremented."""
     data = prefix.encode()
     return data[:-1] + bytes([data[-1] + 1])
 
@@ -213,7 +213,7 @@ def _halt(value: bytes | None) -> Halt | None:
         return None
     try:
         return rules.halt_from_json(decode_value(value))
-    except ValueError:  # whoever wrote it wanted a stop
+    except ValueError:  # an invalid halt still means stop
         return Halt("", "a halt that cannot be decoded", 0.0)
 
 
@@ -223,7 +223,7 @@ def _outcomes(found: Mapping[str, bytes]) -> tuple[Outcome, ...]:
 
 
 def _decoded(decoder: Callable[[Mapping[str, Any]], T], values: Iterable[bytes]) -> Iterator[T]:
-    """What can be decoded of values that a hand may have written."""
+    """Yield the values that can be decoded; a person may have written invalid ones."""
     for value in values:
         with contextlib.suppress(ValueError):
             yield decoder(decode_value(value))

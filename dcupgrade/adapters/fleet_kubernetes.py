@@ -1,9 +1,9 @@
-"""A fleet in Kubernetes Leases: objects that the operator made, which agents may only update.
+"""A fleet in Kubernetes Leases. The operator creates the Leases; agents may only update them.
 
-`<fleet>-slot-0` … `<fleet>-slot-N` are the slots; one is held while its `spec.holderIdentity` is set. `<fleet>-halt`
-stops the fleet while its `holderIdentity` is set. An update carries the `resourceVersion` that was read, so of two
-agents one loses. Each slot keeps the outcomes of the upgrades that held it. The API is asked over aiohttp: two verbs on
-one kind of object need no client library.
+`<fleet>-slot-0` … `<fleet>-slot-N` are the slots; a slot is held while its `spec.holderIdentity` is set. `<fleet>-halt`
+halts the fleet while its `holderIdentity` is set. An update carries the `resourceVersion` that was read, so if two
+agents update at once, one of them fails. Each slot stores the outcomes of the upgrades that held it. The API is called
+with aiohttp: two verbs on one kind of object need no client library.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ OUTCOMES_PER_SLOT_MIN = 10
 
 
 class KubernetesFleet:
-    """A fleet of Leases in one namespace. The token's file is read anew at each call, since it is rotated."""
+    """A fleet of Leases in one namespace. The token's file is read at each call, because the token is rotated."""
 
     def __init__(self, name: str, api_url: str, namespace: str, *, token_file: Path, ca_file: Path | None) -> None:
         self._name = name
@@ -64,7 +64,9 @@ class KubernetesFleet:
         _, halt = await self._objects()
         if _halt(halt) is None:
             return True
-        await self.clear(number, slot.holder, None)  # halted between the two questions: nothing has begun yet
+        await self.clear(
+            number, slot.holder, None
+        )  # the fleet was halted between the two requests; nothing has begun yet
         return False
 
     async def clear(self, number: int, holder: str, outcome: Outcome | None) -> None:
@@ -102,10 +104,10 @@ class KubernetesFleet:
                 raise unreachable("Kubernetes", f"{item['metadata']['name']} was changed meanwhile; try again")
 
     async def publish(self, member: Member) -> None:
-        """See `FleetEngine`. Nothing: agents may write slots only, and a slot is not theirs while they wait."""
+        """See `FleetEngine`. Does nothing: agents may write only slots, and a waiting agent holds none."""
 
     async def members(self) -> tuple[Member, ...]:
-        """See `FleetEngine`. Nobody: what nodes run follows from the outcomes that the slots keep."""
+        """See `FleetEngine`. Returns nothing: what nodes run is derived from the outcomes in the slots."""
         return ()
 
     async def aclose(self) -> None:
@@ -114,7 +116,7 @@ class KubernetesFleet:
             await self._session.close()
 
     async def _objects(self) -> tuple[list[dict[str, Any]], dict[str, Any] | None]:
-        """The slots in order of their number, and the halt."""
+        """Return the slots in order of their number, and the halt."""
         found = await self._ask("GET", f"{self._leases}?labelSelector={LABEL.replace('/', '%2F')}%3D{self._name}")
         by_name = {item["metadata"]["name"]: item for item in found.get("items", [])}
         slots: list[dict[str, Any]] = []
@@ -133,14 +135,14 @@ class KubernetesFleet:
         if self._session is None:
             ca_file = str(self._ca_file) if self._ca_file else None
             context = await asyncio.to_thread(ssl.create_default_context, cafile=ca_file)
-            if self._session is None:  # another call may have made it meanwhile
+            if self._session is None:  # another call may have made it in between
                 self._session = aiohttp.ClientSession(
                     timeout=aiohttp.ClientTimeout(total=TIMEOUT_S), connector=aiohttp.TCPConnector(ssl=context)
                 )
         return self._session
 
     async def _ask(self, method: str, url: str, body: Mapping[str, Any] | None = None) -> dict[str, Any]:
-        """One call. Raises FLEET_UNREACHABLE, and FileExistsError for a conflict."""
+        """Make one call. Raises FLEET_UNREACHABLE, and FileExistsError for a conflict."""
         try:
             token = (await asyncio.to_thread(self._token_file.read_text, encoding="ascii")).strip()
             client = await self._client()
@@ -179,7 +181,7 @@ def _slot(lease: dict[str, Any]) -> Slot | None:
         slot = rules.slot_from_json(decode_value(_annotations(lease).get(ANNOTATION_SLOT, "")))
     except ValueError:
         slot = None
-    # the Lease's own field decides: a hand may have edited it
+    # the Lease's own field decides, because a person may have edited it
     return slot if slot is not None and slot.holder == holder else Slot(str(holder)[: rules.TEXT_MAX], "", "", 0.0)
 
 

@@ -12,7 +12,7 @@ from .fleet_kubernetes import KubernetesFleet, in_cluster
 
 
 def open_engine(settings: Settings) -> FleetEngine | None:
-    """The fleet's engine, or None for a node that belongs to none. Raises FLEET_UNREACHABLE outside of a pod."""
+    """Open the fleet's engine; None for a node without a fleet. Raises FLEET_UNREACHABLE if the pod's files are missing."""
     fleet = settings.fleet
     if fleet.engine == "none":
         return None

@@ -51,7 +51,7 @@ class _Tally:
 
 
 class Journal:
-    """The journal in one file. Only one agent writes transitions (the service's lock sees to that).
+    """The journal in one file. Only one agent writes transitions (the service's lock ensures this).
 
     Raises DcupgradeError JOURNAL_UNREADABLE, JOURNAL_CORRUPT or JOURNAL_TOO_NEW when it is opened.
     """
@@ -114,9 +114,9 @@ class Journal:
                     self._db.execute(statement, (seq - HISTORY_ROWS_MAX,))
 
     def _end_wait(self, number: int, seq: int | None, who: str = "") -> bool:
-        """Let a command wait no longer, cancelled by `who` where there is one; False where none waits.
+        """Mark a waiting command as handled, or as cancelled by `who` if given. Return False if it does not wait.
 
-        One that is damaged is left unsigned: it stays to be seen as what it is.
+        A damaged command gets no new checksum, so that it still shows as damaged.
         """
         row = self._db.execute(COMMANDS.select("WHERE id = ? AND taken_seq IS NULL"), (number,)).fetchone()
         if row is None:
@@ -156,7 +156,7 @@ class Journal:
             return self._end_wait(number, CANCELLED_SEQ, who)
 
     def outcome(self, number: int) -> Outcome | None:
-        """What became of a command; None while it waits, or where there is none."""
+        """Return the outcome of a command; None while it waits, or if there is no such command."""
         with self._reading():
             row = self._db.execute(COMMANDS.select("WHERE id = ?"), (number,)).fetchone()
             if row is None or row[-2] is None:
@@ -298,7 +298,7 @@ _HISTORY_CHANGES = EVENTS.select("WHERE state_before != state_after ORDER BY seq
 def _history_row(row: tuple[Any, ...]) -> dict[str, Any]:
     """A row for people and receivers; `who` is there where an operator command was the event.
 
-    Of a damaged row only its number is told, and that it is damaged.
+    For a damaged row, only its number is given and that it is damaged.
     """
     event = EVENTS.content(row)
     if event is None:
@@ -337,7 +337,7 @@ def _event_row(entry: Entry) -> tuple[Any, ...]:
 
 
 def _for_readers(entry: Entry) -> dict[str, Any]:
-    """What a row tells beside the event: the target's version, and what an operator command came to."""
+    """Return what a row has in addition to the event: the target's version, and the outcome of an operator command."""
     out: dict[str, Any] = {}
     if entry.after.target is not None and entry.after.target.version:
         out["version"] = entry.after.target.version
@@ -347,7 +347,7 @@ def _for_readers(entry: Entry) -> dict[str, Any]:
 
 
 def _reason(entry: Entry) -> str:
-    """Why this row is not on the straight path: of this event, or of the upgrade that is being given up."""
+    """Return why this row is not on the normal path: the reason of this event, or of the upgrade being given up."""
     event, before, after = entry.event, entry.before, entry.after
     if entry.outcome is not None and entry.outcome.code:
         return entry.outcome.code

@@ -1,7 +1,7 @@
 """The journal's file: its schema, how an older one is brought up to date, and the checksum that each row carries.
 
-Schema 2 added the checksums of history, intents and commands; the state always had one. They show damage, and protect
-from nobody who means it.
+Schema 2 added the checksums of history, intents and commands; the state always had one. They detect damage. They do not
+protect against deliberate changes.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ class Table:
         return f"SELECT {', '.join((*self.columns, *self.unsigned))}, sha256 FROM {self.name} {rest}"  # noqa: S608 - names of our own
 
     def sign(self, db: sqlite3.Connection, number: int | None) -> None:
-        """Give a row its checksum, after whatever was changed in it."""
+        """Update the checksum of a row after a change."""
         key = self.columns[0]
         row = db.execute(self.select(f"WHERE {key} = ?"), (number,)).fetchone()
         db.execute(f"UPDATE {self.name} SET sha256 = ? WHERE {key} = ?", (self._checksum(row), number))  # noqa: S608
@@ -101,7 +101,7 @@ def open_file(path: Path) -> sqlite3.Connection:
     try:
         if new:
             path.chmod(0o600)
-        # text that is no UTF-8 any more is damage, which the checksums tell; reading it must not fail
+        # invalid UTF-8 is damage, which the checksums detect; reading it must not fail
         db.text_factory = lambda data: data.decode("utf-8", "surrogateescape")
         db.execute("PRAGMA journal_mode=WAL")
         db.execute("PRAGMA synchronous=FULL")

@@ -1,4 +1,4 @@
-"""The journal beside the event loop: one thread owns its connection, so that a slow disk holds up nobody else."""
+"""The journal in its own thread, which owns the connection, so that a slow disk does not block the event loop."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ log = logging.getLogger("dcupgrade")
 
 @asynccontextmanager
 async def open_journal(path: Path) -> AsyncIterator[JournalThread]:
-    """Open the journal in a thread of its own; at the end everything that was begun is finished, and the file closed.
+    """Open the journal in its own thread. On exit, finish all calls that were begun, and close the file.
 
     Raises what `Journal` raises.
     """
@@ -42,7 +42,7 @@ async def open_journal(path: Path) -> AsyncIterator[JournalThread]:
 class JournalThread:
     """The journal, as the agent uses it: calls are done one after another, and each is awaited until it is done.
 
-    A caller that is cancelled meanwhile is as one that crashed: its entry is stored wholly or not at all.
+    If a caller is cancelled, the result is as after a crash: its entry is stored completely or not at all.
     """
 
     def __init__(self, thread: ThreadPoolExecutor, journal: Journal) -> None:
@@ -82,7 +82,7 @@ class JournalThread:
         await self.run(Journal.set_webhook_seq, url, seq)
 
     def set_chain_progress(self, facts: Mapping[str, Any]) -> None:
-        """Remember the watcher's progress in a while; nobody waits for it, since losing it costs little."""
+        """Store the watcher's progress soon. No caller waits for it, since losing it costs little."""
         self._thread.submit(self._journal.set_chain_progress, facts).add_done_callback(_log_failure)
 
 

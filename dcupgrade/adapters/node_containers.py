@@ -1,4 +1,4 @@
-"""Where nodes run as containers: the driver, the images, and the template that every version's container is made from.
+"""Nodes in containers: the driver, the images, and the template that every version's container is made from.
 
 With `node.command` the release's files are mounted into the container and started by it. Without, a release is an image
 that runs by itself: its container is made from the template that `dcupgrade adopt` stored, else from the settings.
@@ -43,7 +43,7 @@ TEMPLATE_FILE = "container-template.json"
 async def open_node_driver(
     settings: Settings, processes: NodeDriver
 ) -> AsyncIterator[tuple[NodeDriver, NodeContainers | None]]:
-    """The driver that the settings name for nodes; with containers also what else there is to know of them."""
+    """Open the driver for nodes that the settings name; for containers, also return the facts about them."""
     if settings.node.driver == "process":
         yield processes, None
         return
@@ -79,11 +79,11 @@ class NodeContainers:
         self._programs: dict[tuple[str, str], str] = {}
 
     def slot(self, enclave_id: str) -> Path:
-        """Where the files of a version lie."""
+        """Return the folder with a version's files."""
         return self._settings.agent.state_dir / "slots" / enclave_id
 
     def facts(self, enclave_id: str) -> StageFacts:
-        """What was noted when the version was staged. Blocking; raises OSError, ValueError."""
+        """Return the facts that were stored when the version was staged. Blocking; raises OSError, ValueError."""
         return StageFacts.from_json((self.slot(enclave_id) / STAGE_FILE).read_bytes())
 
     @property
@@ -94,7 +94,7 @@ class NodeContainers:
     # --- the template ------------------------------------------------------------------------------------------------
 
     def template(self) -> ContainerTemplate:
-        """What an image that runs by itself gets as its container. Blocking; raises CONTAINER_TEMPLATE_UNREADABLE."""
+        """Return the template for images that run by themselves. Blocking; raises CONTAINER_TEMPLATE_UNREADABLE."""
         try:
             text = self.template_path.read_text(encoding="utf-8")
         except FileNotFoundError:
@@ -107,7 +107,7 @@ class NodeContainers:
             raise _unreadable(self.template_path, str(error)) from error
 
     def store(self, template: ContainerTemplate) -> None:
-        """Keep a template for every later version."""
+        """Store a template for every later version."""
         write_file(self.template_path, template.to_json().encode())
 
     def _options(self) -> ContainerOptions:
@@ -132,7 +132,7 @@ class NodeContainers:
         )
 
     def launch(self, spec: LaunchSpec, slot: Path) -> LaunchSpec:
-        """The launch of a process, as that of a container. Blocking; raises CONTAINER_TEMPLATE_UNREADABLE."""
+        """Convert the launch of a process to that of a container. Blocking; raises CONTAINER_TEMPLATE_UNREADABLE."""
         facts = self.facts(slot.name)
         template = self.template() if self.images_run_themselves else self._with_command(spec, slot)
         data_dir = self._settings.node.data_dir.resolve()
@@ -144,7 +144,7 @@ class NodeContainers:
         )
 
     def _with_command(self, spec: LaunchSpec, slot: Path) -> ContainerTemplate:
-        """Every folder under the path that it has on the host, only the slot read-only."""
+        """Mount every folder under its path on the host; only the slot is read-only."""
         data_dir, cpu_dir = str(self._settings.node.data_dir.resolve()), str(self._settings.cpu_dir.resolve())
         cpu = self._settings.container.cpu_volume or cpu_dir
         own = (
@@ -166,7 +166,7 @@ class NodeContainers:
     # --- before the node that serves is stopped ----------------------------------------------------------------------
 
     async def findings(self, target_id: str, *, first_install: bool) -> list[Shut]:
-        """What the host, the engine or the staged image lacks for the next version's container."""
+        """Return what the host, the engine or the staged image lacks for the next version's container."""
         found = await self.host_findings(first_install=first_install)
         if not self.images_run_themselves:
             return found
@@ -177,14 +177,14 @@ class NodeContainers:
         return found
 
     async def host_findings(self, *, first_install: bool) -> list[Shut]:
-        """What the host and the engine lack for a container of the template, whatever its image."""
+        """Return what the host and the engine lack for a container of the template, whatever its image."""
         running, own_id = await self.driver.running_containers(), probe.own_container_id()
         managers = probe.other_manager_containers(running, own_id)
         found = [Shut("OTHER_MANAGER_RUNNING", ", ".join(managers))] if managers else []
         if not self.images_run_themselves:
             return found
         template = await asyncio.to_thread(self.template)
-        # in a container of this engine the agent does not see the files of the host
+        # if the agent runs in a container of this engine, it does not see the host's files
         if all(item.get("Id") != own_id for item in running):
             lacks = await asyncio.to_thread(lambda: list(container_host.missing_of_host(template)))
             found += [Shut(code, why) for code, why in lacks]
@@ -198,7 +198,7 @@ class NodeContainers:
         return probe.other_manager_containers(await self.driver.running_containers(), probe.own_container_id())
 
     async def _missing_program(self, image_id: str, template: ContainerTemplate) -> str:
-        """Checked once for each image and template, since it needs a container at the engine."""
+        """Return what of the program is missing. Checked once per image and template, as it needs a container."""
         key = (image_id, template.to_json())
         if key not in self._programs:
             self._programs = {key: await self.images.missing_program(image_id, template.config)}

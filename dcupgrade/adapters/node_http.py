@@ -28,7 +28,7 @@ class NodeHttp:
         self.url = f"http://127.0.0.1:{settings.node.port}"
 
     async def health(self, enclave_id: str) -> NodeHealth:
-        """GET /health; an answer that is none counts as silence. `canary_url` fills in for nodes without one."""
+        """GET /health; an invalid answer counts as silence. `canary_url` replaces the canary of nodes that report none."""
         if self._node.protocol == "v1":
             return await self._health_v1()
         answer = await http_probe.probe(f"{self.url}/health", HEALTH_TIMEOUT_S, self._session)
@@ -43,7 +43,7 @@ class NodeHttp:
         return health
 
     async def _health_v1(self) -> NodeHealth:
-        """Nodes of handover v1 know no health: they answer `/version` once they have their keys."""
+        """Return the health of a node of handover v1. It has no health report; it answers `/version` once it has keys."""
         answer = await http_probe.probe(f"{self.url}/version", HEALTH_TIMEOUT_S, self._session)
         if answer.status is None:
             return NodeHealth("silent", detail=answer.error or "")
@@ -56,7 +56,7 @@ class NodeHttp:
         return NodeHealth("serving", enclave_id, version, canary)
 
     async def commit(self, enclave_id: str) -> None:
-        """POST /commit; raises COMMIT_NOT_ACKNOWLEDGED unless the node took it. Over v1 there is nothing to tell."""
+        """POST /commit. Raises COMMIT_NOT_ACKNOWLEDGED unless the node accepts it. Does nothing over v1."""
         if self._node.protocol == "v1":
             return
         why = ""
@@ -74,7 +74,7 @@ class NodeHttp:
 
 
 def _decode_health(body: bytes) -> NodeHealth | None:
-    """The node's health report; None where it is none. A node is not trusted to be well-formed."""
+    """Decode the node's health report; None if it is invalid. The node's answers are not trusted to be well-formed."""
     try:
         value = strict_json(body, http_probe.BODY_BYTES_MAX, "the health report")
     except KeyvaultError:

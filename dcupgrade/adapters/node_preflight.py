@@ -20,7 +20,7 @@ from .node_process import folder_names, living
 
 
 class Preflight:
-    """The host port. `sealed_copies` answers whether the vault holds keys of an earlier node."""
+    """The host port. `sealed_copies` returns whether the vault holds keys of an earlier node."""
 
     def __init__(
         self,
@@ -54,20 +54,20 @@ class Preflight:
             found += await self._first_install_findings()
         elif await living(self._driver, source_id) is not None:
             health = await self._node_http.health(source_id)
-            # one that waits for keys continues: collecting then finds out whether there are any
+            # a node that waits for keys is accepted: collecting then finds out whether the vault has any
             if health.status not in ("serving", "waiting_for_keys"):
                 found.append(Shut("NODE_NOT_READY", f"the running version is {health.status}"))
         return found + await self._lock_findings(source_id)
 
     async def _lock_findings(self, source_id: str) -> list[Shut]:
-        """A stranger that holds the data would be found after the node's stop otherwise, with nothing left to serve."""
+        """Report another program that holds the data. Otherwise it would be found only after the old node's stop."""
         holder = await asyncio.to_thread(data_lock.data_lock_holder, self._settings.node.data_dir)
         if holder is None:
             return []
         handle = await living(self._driver, source_id) if source_id else None
         if handle is not None:
             record = handle.record
-            # only for our own processes is the holder of the lock known; a container's process looks like any other
+            # the holder can be identified only for our own processes; a container's process looks like any other
             facts = process_facts(holder.pid) if holder.pid is not None and record.kind == "process" else None
             if facts is None or facts.session == record.pid:
                 return []

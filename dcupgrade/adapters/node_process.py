@@ -41,7 +41,7 @@ log = logging.getLogger("dcupgrade")
 
 
 class NodeProcesses:
-    """The processes port. Each version has a driver name of its own."""
+    """The processes port. Each version has its own name at the driver."""
 
     def __init__(self, settings: Settings, driver: NodeDriver, containers: NodeContainers | None = None) -> None:
         self._settings, self._driver, self._containers = settings, driver, containers
@@ -62,7 +62,7 @@ class NodeProcesses:
             if handle is not None:
                 if handle.exit_status() is None:
                     return RunningNode(release.enclave_id)
-                # its main process is dead, but children that it left may hold data and port
+                # the main process is dead, but its children may still hold the data and the port
                 await self._driver.stop(handle, 0.0)
             for name in await self._living_names():
                 raise DcupgradeError(
@@ -110,8 +110,8 @@ class NodeProcesses:
     async def stop(self, enclave_id: str) -> None:
         """Stop a version and wait until data and port are free.
 
-        Raises NODE_STOP_FAILED, and DATA_LOCKED where its process is gone but another one holds the data. A port that
-        another program took meanwhile is no failure of the stop.
+        Raises NODE_STOP_FAILED, and DATA_LOCKED if its process is gone but another one holds the data. The stop does not
+        fail if another program has taken the port in between.
         """
         async with self._lock:
             record = await self._driver.find(node_name(enclave_id))
@@ -119,7 +119,7 @@ class NodeProcesses:
             if handle is not None:
                 await self._driver.stop(handle, self._settings.node.stop_grace_s)
             if await self._living_names():
-                return  # data and port are in use by another version of ours, and `start` sees to that
+                return  # another of our versions uses data and port; `start` handles that
             try:
                 await data_lock.wait_data_unlocked(self._settings.node.data_dir, UNLOCK_TIMEOUT_S)
             except ProcessSupervisorError as error:
@@ -128,7 +128,7 @@ class NodeProcesses:
                 if probe.port_is_free(self._settings.node.port):
                     return
                 await asyncio.sleep(0.05)
-            # whoever has it is not the version that was stopped: the next start waits for the port, and names its owner
+            # the listener is not the stopped version: the next start waits for the port and names its owner
             log.warning("port %d is taken after the stop of %s", self._settings.node.port, enclave_id)
 
     async def key_set_id(self) -> str:
@@ -144,7 +144,7 @@ class NodeProcesses:
         """How the version is started. Blocking."""
         settings = self._settings
         slot = self._slots / release.enclave_id
-        # once a key set exists, the node must unseal it; it never makes another one
+        # once a key set exists, the node must unseal it and never creates another one
         fresh = first_install and not (settings.node.data_dir / KEY_SET_MARKER).exists()
         values = {
             "python": sys.executable if settings.node.driver == "process" else PYTHON_IN_IMAGE,
@@ -169,7 +169,7 @@ class NodeProcesses:
 
 
 def child_environment() -> dict[str, str]:
-    """The environment of nodes and the vault. No module is ever imported from the folder that they work in."""
+    """Return the environment of nodes and the vault. It prevents imports of modules from their working folder."""
     kept = {name: os.environ[name] for name in KEPT_ENVIRONMENT if name in os.environ}
     return {**kept, "PYTHONSAFEPATH": "1"}
 
@@ -180,7 +180,7 @@ def node_name(enclave_id: str) -> str:
 
 
 def condition_of(members: list[ProcessFacts]) -> str:
-    """What the kernel says of processes that do not answer; empty where they could run."""
+    """Return why the kernel does not run these processes; "" if they could run."""
     by_state = {state: " ".join(str(one.pid) for one in members if one.state == state) for state in "TtD"}
     if by_state["T"]:
         return f"stopped by a signal, as by kill -STOP; `kill -CONT {by_state['T']}` lets it continue"
@@ -203,7 +203,7 @@ async def living(driver: NodeDriver, enclave_id: str) -> NodeHandle | None:
 
 
 def folder_names(folder: Path) -> list[str]:
-    """Names of what lies in a folder; none where there is no folder. Blocking."""
+    """Return the names in a folder; none if there is no folder. Blocking."""
     return os.listdir(folder) if folder.is_dir() else []
 
 
@@ -225,7 +225,7 @@ def _booted_unix_s() -> float:
 async def _to_the_end(work: Coroutine[Any, Any, T]) -> T:
     """Await `work` to its end even when cancelled meanwhile.
 
-    What was asked of a container engine cannot be taken back: whoever stops the node next must find it.
+    A request to a container engine cannot be withdrawn. Its result must be visible before the node is stopped next.
     """
     task = asyncio.ensure_future(work)
     try:
@@ -236,7 +236,7 @@ async def _to_the_end(work: Coroutine[Any, Any, T]) -> T:
 
 
 def _require_unlocked(data_dir: Path) -> None:
-    """Make the data folder if it is not there, and raise DATA_LOCKED while somebody works on it. Blocking."""
+    """Create the data folder if it is missing. Raises DATA_LOCKED while another program works on it. Blocking."""
     data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
     holder = data_lock.data_lock_holder(data_dir)
     if holder is not None:

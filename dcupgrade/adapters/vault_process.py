@@ -1,4 +1,4 @@
-"""The vault's process: the agent starts it, asks it, and starts it again."""
+"""The vault's process: the agent starts it, checks that it answers, and restarts it."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ VAULT_PAUSE_S_MAX = 2.0
 
 
 def vault_spec(settings: Settings) -> LaunchSpec:
-    """How the vault is started: the settings' command, else `python -m keyvault serve` with the settings' files."""
+    """Return how to start the vault: by the settings' command, else `python -m keyvault serve` with their files."""
     vault = settings.vault
     listen = vault.url.removeprefix("http://").rstrip("/")
     argv = vault.command or (
@@ -62,10 +62,10 @@ async def keep_vault(
     *,
     look_s: float = VAULT_LOOK_S,
 ) -> None:
-    """Keep the vault's process up; it is found again after the agent's restart.
+    """Keep the vault's process running; after a restart of the agent it is found again.
 
-    A process that lives but has not answered four looks in a row, `look_s` seconds apart, is ended and started again.
-    `answers` asks it once (default: by its health route).
+    A process that is alive but fails four checks in a row, `look_s` seconds apart, is ended and started again.
+    `answers` checks it once (default: by its health route).
     """
     asked = answers if answers is not None else partial(_answers, settings.vault.url)
     loop = asyncio.get_running_loop()
@@ -93,7 +93,7 @@ async def keep_vault(
 async def _until_ended(
     driver: ProcessDriver, handle: NodeHandle, answers: Callable[[], Awaitable[bool]], look_s: float
 ) -> ExitStatus:
-    """Wait for the process's end; end it if it lives but does not answer."""
+    """Wait until the process ends; end it if it is alive but does not answer."""
     ended = asyncio.ensure_future(handle.wait())
     silent_looks = 0
     try:
@@ -118,7 +118,7 @@ async def _answers(url: str) -> bool:
 
 
 def how_it_ended(status: ExitStatus) -> str:
-    """Say how the vault's process ended. The simulated CPU ends with 128 + n where its enclave ended by signal n."""
+    """Describe how the vault's process ended. The simulated CPU exits with 128 + n if its enclave ended by signal n."""
     number = status.signal if status.signal is not None else (status.code or 0) - CODE_OF_SIGNALS
     if number > 0:
         return f"by signal {number}"

@@ -15,9 +15,9 @@ _BUSY = frozenset({429, 503})
 
 
 def poster(outbound: Outbound) -> Callable[[str, bytes, Mapping[str, str]], Awaitable[tuple[int, float]]]:
-    """A function that posts a body and returns the status, and how long the receiver asks to be left alone, seconds.
+    """Return a function that posts a body and returns the status and the seconds that the receiver asks to wait.
 
-    It raises OSError with the reason where there is no answer.
+    It raises OSError with the reason if there is no answer.
     """
 
     async def post(url: str, body: bytes, headers: Mapping[str, str]) -> tuple[int, float]:

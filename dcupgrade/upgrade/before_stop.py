@@ -1,4 +1,4 @@
-"""Effects before the old node stops: download, gates, keys, permit. What fails here, the old node never notices."""
+"""Effects before the old node stops: download, gates, keys, permit. A failure here does not affect the old node."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ async def backoff(tools: Tools, effect: Effect, state: State, _emit: Emit) -> Ev
 
 
 async def retire(tools: Tools, effect: Effect, state: State, _emit: Emit) -> Event:
-    """Wait out the retention time of the previous version, then remove its files where the settings say so."""
+    """Wait until the previous version's retention time is over, then remove its files if the settings say so."""
     while (left := state.previous_until_unix_s - tools.clock.now()) > 0:
         await tools.clock.sleep(min(left, 3600.0))
     if tools.limits.remove_previous:
@@ -55,8 +55,8 @@ async def retire(tools: Tools, effect: Effect, state: State, _emit: Emit) -> Eve
 async def stage(tools: Tools, effect: Effect, state: State, _emit: Emit) -> Event:
     """Download and verify the release.
 
-    A wrong artefact cannot be told from a wrong mirror, so even that is asked for again. Only where every try was given
-    one it is taken for the release's own fault.
+    A wrong artefact may come from a wrong mirror, so the download is retried even then. Only if every attempt gave a
+    wrong artefact, the release itself counts as faulty.
     """
     release = release_of(state, effect)
     refusals = 0
@@ -78,9 +78,9 @@ async def stage(tools: Tools, effect: Effect, state: State, _emit: Emit) -> Even
 
 
 async def open_gates(tools: Tools, effect: Effect, state: State, _emit: Emit) -> Event:
-    """Wait until no gate is shut, the host's checks pass, and the fleet has a place for this node.
+    """Wait until no gate is shut, the host's checks pass, and the fleet has a free slot for this node.
 
-    The place is asked for last: a node that waits for its window must not keep others from theirs.
+    The slot is requested last, so that a node that waits for its window does not block others.
     """
     release = release_of(state, effect)
     while True:
@@ -94,7 +94,7 @@ async def open_gates(tools: Tools, effect: Effect, state: State, _emit: Emit) ->
             await tools.fleet.give_back()
         else:
             shut = await tools.fleet.take(release)
-            # spread over nodes and time, so that a fleet does not ask its engine in one moment
+            # the pause varies by node and time, so that the nodes of a fleet do not ask the engine all at once
             pause_s = FLEET_PAUSE_S * (0.5 + gates.fraction(tools.rules.node_id, str(now)))
         if not shut:
             tools.show_gates(())
@@ -146,9 +146,9 @@ async def collect(tools: Tools, effect: Effect, state: State, _emit: Emit) -> Ev
 
 
 async def _earlier_copy(tools: Tools, source_id: str) -> SealedKeys | None:
-    """The key set sealed in an earlier try, where the node is down and it is the very set that the node has now.
+    """Return the key set sealed in an earlier attempt, if the node is down and this set is the one that it has now.
 
-    Raises NO_KEYS_ANYWHERE where the node runs but cannot unseal its keys, and the vault has none either.
+    Raises NO_KEYS_ANYWHERE if the node runs but cannot unseal its keys, and the vault has none either.
     """
     if await tools.processes.is_alive(source_id):
         health = await tools.node_http.health(source_id)
@@ -166,7 +166,7 @@ async def _earlier_copy(tools: Tools, source_id: str) -> SealedKeys | None:
 
 
 async def permit(tools: Tools, effect: Effect, state: State, _emit: Emit) -> Event:
-    """Have the vault issue the release permit, and judge the gates once more before downtime begins."""
+    """Have the vault issue the release permit, and check the gates once more before downtime begins."""
     source = state.running.enclave_id if state.running else ""
 
     async def ask() -> Permit:
@@ -178,7 +178,7 @@ async def permit(tools: Tools, effect: Effect, state: State, _emit: Emit) -> Eve
     except Exception as error:
         return failed(PermitFailed, error, effect.enclave_id)
     shut = _shut_gates(tools, effect, state)
-    if not shut:  # the place is held already: this asks whether the fleet was halted meanwhile
+    if not shut:  # the slot is already held: this checks whether the fleet was halted in between
         shut = await tools.fleet.take(release_of(state, effect))
     if shut:
         return GatesShut(effect.enclave_id, shut[0])

@@ -1,8 +1,8 @@
 """Fetch a release as soon as a best block announces it, so that its files are here when the block is final.
 
-A prefetched release is only a verified folder in its slot: nothing is started, stopped or decided by it. If its block
-is never finalized, the folder is removed again. One endpoint can invent a best block, so only hosts that final
-releases or the settings name are asked, and only for releases that are newer than the running one.
+A prefetched release is only a verified folder in its slot; it starts, stops or decides nothing. If its block is never
+finalized, the folder is removed again. An endpoint can invent a best block. So only releases that are newer than the
+running one are fetched, and only from hosts that final releases or the settings name.
 """
 
 from __future__ import annotations
@@ -29,9 +29,9 @@ AT_ONCE_MAX = 2
 def fetchable_early(
     release: Release, state: State, listed: Mapping[str, int], hosts: Collection[str]
 ) -> Release | None:
-    """The release with those of its URLs that may be asked before it is final; None if none may, or if it is not newer.
+    """Return the release with only the URLs that may be used before finality; None if none may, or if it is not newer.
 
-    `listed` has the ids of the last finalized view with their lowest heights, `hosts` the settings' further hosts.
+    `listed` maps the ids of the last finalized view to their lowest heights; `hosts` are additional allowed hosts.
     """
     if not is_newer(release, state.running, listed):
         return None
@@ -47,7 +47,7 @@ def fetchable_early(
 
 
 def _host(url: str) -> str:
-    """A URL's host; "" for image references and for what is no URL."""
+    """Return a URL's host; "" for an image reference or an invalid URL."""
     try:
         return (urlsplit(url).hostname or "").lower() if "://" in url else ""
     except ValueError:
@@ -55,16 +55,16 @@ def _host(url: str) -> str:
 
 
 class EarlyFetch:
-    """The early fetches of one agent. `state` is the machine's state now, `hosts` what the settings allow besides."""
+    """The early fetches of one agent. `state` returns the machine's state; `hosts` are additional allowed hosts."""
 
     def __init__(self, slots: SlotsPort, clock: ClockPort, state: Callable[[], State], hosts: Collection[str]) -> None:
         self._slots, self._clock, self._state, self._hosts = slots, clock, state, hosts
         self._tasks: dict[str, asyncio.Task[None]] = {}
 
     def announced(self, release: Release, listed: Mapping[str, int]) -> None:
-        """Begin to fetch a release from a best block, unless it is under way, wanted already, or two others are.
+        """Begin to fetch a release from a best block, unless it is under way or wanted already, or two others are held.
 
-        `listed` has the ids of the last finalized view with their lowest heights.
+        `listed` maps the ids of the last finalized view to their lowest heights.
         """
         enclave_id = release.enclave_id
         if enclave_id in self._tasks or self._is_wanted(enclave_id) or len(self._tasks) >= AT_ONCE_MAX:
@@ -78,20 +78,20 @@ class EarlyFetch:
         task.add_done_callback(lambda _: self._tasks.pop(enclave_id, None))
 
     def _is_wanted(self, enclave_id: str) -> bool:
-        """Whether the machine has taken the release up, or runs it: then its slot is the machine's."""
+        """Whether the machine works on the release or runs it; its slot then belongs to the machine."""
         state = self._state()
         known = (state.running, state.target, state.previous, state.chain.program if state.chain else None)
         return any(release is not None and release.enclave_id == enclave_id for release in known)
 
     async def give_way(self, enclave_id: str) -> None:
-        """Cancel the early fetch of a release that the machine fetches now. What was received so far is kept."""
+        """Cancel the early fetch of a release that the machine fetches now. The bytes received so far are kept."""
         task = self._tasks.get(enclave_id)
         if task is not None:
             task.cancel()
             await asyncio.gather(task, return_exceptions=True)
 
     def holds(self, enclave_id: str) -> bool:
-        """Whether files of that release are being fetched, or kept until it is final."""
+        """Return whether files of that release are being fetched, or kept until it is final."""
         return enclave_id in self._tasks
 
     async def close(self) -> None:
@@ -109,5 +109,5 @@ class EarlyFetch:
             if not self._is_wanted(release.enclave_id):
                 await self._slots.remove_slot(release.enclave_id)
         except Exception as error:
-            # the machine fetches it again when it is final, and reports a failure then
+            # once the release is final, the machine fetches it again and reports a failure
             log.info("early fetch of %s: %s", release.enclave_id, failure_of(error).detail)

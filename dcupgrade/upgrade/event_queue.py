@@ -1,4 +1,4 @@
-"""What has happened and was not yet taken by the machine; bounded however long the machine cannot take it."""
+"""Events that wait for the machine. The queue is bounded, however long the machine cannot take events."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from dcupgrade.machine.events import Event
 
 @dataclass(frozen=True, slots=True)
 class Item:
-    """An event, and the run of an effect or the operator command that it comes from.
+    """An event, and its source: a run of an effect, or an operator command.
 
-    `number` tells results of this run of an effect from those of an earlier run of an equal one. `given_unix_s` is when
-    the operator gave the command.
+    `number` distinguishes this run of an effect from an earlier run of an equal effect. `given_unix_s` is the time at
+    which the operator gave the command.
     """
 
     event: Event
@@ -25,7 +25,7 @@ class Item:
 
 
 class EventQueue:
-    """Events in order. Of one source and class only the newest is kept, so that no source fills the memory."""
+    """Events in order. Per source and class only the newest is kept, so that no source can fill the memory."""
 
     def __init__(self) -> None:
         self._items: dict[tuple[object, ...], Item] = {}
@@ -42,7 +42,7 @@ class EventQueue:
         self._filled.set()
 
     async def get(self) -> Item:
-        """The oldest event."""
+        """Wait for the oldest event, remove it from the queue and return it."""
         while not self._items:
             self._filled.clear()
             await self._filled.wait()

@@ -1,4 +1,4 @@
-"""What the agent reports to people: transitions and progress as they happen, a snapshot, alarms."""
+"""Reports of the agent for people: transitions and progress as they happen, a snapshot, alarms."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ LOGGED_NOTES = ("retry", "journal_failed", "chain_lost")
 
 
 class Feed:
-    """Collects what happens and passes it on to subscribers. `crashes_max` is the budget of the running version."""
+    """Collects facts and passes them on to subscribers. `crashes_max` is the crash budget of the running version."""
 
     def __init__(self, clock: ClockPort, crashes_max: int) -> None:
         self._clock, self._crashes_max = clock, crashes_max
@@ -51,18 +51,18 @@ class Feed:
         self.waiting_commands: Sequence[Command] = ()
 
     def begin(self) -> None:
-        """The machine takes up its state now."""
+        """Record that the machine starts from its stored state now."""
         self._since_unix_s = self._clock.now()
 
     def subscribe(self) -> AsyncIterator[dict[str, Any]]:
-        """A stream of JSON-able facts: {"type": "state" | "progress", ...}. A slow reader loses the oldest ones.
+        """Return a stream of JSON-able facts: {"type": "state" | "progress", ...}. A slow reader loses the oldest ones.
 
         It is registered on creation and removed by `aclose`, even if never iterated.
         """
         return _Stream(self._subscribers)
 
     def snapshot(self, state: State) -> dict[str, Any]:
-        """Everything a status page shows.
+        """Return all facts that a status page shows.
 
         `node` is None where none is installed, else {"status", "enclave_id", "version", "canary", "detail",
         "since_unix_s"}; its status is that of NodeHealth, "stopped", or "unknown". `vault` has "reachable" (None before
@@ -83,7 +83,7 @@ class Feed:
         }
 
     def alarms(self, state: State) -> list[dict[str, str]]:
-        """What needs a person now, each with its code."""
+        """Return the conditions that need a person now, each with its code."""
         out: list[tuple[str, str]] = []
         if state.halted:
             out.append((state.halted, state.detail))
@@ -112,7 +112,9 @@ class Feed:
 
     @contextmanager
     def alarm(self) -> Iterator[Callable[[str, str], None]]:
-        """An alarm of one piece of work: call it with a code and a detail; with an empty code, or at its end, it ends.
+        """Give a piece of work an alarm: call it with a code and a detail to raise it, with an empty code to clear it.
+
+        Leaving the context clears it too.
 
         Example: `with feed.alarm() as alarm: alarm("COMMIT_NOT_ACKNOWLEDGED", "HTTP 500")`.
         """
@@ -133,7 +135,7 @@ class Feed:
             self._alarms.pop(number, None)
 
     def node_seen(self, release: Release | None, health: NodeHealth | None, code: str = "") -> None:
-        """The node's health at this moment; `code` is the error's if it is unknown whether its process is alive."""
+        """Record the node's health; `code` is the error's code if it is unknown whether its process is alive."""
         if release is None or health is None:
             self._node, self._node_code, self._node_away_since_s = None, "", None
             return
@@ -166,7 +168,7 @@ class Feed:
         return bool(self._vault["reachable"])
 
     def vault_seen(self, reachable: bool, code: str, detail: str) -> None:
-        """Whether the vault answers; `code` and `detail` say why not, or in which condition it is."""
+        """Record whether the vault answers; `code` and `detail` say why not, or which condition it reports."""
         same = (self._vault["reachable"], self._vault["code"]) == (reachable, code)
         if code and not same and self._vault["reachable"] is not None:
             log.warning("the vault: %s %s", code, detail, extra={"code": code})
@@ -175,19 +177,19 @@ class Feed:
         self._vault = {"reachable": reachable, "code": code, "detail": detail, "since_unix_s": since}
 
     def note(self, name: str, facts: Mapping[str, Any]) -> None:
-        """Progress of the work under way."""
+        """Report progress of the work under way."""
         self._progress[name] = facts
         if name in LOGGED_NOTES:
             log.warning("%s: %s", name, dict(facts), extra={"event": name})
         self._publish({"type": "progress", "name": name, "at_unix_s": self._clock.now(), "facts": dict(facts)})
 
     def show_gates(self, shut: tuple[Shut, ...]) -> None:
-        """Keep and report the gates that are shut now."""
+        """Store and report the gates that are shut now."""
         self.shut_gates = shut
         self.note("gates", {"shut": [item.to_json() for item in shut]})
 
     def transition(self, before: State, event: Event, after: State) -> None:
-        """One step of the machine."""
+        """Report one step of the machine."""
         fact = {
             "type": "state",
             "at_unix_s": event.at_unix_s,
@@ -232,6 +234,6 @@ class _Stream:
         return await self._queue.get()
 
     async def aclose(self) -> None:
-        """End it; safe to do twice."""
+        """End the stream; safe to call twice."""
         if self._queue in self._subscribers:
             self._subscribers.remove(self._queue)

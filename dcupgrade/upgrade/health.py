@@ -1,4 +1,4 @@
-"""Asks node and vault for their health at intervals, in every state of the machine, so that silence is noticed."""
+"""Ask node and vault for their health at intervals, in every state of the machine, so that silence is noticed."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ OF_TARGET = (Name.LAUNCHING, Name.DELIVERING, Name.PROBATION)
 
 
 async def watch_node(tools: Tools, feed: Feed, state: Callable[[], State]) -> None:
-    """Report the health of the version that should run, indefinitely; at once after the agent's own work changed it."""
+    """Report the health of the version that should run, indefinitely; at once after the agent's work changed it."""
     pause_s = PAUSE_S / 2
     while True:
         now = state()
@@ -39,7 +39,7 @@ async def watch_node(tools: Tools, feed: Feed, state: Callable[[], State]) -> No
 
 
 async def _ask_node(tools: Tools, release: Release) -> tuple[NodeHealth, str]:
-    """The node's health, and the error's code if it is unknown whether its process is alive."""
+    """Return the node's health, and the error's code if it is unknown whether its process is alive."""
     try:
         if not await tools.processes.is_alive(release.enclave_id):
             return NodeHealth("stopped"), ""

@@ -1,7 +1,8 @@
-"""Removes the files of versions that are no longer needed, so that disk use does not grow with every upgrade.
+"""Remove the files of versions that are no longer needed, so that disk use does not grow with every upgrade.
 
-Kept are the running version, the one on its way in or out, the one that can be gone back to, the one on the chain, and
-what an early fetch holds. Of any other version, the slot, the driver's record and the logs are removed together.
+Kept are the running version, the versions of an upgrade under way, the version that a revert would start, the version
+on the chain, and the files of early fetches. For any other version, the slot, the driver's record and the logs are
+removed together.
 """
 
 from __future__ import annotations
@@ -19,13 +20,13 @@ log = logging.getLogger("dcupgrade")
 
 
 def needed(state: State) -> frozenset[str]:
-    """Enclave ids whose files may still be needed in this state."""
+    """Return the enclave ids whose files may still be needed in this state."""
     program = state.chain.program if state.chain else None
     return frozenset(item.enclave_id for item in (state.running, state.target, state.previous, program) if item)
 
 
 async def keep_tidy(tools: Tools, early: EarlyFetch, state: Callable[[], State]) -> None:
-    """Remove such files every `tidy_every_s` seconds while the machine is idle. A failure is retried the next time."""
+    """Remove unneeded files every `tidy_every_s` seconds while the machine is idle; retry failures the next time."""
     while True:
         await tools.clock.sleep(tools.limits.tidy_every_s)
         try:

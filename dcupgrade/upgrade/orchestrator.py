@@ -1,7 +1,7 @@
 """The orchestrator performs the effects that the machine wants, and gives it the events. One task owns the machine.
 
-Order is everything here: an event is taken, the machine steps, the journal stores state and intents, and only then work
-that is no longer wanted is cancelled and newly wanted work begins. Results of work no longer wanted are dropped.
+The order matters: take an event, step the machine, store state and intents in the journal. Only then cancel work that
+is no longer wanted and begin newly wanted work. Results of cancelled work are dropped.
 """
 
 from __future__ import annotations
@@ -44,14 +44,14 @@ log = logging.getLogger("dcupgrade")
 
 @dataclass(frozen=True, slots=True)
 class _Job:
-    """A running effect. Its number tells results of this run from those of an earlier run of an equal effect."""
+    """A running effect. Its number distinguishes this run from an earlier run of an equal effect."""
 
     number: int
     task: asyncio.Task[None]
 
 
 def has_no_node(state: State) -> bool:
-    """Whether no node was ever started: nothing runs, and nothing is being launched. Then one may be taken over."""
+    """Return whether no node was ever started: none runs and none is being launched. Then one may be taken over."""
     return state.running is None and state.name in (Name.IDLE, Name.STAGING, Name.STAGED, Name.ABANDONED)
 
 
@@ -84,10 +84,10 @@ class Orchestrator:
         self.state = State()
 
     async def run(self) -> None:
-        """Take up the journalled state and work until cancelled.
+        """Continue from the journalled state and work until cancelled.
 
-        Raises DcupgradeError: JOURNAL_CORRUPT from start-up, MACHINE_NO_TRANSITION for a fault of the program. Nodes
-        are never touched by the end of this task.
+        Raises DcupgradeError: JOURNAL_CORRUPT at start-up, MACHINE_NO_TRANSITION for a fault of the program. The end of
+        this task never stops a node.
         """
         stored = await self._journal.load()
         if stored is not None:
@@ -117,15 +117,15 @@ class Orchestrator:
             self._jobs.clear()
 
     async def _compare_work(self, stored: State) -> None:
-        """Report where the state wants other work now than when it was stored. The state decides."""
+        """Report if the state wants other work now than the stored intents. The state decides."""
         before, now = await self._journal.intents(), [effect.to_json() for effect in activity(stored)]
         if before != now:
             log.warning("JOURNAL_WORK_DIFFERS: stored was %s, wanted is %s", before, now)
 
     async def _begin(self, stored: State | None) -> State:
-        """Where the journal knows of no node, one that is here already is taken over.
+        """If the journal names no node, take over a node that is already on this host.
 
-        Without a journal this is also one that is down; with a journal that never had a node, only one that runs.
+        Without a journal, the node may also be down. With a journal that never had a node, it must run.
         """
         before = stored or State()
         found = await self._discover(stored)
@@ -182,7 +182,7 @@ class Orchestrator:
         await self._reconcile()
 
     def _informed(self, item: Item) -> Event:
-        """The item's event. A command that waited too long for the machine is refused.
+        """Return the item's event. A command that waited too long for the machine is refused.
 
         A `resume` accepts a revoked version only if it was given once the revocation was known.
         """
@@ -196,7 +196,7 @@ class Orchestrator:
         return CommandRefused(event.who, refusal=self.state.halted, why=f"resume: {why}")
 
     async def _store(self, entry: Entry) -> None:
-        """Nothing may happen that the journal does not hold: a failing write is repeated until it succeeds."""
+        """Store the entry; repeat a failing write until it succeeds, because work may begin only once it is stored."""
         tries = 0
         while True:
             try:
@@ -234,7 +234,7 @@ class Orchestrator:
                     emit(await perform(self._tools, effect, state, emit))
                     return
                 except Exception as error:
-                    # performers turn every expected failure into an event; what gets here is a fault of the program
+                    # performers turn every expected failure into an event, so this error is a fault of the program
                     tries += 1
                     failure = failure_of(error)
                     log.exception("effect %s failed unexpectedly", effect.kind.value)
@@ -281,10 +281,10 @@ class Orchestrator:
             await self._clock.sleep(self._commands_poll_s)
 
     async def _understood(self, command: Command) -> Event:
-        """The event that the command means.
+        """Return the event of the command.
 
-        A revert or restart is marked where the files of the version that is to be started are not good: what serves
-        now must not be stopped for a version that could not be started then.
+        A revert or restart is marked if the files of the version to be started are damaged. The serving version must
+        not be stopped for a version that cannot be started.
         """
         event = event_of(command, self.state, self._clock.now())
         if not isinstance(event, StartingCommand):

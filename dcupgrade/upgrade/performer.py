@@ -1,7 +1,7 @@
-"""How each effect of the machine is performed. Every one is safe to do twice, and safe to cancel.
+"""Perform the effects of the machine. Every effect is safe to repeat and safe to cancel.
 
-An effect waits, retries what is transient, and returns the event that ends it. Nothing here decides what comes next:
-that is the machine's table.
+An effect waits, retries transient failures, and returns the event that ends it. The machine's table decides what comes
+next.
 """
 
 from __future__ import annotations
@@ -47,9 +47,9 @@ WORK: dict[EffectKind, Work] = {
 
 
 async def perform(tools: Tools, effect: Effect, state: State, emit: Emit) -> Event:
-    """Do the work and return the event that ends it; `emit` takes events on the way.
+    """Do the work and return the event that ends it; `emit` takes events before that.
 
-    Every failure that is expected becomes an event. What raises is a fault of the program, or cancellation.
+    Every expected failure becomes an event. Raises only for a fault of the program, and for cancellation.
     """
     return await WORK[effect.kind](tools, effect, state, emit)
 
@@ -68,7 +68,7 @@ FAILURES: dict[EffectKind, type[FailureEvent]] = {
 
 
 def failure_event(effect: Effect, state: State, error: Exception) -> Event | None:
-    """The event of an effect that failed unexpectedly; None for one that is repeated indefinitely."""
+    """Return the event of an effect that failed unexpectedly; None for an effect that is repeated indefinitely."""
     ended = FAILURES.get(effect.kind)
     if ended is None or (ended is StopFailed and state.name is Name.HALTED):
         return None

@@ -22,7 +22,7 @@ Progress = Callable[[Mapping[str, Any]], None]
 
 @dataclass(frozen=True, slots=True)
 class NodeExit:
-    """How a node's process ended; `rebooted` when it ended with the machine."""
+    """How a node's process ended; `rebooted` if it ended because the machine was restarted."""
 
     text: str
     rebooted: bool = False
@@ -30,7 +30,7 @@ class NodeExit:
 
 @dataclass(frozen=True, slots=True)
 class NodeHealth:
-    """A node's own account of itself. `status` is "starting", "waiting_for_keys", "serving", "failed" or "silent"."""
+    """A node's report about itself. `status` is "starting", "waiting_for_keys", "serving", "failed" or "silent"."""
 
     status: str
     enclave_id: str = ""
@@ -43,7 +43,7 @@ class NodeHealth:
 
 @dataclass(frozen=True, slots=True)
 class Delivery:
-    """How far the vault is with one target; `state` as in the vault's API, `code` when it refused."""
+    """The progress of a delivery to one target: `state` as in the vault's API, and `code` if the vault refused."""
 
     state: str
     code: str = ""
@@ -52,9 +52,9 @@ class Delivery:
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """One transition as it is journalled: state, what happened, the state after it, and the work now wanted.
+    """One transition as it is journalled: the state before, the event, the state after, and the work now wanted.
 
-    `command_id` and `outcome` are set where an operator command was the event.
+    `command_id` and `outcome` are set if the event was an operator command.
     """
 
     before: State
@@ -66,29 +66,30 @@ class Entry:
 
 
 class JournalPort(Protocol):
-    """Durable memory. `append` returns only when the entry would survive a power cut."""
+    """Durable storage. `append` returns only once the entry would survive a power cut."""
 
     async def load(self) -> State | None:
-        """The last state, or None in a new journal."""
+        """Return the last state, or None for a new journal."""
 
     async def intents(self) -> list[dict[str, Any]]:
-        """The JSON of the work that was wanted when the last entry was stored."""
+        """Return the JSON of the work that was wanted when the last entry was stored."""
 
     async def append(self, entry: Entry) -> None:
-        """Store one transition. Raises DcupgradeError, and then nothing was stored.
+        """Store one transition. Raises DcupgradeError; then nothing was stored.
 
-        JOURNAL_WRITE_FAILED may pass; COMMAND_CANCELLED: the operator command was cancelled meanwhile.
+        JOURNAL_WRITE_FAILED may be temporary. COMMAND_CANCELLED means that the operator command was cancelled before it
+        was stored.
         """
 
     async def commands(self) -> list[Command]:
-        """Operator commands that no entry has taken up yet, oldest first."""
+        """Return the operator commands that no entry has handled yet, oldest first."""
 
 
 class ClockPort(Protocol):
     """Time. Waiting never uses the wall clock, so clock jumps do not matter."""
 
     def now(self) -> float:
-        """Wall clock, Unix seconds; for records and for what people or other programs agreed on."""
+        """Wall clock, Unix seconds; for records and for times shared with people or other programs."""
 
     def monotonic(self) -> float:
         """Seconds that never jump."""
@@ -99,19 +100,19 @@ class ClockPort(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Announcement:
-    """A signed release at a best block: it may be fetched early, and nothing else, since it is not final."""
+    """A signed release at a best block. It is not final, so it may only be fetched early."""
 
     release: Release
 
 
 class ChainPort(Protocol):
-    """The chain: what is final, and what may become so."""
+    """The chain: final facts, and announcements that may become final."""
 
     def news(self) -> AsyncIterator[Announcement | ChainFacts]:
-        """What the final chain says now and after each change, and between them what best blocks announce."""
+        """Yield the facts of the final chain, now and after each change, and announcements of best blocks in between."""
 
     async def evidence(self, target_id: str, source_id: str, vault_state: Mapping[str, Any]) -> Mapping[str, Any]:
-        """What the vault needs in order to permit a target."""
+        """Return the evidence that the vault needs to permit a target."""
 
 
 class VaultPort(Protocol):
@@ -121,66 +122,66 @@ class VaultPort(Protocol):
         """Its state: own enclave id, heights seen, key sets held."""
 
     async def collect(self, source_id: str, evidence: Mapping[str, Any]) -> SealedKeys:
-        """Take the running node's key set, or find it taken already; returns once it is sealed.
+        """Collect the running node's key set, unless that was done before; return once it is sealed.
 
-        The evidence shows the vault that the network lists it.
+        The evidence proves to the vault that the network lists the vault.
         """
 
     async def permit(self, source_id: str, target_id: str, key_set_id: str, evidence: Mapping[str, Any]) -> Permit:
         """Permit the handover of the key set to the target."""
 
     async def delivery(self, enclave_id: str) -> Delivery:
-        """How far the handover to this enclave is."""
+        """Return the progress of the handover to this enclave."""
 
     async def holds_keys_of(self, source_id: str, key_set_id: str) -> bool:
-        """Whether a sealed copy from this source is there: of that key set, or of any when `key_set_id` is ""."""
+        """Return whether the vault has a sealed copy from this source: of that key set, or of any if the id is ""."""
 
     async def committed(self, target_id: str, key_set_id: str) -> None:
-        """The target is committed: retention of the sealed copy begins."""
+        """Report that the target is committed: the retention time of the sealed copy begins."""
 
 
 class SlotsPort(Protocol):
     """Files of node versions on this machine: one slot per version."""
 
     async def stage(self, release: Release, progress: Progress) -> StagedRelease:
-        """Download and verify into the release's slot; returns at once when it is there."""
+        """Download and verify the release into its slot; return at once if it is already there."""
 
     async def fetch_early(self, release: Release) -> None:
-        """The same for a release that is not final yet; only a verified folder comes of it."""
+        """Stage a release that is not final yet. The only result is a verified folder."""
 
     async def slot_is_good(self, enclave_id: str) -> bool:
-        """Whether the version's files are there and are what they were when they were verified."""
+        """Return whether the version's files exist and still verify."""
 
     async def staged(self) -> list[str]:
-        """Enclave ids of the versions whose files are here."""
+        """Return the enclave ids of the versions whose files are on this machine."""
 
     async def remove_slot(self, enclave_id: str) -> None:
-        """Delete the version's files; one that runs is refused."""
+        """Delete the version's files; refused for a version that runs."""
 
     async def discover(self) -> Release | None:
-        """The version that owns the data, as far as files and processes tell: for a start with an empty journal."""
+        """Return the version that owns the data, found by files and processes; for a start with an empty journal."""
 
 
 class ProcessesPort(Protocol):
     """Processes of node versions. At most one runs at a time; starting one while another lives is refused."""
 
     async def start(self, release: Release, *, first_install: bool) -> RunningNode:
-        """Have the version's process run: one that lives already is taken over, else it is started."""
+        """Start the version's process, or take over its running one."""
 
     async def is_alive(self, enclave_id: str) -> bool:
-        """Whether the version's process lives."""
+        """Return whether the version's process is alive."""
 
     async def wait_exit(self, enclave_id: str) -> NodeExit:
-        """Return when the version's process is gone."""
+        """Wait until the version's process is gone; return how it ended."""
 
     async def why_silent(self, enclave_id: str) -> str:
-        """What keeps a living process from answering, as far as the host tells; empty where nothing is to be seen."""
+        """Return what keeps a living process from answering, as far as the host shows it; "" if nothing is found."""
 
     async def stop(self, enclave_id: str) -> None:
-        """Stop the version's process (TERM, grace, KILL); returns when it is gone, its port and data lock free."""
+        """Stop the version's process (TERM, grace, KILL); return when it is gone, and its port and data lock are free."""
 
     async def key_set_id(self) -> str:
-        """The id of the key set that the data folder belongs to, as its marker says; "" when there is none."""
+        """Return the id of the data folder's key set, from its marker; "" if there is no marker."""
 
 
 class NodeHttpPort(Protocol):
@@ -201,13 +202,13 @@ class HostPort(Protocol):
 
 
 class FleetPort(Protocol):
-    """This node's place among the nodes that may upgrade at once. Asked only while the old node runs."""
+    """This node's slot in a fleet that limits concurrent upgrades. Asked for only while the old node runs."""
 
     async def take(self, release: Release) -> tuple[Shut, ...]:
-        """Hold a place for an upgrade to this release; returns the reasons against it. Safe to ask again."""
+        """Take a slot for an upgrade to this release; return the reasons if refused. Safe to repeat."""
 
     async def give_back(self) -> None:
-        """Give the place to others, because another gate is shut. Never raises."""
+        """Free the slot for others, because another gate is shut. Never raises."""
 
 
 class NoFleet:

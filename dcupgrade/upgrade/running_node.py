@@ -14,11 +14,10 @@ from .tools import Alarm, Emit, Tools, failed, first_of, release_of
 
 
 async def keep_node(tools: Tools, effect: Effect, state: State, emit: Emit) -> NoReturn:
-    """Keep the node up until that is no longer wanted, and report how it does.
+    """Keep the node running until this is no longer wanted, and report its state.
 
-    The journal holds already that the node is to run. So it is started again after a crash without waiting for the
-    crash to be stored: a full disk must not keep it down. Every failure is followed by a pause, which an operator's
-    `restart` ends.
+    The journal already says that the node should run. So after a crash it is started again before the crash is stored:
+    a full disk must not keep it down. A pause follows every failure; an operator's `restart` ends the pause.
     """
     release = release_of(state, effect)
     crashes, first = state.crashes, True
@@ -58,7 +57,7 @@ async def _asked_to_restart(tools: Tools) -> Event:
 
 
 async def _is_alive(tools: Tools, enclave_id: str, alarm: Alarm) -> bool:
-    """Whether the node's process is alive. Asks until there is an answer: an error here is not a crash of the node."""
+    """Return whether the node's process is alive. Repeat on errors: an error here is not a crash of the node."""
     tries = 0
     while True:
         try:
@@ -75,7 +74,7 @@ async def _is_alive(tools: Tools, enclave_id: str, alarm: Alarm) -> bool:
 
 
 async def _start(tools: Tools, release: Release, alarm: Alarm) -> None:
-    """Start the node; its files are fetched again where they are lost, from a mirror that may be good by now."""
+    """Start the node. If its files are lost, fetch them again; a mirror that failed before may work now."""
     if not await tools.slots.slot_is_good(release.enclave_id):
         try:
             await tools.fetch(release)

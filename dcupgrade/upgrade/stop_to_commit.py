@@ -26,7 +26,7 @@ FINAL_REFUSALS = ("PERMIT_", "RELEASE_KEY_SET_")
 
 
 async def stop_node(tools: Tools, effect: Effect, state: State, _emit: Emit) -> Event:
-    """Stop a node's process. Where the machine has halted over it, this is tried until it succeeds."""
+    """Stop a node's process. If the machine halted because a stop failed, repeat until it succeeds."""
     tries = 0
     while True:
         try:
@@ -66,7 +66,7 @@ async def _watch_delivery(tools: Tools, effect: Effect) -> Event:
             delivery = await tools.vault.delivery(effect.enclave_id)
             last = f"vault: {delivery.state} {delivery.code} {delivery.detail}, node: {health.status}"
             tools.note("delivery", {"state": delivery.state, "node": health.status})
-            # a node that sealed this very key set in an earlier try serves without asking again
+            # a node that sealed this key set in an earlier attempt serves without requesting it again
             unasked = delivery.state == "waiting" and health.canary and health.key_set_id == effect.key_set_id
             if health.status == "serving" and (unasked or delivery.state in tools.limits.confirmed):
                 return Delivered(AttestedNode(effect.enclave_id))
@@ -134,6 +134,6 @@ async def commit(tools: Tools, effect: Effect, state: State, _emit: Emit) -> Eve
                 "report the commit to the vault", lambda: tools.vault.committed(effect.enclave_id, state.key_set_id)
             )
         except Exception as error:
-            # the vault then keeps its sealed copy longer than needed, which is safe
+            # without the report the vault keeps its sealed copy longer than needed, which is safe
             tools.note("vault_not_told", {"detail": failure_of(error).detail})
     return CommitDone(effect.enclave_id)

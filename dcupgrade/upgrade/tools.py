@@ -1,4 +1,4 @@
-"""What the performers share: the ports, limits, retries, and the events that end an effect."""
+"""Shared by the performers: the ports, limits, retries, and the events that end an effect."""
 
 from __future__ import annotations
 
@@ -33,9 +33,9 @@ AlarmOfWork = Callable[[], AbstractContextManager[Alarm]]
 class Limits:
     """Times and counts of the performers; all in seconds unless named otherwise.
 
-    `confirmed` lists the vault's delivery states that count as confirmed: over handover v1 nothing is confirmed, and
-    "delivered" has to do. `early_hosts` may be asked for releases that are not final yet, besides those that final ones
-    name.
+    `confirmed` lists the vault's delivery states that count as confirmed. Handover v1 has no confirmation, so there
+    "delivered" must suffice. `early_hosts` are hosts, in addition to those named by final releases, from which releases
+    may be fetched before they are final.
     """
 
     attempts: int = 5
@@ -81,11 +81,11 @@ class Tools:
         """Set when an operator wants the node stopped and started again; cleared by whoever keeps the node."""
 
     def pause_s(self, tries: int) -> float:
-        """The pause after so many failed tries, seconds: doubling, bounded."""
+        """Return the pause in seconds after this many failed tries: it doubles each time, up to a limit."""
         return min(self.limits.backoff_max_s, self.limits.backoff_s * 2.0 ** min(max(tries - 1, 0), 20))
 
     def pace_s(self, waited_s: float) -> float:
-        """Seconds until a node is asked again: short at first, since this is downtime."""
+        """Return the seconds until the node is asked again; short at first, because this is downtime."""
         return min(self.limits.probe_interval_s, max(0.05, waited_s / 10))
 
     async def retry(self, what: str, work: Callable[[], Awaitable[T]], *, also_refusals: bool = False) -> T:
@@ -107,7 +107,7 @@ class Tools:
                 await self.clock.sleep(pause)
 
     async def until_exit(self, enclave_id: str, *works: Awaitable[Event]) -> Event:
-        """The event of the work that ends first, or NodeExited when the node's process ends before."""
+        """Return the event of the work that ends first, or NodeExited if the node's process ends before that."""
         return await first_of(*works, self._exit_event(enclave_id))
 
     async def _exit_event(self, enclave_id: str) -> Event:
@@ -115,7 +115,7 @@ class Tools:
         return NodeExited(enclave_id, ended.text, ended.rebooted)
 
     async def _exit_of(self, enclave_id: str) -> NodeExit:
-        """How the node's process ended. That it cannot be watched is not its end: it is watched again after a pause."""
+        """Return how the node's process ended. If it cannot be watched, retry after a pause: that is not its end."""
         tries = 0
         while True:
             try:
@@ -127,7 +127,7 @@ class Tools:
                 await self.clock.sleep(self.pause_s(tries))
 
     async def wait_serving(self, enclave_id: str, deadline_s: float | None) -> NodeHealth:
-        """The node's health once it serves, has failed, or the deadline is over."""
+        """Return the node's health once it serves, has failed, or the deadline has passed."""
         began = self.clock.monotonic()
         while True:
             health = await self.node_http.health(enclave_id)
@@ -137,7 +137,7 @@ class Tools:
             await self.clock.sleep(self.pace_s(waited))
 
     async def fetch(self, release: Release) -> StagedRelease:
-        """Download and verify a release, with its progress reported; what an early fetch has of it is continued."""
+        """Download and verify a release and report progress. Files of an early fetch are continued."""
         await self._early.give_way(release.enclave_id)
         return await self.slots.stage(release, lambda facts: self.note("download", facts))
 
@@ -147,9 +147,9 @@ Work = Callable[[Tools, Effect, State, Emit], Awaitable[Event]]
 
 
 async def first_of(*works: Awaitable[T]) -> T:
-    """Result of the work that ends first, in the given order where several have; the others are cancelled.
+    """Return the result of the work that ends first and cancel the others. If several ended, the given order decides.
 
-    Await it at once, never as a task of its own: a task that is cancelled before it begins leaves `works` unawaited.
+    Await this directly, never as a separate task: a task that is cancelled before it begins leaves `works` unawaited.
     """
     tasks = [asyncio.ensure_future(work) for work in works]
     try:
@@ -162,7 +162,7 @@ async def first_of(*works: Awaitable[T]) -> T:
 
 
 def at_once(event: type[ReleaseEvent]) -> Work:
-    """An effect with nothing to do but to be journalled."""
+    """Return an effect that needs no work; only the journal entry matters."""
 
     async def work(_tools: Tools, effect: Effect, _state: State, _emit: Emit) -> Event:
         return event(effect.enclave_id)
@@ -171,12 +171,12 @@ def at_once(event: type[ReleaseEvent]) -> Work:
 
 
 def failed(event: type[FailureEvent], error: BaseException, enclave_id: str) -> FailureEvent:
-    """The event of a failed effect."""
+    """Return the event of a failed effect."""
     return event(enclave_id, failure_of(error))
 
 
 def problem_of(health: NodeHealth, enclave_id: str) -> Failure | None:
-    """The failure when a health report rules the node out, whatever else is awaited."""
+    """Return the failure if a health report shows that the node cannot become usable, else None."""
     if health.enclave_id and health.enclave_id != enclave_id:
         return Failure("NODE_ANOTHER_VERSION", "rejected", f"{health.enclave_id} answers")
     if health.status == "failed":
@@ -187,7 +187,7 @@ def problem_of(health: NodeHealth, enclave_id: str) -> Failure | None:
 
 
 def release_of(state: State, effect: Effect) -> Release:
-    """The release that the effect is about, or MACHINE_NO_TRANSITION where the state names none."""
+    """Return the effect's release. Raises MACHINE_NO_TRANSITION if the state names none."""
     for release in (state.target, state.running, state.previous):
         if release is not None and release.enclave_id == effect.enclave_id:
             return release

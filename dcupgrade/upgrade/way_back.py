@@ -1,4 +1,4 @@
-"""The effect that brings the source back on its own keys and data."""
+"""The effect that starts the source version again on its own keys and data."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ async def _watch_source(tools: Tools, effect: Effect) -> Event:
 
 
 async def _ask_about_keys(tools: Tools, source_id: str) -> str:
-    """Why the source still waits for its keys; empty when the vault has none for it."""
+    """Return why the source still waits for its keys; "" if the vault has none for it."""
     try:
         if not await tools.vault.holds_keys_of(source_id, ""):
             return ""
