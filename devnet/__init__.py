@@ -1,1 +1,1 @@
-"""Development network: chain, reference node, releases, and a whole world of them for trials. Nobody imports it."""
+"""Development network for trials: chain, reference node, releases, and all of them together. No package imports it."""

@@ -57,7 +57,7 @@ class ArtefactServer:
             self._runner = None
 
     def url(self, name: str) -> str:
-        """Where a file of the folder is had."""
+        """Return the URL of a file in the folder."""
         return f"http://127.0.0.1:{self.port}/{name}"
 
     @web.middleware

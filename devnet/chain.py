@@ -4,8 +4,8 @@ Two kinds: `chopsticks` (Node.js; starts in seconds; every block is final at onc
 Substrate node of ours: Aura, GRANDPA, proofs; built on first use). Both run the runtime of `devnet/runtime` from the
 same genesis, so both have the same genesis hash for the same slot length.
 
-The chain's process ends with the process that started it, whatever happens to that one: it ends when its standard
-input closes.
+The chain's process ends when its standard input closes. So it ends together with the process that started it, even if
+that one is killed.
 """
 
 import asyncio

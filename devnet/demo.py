@@ -1,4 +1,4 @@
-"""``python -m devnet demo``: a whole node upgrade before one's eyes, every step real and between separate processes.
+"""`python -m devnet demo`: show a complete node upgrade; every step is real and runs between separate processes.
 
 Only the TEE is simulated, and the demonstration says so. Nothing that it started is left running; the journal and the
 logs stay in its folder.
@@ -61,12 +61,12 @@ MEANING = {
 
 
 class DemoError(Exception):
-    """Something was not as it must be; the text says what."""
+    """A step of the demonstration gave a wrong result; the text says which."""
 
 
 @dataclass(slots=True)
 class Facts:
-    """What the summary tells."""
+    """The facts that the summary prints."""
 
     began: float = field(default_factory=time.monotonic)
     old: BuiltRelease | None = None
@@ -133,7 +133,7 @@ def demo(handover: str, objects: int, seed: int, folder: Path | None, stay: bool
 
 
 def remove_bulk(folder: Path) -> None:
-    """Remove the trial's data, large and of no use without its simulated CPU; what tells a story stays."""
+    """Remove the trial's data, which is large and useless without its simulated CPU; journal and logs stay."""
     for name in ("data", "keys", "archives"):
         shutil.rmtree(folder / name, ignore_errors=True)
 
@@ -312,7 +312,7 @@ async def _in_parallel(work: Callable[[int], Any], count: int) -> None:
 
 
 class _Heads:
-    """When this process saw which block become final: the moment from which detection is counted."""
+    """The times at which this process saw blocks become final; detection is measured from these times."""
 
     def __init__(self) -> None:
         self._seen: dict[int, float] = {}

@@ -23,7 +23,7 @@ class EtcdServer:
 
     @property
     def url(self) -> str:
-        """Where clients ask."""
+        """The URL for clients."""
         return f"http://127.0.0.1:{self._port}"
 
     def start(self) -> None:
@@ -53,7 +53,7 @@ class EtcdServer:
             return False
 
     def kill(self) -> None:
-        """End it as a power cut would."""
+        """Kill it, as a power cut would."""
         if self._process is not None:
             self._process.kill()
             self._process.wait()

@@ -47,12 +47,12 @@ class KubeApiServer:
 
     @property
     def url(self) -> str:
-        """Where clients ask."""
+        """The URL for clients."""
         return f"https://127.0.0.1:{self.port}"
 
     @property
     def ca_file(self) -> Path:
-        """The certificate that clients must be told to believe."""
+        """The CA certificate that clients must trust."""
         return self._folder / "tls.crt"
 
     def token(self, user: str) -> str:
@@ -112,7 +112,7 @@ class KubeApiServer:
         return False
 
     def kill(self) -> None:
-        """End it as a power cut would; etcd keeps running."""
+        """Kill it, as a power cut would; etcd keeps running."""
         if self._process is not None:
             self._process.kill()
             self._process.wait()

@@ -20,7 +20,7 @@ from typing import Any, Self
 import aiohttp
 from aiohttp import web
 
-# Headers of finalized and of best blocks come under these names.
+# Names of the notifications with headers of finalized and best blocks.
 HEAD_NOTIFICATIONS = ("chain_finalizedHead", "chain_newHead", "chain_allHead")
 MESSAGE_BYTES_MAX = 64 * 1024 * 1024
 

@@ -7,7 +7,7 @@
         await network.part("bob", "full")   # two networks, each with one author and without finality
         await network.heal()                # the shorter branch is dropped
 
-All nodes are `--reserved-only`, so who is connected to whom is decided here alone.
+All nodes run with `--reserved-only`, so only this module decides which nodes are connected.
 """
 
 import asyncio
@@ -64,7 +64,7 @@ class NetworkNode(ChainProcess):
         os.kill(self.pid, signal.SIGCONT)
 
     def kill(self) -> None:
-        """Ends the process without any farewell; `restart` starts it again."""
+        """Kills the process (SIGKILL); `restart` starts it again."""
         process = self._running()
         process.kill()
         process.wait()

@@ -71,7 +71,7 @@ class ReleaseKeys:
 
 @dataclass(frozen=True, slots=True)
 class BuiltRelease:
-    """A release on disk: what the chain is told of it, and where its archive lies."""
+    """A release on disk: what is published on the chain, and the path of its archive."""
 
     name: str
     version: str
@@ -80,7 +80,7 @@ class BuiltRelease:
     archive: Path
 
     def install(self, folder: Path) -> None:
-        """Unpack it by hand into a new folder, the network's signature beside it, as whoever has no agent does."""
+        """Unpack it into a new folder with the network's signature beside it, as a person without an agent would."""
         folder.mkdir(parents=True)
         unpack(self.archive, folder, ArchiveLimits(), None)
         (folder / "network.sig").write_text(self.signature)
@@ -88,7 +88,7 @@ class BuiltRelease:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NodeTraits:
-    """What is measured into an image of the reference node beside its code; all but ``features`` make it a bad one."""
+    """What is measured into a reference node's image besides its code; each field but ``features`` makes it bad."""
 
     features: tuple[str, ...] = ()
     does_not_start: bool = False

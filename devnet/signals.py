@@ -1,7 +1,7 @@
-"""How commands of devnet end by SIGINT, SIGTERM or SIGHUP: with all that they started stopped, whatever comes after.
+"""End devnet's commands on SIGINT, SIGTERM or SIGHUP, after stopping everything that they started.
 
-A second signal must not cut the clean-up short, so only the first one counts. A signal which this process was started
-to ignore (`nohup`, a shell's background job) stays ignored.
+A second signal must not interrupt the clean-up, so only the first one counts. A signal that was already ignored when
+this process started (`nohup`, a shell's background job) stays ignored.
 """
 
 import asyncio
@@ -19,7 +19,7 @@ def _heeded() -> list[signal.Signals]:
 
 @contextlib.contextmanager
 def interruptible() -> Iterator[None]:
-    """Within, the first signal raises KeyboardInterrupt in the main thread, which is where this must be used."""
+    """Within the context, the first signal raises KeyboardInterrupt. Use it only in the main thread."""
     before = {number: signal.getsignal(number) for number in _heeded()}
 
     def interrupt(_number: int, _frame: FrameType | None) -> None:
@@ -37,7 +37,7 @@ def interruptible() -> Iterator[None]:
 
 
 def cancel_by_signal() -> Callable[[], None]:
-    """From now on the first signal cancels the running task; what is returned makes the loop deaf, for the clean-up."""
+    """Let the first signal cancel the running task. Return a function that makes the loop ignore signals (clean-up)."""
     loop, task, numbers = asyncio.get_running_loop(), asyncio.current_task(), _heeded()
 
     def deaf() -> None:

@@ -1,8 +1,8 @@
-"""A Debian of its own whose systemd boots, for trials of the units: `with SystemdHost({...}) as host: host.run(...)`.
+"""Boot a separate Debian with systemd, to test the units: `with SystemdHost({...}) as host: host.run(...)`.
 
-It is a systemd-nspawn container over a cached, untouched root folder: what is written into it goes with it. It shares
-the machine's network, so that a development chain on loopback is reached. Needs root, and Debian's `systemd-container`
-and `debootstrap`. It serves trials and protects nothing.
+It is a systemd-nspawn container over a cached root folder, which stays unchanged: files written inside are lost with
+the container. It shares the machine's network, so that it reaches a development chain on loopback. Needs root, and
+Debian's `systemd-container` and `debootstrap`. It is for tests only and isolates nothing.
 """
 
 import contextlib
@@ -43,7 +43,7 @@ def root_folder() -> Path:
         include = f"--include={','.join(ROOT_PACKAGES)}"
         argv = ["debootstrap", "--variant=minbase", include, SUITE, str(part / "root")]
         run_tool(argv, what="making the root folder with debootstrap")
-        if CA_BUNDLE.is_file():  # downloads inside trust whom this machine trusts
+        if CA_BUNDLE.is_file():  # downloads inside trust the same CAs as this machine
             shutil.copy(CA_BUNDLE, part / "root" / CA_BUNDLE.relative_to("/"))
 
     bundle = [CA_BUNDLE] if CA_BUNDLE.is_file() else []
@@ -110,7 +110,7 @@ class SystemdHost:
             return False
         self._init = int(children[-1])
         with contextlib.suppress(DevnetError):
-            # "degraded": a unit of Debian's own failed, which says nothing of ours.
+            # "degraded": one of Debian's own units failed, which does not concern ours.
             return self.run("sh", "-c", "systemctl is-system-running || :").strip() in ("running", "degraded")
         return False
 
@@ -141,7 +141,7 @@ class SystemdHost:
         """End everything inside, and the container."""
         nspawn, self._nspawn = self._nspawn, None
         if nspawn is not None:
-            if self._init:  # the word for "power off" to the systemd inside
+            if self._init:  # this signal tells the systemd inside to power off
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(self._init, signal.SIGRTMIN + 4)
             try:

@@ -19,9 +19,9 @@ class TcpProxy:
     _tasks: set[asyncio.Task[None]] = field(default_factory=set)
 
     async def start(self) -> None:
-        """Listen; ``port`` tells where, and stays the same over cuts.
+        """Listen on ``port``, which stays the same over cuts.
 
-        It is a reserved one: one that the kernel chose could become an outgoing connection's while nobody listens.
+        The port is reserved: a port that the kernel chose could be given to an outgoing connection during a cut.
         """
         self.port = self.port or free_port()
         self._server = await asyncio.start_server(self._serve, "127.0.0.1", self.port)

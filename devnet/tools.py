@@ -58,7 +58,7 @@ def digest_of(files: list[Path], extra: str = "") -> str:
 
 @contextmanager
 def locked(name: str) -> Iterator[None]:
-    """Hold the cache's lock of that name; waits for who has it, in this process or another."""
+    """Hold the cache's lock of that name; wait while this or another process holds it."""
     with open(cache_dir() / f"{name}.lock", "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         yield
@@ -72,7 +72,7 @@ def install_once(name: str, build: Callable[[Path], None]) -> Path:
     with locked(name):
         if final.is_dir():
             return final
-        for left in cache_dir().glob(f".{name}.*"):  # of one who was killed: nobody else is at it under the lock
+        for left in cache_dir().glob(f".{name}.*"):  # left by a killed process: the lock excludes other processes
             shutil.rmtree(left, ignore_errors=True)
         part = Path(tempfile.mkdtemp(prefix=f".{name}.", dir=cache_dir()))
         try:
@@ -152,10 +152,10 @@ def ensure_chopsticks() -> tuple[Path, Path]:
 
 
 def free_port() -> int:
-    """A TCP port on loopback for this process: nobody listens on it, and no other caller is given it meanwhile.
+    """Return a TCP port on loopback, reserved for this process: nothing listens on it, and no other caller gets it.
 
-    Below those that outgoing connections are given (32768). A name in the abstract namespace of unix sockets is the
-    reservation: it is this process's alone until it ends, and leaves nothing behind.
+    It is below the range of outgoing connections (32768). The reservation is a name in the abstract namespace of unix
+    sockets: it belongs to this process until it ends, and leaves no file behind.
     """
     for port in random.SystemRandom().sample(range(12_000, 32_000), 100):
         reservation = socket.socket(socket.AF_UNIX)

@@ -1,7 +1,7 @@
 """A whole world in one folder: artefact server, signed releases, measured vault, and the agent as a child process.
 
-Trials and the demonstration use the same one. Everything is real and apart: the agent, the vault and the nodes are
-processes of their own, releases go through ``python -m dcupgrade release``. Only the TEE is simulated.
+Trials and the demonstration use this module. The agent, the vault and the nodes are real, separate processes, and
+releases go through ``python -m dcupgrade release``. Only the TEE is simulated.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ SUDO = "//Alice"
 
 
 class WorldError(Exception):
-    """Something of the trial's own machinery failed, with what it said."""
+    """A part of the trial's own machinery failed; the text has its output."""
 
 
 def toml(settings: Mapping[str, Mapping[str, Any]]) -> str:
@@ -80,7 +80,7 @@ class NodeClient:
                 if answer.status != 404:
                     body: dict[str, Any] = await answer.json()
                     return body
-            # Nodes of handover v1 have no health report: they say their version once they serve.
+            # Nodes of handover v1 have no health report; they answer with their version once they serve.
             async with self.session.get(f"{self.url}/version", timeout=timeout) as answer:
                 enclave_id, _, version = (await answer.text()).partition("@")
                 status = "serving" if answer.status == 200 else "starting"
@@ -180,7 +180,7 @@ class World:
 
     @property
     def agent_log(self) -> Path:
-        """What the agent says."""
+        """The agent's log file."""
         return self.folder / "agent.log"
 
     @property
@@ -326,7 +326,7 @@ class World:
             raise WorldError(f"the agent did not end within 30 s of TERM\n{self.tail()}") from None
 
     async def status(self) -> dict[str, Any] | None:
-        """The agent's own account over its loopback address, or None if it does not answer."""
+        """Return the agent's status from its loopback address, or None if it does not answer."""
         url = f"http://127.0.0.1:{self.ports['agent']}/api/v1/status"
         try:
             async with self.session.get(url, timeout=aiohttp.ClientTimeout(total=10)) as answer:
@@ -408,7 +408,7 @@ class World:
         return "\n".join(self.agent_log.read_text("utf-8", "replace").splitlines()[-lines:])
 
     def processes(self) -> dict[int, list[str]]:
-        """Every other process whose arguments name this world's folder, whosesoever it is."""
+        """Return every other process whose arguments name this world's folder, of any user."""
         found = {}
         for entry in Path("/proc").iterdir():
             if entry.name.isdigit() and int(entry.name) != os.getpid():
@@ -443,7 +443,7 @@ class World:
             await self.server.stop()
 
     def _left(self) -> list[int]:
-        """Pids of what this world started. Others name its folder too: a pager on its logs, a shell that wraps us."""
+        """Return the pids that this world started. Other processes name its folder too, such as a pager on its logs."""
         return [pid for pids in self.enclaves().values() for pid in pids]
 
     async def _stop_enclaves(self) -> None:

@@ -1,4 +1,4 @@
-"""The agent's client of the vault: names and numbers go through it, never key material."""
+"""The agent's client of the vault. It carries names and numbers, never key material."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from keyvault.vault.token_proof import Nonces
 from .errors import KeyvaultError
 
 _ANSWER_BYTES_MAX: Final = 1024 * 1024
-#: Collecting waits for the node and the disk, advancing verifies many signatures; the rest is answered at once.
+#: Collecting waits for the node and the disk, and advancing verifies many signatures. Other calls are answered at once.
 _COLLECT_TIMEOUT_S: Final = 120.0
 _TIMEOUT_S: Final = 30.0
 
@@ -27,9 +27,9 @@ _TIMEOUT_S: Final = 30.0
 class VaultClient:
     """Calls of the vault's agent API; every refusal is raised as KeyvaultError. Use as an async context manager.
 
-    `base_url` like `http://127.0.0.1:6666`; `token` is the text of the token file. It is proven, never sent
-    (`keyvault.vault.token_proof`), and answers count only if whoever made them knows it too. Each request has a
-    connection of its own: one that waits for the next call could be pushed out by strangers meanwhile.
+    `base_url` is like `http://127.0.0.1:6666`; `token` is the text of the token file. The client never sends the token;
+    it proves that it knows it (`keyvault.vault.token_proof`). An answer is accepted only if it proves the same. Each
+    request opens its own connection, because other clients could displace an idle one.
     """
 
     def __init__(self, base_url: str, token: str, session: aiohttp.ClientSession | None = None) -> None:
@@ -63,7 +63,7 @@ class VaultClient:
     async def _call(
         self, method: str, path: str, value: Mapping[str, Any] | None = None, timeout_s: float = _TIMEOUT_S
     ) -> dict[str, Any]:
-        """Make one proven call; an answer counts only with the vault's own proof."""
+        """Make one call with a proof of the token; accept the answer only with the vault's proof."""
         body = json.dumps(value).encode("utf-8") if value is not None else b""
         nonces = await self._challenge()
         call = token_proof.make_call(self._token, nonces, method, path, body)
@@ -117,16 +117,16 @@ class VaultClient:
         return self._object(await self._send("GET", "/healthz", None, _TIMEOUT_S), f"GET {self._base_url}/healthz")
 
     async def status(self) -> dict[str, Any]:
-        """Return what the vault is and holds: ids, policy mode, chain floor, key sets, permits, condition; no keys."""
+        """Return the vault's ids, policy mode, chain floor, key sets, permits and condition; no keys."""
         return await self._call("GET", "/vault/status")
 
     async def collect(
         self, node_url: str, source_id: str, *, protocol: str = "v2", evidence: Mapping[str, Any] | None = None
     ) -> dict[str, Any]:
-        """Let the vault take the running node's key set; returns `{"key_set_id", "source_id", "epoch"}`.
+        """Let the vault collect the running node's key set; return `{"key_set_id", "source_id", "epoch"}`.
 
-        When it returns, the sealed copy was read back from disk and unsealed. `evidence` as in `permit`; a vault
-        whose policy has require_listed_vault needs it before the first collection.
+        When this returns, the sealed copy has been read back from disk and unsealed. `evidence` is as in `permit`; a
+        vault whose policy has require_listed_vault needs it before the first collection.
         """
         value: dict[str, Any] = {"node_url": node_url, "source_id": source_id, "protocol": protocol}
         if evidence is not None:
@@ -134,28 +134,28 @@ class VaultClient:
         return await self._call("POST", "/vault/collect", value, _COLLECT_TIMEOUT_S)
 
     async def advance(self, set_changes: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-        """Bring the vault's authority set up to date by some steps; returns `{"set_id", "block_number"}`."""
+        """Advance the vault's authority set by these set changes; return `{"set_id", "block_number"}`."""
         return await self._call("POST", "/vault/advance", {"set_changes": list(set_changes)}, _COLLECT_TIMEOUT_S)
 
     async def permit(
         self, source_id: str, target_id: str, key_set_id: str, evidence: Mapping[str, Any]
     ) -> dict[str, Any]:
-        """Ask for a release permit; returns `{"target_id", "block_number", "block_hash", "expires_at_unix_s"}`."""
+        """Request a release permit; return `{"target_id", "block_number", "block_hash", "expires_at_unix_s"}`."""
         value = {"source_id": source_id, "target_id": target_id, "key_set_id": key_set_id, "evidence": evidence}
         return await self._call("POST", "/vault/permit", value)
 
     async def delivery(self, target_id: str) -> dict[str, Any]:
-        """Return `{"state", "code", "instances"}` of the hand-over to a target."""
+        """Return `{"state", "code", "instances"}` of the handover to a target."""
         return await self._call("GET", f"/vault/delivery/{target_id}")
 
     async def retain(self, key_set_id: str, until_unix_s: int) -> dict[str, Any]:
-        """Postpone the wiping of a key set; it can never be hastened."""
+        """Postpone the wiping of a key set. It is never possible to wipe it earlier."""
         return await self._call("POST", "/vault/retain", {"key_set_id": key_set_id, "until_unix_s": until_unix_s})
 
     async def committed(self, target_id: str, key_set_id: str) -> dict[str, Any]:
-        """Tell the vault that the upgrade is committed: its retention time begins."""
+        """Report to the vault that the upgrade is committed; the retention time begins."""
         return await self._call("POST", "/vault/committed", {"target_id": target_id, "key_set_id": key_set_id})
 
     async def self_test(self) -> dict[str, Any]:
-        """Let the vault attest itself and open every sealed copy; returns {"attestation", "opened", "failed"}."""
+        """Let the vault attest itself and open every sealed copy; return `{"attestation", "opened", "failed"}`."""
         return await self._call("POST", "/vault/selftest", {})

@@ -1,7 +1,7 @@
-"""What a DCNode needs for handover v2: ask for its keys when it starts, and hand them to the upgrader when asked.
+"""The library of a DCNode for handover v2: request its keys when it starts, and hand them to the upgrader when asked.
 
-The example in docs/protocol.md and `devnet/reference_node` use nothing else. Sealing the keys is the node's own work;
-`keyvault.store.sealed_store.SealedStore` is there for it.
+The example in docs/protocol.md and `devnet/reference_node` use only this module. The node itself seals its keys; it can
+use `keyvault.store.sealed_store.SealedStore` for that.
 """
 
 from __future__ import annotations
@@ -31,14 +31,16 @@ _POLL_S_MAX: Final = 2.0
 
 @dataclass(frozen=True)
 class NodePolicy:
-    """Whom a node accepts as its upgrader. It belongs into the node's measured image.
+    """Which upgraders a node accepts. The policy must be part of the node's measured image.
 
     `genesis_hash` has 32 bytes. `upgrader_ids` are the enclave ids of the vaults that may take and give keys. None
-    accepts every id that the network signed, which another signed program could use: name them where possible.
+    accepts every id that the network signed, so any other signed program could take the keys: name the vaults if
+    possible.
 
-    `is_listed` tells whether an enclave id is in the chain's list now. A node that follows the chain gives it: without
-    it, a vault build that the network has revoked still gets the keys. It is asked before keys are handed over and not
-    before they are received, since a revoked vault may hold the only copy. If it raises, nothing is handed over.
+    `is_listed` returns whether an enclave id is in the chain's list now. A node that follows the chain should set it:
+    otherwise a vault build that the network has revoked still gets the keys. It is called before keys are handed over.
+    It is not called before keys are received, since a revoked vault may hold the only copy. If it raises, nothing is
+    handed over.
     """
 
     network: NetworkKeys
@@ -74,12 +76,12 @@ async def request_key_set(
     wanted: str = "",
     deadline_s: float = 600.0,
 ) -> KeySet:
-    """Ask the upgrader for this node's keys until it gives them, seal them, and confirm.
+    """Request this node's keys from the upgrader until it gives them, seal them, and confirm.
 
-    `seal` writes the keys sealed to disk, reads them back, unseals them, opens the canary of older data if there is
-    any, and returns whether there was one; an exception of it ends the whole call unconfirmed. `wanted` is the key
-    set id of the node's marker, or "". Transient refusals (no permit yet, upgrader not up) are retried until
-    `deadline_s` has passed; everything else is raised. The caller wipes the returned key set.
+    `seal` must write the sealed keys to disk, read them back, unseal them, open the canary of older data if there is
+    any, and return whether there was one. If it raises, the call ends without a confirmation. `wanted` is the key set
+    id of the node's marker, or "". Transient refusals (no permit yet, upgrader not running) are retried until
+    `deadline_s` seconds have passed; all other errors are raised. The caller must wipe the returned key set.
     """
     give_up_at = time.monotonic() + deadline_s
     pause_s = _POLL_S_FIRST
@@ -107,7 +109,7 @@ async def request_key_set(
             return key_set
         except KeyvaultError as error:
             if sealed is not None and error.code == "PERMIT_ALREADY_DURABLE":
-                return sealed  # the confirmation arrived, only its answer was lost
+                return sealed  # the confirmation arrived; only its answer was lost
             if seal_failed or error.kind != "transient" or time.monotonic() + pause_s > give_up_at:
                 if sealed is not None:
                     sealed.wipe()
@@ -141,9 +143,9 @@ async def request_keys(
 
 
 class NodeHandover:
-    """The node's holder side: hands its keys to an accepted upgrader.
+    """The node's side as holder: hands its keys to an accepted upgrader.
 
-    Give it to `keyvault.handover.http_server.add_handover_routes`.
+    Pass it to `keyvault.handover.http_server.add_handover_routes`.
 
     `keys` returns the node's current keys as a new key set (wiped here after use), or None while it has none.
     """
@@ -187,7 +189,7 @@ class NodeHandover:
         return self._holder.on_received(body, time.monotonic()).answer
 
     async def on_durable(self, body: bytes) -> bytes:
-        """Acknowledge that the upgrader sealed the keys, and remember who did (`collected_by`)."""
+        """Acknowledge that the upgrader sealed the keys, and store its id in `collected_by`."""
         confirmation = self._holder.on_durable(body, time.monotonic())
         self.collected_by = confirmation.requester_id
         return confirmation.answer

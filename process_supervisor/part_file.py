@@ -1,7 +1,7 @@
 """The part file of a download: written, hashed, resumed, limited, verified.
 
-A part file `<name>.part` has `<name>.part.json` beside it, which says what it is a part of. All calls block; the event
-loop makes them in threads.
+Beside a part file `<name>.part` lies `<name>.part.json`, which describes the artefact. All calls block and are made in
+threads.
 """
 
 import errno
@@ -23,9 +23,9 @@ _DISK_FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 
 @dataclass(frozen=True, slots=True)
 class Fetched:
-    """A whole artefact in the part file: its size in bytes, SHA-256 as hex, and the source that gave it.
+    """A complete artefact in the part file: its size in bytes, SHA-256 as hex, and its source.
 
-    `resumed` is set if it was put together from several answers, or from what an earlier run left on the disk.
+    `resumed` is set if it was assembled from several answers, or from bytes that an earlier run left on the disk.
     """
 
     path: Path
@@ -36,7 +36,7 @@ class Fetched:
 
 
 def download_error(code: str, source: str, why: str, action: str) -> ProcessSupervisorError:
-    """An error of one source. It says nothing of the release: it is transient."""
+    """Make the transient error of one source. It says nothing about the release."""
     return ProcessSupervisorError(code=code, what=f"download of {source}", why=why, action=action)
 
 
@@ -58,7 +58,7 @@ def disk_error(error: OSError, path: Path) -> ProcessSupervisorError:
 
 
 def require_space(folder: Path, needed: int, limits: DownloadLimits) -> None:
-    """Raise STAGING_DISK_FULL unless `needed` bytes fit into `folder`'s file system beside the reserve."""
+    """Raise STAGING_DISK_FULL unless `folder`'s file system has room for `needed` bytes in addition to the reserve."""
     free = shutil.disk_usage(folder).free
     if free < needed + limits.free_bytes_min:
         raise ProcessSupervisorError(
@@ -72,8 +72,8 @@ def require_space(folder: Path, needed: int, limits: DownloadLimits) -> None:
 class Part:
     """The part file with its running digest.
 
-    `size` counts the bytes that it holds, `farthest` the most that it ever held, `thrown_away` the bytes that were
-    received and had to be dropped.
+    `size` is the number of bytes in the file, `farthest` the largest size it ever had, and `thrown_away` the number of
+    received bytes that were discarded.
     """
 
     def __init__(self, path: Path, source: UrlSource, cids: tuple[ContentId, ...], limits: DownloadLimits) -> None:
@@ -93,7 +93,7 @@ class Part:
         self._check = DigestCheck(source.sha256, cids, at_gateway=source.own)
 
     def open(self) -> None:
-        """Continue what an earlier try left, if it is of this source and can be validated; otherwise start anew."""
+        """Continue the file of an earlier try if it is from this source and can be validated; otherwise start again."""
         try:
             meta = json.loads(_read_start(self._meta))
             usable = meta["url"] == self._source.url and isinstance(meta["validator"], str)
@@ -111,7 +111,7 @@ class Part:
             self._check.update(data)
 
     def reset(self, validator: str | None, total: int | None) -> None:
-        """Start from byte 0, remembering by what a later resume can be validated."""
+        """Start from byte 0, and store the validator for a later resume."""
         self.close()
         self.path.unlink(missing_ok=True)
         self._check = DigestCheck(self._source.sha256, self._cids, at_gateway=self._source.own)
@@ -122,7 +122,7 @@ class Part:
         self._write_meta()
 
     def extend(self, total: int) -> None:
-        """An answer continues the part: it is now put together from pieces of an artefact of `total` bytes."""
+        """Record that an answer continues the part, which now has several pieces of an artefact of `total` bytes."""
         self.resumed = True
         if self.total != total:
             self.total = total
@@ -151,9 +151,9 @@ class Part:
         self.farthest = max(self.farthest, self.size)
 
     def finish(self) -> Fetched:
-        """Sync and verify the whole.
+        """Sync and verify the complete file.
 
-        Raises DOWNLOAD_TRUNCATED, DOWNLOAD_DIGEST_MISMATCH and DOWNLOAD_LAYOUT_UNKNOWN (nothing is kept then).
+        Raises DOWNLOAD_TRUNCATED, DOWNLOAD_DIGEST_MISMATCH and DOWNLOAD_LAYOUT_UNKNOWN (the file is then removed).
         """
         source = self._source.url
         if self.total is not None and self.size != self.total:

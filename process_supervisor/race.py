@@ -1,4 +1,4 @@
-"""Asks several sources for the same thing: the next one when those before it are slow or have failed."""
+"""Ask several sources for the same artefact: start the next one when those before it are slow or have failed."""
 
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
@@ -25,15 +25,15 @@ class Pace:
         self._before = 0
 
     def report(self, received_bytes: int) -> None:
-        """Tell how many bytes have come so far."""
+        """Report how many bytes have arrived so far."""
         self._seen = received_bytes
 
     def steady(self) -> None:
-        """Everything has come, or bytes cannot be counted: from now on this source is not slow."""
+        """Never treat this source as slow from now on: all bytes have arrived, or they cannot be counted."""
         self._seen = None
 
     def was_slow(self) -> bool:
-        """Whether less came since the last call than a source should give in `slow_s` seconds."""
+        """Return whether fewer bytes arrived since the last call than a source should deliver in `slow_s` seconds."""
         if self._seen is None:
             return False
         gained, self._before = self._seen - self._before, self._seen
@@ -46,9 +46,9 @@ Runner = Callable[[Pace], Awaitable[T]]
 async def first_good(
     runners: Sequence[Runner[T]], new_pace: Callable[[], Pace], fatal: Callable[[Exception], bool]
 ) -> T:
-    """The first result. The next runner starts when one failed, or when all that run are slow; losers are cancelled.
+    """Return the first result; cancel the others. The next runner starts when one fails or all running ones are slow.
 
-    After a failure that is `fatal` no other runner starts. Raises AllFailedError when nothing runs any more.
+    After a `fatal` failure no other runner starts. Raises AllFailedError when no runner is left.
     """
     waiting = list(runners)
     running: dict[asyncio.Future[T], Pace] = {}

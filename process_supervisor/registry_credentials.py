@@ -1,7 +1,7 @@
 """Credentials of image registries, as `docker login` keeps them in the client's configuration file.
 
-The engine keeps none of its own: whoever asks it for a pull sends them along. They are read anew for each pull, go to
-the engine only, and are never logged.
+The engine stores no credentials; the client sends them with each pull. They are read again for each pull, sent only to
+the engine, and never logged.
 """
 
 import asyncio

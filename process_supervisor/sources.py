@@ -1,4 +1,4 @@
-"""What the chain names as a source of a release: URLs and image references, and the check of what they give. Pure."""
+"""Sources of a release as the chain names them (URLs, image references), and the check of their content. Pure."""
 
 import hashlib
 import hmac
@@ -27,7 +27,7 @@ _IMAGE = re.compile(
 
 @dataclass(frozen=True, slots=True)
 class UrlSource:
-    """An archive behind a URL; `scheme` is http, https or file. `sha256` (hex) where the fragment gives it.
+    """An archive at a URL; `scheme` is http, https or file. `sha256` (hex) is set if the URL's fragment gives it.
 
     `form` is how a gateway is asked for it: as it is, or in a CAR with the blocks that prove it. `own` marks a gateway
     of the settings: its address may be private, and what it gives speaks of the gateway alone.
@@ -89,7 +89,7 @@ def decode_source(text: str) -> UrlSource | ImageReference:
         raise _unsupported(text, "a file URL must name an absolute path on this machine")
     if scheme != "file" and (not host or parts.username is not None):
         raise _unsupported(text, "it names no host, or holds credentials")
-    # Cut, not put together anew: a signed URL holds only for the very bytes that the chain names.
+    # Cut the text instead of rebuilding the URL: a signed URL is valid only with exactly these bytes.
     url = scheme + text.partition("#")[0][len(scheme) :]
     return UrlSource(scheme, url, _decode_fragment(text, parts.fragment))
 
@@ -104,7 +104,7 @@ def _decode_fragment(text: str, fragment: str) -> str | None:
 
 
 class DigestCheck:
-    """Hashes what is received, and afterwards verifies it against the digest of the source and the CIDs.
+    """Hashes the received bytes, and finally verifies them against the digest of the source and the CIDs.
 
     `sha256` is always computed. Where there are CIDs the content has to match one of them: they name mirrors of the
     same artefact. `at_gateway` says that one of our gateways gives it: what contradicts a CID there, a page for
@@ -127,13 +127,13 @@ class DigestCheck:
 
     @property
     def sha256(self) -> str:
-        """SHA-256 of what came so far, as hex."""
+        """SHA-256 of the bytes so far, as hex."""
         return self._hashes["sha256"].hexdigest()
 
     def verify(self, what: str) -> None:
-        """Raise unless the whole content is what was named; call it once.
+        """Raise unless the complete content matches the digest and a CID; call it once.
 
-        Raises DOWNLOAD_DIGEST_MISMATCH, and DOWNLOAD_LAYOUT_UNKNOWN where it may be right all the same.
+        Raises DOWNLOAD_DIGEST_MISMATCH, and DOWNLOAD_LAYOUT_UNKNOWN if the content may still be right.
         """
         if self._expected_sha256 is not None and not hmac.compare_digest(self.sha256, self._expected_sha256):
             raise _mismatch(what, f"expected sha256 {self._expected_sha256}, received {self.sha256}")
@@ -168,7 +168,7 @@ def _gateway_mismatch(what: str, why: str) -> ProcessSupervisorError:
 
 
 def _layout_unknown(what: str, why: str) -> ProcessSupervisorError:
-    # Transient: another gateway may give the blocks themselves, and then it is seen which of the two it is.
+    # Transient: another gateway may deliver the blocks, which show whether the content is right.
     return ProcessSupervisorError(
         code="DOWNLOAD_LAYOUT_UNKNOWN",
         what=what,

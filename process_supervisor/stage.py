@@ -1,8 +1,8 @@
-"""Stages a release: download, unpack aside, verify, and only then give it its final name `slots/<enclave id>/`.
+"""Stage a release: download, unpack aside, verify, and only then give it its final name `slots/<enclave id>/`.
 
-A source is an unauthenticated path: what it delivers says nothing of the release. So every error here is transient,
-with one exception: content that came whole, and whose digest, measurement or SIGSTRUCT contradicts what the chain
-names, is `rejected`. Even that may be a wrong mirror; whoever calls `stage` decides how often it is tried again.
+A source is not authenticated, so its faults say nothing about the release, and errors here are transient. There is one
+exception: content that arrived complete, and whose digest, measurement or SIGSTRUCT contradicts the chain, is
+`rejected`. Even that may be the fault of a mirror; the caller of `stage` decides how often to retry.
 """
 
 import asyncio
@@ -51,13 +51,13 @@ Plan = list[tuple[UrlSource | ImageReference, tuple[ContentId, ...]]]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StageRequest:
-    """What to stage: the signed enclave id, where it may be had, and small files that go into the slot with it.
+    """What to stage: the signed enclave id, its sources, and small extra files for the slot.
 
-    `extra_files` (name to content, such as the network signature) are written by us and kept up to date when a slot is
-    used again. `image_id` names an image that the engine has; then nothing is fetched. `weakest` is the weakest proof
-    of identity that will do; for "sigstruct", `signed_enclave` is the path of the signed enclave in images, and
-    `sigstruct_in` (blocking) takes the SIGSTRUCT out of that file, or raises. `version` is written down where the
-    release's own files do not say it.
+    `extra_files` (name to content, such as the network signature) are written by the agent, and updated when a slot is
+    used again. `image_id` names an image that the engine has; then nothing is fetched. `weakest` is the weakest
+    accepted proof of identity. For "sigstruct", `signed_enclave` is the path of the signed enclave in images, and
+    `sigstruct_in` (blocking) extracts the SIGSTRUCT from that file, or raises. `version` is stored if the release's own
+    files do not name it.
     """
 
     enclave_id: str
@@ -80,7 +80,7 @@ class ReleaseImage:
 
 
 class Images(Protocol):
-    """What staging needs of a container engine; `container_images.ImageStore` is one."""
+    """What staging needs from a container engine; implemented by `container_images.ImageStore`."""
 
     async def has(self, image_id: str) -> bool:
         """Whether the engine has this very image."""
@@ -115,12 +115,12 @@ async def stage(
 ) -> StagedRelease:
     """Bring a release into its slot, or find it there and verify it again.
 
-    `verify` gets a folder with the unpacked files (of an image without release files: the SIGSTRUCT alone) and returns
-    the enclave id that they prove, or raises; a plain function is called in a thread. Sources are tried in turn, then
-    the CIDs at the gateways; while those that were asked are slow, the next one is asked beside them. With `images` a
-    source may be an image reference, or the URL of an image's archive; the slot then holds the files of that image
-    which prove its identity. One reason alone is raised as it is (`verify`'s own errors too); different ones as
-    DOWNLOAD_SOURCES_FAILED. Also raises STAGING_*, CONTAINER_*.
+    `verify` gets a folder with the unpacked files (for an image without release files: only the SIGSTRUCT). It returns
+    the enclave id that they prove, or raises; a function that is not async is called in a thread. Sources are tried in
+    turn, then the CIDs at the gateways; while all running sources are slow, the next one is started in parallel. With
+    `images`, a source may be an image reference or the URL of an image's archive. The slot then holds the files of that
+    image that prove its identity. If there is only one reason of failure, it is raised unchanged (also `verify`'s own
+    errors); several different ones are raised as DOWNLOAD_SOURCES_FAILED. Also raises STAGING_*, CONTAINER_*.
     """
     limits = limits or DownloadLimits()
     plan, refusals = _plan(request, limits, containers=images is not None)
@@ -178,7 +178,8 @@ def _plan(request: StageRequest, limits: DownloadLimits, *, containers: bool) ->
         if isinstance(decoded, ImageReference) and not containers:
             refusals.append(_needs_containers(text))
         else:
-            # The root of a tree depends on more than the file's content, so only a gateway's answer is held against it.
+            # The root of a tree depends on more than the file's content, so only answers of gateways are checked
+            # against it.
             plan.append((decoded, tuple(item for item in cids if not item.is_tree)))
     for gateway in limits.ipfs_gateways:
         plan += [(source, (item,)) for item in cids for source in _at_gateway(gateway, item)]
@@ -188,10 +189,10 @@ def _plan(request: StageRequest, limits: DownloadLimits, *, containers: bool) ->
 
 
 def _at_gateway(gateway: str, cid: ContentId) -> list[UrlSource]:
-    """Where a gateway has the CID: in place of `{cid}`, else below `/ipfs/`. Of a tree its blocks are asked for first.
+    """Return the URLs of a CID at a gateway: with `{cid}` replaced, else below `/ipfs/`. A tree's blocks come first.
 
-    Many gateways give no blocks, and what they send cannot be resumed; the plain bytes have neither problem, but prove
-    a tree only if it has one of the known layouts.
+    Many gateways do not deliver blocks, and a download of blocks cannot be resumed. The plain bytes have neither
+    problem, but they can be verified against a tree only if it has one of the known layouts.
     """
     url = gateway if "{cid}" in gateway else f"{gateway.rstrip('/')}/ipfs/{{cid}}"
     plain = UrlSource(url.partition(":")[0].lower(), url.replace("{cid}", cid.text), own=True)
@@ -277,8 +278,8 @@ class _Staging:
         except Exception:
             if not fetched.resumed or await in_thread(fetched.path.exists):
                 raise
-        # Pieces from several answers, or from before a power cut, may not belong together. That must not condemn the
-        # release: only what came in one piece does. The bad one is gone, so this begins at the first byte.
+        # Pieces from several answers, or from before a power cut, may not belong together. They must not condemn the
+        # release; only a file received in one piece may. The bad file is gone, so this starts at the first byte.
         return await self._from_file(await self._fetch(source, cids, pace))
 
     async def _fetch(self, source: UrlSource, cids: tuple[ContentId, ...], pace: Pace) -> Fetched:
@@ -299,7 +300,7 @@ class _Staging:
         return fetched
 
     def _discard_parts(self, but: Collection[Path] = ()) -> int:
-        """Remove what sources gave of this release, `but` those named; returns how many went."""
+        """Remove this release's part files except those in `but`; return how many were removed."""
         doomed = [path for path in self._incoming.parent.glob(f"{self.request.enclave_id}.*part") if path not in but]
         for path in doomed:
             discard_part(path)
@@ -329,7 +330,7 @@ class _Staging:
         digest = image.reference.rpartition("@")[2] if "@" in image.reference else None
         async with self.unpacking:
             staged = await self._from_image(image, image.image_id.removeprefix("sha256:"), 0, image.reference)
-        # What it was resolved to counts once it proved good: a publisher may correct what a tag names until then.
+        # Pin the digest only after the image proved good; until then the publisher may correct the tag.
         if digest is not None and digest != pins.get(str(source)):
             await in_thread(write_file, pin, json.dumps({**pins, str(source): digest}).encode())
         return staged
@@ -384,11 +385,11 @@ class _Staging:
             if facts.identity != "attested":
                 await verify_folder(fresh, self.request.enclave_id, self.verify)
         except OSError:
-            # Nothing is wrong with what was received: once there is room again, it is unpacked without a download.
+            # The received file is good: once there is room again, it is unpacked without another download.
             await in_thread(remove_path, fresh)
             raise
         except Exception:
-            # These bytes are bad as a whole: resuming them would only bring the same again.
+            # The complete file is bad, so resuming it would give the same result.
             await in_thread(_discard_all, fetched.path, fresh)
             raise
         final = self.slots / self.request.enclave_id
@@ -418,7 +419,7 @@ def _combined(failures: list[Exception], request: StageRequest) -> Exception:
     kinds = {(getattr(item, "code", type(item).__name__), getattr(item, "kind", "")) for item in telling}
     if len(kinds) == 1:
         return telling[-1]
-    # Condemned only if every source gave content that contradicts the chain: another one may have the right one.
+    # Reject the release only if every source gave content that contradicts the chain.
     condemned = bool(telling) and all(getattr(item, "kind", "") == "rejected" for item in telling)
     return ProcessSupervisorError(
         code="DOWNLOAD_SOURCES_FAILED" if telling else "STAGING_REQUEST_INVALID",
@@ -430,7 +431,7 @@ def _combined(failures: list[Exception], request: StageRequest) -> Exception:
 
 
 def _is_of_the_disk(error: Exception) -> bool:
-    """Whether it is about this machine's disk, so that no other source could do better."""
+    """Return whether the error concerns this machine's disk, so that no other source could succeed."""
     return isinstance(error, OSError) or str(getattr(error, "code", "")).startswith("STAGING_DISK")
 
 

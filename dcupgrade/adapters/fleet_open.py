@@ -12,7 +12,7 @@ from .fleet_kubernetes import KubernetesFleet, in_cluster
 
 
 def open_engine(settings: Settings) -> FleetEngine | None:
-    """Open the fleet's engine; None for a node without a fleet. Raises FLEET_UNREACHABLE if the pod's files are missing."""
+    """Open the fleet's engine; None for a node without a fleet. Raises FLEET_UNREACHABLE if no API server is known."""
     fleet = settings.fleet
     if fleet.engine == "none":
         return None

@@ -28,7 +28,7 @@ class NodeHttp:
         self.url = f"http://127.0.0.1:{settings.node.port}"
 
     async def health(self, enclave_id: str) -> NodeHealth:
-        """GET /health; an invalid answer counts as silence. `canary_url` replaces the canary of nodes that report none."""
+        """GET /health; an invalid answer counts as silence. `canary_url` is probed for nodes that report no canary."""
         if self._node.protocol == "v1":
             return await self._health_v1()
         answer = await http_probe.probe(f"{self.url}/health", HEALTH_TIMEOUT_S, self._session)
@@ -43,7 +43,7 @@ class NodeHttp:
         return health
 
     async def _health_v1(self) -> NodeHealth:
-        """Return the health of a node of handover v1. It has no health report; it answers `/version` once it has keys."""
+        """Return the health of a v1 node. It has no health report; it answers `/version` once it has its keys."""
         answer = await http_probe.probe(f"{self.url}/version", HEALTH_TIMEOUT_S, self._session)
         if answer.status is None:
             return NodeHealth("silent", detail=answer.error or "")

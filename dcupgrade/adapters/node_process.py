@@ -110,8 +110,8 @@ class NodeProcesses:
     async def stop(self, enclave_id: str) -> None:
         """Stop a version and wait until data and port are free.
 
-        Raises NODE_STOP_FAILED, and DATA_LOCKED if its process is gone but another one holds the data. The stop does not
-        fail if another program has taken the port in between.
+        Raises NODE_STOP_FAILED, and DATA_LOCKED if its process is gone but another one holds the data. The stop does
+        not fail if another program has taken the port in between.
         """
         async with self._lock:
             record = await self._driver.find(node_name(enclave_id))

@@ -49,9 +49,9 @@ class NodeSlots:
     async def stage(
         self, release: Release, progress: Progress, *, allow_file_urls: bool = False, image_id: str = ""
     ) -> StagedRelease:
-        """Download, verify and name the release. Raises what `process_supervisor.stage.stage` does.
+        """Download and verify the release, then name its slot. Raises the errors of `process_supervisor.stage.stage`.
 
-        `image_id` names an image that the engine has already.
+        `image_id` names an image that the engine already has.
         """
         limits = replace(download_limits(self._settings), allow_file_urls=allow_file_urls)
         return await self._stage(release, limits, progress, self._images, image_id)
@@ -119,14 +119,14 @@ class NodeSlots:
         return True
 
     async def _has_image(self, image_id: str) -> bool:
-        """Whether the engine has the image, as far as can be said: an engine that is away says nothing of it."""
+        """Return whether the engine has the image; True if the engine does not answer, since that shows nothing."""
         try:
             return self._images is None or await self._images.has(image_id)
         except ProcessSupervisorError:
             return True
 
     async def identities(self, enclave_ids: Sequence[str]) -> dict[str, str]:
-        """How the ids of staged versions are proven: "measured", "sigstruct", "attested"; "" where none is staged."""
+        """Return how the ids of staged versions are proven: "measured", "sigstruct", "attested"; "" if not staged."""
         return await asyncio.to_thread(lambda: {one: _identity(self.folder / one) for one in enclave_ids})
 
     async def staged(self) -> list[str]:
@@ -145,7 +145,7 @@ class NodeSlots:
         await in_thread(remove_slot, self.folder, enclave_id)
 
     async def discover(self) -> Release | None:
-        """The version whose process lives, else the one that was started last on data that has keys."""
+        """Return the version whose process is alive, else the one that was started last on data that has keys."""
         found: list[tuple[bool, float, str]] = []
         for name in await asyncio.to_thread(folder_names, self.folder):
             record = await self._driver.find(node_name(name)) if len(name) == 64 else None
@@ -169,7 +169,7 @@ def _identity(slot: Path) -> str:
 
 
 def _seen(slot: Path) -> tuple[StageFacts, tuple[tuple[int, ...], ...]]:
-    """What was noted at staging, and by what it is seen that a file has changed since."""
+    """Return the facts stored at staging, and file attributes that change when a file is changed."""
     facts = StageFacts.from_json((slot / STAGE_FILE).read_bytes())
     files = [(slot / name).stat() for name in sorted({*facts.members, STAGE_FILE, "network.sig"})]
     return facts, tuple((item.st_ino, item.st_size, item.st_mtime_ns, item.st_ctime_ns) for item in files)
@@ -182,9 +182,9 @@ def _release_in(slot: Path) -> Release:
 
 
 def verify_folder(folder: Path) -> str:
-    """The enclave id of a release in its folder. Blocking.
+    """Return the enclave id of a release in its folder. Blocking.
 
-    Its image is measured and compared with its SIGSTRUCT; where there is the SIGSTRUCT alone, that one is verified.
+    Its image is measured and compared with its SIGSTRUCT. If there is only a SIGSTRUCT, that is verified.
     """
     image, sigstruct = folder / "enclave.pyz", folder / "enclave.sig"
     if image.exists():

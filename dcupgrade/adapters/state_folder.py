@@ -13,7 +13,7 @@ from dcupgrade.settings.schema import Settings
 
 
 def lock_folders(settings: Settings, stack: AsyncExitStack) -> None:
-    """One agent per state folder, and one per data folder. Raises AGENT_ALREADY_RUNNING, AGENT_STATE_UNUSABLE."""
+    """Lock the state and data folders for this agent. Raises AGENT_ALREADY_RUNNING, AGENT_STATE_UNUSABLE."""
     try:
         for folder in (settings.agent.state_dir, settings.node.data_dir):
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -40,7 +40,7 @@ def lock_folders(settings: Settings, stack: AsyncExitStack) -> None:
 
 
 def read_or_draw_token(path: Path) -> str:
-    """The token in a file; drawn and written with mode 0600 when there is none. Raises AGENT_STATE_UNUSABLE."""
+    """Return the token in a file; if there is none, generate and write it, mode 0600. Raises AGENT_STATE_UNUSABLE."""
     try:
         try:
             fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)

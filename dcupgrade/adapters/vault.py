@@ -22,9 +22,9 @@ class Vault:
         self.last: Mapping[str, Any] = {}
 
     async def status(self) -> Mapping[str, Any]:
-        """The vault's own account, asked for before each collection and permit.
+        """Return the vault's status; requested before each collection and permit.
 
-        Raises TEE_SIMULATED where the settings do not allow a simulated TEE: nothing is collected then.
+        Raises TEE_SIMULATED if the settings do not allow a simulated TEE; then nothing is collected.
         """
         self.last = await self._client.status()
         if self.last["tee"] == "simulated" and not self._allow_simulated:
@@ -38,7 +38,7 @@ class Vault:
         return self.last
 
     def facts(self) -> dict[str, Any]:
-        """What is shown of the vault, from its last answer.
+        """Return the facts about the vault for display, from its last answer.
 
         "tee" ("unknown" before the first answer), "enclave_id", "key_sets" (how many), "sealed_unix_s" of the newest,
         "permit" (a target id, or "").
@@ -59,7 +59,7 @@ class Vault:
         return SealedKeys(source_id, str(answer["key_set_id"]))
 
     async def advance(self, set_changes: Sequence[Mapping[str, Any]]) -> int:
-        """Have the vault verify and keep some set changes; returns the id of the set that it knows then."""
+        """Have the vault verify and store some set changes; return the id of the set that it then knows."""
         return int((await self._client.advance(set_changes))["set_id"])
 
     async def permit(self, source_id: str, target_id: str, key_set_id: str, evidence: Mapping[str, Any]) -> Permit:
@@ -70,17 +70,17 @@ class Vault:
         return Permit(target_id, int(answer["expires_at_unix_s"]))
 
     async def delivery(self, enclave_id: str) -> Delivery:
-        """How far the handover to an enclave is."""
+        """Return the progress of the handover to an enclave."""
         answer = await self._client.delivery(enclave_id)
         return Delivery(str(answer["state"]), str(answer.get("code") or ""))
 
     async def holds_keys_of(self, source_id: str, key_set_id: str) -> bool:
-        """Whether the vault's status lists a key set from this source that is not wiped."""
+        """Return whether the vault's status lists a key set from this source that is not wiped."""
         return any(
             item["source_id"] == source_id and not item["wiped"] and key_set_id in ("", item["key_set_id"])
             for item in (await self._client.status())["key_sets"]
         )
 
     async def committed(self, target_id: str, key_set_id: str) -> None:
-        """Tell the vault that the target is committed."""
+        """Report to the vault that the target is committed."""
         await self._client.committed(target_id=target_id, key_set_id=key_set_id)

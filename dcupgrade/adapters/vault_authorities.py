@@ -1,7 +1,7 @@
 """Keep the authority set that the vault knows up to date with the chain.
 
-The vault verifies each change of the set itself. Done in small steps at intervals, it never falls so far behind that
-the evidence of a permit grows too large or takes long to verify.
+The vault verifies each change of the set itself. It gets small steps at intervals. So it never falls so far behind that
+the evidence for a permit becomes too large or takes too long to verify.
 """
 
 from __future__ import annotations
@@ -55,9 +55,9 @@ async def keep_authorities_current(
 
 
 async def catch_up(chain: Chain, vault: Vault) -> int:
-    """Advance the vault until it knows the running set; returns the number of steps. Raises what a step raises.
+    """Advance the vault until it knows the current set; return the number of steps. Raises the error of a failed step.
 
-    Ends if a step does not advance the vault: the next one would be the same.
+    Stops if a step does not advance the vault, because the next step would be the same.
     """
     steps = 0
     known = -1

@@ -1,1 +1,1 @@
-"""What people and machines see: HTTP API and page, metrics, webhooks, systemd, logs."""
+"""Output for people and programs: HTTP API and page, metrics, webhooks, systemd, logs."""

@@ -1,4 +1,4 @@
-"""What the log tells of the chain: endpoints lost, found and caught lying, what keeps it from being judged. Pure."""
+"""Log lines about the chain: endpoints lost, found and accused, and why the chain cannot be judged. Pure."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ log = logging.getLogger("dcupgrade")
 
 @dataclass(frozen=True, slots=True)
 class News:
-    """One line for the log: a level of logging's, a text for a reader, and the code behind it, where there is one."""
+    """One line for the log: a level of `logging`, a text for people, and the error's code, if there is one."""
 
     level: Literal["INFO", "WARNING", "ERROR"]
     text: str
@@ -23,9 +23,9 @@ class News:
 
 
 def news(before: Mapping[str, Any] | None, now: Mapping[str, Any]) -> list[News]:
-    """What changed between two answers of the watcher's ``health()``; ``before`` is None at the start.
+    """Return what changed between two answers of the watcher's `health()`; `before` is None at the start.
 
-    An endpoint that is tried again and again is reported once for each cause, not once for each try.
+    An endpoint that is retried repeatedly is reported once per cause, not once per try.
     """
     found = [News("WARNING", f"UNSAFE chain settings: {', '.join(now['unsafe'])}")] if _begins(before, now) else []
     known = {} if before is None else {one["url"]: one for one in before["endpoints"]}
@@ -67,7 +67,7 @@ CHAIN_LOOK_S = 1.0
 
 
 async def log_chain_news(health: Callable[[], Mapping[str, Any]]) -> None:
-    """Log what changes about the chain's endpoints, for whoever reads the log instead of the status."""
+    """Log changes of the chain's endpoints, for people who read the log and not the status."""
     before = None
     while True:
         try:
@@ -76,6 +76,6 @@ async def log_chain_news(health: Callable[[], Mapping[str, Any]]) -> None:
                 extra = {"event": "chain", **({"code": item.code} if item.code else {})}
                 log.log(logging.getLevelNamesMapping()[item.level], "%s", item.text, extra=extra)
             before = now
-        except Exception as error:  # a line less in the log is no reason to end
+        except Exception as error:  # a missing log line must not end the agent
             log.warning("changes of the chain endpoints cannot be logged: %s", failure_of(error).detail)
         await asyncio.sleep(CHAIN_LOOK_S)

@@ -1,8 +1,8 @@
-"""The agent's face on loopback: status page, JSON API, server-sent events, metrics, and actions behind a token.
+"""The agent's HTTP interface on loopback: status page, JSON API, server-sent events, metrics, and actions with a token.
 
-Reading needs no token; the page shows nothing secret. Actions need the operator's token in a header, which a foreign
-page cannot set without a preflight that is never granted (CSRF), and the Host header must be one that we answer to
-(DNS rebinding).
+Reading needs no token; the page shows nothing secret. Actions need the operator's token in a header. Another site's
+page cannot set that header without a CORS preflight, which is never granted (against CSRF). The Host header must be an
+allowed one (against DNS rebinding).
 """
 
 from __future__ import annotations
@@ -56,12 +56,12 @@ SECURITY_HEADERS = {
 
 @dataclass(frozen=True)
 class Site:
-    """What the face shows and may do; the service fills it in.
+    """What the HTTP interface shows and may do; the service fills it in.
 
-    `status` gives JSON-able facts, `plan` the plan, `events` a stream of facts, `history(limit, all)` journal rows,
-    `counts` transitions by name, `enqueue(kind, who, arguments)` queues an operator command and returns its number.
-    `outcome(number)` gives what came of one, None while it waits. `explain(code)` gives what a code means and what
-    to do about it.
+    `status` returns JSON-able facts, `plan` the plan, `events` a stream of facts, `history(limit, all)` journal rows,
+    `counts` transitions by name. `enqueue(kind, who, arguments)` queues an operator command and returns its number.
+    `outcome(number)` returns a command's outcome, None while it waits. `explain(code)` returns what a code means and
+    what to do about it.
     """
 
     status: Callable[[], Awaitable[dict[str, Any]]]
@@ -80,7 +80,7 @@ Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 
 def make_app(site: Site, *, keep_alive_s: float = KEEP_ALIVE_S) -> web.Application:
-    """The aiohttp application of the status page and API."""
+    """Make the aiohttp application of the status page and API."""
     app = web.Application(middlewares=[_guard(site.allowed_hosts)], client_max_size=BODY_MAX_BYTES)
     face = _Face(site, keep_alive_s)
     app.add_routes(
@@ -142,7 +142,7 @@ def _is_loopback(host: str) -> bool:
 
 
 def _limit(request: web.Request, most: int) -> int | None:
-    """The query's limit, 50 without one, None where it is not a number from 1 to `most`."""
+    """Return the query's limit: 50 if it has none, None if it is not a number from 1 to `most`."""
     limit = request.query.get("limit", "50")
     fits = limit.isdecimal() and len(limit) <= len(str(most)) and 1 <= int(limit) <= most
     return int(limit) if fits else None
@@ -255,10 +255,10 @@ class _Face:
     async def _stream(
         self, request: web.Request, answer: web.StreamResponse, stream: AsyncIterator[dict[str, Any]]
     ) -> None:
-        """Write the status, then facts as they come; raises ConnectionError once the reader is gone."""
+        """Write the status, then facts as they arrive. Raises ConnectionError once the client has disconnected."""
         coming = asyncio.ensure_future(anext(stream))
         try:
-            await asyncio.sleep(0)  # from here on the stream has begun, so that its end also ends the subscription
+            await asyncio.sleep(0)  # let the stream begin, so that its end also ends the subscription
             await answer.prepare(request)
             await answer.write(b"event: status\ndata: " + json.dumps(await self._status()).encode() + b"\n\n")
             while True:

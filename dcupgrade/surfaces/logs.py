@@ -1,4 +1,4 @@
-"""Log lines on standard error: one line an event, for people or as JSON, with the same event names in both."""
+"""Log lines on standard error: one line per event, for people or as JSON, with the same event names in both."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class HumanFormatter(logging.Formatter):
 
 
 class JsonFormatter(logging.Formatter):
-    """One JSON object: at_unix_s, level, logger, message, and what the event carries."""
+    """One JSON object: at_unix_s, level, logger, message, and the event's own fields."""
 
     def format(self, record: logging.LogRecord) -> str:
         """One line."""

@@ -1,7 +1,7 @@
-"""Prometheus metrics, computed from the agent's snapshot and journal when they are asked for.
+"""Prometheus metrics, computed from the agent's snapshot and journal on each request.
 
-Nothing is counted twice: what the journal or the watcher already counts is read there. Names and meanings are in
-docs/metrics.md, which a test compares with what is exposed.
+This module keeps no counters: the journal and the watcher count, and their counts are read here. Names and meanings are
+in docs/metrics.md; a test compares that page with the exposed metrics.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ def _machine(status: Mapping[str, Any]) -> Iterator[Metric]:
 
 
 def _health(status: Mapping[str, Any]) -> Iterator[Metric]:
-    """Node and vault; what is not known (no node installed, the vault not asked yet) is not exposed."""
+    """Yield metrics of node and vault. Unknown facts (no node installed, vault not asked yet) are not exposed."""
     node, vault = status.get("node"), status.get("vault") or {}
     if node is not None:
         yield _gauge("node_up", "1 while the node says that it serves.", node.get("status") == "serving")
@@ -91,7 +91,7 @@ def _chain(status: Mapping[str, Any]) -> Iterator[Metric]:
 
 
 def _fleet(fleet: Mapping[str, Any]) -> Iterator[Metric]:
-    """The fleet as its engine answered last; each of its agents exposes the same."""
+    """Yield metrics of the fleet as of the engine's last answer; each agent of the fleet exposes the same."""
     held = sum(slot is not None for slot in fleet["slots"])
     yield _gauge("fleet_slots", "How many nodes of the fleet may upgrade at once.", len(fleet["slots"]))
     yield _gauge("fleet_slots_held", "How many nodes of the fleet hold a slot.", held)

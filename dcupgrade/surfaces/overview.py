@@ -1,6 +1,6 @@
-"""What an operator asks first, answered from the agent's facts: is all well, and who is needed for what. Pure.
+"""The overview for operators, derived from the agent's facts: is all well, and what must a person do. Pure.
 
-The command line, the status page and the HTTP API show the same answers; each only lays them out.
+The command line, the status page and the HTTP API show the same overview in different layouts.
 """
 
 from __future__ import annotations
@@ -82,14 +82,14 @@ def overview(status: Facts, plan: Facts | None, explain: Explain) -> dict[str, A
 
 
 def named(release: Facts | None) -> str:
-    """A release's version, else the beginning of its id."""
+    """Return a release's version, else the beginning of its id."""
     if not release:
         return "nothing"
     return str(release["version"] or f"{release['enclave_id'][:12]}…")
 
 
 def _alarms(status: Facts) -> Sequence[Facts]:
-    """The agent's alarms; where only the journal can be read, the condition that it halted on."""
+    """Return the agent's alarms; if only the journal can be read, the condition in which the machine halted."""
     state = status.get("state") or {}
     stored = [{"code": state["halted"], "detail": state.get("detail", "")}] if state.get("halted") else []
     alarms: Sequence[Facts] = status.get("alarms", stored)
@@ -243,7 +243,7 @@ def _release(status: Facts, plan: Facts | None) -> Card:
 
 
 def _fleet(fleet: Facts) -> Card:
-    """Who upgrades and waits, which versions run, and how the last upgrades ended, as the engine answered last."""
+    """Return the fleet's card, from the engine's last answer: who upgrades, who waits, versions, recent outcomes."""
     if not fleet:
         return _card("fleet", "busy", "its engine has not answered yet")
     halt, held = fleet["halt"], [slot for slot in fleet["slots"] if slot]
@@ -272,7 +272,7 @@ def _identity(status: Facts, release: Facts | None) -> str:
 
 
 def _trouble(progress: Facts) -> list[tuple[str, str]]:
-    """What fails for now and is tried again."""
+    """Return what fails now and is being retried."""
     noted = ((label, progress[name]) for name, label in TROUBLE.items() if name in progress)
     return [(label, str(facts.get("detail") or facts.get("code") or "")) for label, facts in noted]
 

@@ -1,6 +1,6 @@
-"""The status page as HTML, made on the server: it can be read without scripts, and shows what `status` shows.
+"""The status page as HTML, rendered on the server. It works without scripts and shows the same as `status`.
 
-`page.js` fetches the same page again when something happens and exchanges the parts marked `data-live`.
+After each event, `page.js` fetches the page again and replaces the parts marked `data-live`.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ def _template() -> Template:
 
 
 def page(status: Facts, plan: Facts, upgrades: Sequence[Facts]) -> str:
-    """The whole page. `status` is the status answer with its overview, `upgrades` the newest upgrades first."""
+    """Render the whole page. `status` is the status answer with its overview, `upgrades` the newest upgrades first."""
     told = status["overview"]
     return _template().substitute(
         title=escape(f"{MARKS[told['level']]} {status['node_id']}: {_short(status, told['level'])}"),
@@ -67,7 +67,7 @@ def page(status: Facts, plan: Facts, upgrades: Sequence[Facts]) -> str:
 
 
 def icon(level: str) -> str:
-    """The page's icon: a disc in the level's colour, with its mark."""
+    """Return the page's icon: a disc in the level's colour, with its mark."""
     known = level if level in MARKS else "attention"
     return (
         '<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 32 32">'
@@ -78,7 +78,7 @@ def icon(level: str) -> str:
 
 
 def _short(status: Facts, level: str) -> str:
-    """Return the state in short, for the title of a tab."""
+    """Return the state as a short text, for the title of the browser's tab."""
     name = str(status["state"]["name"])
     if name != "idle":
         return name
@@ -99,7 +99,7 @@ def _time(unix_s: float) -> str:
 
 
 def _text(text: str) -> str:
-    """Text of the agent's, escaped: enclave ids in it are short to the eye and can be copied, `commands` are code."""
+    """Escape a text of the agent. Enclave ids are displayed short but copied whole; text in backticks becomes code."""
     parts, end = [], 0
     for found in _MARKED.finditer(text):
         marked = _id(found.group()) if found["id"] else f"<code>{escape(found['code'])}</code>"
@@ -143,7 +143,7 @@ def _card(card: Facts) -> str:
 
 
 def _way(status: Facts, upgrades: Sequence[Facts]) -> str:
-    """The newest upgrade as a line of steps, with the progress of the one under way."""
+    """Render the newest upgrade as a line of steps, with the progress if it is under way."""
     if not upgrades:
         return '<h2 id="way-title">Upgrade</h2><p>There was no upgrade yet.</p>'
     newest = upgrades[0]
@@ -233,7 +233,7 @@ def _name(item: Facts) -> str:
 
 
 def _machine(name: str) -> str:
-    """The machine's picture with the present state lit."""
+    """Return the machine's picture with the current state highlighted."""
     return machine_svg(styled=False).replace(f'<g data-state="{name}">', f'<g class="lit" data-state="{name}">')
 
 
@@ -250,7 +250,7 @@ def _endpoints(chain: Facts) -> str:
 
 
 def sensible_actions(status: Facts, plan: Facts) -> dict[str, bool]:
-    """Which actions would do something now; the agent decides again when one is given."""
+    """Return which actions would have an effect now. The agent decides again when an action is requested."""
     state = status["state"]
     waits = plan.get("action") == "wait"
     shut = {gate["name"] for gate in plan.get("gates") or () if waits and not gate["open"]}

@@ -11,7 +11,7 @@ BARS_MAX = 30
 
 
 def downtime_svg(upgrades: Sequence[Mapping[str, Any]]) -> str:
-    """A bar for each upgrade that stopped a node, the oldest on the left; nothing where there are none."""
+    """Draw a bar for each upgrade that stopped a node, the oldest on the left; "" if there are none."""
     stopped = [one for one in reversed(upgrades) if one["downtime_s"] is not None][-BARS_MAX:]
     if not stopped:
         return ""

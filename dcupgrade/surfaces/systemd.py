@@ -1,4 +1,4 @@
-"""What systemd is notified of (sd_notify(3)): ready, stopping, a status line, and that the event loop lives."""
+"""Notifications to systemd (sd_notify(3)): ready, stopping, a status line, and the watchdog of the event loop."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class Notifier(Protocol):
 
 
 def status_line(state: State) -> str:
-    """The state as `systemctl status` shows it: what is being done, and which version runs. Always one line."""
+    """Return the state for `systemctl status`: the current work and the running version. Always one line."""
     parts = [f"halted: {state.halted}" if state.halted else state.name.value]
     if state.target is not None:
         parts[0] += f" {_short(state.target)}"
@@ -29,18 +29,18 @@ def status_line(state: State) -> str:
 
 
 def _short(release: Release) -> str:
-    # a line end in what a node says of its version would begin another assignment
+    # a newline in the version that a node reports would begin another assignment
     return one_line(f"{release.version} {release.enclave_id[:8]}")
 
 
 def period_s(environ: Mapping[str, str]) -> float:
-    """How often systemd is notified, seconds: at least twice within the time after which its watchdog would act."""
+    """Return the seconds between notifications: at most half the timeout of systemd's watchdog."""
     text = environ.get("WATCHDOG_USEC", "")
     return min(PERIOD_S_MAX, int(text) / 1e6 / 3) if text.isdecimal() and int(text) else PERIOD_S_MAX
 
 
 async def keep_telling(notifier: Notifier, state: Callable[[], State], pause_s: float) -> None:
-    """Tell the status and feed the watchdog indefinitely, from the event loop that does the work."""
+    """Send the status and the watchdog's keep-alive indefinitely, from the event loop that does the work."""
     while True:
         notifier.notify(f"STATUS={status_line(state())}\nWATCHDOG=1")
         await asyncio.sleep(pause_s)

@@ -1,4 +1,4 @@
-"""The history as upgrades: which version, when, how long, with what downtime, how it ended and why. Pure."""
+"""The history as a list of upgrades: version, time, duration, downtime, outcome and reason. Pure."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ ROWS_PER_UPGRADE = 24
 
 
 def upgrades(rows: Sequence[Row], limit: int, now_unix_s: float) -> list[dict[str, Any]]:
-    """The newest upgrades first, from changes of state (oldest first, as the journal's history gives them).
+    """Return upgrades, newest first, from changes of state (oldest first, as the journal's history returns them).
 
     Each has `target` and `version`, `began_unix_s`, `ended_unix_s` (None while it is under way), `seconds`,
     `downtime_s` (None where no node was stopped), `outcome` ("committed", "reverted", "abandoned", "halted" or
@@ -67,7 +67,7 @@ def _steps(group: Sequence[Row], now_unix_s: float) -> list[dict[str, Any]]:
 
 
 def _downtime(group: Sequence[Row], now_unix_s: float) -> float | None:
-    """All time without a serving node: from each stop to the next probation, or to the end of the way back."""
+    """Return the total time without a serving node: from each stop to the next probation, or to the revert's end."""
     total, stopped_at, was_down = 0.0, None, False
     for row in group:
         if row["to"] in ("stopping", "reverting") and stopped_at is None:
@@ -102,9 +102,9 @@ LABELS = {
 
 
 def path(upgrade: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """The way of one upgrade: [{"state", "label", "mark", "seconds"}], `mark` "done", "now", "todo" or "failed".
+    """Return one upgrade's steps: [{"state", "label", "mark", "seconds"}], `mark` "done", "now", "todo" or "failed".
 
-    An upgrade that left the straight path shows how far it came, and the steps by which it left.
+    An upgrade that was abandoned, reverted or halted shows the steps it completed, and the steps after the failure.
     """
     spent: dict[str, float] = {}
     for step in upgrade["steps"]:

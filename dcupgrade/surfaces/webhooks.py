@@ -1,7 +1,7 @@
 """Webhooks: each change of state is posted to the receivers in the settings, signed, in order, at least once.
 
-The journal's history is the queue; it also keeps how far each receiver has come, so nothing is lost when the agent or
-a receiver is down. A new receiver begins with the next event, not with the past.
+The journal's history is the queue. The journal also stores the last event that each receiver has, so nothing is lost
+while the agent or a receiver is down. A new receiver starts with the next event and gets no earlier ones.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ class Queue(Protocol):
         """Changes of state after a sequence number, oldest first."""
 
     async def webhook_seq(self, url: str) -> int:
-        """The last event that the receiver has; a receiver never seen before begins at the end."""
+        """Return the last event that the receiver has; for a new receiver, the newest event."""
 
     async def set_webhook_seq(self, url: str, seq: int) -> None:
         """Remember durably that the receiver has everything up to ``seq``."""
@@ -49,7 +49,7 @@ class ClockPort(Protocol):
 
 
 def event_name(row: dict[str, Any]) -> str:
-    """Name of an event as receivers select it: ``upgrade.<state>``."""
+    """Return the name of an event as receivers select it: `upgrade.<state>`."""
     return f"upgrade.{row['to']}"
 
 
@@ -62,7 +62,7 @@ def signed(body: bytes, secret: bytes | None) -> dict[str, str]:
 
 
 class Webhook:
-    """One receiver. ``run`` never ends by itself; a receiver that fails is asked again with growing pauses."""
+    """One receiver. `run` never ends by itself; failed deliveries are retried with growing pauses."""
 
     def __init__(self, settings: WebhookSettings, queue: Queue, post: Post, clock: ClockPort, node_id: str) -> None:
         self._settings, self._queue, self._post = settings, queue, post
@@ -71,7 +71,7 @@ class Webhook:
         self._pause_s = 0.0
 
     async def run(self, poll_s: float = 1.0) -> None:
-        """Deliver what the journal holds and what comes; nothing that goes wrong here may end the agent."""
+        """Deliver the events of the journal, present and future. No error here may end the agent."""
         while True:
             try:
                 pause_s = await self.step(poll_s)
@@ -80,7 +80,7 @@ class Webhook:
             await self._clock.sleep(pause_s)
 
     async def step(self, poll_s: float) -> float:
-        """Deliver what is waiting; returns how long to wait before the next try, seconds."""
+        """Deliver waiting events; return the seconds to wait before the next try."""
         url = self._settings.url
         for row in await self._queue.history_after(await self._queue.webhook_seq(url), BATCH):
             if row["reason"] == "JOURNAL_ROW_DAMAGED":
@@ -100,7 +100,7 @@ class Webhook:
         return pause_s
 
     async def _send(self, row: dict[str, Any]) -> tuple[str, float] | None:
-        """None once the receiver has it; else why not, and how long the receiver asks to be left alone, seconds."""
+        """Send one event. Return None if the receiver accepted it, else why not and the seconds it asks to wait."""
         fact = {**row, "cause": row["event"], "event": event_name(row), "id": row["seq"], "node": self._node_id}
         body = json.dumps(fact, sort_keys=True).encode()
         try:
@@ -111,7 +111,7 @@ class Webhook:
 
 
 def secret_of(settings: WebhookSettings) -> bytes | None:
-    """The receiver's secret, where it has one; raises WEBHOOK_SECRET_UNREADABLE, also for an empty one."""
+    """Return the receiver's secret, if it has one. Raises WEBHOOK_SECRET_UNREADABLE, also for an empty file."""
     if settings.secret_file is None:
         return None
     try:
@@ -124,7 +124,7 @@ def secret_of(settings: WebhookSettings) -> bytes | None:
 
 
 def _host(settings: WebhookSettings) -> str:
-    """How a receiver is named in logs: the rest of its URL is what lets others post there."""
+    """Return a receiver's name for logs: only its host, because the rest of the URL may let others post there."""
     return urlsplit(settings.url).hostname or "?"
 
 

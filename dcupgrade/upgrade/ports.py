@@ -109,7 +109,7 @@ class ChainPort(Protocol):
     """The chain: final facts, and announcements that may become final."""
 
     def news(self) -> AsyncIterator[Announcement | ChainFacts]:
-        """Yield the facts of the final chain, now and after each change, and announcements of best blocks in between."""
+        """Yield the facts of the final chain, now and after each change, and in between what best blocks announce."""
 
     async def evidence(self, target_id: str, source_id: str, vault_state: Mapping[str, Any]) -> Mapping[str, Any]:
         """Return the evidence that the vault needs to permit a target."""
@@ -178,7 +178,7 @@ class ProcessesPort(Protocol):
         """Return what keeps a living process from answering, as far as the host shows it; "" if nothing is found."""
 
     async def stop(self, enclave_id: str) -> None:
-        """Stop the version's process (TERM, grace, KILL); return when it is gone, and its port and data lock are free."""
+        """Stop the version's process (TERM, grace, KILL); return when it is gone and port and data lock are free."""
 
     async def key_set_id(self) -> str:
         """Return the id of the data folder's key set, from its marker; "" if there is no marker."""
