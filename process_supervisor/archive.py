@@ -1,7 +1,7 @@
 """Confined unpacking of release archives: tar or tar.gz in, plain files in one folder out.
 
-The reader walks the blocks of the stream itself (ustar headers, pax and GNU long names) instead of leaving that to
-`tarfile`, which reads extended headers of any size into memory and seeks backwards in compressed streams.
+The reader parses the blocks of the stream itself (ustar headers, pax and GNU long names). It does not use `tarfile`,
+because that reads extended headers of any size into memory and seeks backwards in compressed streams.
 Layout: POSIX.1-2017 pax, "ustar Interchange Format" and "pax Extended Header".
 """
 
@@ -44,10 +44,10 @@ def _refuse(code: str, what: str, why: str) -> ProcessSupervisorError:
 
 
 def safe_member_path(name: str) -> PurePosixPath:
-    """The path of a member inside the folder; raises ARCHIVE_PATH_REFUSED for whatever could lead out of it.
+    """Return the path of a member inside the folder. Raises ARCHIVE_PATH_REFUSED for a name that could lead out of it.
 
-    Only plain ASCII names without hidden components are let through, so nothing depends on a file system's idea of
-    case, Unicode forms, drive letters or backslashes.
+    Only plain ASCII names without hidden components are accepted, so the result does not depend on how a file system
+    treats case, Unicode forms, drive letters or backslashes.
     """
     if name.startswith("/") or len(name) > PATH_CHARS_MAX:
         raise _refuse("ARCHIVE_PATH_REFUSED", f"archive member {name[:200]!r}", "its path is absolute or too long")
@@ -77,7 +77,7 @@ class _Blocks:
         return b"".join(parts)
 
     def finish(self) -> None:
-        """Read what follows the end of the archive, which has to be padding: only then is gzip's checksum verified."""
+        """Read the rest of the stream, which must be padding; gzip verifies its checksum only at the end."""
         for _ in range(PADDING_BYTES_MAX // COPY_BYTES):
             try:
                 data = self._stream.read(COPY_BYTES)
@@ -106,7 +106,7 @@ def _open_stream(raw: BinaryIO) -> BinaryIO:
 
 @dataclass(frozen=True, slots=True)
 class _Header:
-    """What is used of a member's header block; owners, times and modes are ignored."""
+    """The used fields of a member's header block; owners, times and modes are ignored."""
 
     name: str
     kind: bytes
@@ -167,12 +167,12 @@ def _pax_records(data: bytes) -> dict[bytes, bytes]:
 
 
 def _changes_content(key: bytes) -> bool:
-    """Whether a pax record says what a member is called or holds; times, owners, attributes and comments do not."""
+    """Return whether a pax record changes a member's name or content; times, owners and comments do not."""
     return key in (b"path", b"linkpath", b"size") or key.startswith(b"GNU.sparse")
 
 
 def _members(blocks: _Blocks, limits: ArchiveLimits) -> Iterator[_Header]:
-    """The header of each member, extended headers folded in; the caller consumes the data."""
+    """Yield the header of each member, with extended headers applied; the caller consumes the data."""
     seen = 0
     override: dict[bytes, bytes] = {}
     while True:
@@ -236,8 +236,8 @@ def read_member(archive: Path, wanted: str, limits: ArchiveLimits, bytes_max: in
 def unpack(archive: Path, folder: Path, limits: ArchiveLimits, members: frozenset[str] | None) -> list[UnpackedFile]:
     """Unpack `archive` into the empty `folder`; files get mode 0644 and are synced. Blocking.
 
-    `members` names the files that must all be there and beside which there is nothing; None lets any plain file pass.
-    Raises ARCHIVE_*; what was written so far then stays for the caller to remove.
+    `members` names exactly the files that the archive must contain; None accepts any plain files. Raises ARCHIVE_*; the
+    caller then removes the files written so far.
     """
     written: list[UnpackedFile] = []
     seen: set[PurePosixPath] = set()
@@ -285,7 +285,7 @@ def _write(folder: Path, path: PurePosixPath, chunks: Iterator[bytes]) -> None:
         why = "another member has this path, or a part of it, already"
         raise _refuse("ARCHIVE_DUPLICATE_MEMBER", f"archive member {str(path)!r}", why) from error
     with os.fdopen(fd, "wb") as file:
-        # Whatever the umask: a container's user, who may be another one, has to read it.
+        # Independent of the umask: a container's user, who may be a different one, must be able to read the file.
         os.fchmod(fd, 0o644)
         for chunk in chunks:
             file.write(chunk)

@@ -1,4 +1,4 @@
-"""What a node's container needs of this host, checked before the node that serves is stopped for it."""
+"""Check what a node's container needs on this host, before the serving node is stopped for it."""
 
 import os
 import stat
@@ -6,7 +6,7 @@ from pathlib import Path
 
 from .container_template import ContainerTemplate, Mount, devices_of, mounts_of
 
-#: The host's own view first: a service manager may have given this process mounts of its own.
+#: The host's own view first: a service manager may have given this process its own mounts.
 MOUNT_TABLES = (Path("/proc/1/mountinfo"), Path("/proc/self/mountinfo"))
 #: Other names of the same devices: those of kernels since 5.11, and those of Intel's driver before.
 _SGX_NAMES = {
@@ -49,7 +49,7 @@ def _bind(mount: Mount) -> list[Missing]:
 
 
 def _is_shared(source: str) -> bool:
-    """Whether the mount that `source` lies on passes mounts on (proc(5): optional fields `shared:` and `master:`)."""
+    """Return whether the mount of `source` propagates mounts (proc(5): optional fields `shared:` and `master:`)."""
     table = ""
     for path in MOUNT_TABLES:
         try:

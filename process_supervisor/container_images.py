@@ -1,4 +1,4 @@
-"""Images of releases at a Docker engine: pulled by digest, loaded from an archive, or here already."""
+"""Images of releases at a Docker engine: pulled by digest, loaded from an archive, or already present."""
 
 import asyncio
 import hashlib
@@ -27,7 +27,7 @@ IMAGE_MEMBERS_MAX = 4096
 PULL_SILENCE_S_MAX = 600.0
 _IMAGE_ID = re.compile(r"sha256:[0-9a-f]{64}\Z")
 _CONFIG_FILE = re.compile(r"(?:\A|/|\Asha256:)([0-9a-f]{64})(?:\.json)?\Z")
-#: The engine passes a registry's answer on as text. The first group of words that is in it names the code.
+#: The engine passes a registry's answer on as text. The first group of words found in it determines the code.
 _REGISTRY_WORDS = (
     ("CONTAINER_REGISTRY_BUSY", ("toomanyrequests", "too many requests", "status: 429", "rate limit")),
     (
@@ -61,8 +61,9 @@ _PULL_ADVICE = {
 def image_in(archive: Path, limits: ArchiveLimits) -> str | None:
     """The id of the one image in an archive as `docker save` makes it; None if the file is no such archive. Blocking.
 
-    The id is the digest of the image's configuration, which most programs put into that file's name. That the content
-    has it is the engine's to verify; here the unpacked size is. Raises ARCHIVE_*; more than one image is refused.
+    The id is the digest of the image's configuration; most programs use it as the name of that file. The engine
+    verifies that the content has this digest; this function limits the unpacked size. Raises ARCHIVE_*; an archive of
+    more than one image is refused.
     """
     bytes_max = limits.total_bytes_max  # a layer is a member: it may have all that the whole may have
     whole = ArchiveLimits(members_max=IMAGE_MEMBERS_MAX, member_bytes_max=bytes_max, total_bytes_max=bytes_max)
@@ -114,9 +115,9 @@ class ImageStore(ImageFiles):
     async def pull(self, reference: ImageReference, pinned: str | None, progress: ProgressFn) -> ReleaseImage:
         """Bring an image here. `pinned` is the digest that the same reference was resolved to before, if it was.
 
-        A tag is resolved once: what a registry answers to it later is not asked for again. An image that is here and
-        that its registry does not know (loaded by hand) serves too; while the registry does not say so, it does not,
-        since it may be an older one. Raises CONTAINER_IMAGE_*, CONTAINER_REGISTRY_*.
+        A tag is resolved only once. A local image (loaded by hand) is accepted if the registry reports that it does not
+        know the image. Without that report it is not accepted, since it may be an older image. Raises
+        CONTAINER_IMAGE_*, CONTAINER_REGISTRY_*.
         """
         digest = reference.digest or pinned
         wanted = f"{reference.name}@{digest}" if digest else f"{reference.name}:{reference.tag or 'latest'}"
@@ -147,7 +148,7 @@ class ImageStore(ImageFiles):
         return ReleaseImage(_checked_id(found["Id"]), f"{reference.name}@{pin}" if pin else wanted)
 
     async def _require_native(self, found: Mapping[str, Any], name: str) -> None:
-        """Refuse an image for another system or CPU than the engine's: it would be found out after the node's stop."""
+        """Refuse an image for another system or CPU. Otherwise the start would fail after the old node was stopped."""
         with engine_errors("version of the engine"):
             version = await self._docker.version()
         image = [str(found.get(key) or "") for key in ("Os", "Architecture")]
@@ -168,11 +169,11 @@ class ImageStore(ImageFiles):
         headers = await auth_header(self._registry_config, name) if self._registry_config is not None else {}
         try:
             with engine_errors(f"pull of {wanted}"):
-                # Where the registry falls silent, the engine does so too and never ends the pull by itself.
+                # If the registry stops answering, the engine does too, and never ends the pull by itself.
                 timeout = aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_S_MAX, sock_read=PULL_SILENCE_S_MAX)
                 params = {"fromImage": wanted}
                 pull = self._docker._query("images/create", "POST", params=params, headers=headers, timeout=timeout)
-                # The client leaves a response that was not read to its end open; its connection would stay too.
+                # The client does not close a response that was not read completely; its connection would stay open.
                 async with pull as response, response:
                     async for item in json_stream_stream(response):
                         self._tell(item, wanted, layers, progress)
@@ -252,7 +253,7 @@ class ImageStore(ImageFiles):
         )
 
     async def _tags(self) -> dict[str, str]:
-        """Every tag at the engine with the id of its image; what an archive says of its tags is not relied on."""
+        """Return every tag at the engine with the id of its image. The tags named in an archive are not trusted."""
         with engine_errors("list of images"):
             listed = await self._docker.images.list()
         return {tag: str(item["Id"]) for item in listed for tag in item.get("RepoTags") or () if "<none>" not in tag}

@@ -1,4 +1,4 @@
-"""Files of an image, taken out of a container that is made for that and never started: nothing of the image is run."""
+"""Read files of an image through a container that is created for this and never started: no code of the image runs."""
 
 import asyncio
 import base64
@@ -37,7 +37,7 @@ class _Stat:
 
 
 class ImageFiles:
-    """Looks into the images of one engine."""
+    """Reads files of images at one engine."""
 
     def __init__(self, docker: aiodocker.Docker) -> None:
         self._docker = docker
@@ -70,7 +70,7 @@ class ImageFiles:
         return sorted(names - {str(item["Name"]) for item in listed.get("Volumes") or ()})
 
     async def missing_program(self, image_id: str, template: Mapping[str, Any]) -> str:
-        """What of the command that a container would run is not in the image, as text; empty if all is there.
+        """Return which part of the container's command is not in the image, as text; "" if all is there.
 
         `template` is the top level of the container's body: its Entrypoint, Cmd, Env and WorkingDir win.
         """
@@ -91,9 +91,9 @@ class ImageFiles:
 
     @asynccontextmanager
     async def _opened(self, image_id: str) -> AsyncIterator[str]:
-        """A container of the image that is removed again, with the volumes that the engine made for it."""
+        """Create a container of the image; remove it on exit, with the volumes that the engine made for it."""
         with engine_errors(f"files of image {image_id[:19]}"):
-            # A container needs a command to be made; it is never started.
+            # Creating a container requires a command; it is never started.
             config: dict[str, Any] = {"Image": image_id, "Entrypoint": ["-"], "Cmd": [], "NetworkDisabled": True}
             container = await self._docker.containers.create(config)
             try:

@@ -1,8 +1,8 @@
-"""Verifies plain bytes against the CID of a tree: builds the trees that `ipfs add` may have made of them. Pure.
+"""Verify plain bytes against the CID of a tree, by building the trees that `ipfs add` may have made of them. Pure.
 
-The same file has another CID with other chunks, another number of links in a block, or other leaves. What is tried
-here is what Kubo's settings and profiles give (https://specs.ipfs.tech/ipips/ipip-0499): balanced trees, chunks of
-256 KiB or 1 MiB, 174 or 1,024 links, leaves in dag-pb or raw. Memory does not grow with the file.
+A file's CID depends on the chunk size, the number of links per block and the kind of leaves. The layouts tried here are
+those of Kubo's settings and profiles (https://specs.ipfs.tech/ipips/ipip-0499): balanced trees, chunks of 256 KiB or
+1 MiB, 174 or 1,024 links, leaves in dag-pb or raw. Memory use does not grow with the file.
 """
 
 from typing import Final
@@ -24,7 +24,7 @@ class _Tree:
         self._levels: list[list[Node]] = [[]]
 
     def add(self, node: Node, depth: int = 0) -> None:
-        """Take the next node of a level; a full block of them is one node of the level above."""
+        """Add the next node of a level; a full block of nodes becomes one node of the level above."""
         if depth == len(self._levels):
             self._levels.append([])
         level = self._levels[depth]
@@ -34,7 +34,7 @@ class _Tree:
             self.add(parent(level, self._version), depth + 1)
 
     def root(self) -> Node:
-        """The one node above all leaves; nothing can be added then."""
+        """Return the single node above all leaves; nothing can be added after that."""
         depth = 0
         while depth + 1 < len(self._levels) or len(self._levels[depth]) > 1:
             if level := self._levels[depth]:
@@ -87,5 +87,5 @@ class KnownLayouts:
             item.update(data)
 
     def roots(self) -> frozenset[ContentId]:
-        """The CIDs that the whole file may have; call it once, at the end."""
+        """Return the possible CIDs of the complete file; call it once, at the end."""
         return frozenset(take_cid(node.cid)[0] for item in self._chunks for node in item.roots())

@@ -1,4 +1,4 @@
-"""HTTP to the outside world: through the right proxy, to the very bytes of the URL, and only to allowed addresses."""
+"""HTTP to other hosts: through the right proxy, with the URL sent unchanged, and only to allowed addresses."""
 
 import base64
 import errno
@@ -20,15 +20,15 @@ _URL_BYTES = "".join(map(chr, range(0x21, 0x7F)))
 
 
 class AddressRefusedError(OSError):
-    """A connection to an address that is not public was refused before it was made."""
+    """A connection to an address that is not public; it was refused before it was opened."""
 
     def __init__(self) -> None:
-        # The same text for each address: the client then raises this very error when it refused all of them.
+        # The text is the same for each address, so that the client raises this error if all of them are refused.
         super().__init__(errno.EACCES, "it leads to a private, loopback or link-local address")
 
 
 def _public_socket(address: Any) -> socket.socket:
-    """Make the socket for a connection; called with the very address that is connected to, after DNS."""
+    """Make the socket for a connection; called after DNS, with the address that will be connected to."""
     family, kind, protocol, _, sockaddr = address
     if not is_public(ipaddress.ip_address(str(sockaddr[0]).partition("%")[0])):
         raise AddressRefusedError
@@ -36,7 +36,7 @@ def _public_socket(address: Any) -> socket.socket:
 
 
 class Outbound:
-    """A client for hosts that others name. Use it as a context manager."""
+    """A client for hosts that the chain or others name. Use it as a context manager."""
 
     def __init__(self, proxies: Proxies | None = None) -> None:
         self._proxies = proxies or Proxies()
@@ -67,15 +67,15 @@ class Outbound:
             address = literal_address(host)
             if public_only and (is_this_machine(host) or (address is not None and not is_public(address))):
                 raise AddressRefusedError
-            session = self._any  # the connection goes to the proxy, which the operator named
+            session = self._any  # the connection goes to the proxy, which the operator configured
             bare, credentials = _split_credentials(proxy)
             options["proxy"] = bare
             if url.startswith("https:"):
-                options["proxy_headers"] = credentials  # for CONNECT; the request itself goes through the tunnel
+                options["proxy_headers"] = credentials  # for CONNECT only; the request itself goes through the tunnel
             else:
                 options["headers"] = {**options.get("headers", {}), **credentials}
         try:
-            # encoded=True: what the chain or the Location header named is sent as it is.
+            # encoded=True: the URL from the chain or the Location header is sent unchanged.
             return await session.request(method, yarl.URL(url, encoded=True), allow_redirects=False, **options)
         except aiohttp.ClientConnectorError as error:
             if isinstance(error.os_error, AddressRefusedError):
@@ -133,7 +133,7 @@ def _is_named(url: str, own_hosts: frozenset[str], gateway: str | None) -> bool:
 
 
 def _target(base: str, location: str) -> str:
-    """Where a redirect leads. Only bytes that no URL may hold are escaped; ValueError for what is no URL."""
+    """Return a redirect's target; only bytes that are invalid in URLs are escaped. Raises ValueError if it is no URL."""
     text = quote(location.strip().encode("utf-8", "surrogateescape"), safe=_URL_BYTES)
     if not urlsplit(text).scheme:
         text = urljoin(base, text)

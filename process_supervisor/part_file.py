@@ -153,7 +153,8 @@ class Part:
     def finish(self) -> Fetched:
         """Sync and verify the complete file.
 
-        Raises DOWNLOAD_TRUNCATED, DOWNLOAD_DIGEST_MISMATCH and DOWNLOAD_LAYOUT_UNKNOWN (the file is then removed).
+        Raises DOWNLOAD_TRUNCATED (the file is kept, to be continued), DOWNLOAD_DIGEST_MISMATCH and
+        DOWNLOAD_LAYOUT_UNKNOWN (the file is removed).
         """
         source = self._source.url
         if self.total is not None and self.size != self.total:
