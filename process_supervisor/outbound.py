@@ -133,7 +133,7 @@ def _is_named(url: str, own_hosts: frozenset[str], gateway: str | None) -> bool:
 
 
 def _target(base: str, location: str) -> str:
-    """Return a redirect's target; only bytes that are invalid in URLs are escaped. Raises ValueError if it is no URL."""
+    """Return a redirect's target; only bytes invalid in URLs are escaped. Raises ValueError if it is no URL."""
     text = quote(location.strip().encode("utf-8", "surrogateescape"), safe=_URL_BYTES)
     if not urlsplit(text).scheme:
         text = urljoin(base, text)
