@@ -1,8 +1,9 @@
 """Names whatever holds an event loop: judged by what the loop's thread does, so that a busy machine fails nothing.
 
 A callback holds the loop if it used more than HELD_S_MAX seconds of processor time, or slept so long in a blocking call
-on its stack: waiting for the disk is one. Time in which the thread only waited for a processor, for Python's lock, or
-for pages of its own program does not count: that would judge how busy the machine is.
+on its stack. A wait for the disk counts by DISK_SHARE: on a busy machine a short one takes long. Time in which the
+thread only waited for a processor, for Python's lock, or for pages of its own program does not count: that would judge
+how busy the machine is.
 """
 
 import asyncio
@@ -19,6 +20,10 @@ from types import FrameType
 
 HELD_S_MAX = 0.25
 LOOK_S = 0.025
+DISK_SHARE = 0.25
+"""What a second in the disk's queue counts, in seconds: such a call is named once it takes a second."""
+SHARES = {"S": 1.0, "D": DISK_SHARE}
+"""By the kernel's name for what the thread does."""
 IDLE_SHARE_MAX = 0.05
 """A thread that used less of a processor than this share slept."""
 
@@ -84,8 +89,8 @@ class LoopWatch:
             now = time.monotonic()
             # Where this thread was kept waiting itself, no more than its usual pause counts.
             passed_s, used_s = min(now - last_s, 2 * LOOK_S), cpu_s - last_cpu_s
-            if used_s < IDLE_SHARE_MAX * passed_s and self._sleeps():
-                asleep_s += passed_s
+            if used_s < IDLE_SHARE_MAX * passed_s:
+                asleep_s += passed_s * self._share_asleep()
             last_s, last_cpu_s = now, cpu_s
             held_s = max(cpu_s - began_cpu_s, asleep_s)
             if held_s > HELD_S_MAX and not told:
@@ -95,14 +100,14 @@ class LoopWatch:
                     how = "blocked" if asleep_s > cpu_s - began_cpu_s else "computed"
                     self._report(Held(how, held_s, _stack(frame)))
 
-    def _sleeps(self) -> bool:
-        """Whether the thread sleeps in a system call. In a page fault there is none: the kernel shows -1."""
+    def _share_asleep(self) -> float:
+        """How much its sleep in a system call counts, 0 to 1. In a page fault there is none: the kernel shows -1."""
         try:
             text = (self._task / "stat").read_text(encoding="ascii", errors="replace")
             call = (self._task / "syscall").read_text(encoding="ascii", errors="replace")
         except OSError:
-            return False
-        return text[text.rindex(")") + 2] in "SD" and not call.startswith("-1")
+            return 0.0
+        return 0.0 if call.startswith("-1") else SHARES.get(text[text.rindex(")") + 2], 0.0)
 
 
 def _stack(frame: FrameType) -> tuple[str, ...]:

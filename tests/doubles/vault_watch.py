@@ -2,7 +2,8 @@
 
 A vault runs inside its TEE with nothing but its image, so no watch fits into it. The kernel tells what its loop's
 thread does: a loop with nothing to do waits in epoll, and any other system call that it sleeps in for more than
-HELD_S_MAX seconds holds it. Waiting for Python's lock, for a processor, or for pages of its own program does not count.
+HELD_S_MAX seconds holds it; the disk counts by DISK_SHARE. Waiting for Python's lock, for a processor, or for pages of
+its own program does not count.
 """
 
 import os
@@ -12,7 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from .loop_watch import HELD_S_MAX, LOOK_S
+from .loop_watch import HELD_S_MAX, LOOK_S, SHARES
 
 FIND_S = 0.5
 EPOLL, LOCKS = ("232", "281"), ("202",)
@@ -81,10 +82,10 @@ class VaultWatch:
         number = call.split()[0]
         fields = stat[stat.rindex(")") + 2 :].split()
         place = f"{call} {fields[11:13]}"  # the call with its stack, and the processor time so far
-        if fields[0] not in "SD" or number in (*EPOLL, *LOCKS, "-1", "running") or place != loop.place:
+        if fields[0] not in SHARES or number in (*EPOLL, *LOCKS, "-1", "running") or place != loop.place:
             loop.place, loop.held_s, loop.told = place, 0.0, False
             return
-        loop.held_s += passed_s
+        loop.held_s += passed_s * SHARES[fields[0]]
         if loop.held_s > HELD_S_MAX and not loop.told and _has_loop(pid):
             loop.told = True
             self._report(f"the loop of vault {pid} was blocked in system call {number} for {loop.held_s:.2f} s")
