@@ -150,7 +150,7 @@ async def test_the_commands_of_the_page_give_what_it_shows(tmp_path: Path) -> No
 
 
 async def follow(story: Story, config: Path) -> None:
-    """Go down the page: what is told happens, each block of commands is run, the block after it is what they print."""
+    """Follow the page: play what it describes, run each block of commands, compare their output with the next block."""
     part = PAGE[PAGE.index("## Two hosts with etcd") : PAGE.index("## Kubernetes")]
     events, printed = story.events(), ""
     for bold, language, block in re.findall(STEPS, part, re.DOTALL | re.MULTILINE):

@@ -57,7 +57,7 @@ async def test_a_node_that_hangs_is_told_and_so_is_its_return(world: World) -> N
         assert hangs["overview"]["headline"] == "The node is down: does not answer."
         told = await world.dcupgrade(*config, "status")
         assert told.startswith("The node is down: does not answer.\n")
-        assert "stopped by a signal" in told, "the cause is told by status alone"
+        assert "stopped by a signal" in told, "status alone names the cause"
         assert re.search(rf"kill -CONT [\d ]*\b{node[0]}\b", told)
         assert "dcupgrade_node_up 0.0" in await metrics(world)
         alarmed = await status_when(world, lambda status: "NODE_NOT_READY" in alarms(status))

@@ -52,7 +52,7 @@ SHAPES = {
 def _round_trip(
     decode: Callable[[bytes], Report | TargetInfo | KeyRequest | Attributes | SigStruct],
 ) -> Callable[[bytes], None]:
-    """What decodes must encode to the same bytes: a field that is not looked at could carry a second meaning."""
+    """What decodes must encode to the same bytes: an unchecked field could carry a second meaning."""
 
     def take(data: bytes) -> None:
         if decode(data).encode() != data:

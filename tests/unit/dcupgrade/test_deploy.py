@@ -403,7 +403,7 @@ def test_the_fields_compose_file_and_unit_fit_the_settings_of_its_profile() -> N
     mounted = {item["source"]: item["target"] for item in agent["volumes"]}
     engine = settings.container.engine.removeprefix("unix://")
     for path in (str(settings.agent.state_dir), str(settings.node.data_dir), engine):
-        assert mounted[path] == path, "the engine is told paths of the host"
+        assert mounted[path] == path, "the engine resolves paths on the host"
     assert f"ReadWritePaths={settings.node.data_dir}" in (FIELD / "dcupgrade.conf").read_text().splitlines()
     for named in (settings.chain.checkpoint_file, settings.vault.token_file):
         assert str(named).startswith("/etc/dcupgrade/")

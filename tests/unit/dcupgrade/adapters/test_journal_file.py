@@ -1,4 +1,4 @@
-"""Checksums in the journal: an older file gets them in place, and damage of any row is told by its code."""
+"""Checksums in the journal: an older file gets them in place, and damage of any row is reported by its code."""
 
 import contextlib
 import json

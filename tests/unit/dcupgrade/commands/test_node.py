@@ -1,4 +1,4 @@
-"""`dcupgrade node` with a process that plays the node: what is started, refused, and how it went is told."""
+"""`dcupgrade node` with a process that plays the node: starts, refusals and outcomes."""
 
 import fcntl
 import json
