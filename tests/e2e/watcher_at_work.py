@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -43,10 +43,15 @@ class AtWork:
                     return view
         raise AssertionError
 
-    async def until_block(self, number: int, timeout_s: float = 60.0) -> None:
+    async def until(self, holds: Callable[[dict[str, Any]], bool], timeout_s: float = 60.0) -> dict[str, Any]:
+        """Wait until the watcher's health is such; return it."""
         async with asyncio.timeout(timeout_s):
-            while (self.watcher.health()["last_number"] or 0) < number:  # noqa: ASYNC110
+            while not holds(health := self.watcher.health()):  # noqa: ASYNC110
                 await asyncio.sleep(0.05)
+        return health
+
+    async def until_block(self, number: int) -> None:
+        await self.until(lambda health: (health["last_number"] or 0) >= number)
 
 
 async def _views(watcher: Watcher, announced: list[VerifiedRelease]) -> AsyncIterator[ChainView]:
