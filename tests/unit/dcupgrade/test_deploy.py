@@ -191,6 +191,7 @@ def test_units_are_hardened_and_agent_and_vault_are_different_users(unit: Path) 
         "NoNewPrivileges=yes",
         "ProtectSystem=strict",
         "LimitCORE=0",
+        "LimitNOFILE=8192",
         "CapabilityBoundingSet=",
         "Restart=always",
     ):

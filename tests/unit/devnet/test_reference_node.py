@@ -103,6 +103,17 @@ async def client(tmp_path: Path) -> AsyncIterator[TestClient[Any, Any]]:
         yield made
 
 
+async def test_every_route_of_a_node_answers_to_loopback_names_only(client: TestClient[Any, Any]) -> None:
+    """Case B6, of the node's own routes too."""
+    routes = [(route.method, route.resource.canonical) for route in client.app.router.routes() if route.resource]
+    for method, path in routes:
+        async with client.request(method, path, headers={"Host": "evil.example"}) as answer:
+            assert answer.status == 421, (method, path)
+            if method != "HEAD":
+                assert (await answer.json())["code"] == "HANDOVER_HOST_REFUSED"
+    assert {path for _, path in routes} >= {"/objects", "/objects/{name}", "/health", "/version", "/commit"}
+
+
 @pytest.mark.parametrize("name", ["..", ".", "%2e%2e", "..%2fb", "a%2fb", "%00", ".hidden", "a%20b", "-a", "a" * 201])
 async def test_names_that_could_be_paths_are_refused(client: TestClient[Any, Any], tmp_path: Path, name: str) -> None:
     for method in ("PUT", "GET", "DELETE"):

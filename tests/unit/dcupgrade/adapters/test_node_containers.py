@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -71,6 +71,14 @@ class Engine:
 
     async def inspect(self, image: str) -> dict[str, Any]:
         return {"Id": image, "Config": {"Env": ["NEW=1"]}}
+
+
+class Untouched(Engine):
+    """An engine that nobody may ask for anything."""
+
+    def __getattribute__(self, name: str) -> Any:
+        assert name.startswith("_") or name == "images", f"{name} was asked of the engine"
+        return super().__getattribute__(name)
 
 
 def settings_of(tmp_path: Path, *, command: list[str] | None = None, **container: Any) -> Settings:
@@ -171,6 +179,17 @@ async def test_a_slot_is_good_only_while_the_engine_has_its_image(tmp_path: Path
     assert not await slots.slot_is_good(NEW.enclave_id)
     await slots.remove_slot(NEW.enclave_id)
     assert engine.forgotten == [NEW.enclave_id]
+
+
+@pytest.mark.parametrize("command", [[], ["python3", "{slot}/enclave.pyz"]])
+async def test_no_image_is_pulled_before_its_release_is_final(tmp_path: Path, command: list[str]) -> None:
+    """Case B7: an endpoint may invent a best block, and the engine asks any registry that it is told to."""
+    settings = settings_of(tmp_path, command=command, image="base" if command else "")
+    engine = Untouched()
+    slots = NodeSlots(settings, engine, containers_of(settings, engine))  # type: ignore[arg-type]
+    announced = replace(NEW, origin_url="registry.example/dc/node:1", mirror_url="", cids=())
+    with pytest.raises(ProcessSupervisorError, match="DOWNLOAD_SOURCE_UNSUPPORTED"):
+        await slots.fetch_early(announced)
 
 
 async def test_a_slot_proven_by_its_sigstruct_is_verified(tmp_path: Path) -> None:
