@@ -62,6 +62,7 @@ CODES: dict[str, str] = {
     "AGENT_ALREADY_RUNNING": "another agent works on this state folder",
     "AGENT_STATE_UNUSABLE": "the agent's state folder cannot be created or written",
     "MACHINE_NO_TRANSITION": "the upgrade machine met an event that its table does not know in that state",
+    "JOURNAL_BUSY": "as many calls wait for the journal as it lets wait",
     "JOURNAL_CORRUPT": "the journal is damaged, or is not a journal",
     "JOURNAL_ROW_DAMAGED": "a row of the journal's history or queue is not what was written",
     "JOURNAL_WORK_DIFFERS": "the stored state wants other work than was stored with it",

@@ -121,8 +121,11 @@ def _guard(allowed: frozenset[str]) -> Any:
             raise
         except Exception as error:
             failure = failure_of(error)
-            log.exception("%s %s failed", request.method, request.path)
-            answer = _error(500, failure.code, "see the agent's log")
+            if failure.code == "JOURNAL_BUSY":
+                answer = _error(503, failure.code, failure.detail)
+            else:
+                log.exception("%s %s failed", request.method, request.path)
+                answer = _error(500, failure.code, "see the agent's log")
         if not answer.prepared:
             answer.headers.update(SECURITY_HEADERS)
         return answer

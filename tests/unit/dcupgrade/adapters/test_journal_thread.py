@@ -3,13 +3,13 @@
 import asyncio
 import sqlite3
 import threading
-from collections.abc import Iterator
+from collections.abc import Awaitable, Iterator
 from pathlib import Path
 
 import pytest
 
 from dcupgrade.adapters.journal import Journal
-from dcupgrade.adapters.journal_thread import open_journal
+from dcupgrade.adapters.journal_thread import WAITING_MAX, JournalThread, open_journal
 from dcupgrade.errors import DcupgradeError
 from dcupgrade.machine.events import Settled
 from dcupgrade.machine.state import State
@@ -91,8 +91,53 @@ async def test_an_end_in_the_middle_of_an_entry_waits_for_it(tmp_path: Path, dis
 
 async def test_progress_of_the_chain_is_stored_without_anybody_waiting(tmp_path: Path) -> None:
     async with open_journal(tmp_path / "j") as journal:
-        journal.set_chain_progress({"number": 5})
-        assert await journal.run(Journal.chain_progress) == {"number": 5}
+        for number in range(1000):
+            journal.set_chain_progress({"number": number})
+    async with open_journal(tmp_path / "j") as journal:
+        assert await journal.run(Journal.chain_progress) == {"number": 999}
+
+
+async def test_the_machine_comes_first_and_the_number_of_others_that_wait_is_bounded(
+    tmp_path: Path, disk: SlowDisk
+) -> None:
+    """Operator commands and webhooks are authenticated or our own, and still delay no entry of the machine."""
+    order: list[str] = []
+
+    async def told(name: str, work: Awaitable[object]) -> None:
+        await work
+        order.append(name)
+
+    def command(journal: JournalThread) -> Awaitable[int]:
+        return journal.run(Journal.enqueue, "hold", "eve", {})
+
+    async with open_journal(tmp_path / "j") as journal:
+        first = asyncio.create_task(told("first", journal.append(entry(1))))
+        await disk.until_reached()
+        others = [asyncio.create_task(told("other", command(journal))) for _ in range(WAITING_MAX)]
+        await asyncio.sleep(0)
+        with pytest.raises(DcupgradeError, match="JOURNAL_BUSY"):
+            await command(journal)
+        machine = [asyncio.create_task(told("machine", journal.append(entry(number)))) for number in (2, 3)]
+        await asyncio.sleep(0)
+        disk.let_through.set()
+        await asyncio.gather(first, *others, *machine)
+        assert order == ["first", "machine", "machine", *["other"] * WAITING_MAX]
+        assert await journal.load() == State(crashes=3)
+        assert len(await journal.commands()) == WAITING_MAX
+
+
+async def test_whoever_gives_up_waiting_holds_up_nobody(tmp_path: Path, disk: SlowDisk) -> None:
+    async with open_journal(tmp_path / "j") as journal:
+        writing = asyncio.create_task(journal.append(entry(1)))
+        await disk.until_reached()
+        waiting = [asyncio.create_task(journal.run(Journal.history, 1)) for _ in range(4)]
+        await asyncio.sleep(0)
+        for task in (writing, waiting[0], waiting[2]):
+            task.cancel()
+        await asyncio.wait({writing, waiting[0], waiting[2]})
+        disk.let_through.set()
+        assert [len(await task) for task in (waiting[1], waiting[3])] == [0, 0]
+        assert await journal.load() == State(crashes=1)
 
 
 async def test_errors_of_the_journal_reach_the_caller(tmp_path: Path) -> None:

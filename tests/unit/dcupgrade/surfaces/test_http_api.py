@@ -216,6 +216,15 @@ async def test_a_fault_of_the_agent_is_told_with_its_code(agent: FakeAgent) -> N
         assert await answer.json() == {"code": "JOURNAL_WRITE_FAILED", "why": "see the agent's log"}
 
 
+async def test_an_action_for_which_the_journal_has_no_time_is_told_to_come_again(agent: FakeAgent) -> None:
+    async def busy(*_: Any) -> int:
+        raise DcupgradeError(code="JOURNAL_BUSY", what="journal", why="64 calls wait for it already", kind="transient")
+
+    async with TestClient(TestServer(web.make_app(replace(agent.site(), enqueue=busy)))) as client:
+        answer = await client.post("/api/v1/actions/hold", headers={"Authorization": "Bearer the token"})
+        assert (answer.status, (await answer.json())["code"]) == (503, "JOURNAL_BUSY")
+
+
 async def test_readers_of_events_are_limited_and_one_who_is_gone_is_noticed(agent: FakeAgent) -> None:
     async with TestClient(TestServer(web.make_app(agent.site(), keep_alive_s=0.01))) as client:
         answers = [await client.get("/api/v1/events") for _ in range(web.STREAMS_MAX)]
