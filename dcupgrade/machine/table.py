@@ -177,14 +177,19 @@ def find_row(state: State, event: e.Event, budgets: Budgets) -> Row:
     raise guards.broken(state, event, "the table has no such transition")
 
 
-def step(state: State, event: e.Event, budgets: Budgets = DEFAULT_BUDGETS) -> tuple[State, tuple[Effect, ...]]:
-    """One transition: the new state, and the effects that it wants and the old one did not.
+def state_after(state: State, event: e.Event, budgets: Budgets = DEFAULT_BUDGETS) -> State:
+    """One transition: the new state.
 
     Raises DcupgradeError MACHINE_NO_TRANSITION for an event that the table does not know in this state.
     """
     found = find_row(state, event, budgets)
     after = found.action(state, event, budgets) if found.action else state
-    after = replace(after, name=found.target) if after.name is not found.target else after
+    return replace(after, name=found.target) if after.name is not found.target else after
+
+
+def step(state: State, event: e.Event, budgets: Budgets = DEFAULT_BUDGETS) -> tuple[State, tuple[Effect, ...]]:
+    """As `state_after`, with the effects that the new state wants and the old one did not."""
+    after = state_after(state, event, budgets)
     before = activity(state)
     return after, tuple(effect for effect in activity(after) if effect not in before)
 

@@ -28,7 +28,7 @@ from dcupgrade.machine.events import (
 from dcupgrade.machine.guards import Budgets
 from dcupgrade.machine.operator_commands import Command, event_of, in_time, outcome_of
 from dcupgrade.machine.state import Name, Release, State
-from dcupgrade.machine.table import activity, step
+from dcupgrade.machine.table import activity, state_after
 
 from .early_fetch import EarlyFetch
 from .event_queue import EventQueue, Item
@@ -158,7 +158,7 @@ class Orchestrator:
                 return  # that work is no longer wanted
             self.feed.ask_again.set()
         before, event = self.state, replace(self._informed(item), at_unix_s=self._clock.now())
-        after = before if isinstance(event, BESIDE_THE_MACHINE) else step(before, event, self._budgets)[0]
+        after = before if isinstance(event, BESIDE_THE_MACHINE) else state_after(before, event, self._budgets)
         outcome = outcome_of(before, event, after) if item.command_id else None
         if after != before or outcome is not None:
             try:

@@ -13,6 +13,7 @@ import sys
 import time
 from collections import Counter
 from multiprocessing import get_context
+from multiprocessing.synchronize import Barrier
 
 from tests.simulation.simulator.driver import Life, Outcome, simulate
 
@@ -24,17 +25,26 @@ def _quiet() -> None:
     logging.disable(logging.CRITICAL)
 
 
+def _prepare_worker(ready: Barrier) -> None:
+    _quiet()
+    ready.wait()
+
+
 def run(upgrades: int, first_seed: int, workers: int) -> tuple[list[Outcome], float]:
-    """Run enough seeds for that many upgrades; the outcomes, and the seconds it took."""
+    """Run enough seeds for that many upgrades; the outcomes, and the seconds it took without the workers' imports."""
     seeds = range(first_seed, first_seed + -(-upgrades // UPGRADES_PER_SEED))
-    began = time.monotonic()
     if workers <= 1:
         _quiet()
+        began = time.monotonic()
         outcomes = [simulate(seed, UPGRADES_PER_SEED) for seed in seeds]
-    else:
-        with get_context("spawn").Pool(workers, initializer=_quiet) as pool:
-            outcomes = list(pool.imap_unordered(simulate, seeds, chunksize=20))
-    return outcomes, time.monotonic() - began
+        return outcomes, time.monotonic() - began
+    spawn = get_context("spawn")
+    ready = spawn.Barrier(workers + 1)
+    with spawn.Pool(workers, initializer=_prepare_worker, initargs=(ready,)) as pool:
+        ready.wait()
+        began = time.monotonic()
+        outcomes = list(pool.imap_unordered(simulate, seeds, chunksize=20))
+        return outcomes, time.monotonic() - began
 
 
 def report(outcomes: list[Outcome], seconds: float) -> str:

@@ -14,6 +14,7 @@ from typing import Any
 from chain_watcher.proof.layout import RawEntry, RawProgram
 from chain_watcher.proof.release import (
     BlockRef,
+    ChainEntry,
     EntryList,
     encode_signature,
     lowest_heights,
@@ -48,6 +49,12 @@ def cheap_signature(enclave_id: str) -> bytes:
 def cheap_text(enclave_id: str) -> str:
     """The cheap signature as the chain spells it."""
     return encode_signature(cheap_signature(enclave_id)).decode()
+
+
+@lru_cache(maxsize=1024)
+def chain_entry(height: int, enclave_id: str) -> ChainEntry:
+    """What the watcher decodes of an entry of the chain's list."""
+    return read_entries([RawEntry(height, enclave_id.encode(), cheap_text(enclave_id).encode())]).entries[0]
 
 
 def cheap_verify(enclave_id: str, signatures: tuple[Any, ...]) -> None:
@@ -175,9 +182,7 @@ class Chain:
     def facts(self) -> ChainFacts:
         """What the watcher would say, by its own verification."""
         if self._entries is None:
-            self._entries = read_entries(
-                RawEntry(height, name.encode(), cheap_text(name).encode()) for name, height in self.listed.items()
-            )
+            self._entries = EntryList(tuple(chain_entry(height, name) for name, height in self.listed.items()), ())
         program = None
         self._shown = self.number
         if self.program is not None:
@@ -407,7 +412,7 @@ class SimulatedWorld(Judges):
 
     def now(self) -> float:
         """The wall clock, which faults may set."""
-        return EPOCH_UNIX_S + self.monotonic() + self.wall_offset_s
+        return EPOCH_UNIX_S + asyncio.get_running_loop().time() + self.wall_offset_s
 
     def monotonic(self) -> float:
         """Simulated seconds."""
