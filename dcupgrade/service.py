@@ -51,6 +51,7 @@ from keyvault.vault.log_writer import LogWriter
 from process_supervisor.driver import NodeDriver
 from process_supervisor.outbound import Outbound
 from process_supervisor.process_driver import ProcessDriver
+from process_supervisor.threads import in_thread
 
 from .errors import DcupgradeError
 from .machine import gates
@@ -97,15 +98,15 @@ async def serve(settings: Settings, *, first_install: bool = False, wrap_journal
     for number in IGNORED_SIGNALS:
         loop.add_signal_handler(number, _ignore, number)
     async with AsyncExitStack() as stack:
-        lock_folders(settings, stack)
+        await in_thread(lock_folders, settings, stack)
         journal = await stack.enter_async_context(open_journal(settings.agent.state_dir / "journal.sqlite3"))
         # all of these read what there is once, before anybody waits for it
         await journal.run(Journal.counts)
         if damaged := await journal.run(Journal.damaged_rows):
             log.error("JOURNAL_ROW_DAMAGED: %d rows: %s", len(damaged), ", ".join(damaged[:10]))
-        await asyncio.to_thread(meaning_and_remedy, "UNEXPECTED")
+        await in_thread(meaning_and_remedy, "UNEXPECTED")
         session = await stack.enter_async_context(aiohttp.ClientSession())
-        driver = ProcessDriver(settings.agent.state_dir / "run")
+        driver = await in_thread(ProcessDriver, settings.agent.state_dir / "run")
         stack.push_async_callback(driver.close)
         nodes_by = await stack.enter_async_context(open_node_driver(settings, driver))
         parts = await _assemble(settings, first_install, journal, wrap_journal, session, nodes_by, stack)
@@ -114,7 +115,8 @@ async def serve(settings: Settings, *, first_install: bool = False, wrap_journal
         tasks = [asyncio.create_task(coroutine, name=name) for name, coroutine in wanted]
         if settings.webhooks:
             outbound = await stack.enter_async_context(Outbound(proxies(settings)))
-            hooks = webhooks(settings.webhooks, journal, poster(outbound), SystemClock(), settings.node.id)
+            receivers = settings.webhooks
+            hooks = await in_thread(webhooks, receivers, journal, poster(outbound), SystemClock(), settings.node.id)
             tasks.append(asyncio.create_task(run_all(hooks), name="webhooks"))
         notifier = sdnotify.SystemdNotifier()
         notifier.notify("READY=1")
@@ -193,11 +195,11 @@ async def _assemble(
     nodes_by: tuple[NodeDriver, NodeContainers | None],
     stack: AsyncExitStack,
 ) -> _Parts:
-    client = VaultClient(settings.vault.url, read_or_draw_token(settings.token_file))
+    client = VaultClient(settings.vault.url, await in_thread(read_or_draw_token, settings.token_file))
     stack.push_async_callback(client.close)
     keys = NetworkKeys.parse(settings.chain.network_keys, settings.chain.threshold)
-    config = watcher_config(settings, await journal.run(Journal.chain_progress))
-    chain = Chain(Watcher(config, keys.verify, on_progress=remember_progress(settings, journal)))
+    config = await in_thread(watcher_config, settings, await journal.run(Journal.chain_progress))
+    chain = Chain(await in_thread(Watcher, config, keys.verify, on_progress=remember_progress(settings, journal)))
     vault = Vault(
         client,
         node_url=f"http://127.0.0.1:{settings.node.port}",
@@ -300,7 +302,7 @@ async def _face(settings: Settings, journal: JournalThread, parts: _Parts) -> As
         enqueue=lambda kind, who, arguments: journal.run(Journal.enqueue, kind, who, arguments),
         outcome=outcome,
         explain=meaning_and_remedy,
-        token=read_or_draw_token(settings.agent.state_dir / "operator.token"),
+        token=await in_thread(read_or_draw_token, settings.agent.state_dir / "operator.token"),
         allowed_hosts=frozenset(settings.agent.allowed_hosts),
     )
     host, _, port = settings.agent.http_listen.rpartition(":")

@@ -8,6 +8,7 @@ import posixpath
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from io import RawIOBase
 from pathlib import Path
 from typing import Any
 
@@ -124,7 +125,7 @@ class ImageFiles:
         query = self._docker._query(f"containers/{container_id}/archive", params={"path": inside}, timeout=timeout)
         try:
             async with query as response, response:
-                file = await asyncio.to_thread(path.open, "wb")
+                file = await asyncio.to_thread(path.open, "wb", 0)  # unbuffered: closing it on the loop writes nothing
                 with file:
                     async for data in response.content.iter_chunked(limits.chunk_bytes):
                         size += len(data)
@@ -135,12 +136,18 @@ class ImageFiles:
                                 why=f"they have more than {limits.archive.total_bytes_max} bytes",
                                 action="This artefact is not used; tell its publisher",
                             )
-                        await in_thread(file.write, data)
+                        await in_thread(_write_all, file, data)
         except aiodocker.DockerError as error:
             if error.status == 404:
                 return False
             raise
         return True
+
+
+def _write_all(file: RawIOBase, data: bytes) -> None:
+    view = memoryview(data)
+    while view:
+        view = view[file.write(view) or 0 :]
 
 
 def _candidates(program: str, cwd: str, env: list[str]) -> list[str]:

@@ -20,119 +20,25 @@ from typing import IO
 
 from .driver import RECORD_CHARS_MAX, ExitStatus, LaunchSpec, NodeHandle, NodeRecord, not_adoptable
 from .errors import ProcessSupervisorError
-from .log_files import LogPolicy, log_of, open_log, remove_logs, tail_log, tend_log
-from .procfs import ProcessFacts, Sessions, boot_id, exit_of_stranger, living_sessions, open_pidfd, process_facts
+from .log_files import LogPolicy, open_log, remove_logs, tail_log
+from .process_handle import ProcessHandle, reap
+from .procfs import ProcessFacts, Sessions, boot_id, living_sessions, open_pidfd, process_facts
 from .slots import sync_folder
 from .threads import in_thread
 
 KILL_S_MAX = 10.0
 POLL_S = 0.02
 LEADER_POLL_S = 0.25
-REAPED_POLL_S = 0.01
-REAPED_TRIES_MAX = 3
 GO = "go"
 # No core dumps: they would hold key material. `exec` keeps pid, session and start time.
 _GATE = f'ulimit -c 0; IFS= read -r line && [ "$line" = {GO} ] && exec "$@" </dev/null; exit 125'
 
 
-def _reap(pidfd: int) -> tuple[int | None, int | None] | None:
-    """Reap an ended child and return its exit code and signal; None if it is another process's child."""
-    try:
-        result = os.waitid(os.P_PIDFD, pidfd, os.WEXITED | os.WNOHANG)
-    except ChildProcessError:
-        return None
-    if result is None:
-        return (None, None)
-    return (result.si_status, None) if result.si_code == os.CLD_EXITED else (None, result.si_status)
-
-
-class ProcessHandle:
-    """A watched process. The event loop waits on its pidfd; a child of this process is reaped when it ends.
-
-    `log` is a descriptor of the file that the process writes to.
-    """
-
-    def __init__(self, record: NodeRecord, pidfd: int | None, log: int | None = None) -> None:
-        self._record = record
-        self._pidfd = pidfd
-        self.log = log
-        self._status: ExitStatus | None = None
-        self._ended = asyncio.Event()
-        self.kill_sent = False
-        if pidfd is None:
-            self._end(ExitStatus())
-        else:
-            asyncio.get_running_loop().add_reader(pidfd, self._on_exit)
-
-    @property
-    def record(self) -> NodeRecord:
-        """The record by which the process is found again."""
-        return self._record
-
-    def exit_status(self) -> ExitStatus | None:
-        """Return how the main process ended; None while it runs."""
-        return self._status
-
-    async def wait(self) -> ExitStatus:
-        """Wait until the main process has ended."""
-        await self._ended.wait()
-        if self._status is None:
-            raise RuntimeError("the process ended without a status")
-        return self._status
-
-    def signal_leader(self, number: int) -> None:
-        """Signal the main process by its pidfd, so that a process that reuses its pid is never signalled."""
-        if self._pidfd is not None:
-            with contextlib.suppress(ProcessLookupError):
-                signal.pidfd_send_signal(self._pidfd, number)
-
-    def close(self) -> None:
-        """Stop watching; the process continues."""
-        if self._pidfd is not None:
-            asyncio.get_running_loop().remove_reader(self._pidfd)
-            os.close(self._pidfd)
-            self._pidfd = None
-        if self.log is not None:
-            os.close(self.log)
-            self.log = None
-
-    def _on_exit(self) -> None:
-        if self._pidfd is None:
-            return
-        asyncio.get_running_loop().remove_reader(self._pidfd)
-        found = _reap(self._pidfd)
-        if found is None:
-            self._ask_about_stranger(REAPED_TRIES_MAX)
-        else:
-            self._learned(*found)
-
-    def _ask_about_stranger(self, tries: int) -> None:
-        """Find out how a process ended that an earlier agent had started.
-
-        While its parent reaps it, its status cannot be read; try again up to `tries` times.
-        """
-        if self._pidfd is None:
-            return
-        status = exit_of_stranger(self._pidfd, self._record.pid)
-        if status is None and tries > 0:
-            asyncio.get_running_loop().call_later(REAPED_POLL_S, self._ask_about_stranger, tries - 1)
-            return
-        code = os.waitstatus_to_exitcode(status) if status is not None else None
-        self._learned(*((None, None) if code is None else (code, None) if code >= 0 else (None, -code)))
-
-    def _learned(self, code: int | None, number: int | None) -> None:
-        if self._pidfd is not None:
-            os.close(self._pidfd)
-            self._pidfd = None
-        self._end(ExitStatus(code=code, signal=number, killed=self.kill_sent))
-
-    def _end(self, status: ExitStatus) -> None:
-        self._status = status
-        self._ended.set()
-
-
 class ProcessDriver:
-    """The `process` driver. `run_dir` has one record per node, `<name>.json`, which is synced before the node runs."""
+    """The `process` driver. `run_dir` has one record per node, `<name>.json`, which is synced before the node runs.
+
+    Making one reads /proc. No method touches files on the event loop.
+    """
 
     def __init__(
         self, run_dir: Path, log_policy: LogPolicy | None = None, wall_clock: Callable[[], float] = time.time
@@ -167,9 +73,18 @@ class ProcessDriver:
         except (OSError, ValueError) as error:
             raise _start_failed(spec, str(error)) from error
         # Only the handle reaps this child. Until it does, the kernel does not give the pid to another process.
-        handle = ProcessHandle(record, pidfd, log_of(record.pid, spec.log_path))
-        self._handles[record.pid, record.start_time_ticks] = handle
+        await self._watched(record, pidfd).find_log()
         return record
+
+    def _watched(self, record: NodeRecord, pidfd: int) -> ProcessHandle:
+        """Return the one handle of a living process; a second one would take its exit status from the first."""
+        key = (record.pid, record.start_time_ticks)
+        known = self._handles.get(key)
+        if known is not None and known.exit_status() is None:
+            os.close(pidfd)
+            return known
+        self._handles[key] = ProcessHandle(record, pidfd)
+        return self._handles[key]
 
     def _spawn(self, spec: LaunchSpec) -> NodeRecord:
         """Start the process; it runs the node's program only once its record is synced. Blocking."""
@@ -268,20 +183,20 @@ class ProcessDriver:
             raise _not_watched(record.name, str(error)) from error
 
     async def _adopt(self, record: NodeRecord, known: ProcessHandle | None) -> ProcessHandle | None:
-        key = (record.pid, record.start_time_ticks)
         pidfd = open_pidfd(record.pid)
-        # Read the facts after opening the pidfd: if the pid was reused in between, the start time differs.
-        facts = process_facts(record.pid)
-        same = facts is not None and facts.start_time_ticks == record.start_time_ticks
-        if pidfd is not None and same and facts is not None and facts.alive:
-            log = log_of(record.pid, Path(record.log_path)) if record.log_path else None
-            handle = ProcessHandle(record, pidfd, log)
-            self._handles[key] = handle
-            return handle
-        if pidfd is not None:
-            if same:
-                _reap(pidfd)
-            os.close(pidfd)
+        try:
+            # Read the facts after opening the pidfd: if the pid was reused in between, the start time differs.
+            facts = await in_thread(process_facts, record.pid)
+            same = facts is not None and facts.start_time_ticks == record.start_time_ticks
+            if pidfd is not None and same and facts is not None and facts.alive:
+                handle, pidfd = self._watched(record, pidfd), None
+                await handle.find_log()
+                return handle
+            if pidfd is not None and same:
+                reap(pidfd)
+        finally:
+            if pidfd is not None:
+                os.close(pidfd)
         if not await self._remains(record):
             return None
         return known or ProcessHandle(record, None)
@@ -292,7 +207,7 @@ class ProcessDriver:
         The process must lead a session without a terminal, as services do. `stop` signals the whole session, so the
         session must contain only the node.
         """
-        facts = process_facts(int(found)) if found.isdecimal() else None
+        facts = await in_thread(process_facts, int(found)) if found.isdecimal() else None
         if facts is None or not facts.alive:
             raise not_adoptable(name, f"there is no process {found}", "Look with `ss -ltnp` which one the node is")
         if facts.session != facts.pid or facts.terminal:
@@ -323,7 +238,7 @@ class ProcessDriver:
         node's session is therefore over. The last scan of /proc is reused for sessions that were over at that time;
         there may be a record for each version that ever ran here.
         """
-        leader = process_facts(record.pid)
+        leader = await in_thread(process_facts, record.pid)
         if leader is not None and leader.start_time_ticks != record.start_time_ticks:
             return []
         if self._sessions is None or not self._sessions.is_over(record.pid, record.start_time_ticks):
@@ -367,14 +282,14 @@ class ProcessDriver:
             for item in remains:
                 if (item.pid, item.start_time_ticks) not in signalled:
                     signalled.add((item.pid, item.start_time_ticks))
-                    self._signal(handle, item, number)
+                    await self._signal(handle, item, number)
             with contextlib.suppress(TimeoutError):
                 # The end of the leader wakes this wait at once. The other processes have to be polled.
                 pause = LEADER_POLL_S if handle.exit_status() is None else POLL_S
                 async with asyncio.timeout(min(pause, max(POLL_S, deadline - loop.time()))):
                     await (handle.wait() if handle.exit_status() is None else asyncio.sleep(POLL_S))
 
-    def _signal(self, handle: ProcessHandle, item: ProcessFacts, number: int) -> None:
+    async def _signal(self, handle: ProcessHandle, item: ProcessFacts, number: int) -> None:
         if item.pid == handle.record.pid:
             handle.signal_leader(number)
             # A stopped process handles TERM only after SIGCONT.
@@ -384,7 +299,7 @@ class ProcessDriver:
         if pidfd is None:
             return
         try:
-            facts = process_facts(item.pid)
+            facts = await in_thread(process_facts, item.pid)
             if facts is not None and facts.start_time_ticks == item.start_time_ticks:
                 with contextlib.suppress(ProcessLookupError):
                     signal.pidfd_send_signal(pidfd, number)
@@ -429,13 +344,8 @@ class ProcessDriver:
             if handle.exit_status() is not None and not await self._remains(handle.record):
                 handle.close()
                 del self._handles[key]
-            elif handle.log is not None:
-                # Use a duplicate descriptor: the handle may be closed while the thread works.
-                log = os.dup(handle.log)
-                try:
-                    await in_thread(tend_log, log, Path(handle.record.log_path), self._log_policy)
-                finally:
-                    os.close(log)
+            else:
+                await handle.tend_log(self._log_policy)
 
     async def close(self) -> None:
         """Stop watching every node; all continue to run. From then on the parent that inherits a child reaps it."""

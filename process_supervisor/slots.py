@@ -120,7 +120,7 @@ def prepare(slots: Path) -> None:
 
 @contextmanager
 def staging_lock(slots: Path, enclave_id: str) -> Iterator[None]:
-    """Hold the lock of a release while it is staged. Raises STAGING_BUSY if another process holds it."""
+    """Hold the lock of a release while it is staged. Raises STAGING_BUSY if another process holds it. Blocking."""
     fd = os.open(slots / ".incoming" / f"{enclave_id}.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
         try:

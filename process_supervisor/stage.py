@@ -11,6 +11,7 @@ import json
 import os
 import time
 from collections.abc import Callable, Collection, Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Protocol
@@ -126,7 +127,8 @@ async def stage(
     plan, refusals = _plan(request, limits, containers=images is not None)
     try:
         await in_thread(prepare, slots)
-        with staging_lock(slots, request.enclave_id):
+        with ExitStack() as held:
+            await in_thread(held.enter_context, staging_lock(slots, request.enclave_id))
             existing = await _existing(request, slots, verify, images)
             if existing is not None:
                 progress(Progress("ready", existing.source, existing.size, existing.size))

@@ -38,7 +38,7 @@ class Watcher:
 
     `verify` raises unless the network's signatures over an enclave id are good. `on_progress` is called with JSON-able
     facts after each final block: `number`, `hash`, and in mode proven `chain_state`. Give them back as
-    `WatcherConfig.since` and `WatcherConfig.chain_state` after a restart.
+    `WatcherConfig.since` and `WatcherConfig.chain_state` after a restart. Making one reads `layouts_file`: blocking.
 
         watcher = Watcher(config, verify)
         task = asyncio.create_task(watcher.run())

@@ -75,7 +75,7 @@ PROGRESS_EVERY_BLOCKS = 10
 
 
 def watcher_config(settings: Settings, progress: Mapping[str, Any] | None = None) -> WatcherConfig:
-    """Make the watcher's configuration; `progress` is what it had seen when the agent last ran."""
+    """Make the watcher's configuration; `progress` is what it had seen when the agent last ran. Blocking."""
     chain = settings.chain
     checkpoint, since, chain_state = None, None, None
     if chain.checkpoint_file is not None:
@@ -103,7 +103,7 @@ def watcher_config(settings: Settings, progress: Mapping[str, Any] | None = None
 
 
 def read_checkpoint(path: Path) -> Any:
-    """Return the JSON of a checkpoint file."""
+    """Return the JSON of a checkpoint file. Blocking; raises CHECKPOINT_UNREADABLE."""
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:

@@ -54,7 +54,8 @@ async def open_node_driver(
     from process_supervisor.registry_credentials import default_config
 
     async with engine(settings.container.engine) as docker:
-        driver = ContainerDriver(docker, owner=owner(settings), notes=settings.agent.state_dir / "run")
+        ours = await asyncio.to_thread(owner, settings)
+        driver = ContainerDriver(docker, owner=ours, notes=settings.agent.state_dir / "run")
         images = ImageStore(docker, settings.container.registry_config or default_config())
         try:
             yield driver, NodeContainers(settings, driver, images)
@@ -63,7 +64,7 @@ async def open_node_driver(
 
 
 def owner(settings: Settings) -> str:
-    """Return the label that marks this agent's containers: from its node's id and data folder."""
+    """Return the label that marks this agent's containers: from its node's id and data folder. Blocking."""
     about = f"{settings.node.id}\0{settings.node.data_dir.resolve()}"
     readable = re.sub(r"[^a-z0-9]+", "-", settings.node.id.lower()).strip("-")[:30]
     return f"{readable or 'node'}-{hashlib.sha256(about.encode()).hexdigest()[:8]}"
@@ -178,7 +179,7 @@ class NodeContainers:
 
     async def host_findings(self, *, first_install: bool) -> list[Shut]:
         """Return what the host and the engine lack for a container of the template, whatever its image."""
-        running, own_id = await self.driver.running_containers(), probe.own_container_id()
+        running, own_id = await self.driver.running_containers(), await asyncio.to_thread(probe.own_container_id)
         managers = probe.other_manager_containers(running, own_id)
         found = [Shut("OTHER_MANAGER_RUNNING", ", ".join(managers))] if managers else []
         if not self.images_run_themselves:
@@ -195,7 +196,8 @@ class NodeContainers:
 
     async def other_managers(self) -> list[str]:
         """Running containers of other managers on this engine."""
-        return probe.other_manager_containers(await self.driver.running_containers(), probe.own_container_id())
+        own_id = await asyncio.to_thread(probe.own_container_id)
+        return probe.other_manager_containers(await self.driver.running_containers(), own_id)
 
     async def _missing_program(self, image_id: str, template: ContainerTemplate) -> str:
         """Return what of the program is missing. Checked once per image and template, as it needs a container."""

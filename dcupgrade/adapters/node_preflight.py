@@ -68,7 +68,9 @@ class Preflight:
         if handle is not None:
             record = handle.record
             # the holder can be identified only for our own processes; a container's process looks like any other
-            facts = process_facts(holder.pid) if holder.pid is not None and record.kind == "process" else None
+            facts = None
+            if holder.pid is not None and record.kind == "process":
+                facts = await asyncio.to_thread(process_facts, holder.pid)
             if facts is None or facts.session == record.pid:
                 return []
         return [Shut("DATA_LOCKED", f"{holder} works on {self._settings.node.data_dir}")]

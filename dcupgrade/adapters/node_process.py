@@ -88,7 +88,7 @@ class NodeProcesses:
         record = await self._driver.find(node_name(enclave_id))
         if record is None:
             return NodeExit("it was never started")
-        if record.kind == "process" and record.boot_id != boot_id():
+        if record.kind == "process" and record.boot_id != await in_thread(boot_id):
             return NodeExit("the machine was restarted", rebooted=True)
         handle = await self._driver.adopt(record)
         if handle is None and record.kind == "container" and record.started_unix_s < _booted_unix_s():

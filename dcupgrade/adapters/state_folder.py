@@ -13,7 +13,10 @@ from dcupgrade.settings.schema import Settings
 
 
 def lock_folders(settings: Settings, stack: AsyncExitStack) -> None:
-    """Lock the state and data folders for this agent. Raises AGENT_ALREADY_RUNNING, AGENT_STATE_UNUSABLE."""
+    """Lock the state and data folders for this agent, until `stack` ends. Blocking.
+
+    Raises AGENT_ALREADY_RUNNING, AGENT_STATE_UNUSABLE.
+    """
     try:
         for folder in (settings.agent.state_dir, settings.node.data_dir):
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -40,7 +43,10 @@ def lock_folders(settings: Settings, stack: AsyncExitStack) -> None:
 
 
 def read_or_draw_token(path: Path) -> str:
-    """Return the token in a file; if there is none, generate and write it, mode 0600. Raises AGENT_STATE_UNUSABLE."""
+    """Return the token in a file; if there is none, generate and write it, mode 0600. Blocking.
+
+    Raises AGENT_STATE_UNUSABLE.
+    """
     try:
         try:
             fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)

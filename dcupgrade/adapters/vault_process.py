@@ -15,6 +15,7 @@ from keyvault.client import VaultClient
 from keyvault.errors import KeyvaultError
 from process_supervisor.driver import ExitStatus, LaunchSpec, NodeHandle
 from process_supervisor.process_driver import ProcessDriver
+from process_supervisor.threads import in_thread
 
 from .node_process import CHILD_FOLDER, child_environment
 
@@ -32,7 +33,10 @@ VAULT_PAUSE_S_MAX = 2.0
 
 
 def vault_spec(settings: Settings) -> LaunchSpec:
-    """Return how to start the vault: by the settings' command, else `python -m keyvault serve` with their files."""
+    """Return how to start the vault: by the settings' command, else `python -m keyvault serve` with their files.
+
+    Blocking: links in the paths are followed.
+    """
     vault = settings.vault
     listen = vault.url.removeprefix("http://").rstrip("/")
     argv = vault.command or (
@@ -72,7 +76,7 @@ async def keep_vault(
     tries = 0
     while True:
         try:
-            record = await driver.start(vault_spec(settings))
+            record = await driver.start(await in_thread(vault_spec, settings))
             handle = await driver.adopt(record)
             if handle is not None:
                 began = loop.time()

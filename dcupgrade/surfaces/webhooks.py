@@ -140,7 +140,7 @@ def _no_secret(settings: WebhookSettings, why: str) -> DcupgradeError:
 def webhooks(
     settings: Sequence[WebhookSettings], queue: Queue, post: Post, clock: ClockPort, node_id: str
 ) -> list[Webhook]:
-    """One per receiver in the settings."""
+    """Return one per receiver in the settings. Blocking: their secrets are read. Raises WEBHOOK_SECRET_UNREADABLE."""
     return [Webhook(one, queue, post, clock, node_id) for one in settings]
 
 

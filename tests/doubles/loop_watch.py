@@ -9,6 +9,7 @@ how busy the machine is.
 import asyncio
 import json
 import sys
+import tempfile
 import threading
 import time
 import traceback
@@ -127,13 +128,19 @@ def watched_loop() -> Iterator[list[Held]]:
 
 
 def watch_children(folder: Path) -> tuple[dict[str, str], Path]:
-    """The environment in which `dcupgrade watch` is watched as a process of its own, and the file with the reports."""
+    """The environment in which `dcupgrade watch` is watched as a process of its own, and the file with the reports.
+
+    Its loop is watched, and that no file of a trial and nothing of /proc is touched on it.
+    """
     report = folder / "held.jsonl"
     (folder / "sitecustomize.py").write_text(
         "import sys\n"
         "if 'watch' in sys.orig_argv or 'tests.e2e.killing_agent' in sys.orig_argv:\n"
         "    from tests.doubles.loop_watch import LoopWatch, into_file\n"
         f"    LoopWatch(into_file({str(report)!r})).start()\n"
+        "if 'watch' in sys.orig_argv:\n"
+        "    from tests.doubles.disk_watch import DiskWatch\n"
+        f"    DiskWatch(into_file({str(report)!r}), ({tempfile.gettempdir() + '/'!r}, '/proc/')).start()\n"
     )
     return {"PYTHONPATH": str(folder)}, report
 

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.doubles.disk_watch import watched_files
 from tests.doubles.loop_watch import HELD_S_MAX, read_reports, watch_children, watched_loop
 from tests.doubles.vault_watch import EPOLL, VaultWatch
 
@@ -61,6 +62,23 @@ async def test_a_loop_that_waits_for_others_or_for_a_processor_is_not_named() ->
         for thread in threads:
             await asyncio.to_thread(thread.join)
     assert found == []
+
+
+async def test_a_file_that_is_touched_on_the_loop_is_named_and_one_in_a_thread_is_not(tmp_path: Path) -> None:
+    def touch() -> None:
+        (tmp_path / "a").write_text("x")
+        Path("/proc/self/stat").read_text()
+
+    touch()
+    with watched_files(str(tmp_path)) as found:
+        await asyncio.to_thread(touch)
+        assert found == []
+        touch()
+        Path("/etc/passwd").read_text()  # noqa: ASYNC240 - what lies elsewhere is not watched
+    assert [item.how.split()[-1] for item in found] == [str(tmp_path / "a"), "/proc/self/stat"]
+    assert "in touch" in str(found[0])
+    touch()
+    assert len(found) == 2
 
 
 def test_a_process_of_its_own_is_watched(tmp_path: Path) -> None:

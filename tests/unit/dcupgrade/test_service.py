@@ -1,8 +1,13 @@
 """What the agent prepares before it begins to work."""
 
 import asyncio
+import contextlib
+import json
+import os
+import signal
 import threading
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -10,6 +15,8 @@ from dcupgrade import service
 from dcupgrade.errors import DcupgradeError
 from dcupgrade.settings import load
 from tests.doubles.command_line import KEY
+from tests.doubles.disk_watch import watched_files
+from tests.doubles.proving import ProvenChain
 
 SILENT = 40
 """More than asyncio's own pool ever has."""
@@ -37,3 +44,43 @@ def test_name_servers_that_are_silent_hold_up_no_other_blocking_work(tmp_path: P
         await asyncio.gather(*lookups)
 
     asyncio.run(act())
+
+
+def test_no_file_is_touched_on_the_loop_from_the_start_to_the_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Locks, tokens, checkpoint, secrets, journal, layouts, records of nodes, /proc: a slow disk holds up nothing."""
+    chain = ProvenChain().settings()
+    (tmp_path / "checkpoint.json").write_text(json.dumps(chain["checkpoint"]))
+    (tmp_path / "secret").write_text("of a receiver")
+    (tmp_path / "state").mkdir()
+    (tmp_path / "state" / "layouts.json").write_text("{}")
+    config = tmp_path / "dcupgrade.toml"
+    config.write_text(
+        f'[agent]\nstate_dir = "{tmp_path}/state"\nhttp_listen = "127.0.0.1:0"\n'
+        f'[chain]\nendpoints = ["ws://127.0.0.1:9"]\nnetwork_keys = ["{KEY}"]\nfinality = "proven"\n'
+        f'genesis_hash = "{chain["genesis_hash"]}"\ncheckpoint_file = "{tmp_path}/checkpoint.json"\n'
+        f'[node]\nid = "n1"\ndata_dir = "{tmp_path}/data"\n'
+        '[vault]\ncommand = ["/bin/sleep", "600"]\nurl = "http://127.0.0.1:9"\n'
+        f'[[webhooks]]\nurl = "http://127.0.0.1:9"\nsecret_file = "{tmp_path}/secret"\n'
+    )
+    settings = load.load(config)
+
+    async def act() -> None:
+        told = asyncio.Queue[str]()
+        monkeypatch.setattr("sdnotify.SystemdNotifier", lambda: SimpleNamespace(notify=told.put_nowait))
+        serving = asyncio.create_task(service.serve(settings))
+        while "READY=1" not in await told.get():
+            pass
+        while not (tmp_path / "state" / "run" / "vault.json").exists():  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
+        os.kill(os.getpid(), signal.SIGTERM)
+        await serving
+
+    try:
+        with watched_files(str(tmp_path)) as touched:
+            asyncio.run(act())
+    finally:
+        with contextlib.suppress(OSError, ValueError):
+            os.kill(json.loads((tmp_path / "state" / "run" / "vault.json").read_text())["pid"], signal.SIGKILL)
+    assert not touched, "\n".join(map(str, touched))

@@ -22,7 +22,9 @@ from process_supervisor.driver import ExitStatus, LaunchSpec, NodeRecord
 from process_supervisor.errors import ProcessSupervisorError
 from process_supervisor.log_files import LogPolicy, tail_log
 from process_supervisor.process_driver import ProcessDriver
+from process_supervisor.process_handle import ProcessHandle
 from process_supervisor.procfs import listener_of, process_facts, session_members
+from tests.doubles.disk_watch import watched_files
 
 GENTLE = (
     "import signal,sys; signal.pthread_sigmask(0, [15]); print('up', flush=True); signal.sigwait([15]); sys.exit(3)"
@@ -72,7 +74,7 @@ async def up(spec: LaunchSpec, word: str = "up") -> None:
             await asyncio.sleep(0.01)
 
 
-async def running(driver: ProcessDriver, spec: LaunchSpec) -> tuple[NodeRecord, driver_module.ProcessHandle]:
+async def running(driver: ProcessDriver, spec: LaunchSpec) -> tuple[NodeRecord, ProcessHandle]:
     record = await driver.start(spec)
     await up(spec)
     handle = await driver.adopt(record)
@@ -398,6 +400,41 @@ print(asyncio.run(ProcessDriver(base / 'run').start(spec)).pid)
     async with asyncio.timeout(20):
         status = await handle.wait()
     assert status == ExitStatus(signal=9)
+
+
+@pytest.mark.parametrize("code", [GENTLE, FORKING])
+async def test_no_file_is_touched_on_the_loop(driver: ProcessDriver, spec: Make, tmp_path: Path, code: str) -> None:
+    """Neither the disk with records and logs nor /proc may stand it still."""
+    other = ProcessDriver(tmp_path / "run")
+    with watched_files(str(tmp_path / "run"), str(tmp_path / "logs")) as touched:
+        record = await driver.start(spec(code))
+        async with asyncio.timeout(20):
+            while "up" not in await driver.logs("node", 10):  # noqa: ASYNC110  (a file tells no event)
+                await asyncio.sleep(0.01)
+        assert await other.find("node") == record
+        watching = await other.adopt(record)
+        assert watching is not None
+        for one in (driver, other):
+            await one.tend()
+        handle = await driver.adopt(record)
+        assert handle is not None
+        await driver.stop(handle, 0.2)
+        await watching.wait()
+        assert await driver.adopt(record) is None
+        await other.remove("node")
+        await other.close()
+    assert not touched, "\n".join(map(str, touched))
+
+
+async def test_looking_at_a_node_twice_at_once_gives_one_handle(
+    driver: ProcessDriver, spec: Make, tmp_path: Path
+) -> None:
+    """Two would take the exit status from each other."""
+    record, _ = await running(driver, spec(GENTLE))
+    other = ProcessDriver(tmp_path / "run")
+    first, second = await asyncio.gather(other.adopt(record), other.adopt(record))
+    assert first is second
+    await other.close()
 
 
 async def test_programs_that_cannot_start(driver: ProcessDriver, spec: Make, tmp_path: Path) -> None:
