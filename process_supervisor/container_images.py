@@ -18,6 +18,7 @@ from .errors import ProcessSupervisorError
 from .fetch import Progress, ProgressFn
 from .image_files import ImageFiles
 from .limits import MIB, ArchiveLimits, DownloadLimits
+from .registry_address import require_registry_allowed
 from .registry_credentials import auth_header
 from .sources import ImageReference
 from .stage import ReleaseImage
@@ -112,17 +113,20 @@ class ImageStore(ImageFiles):
         found = await self.inspect(image_id)
         return found is not None and found["Id"] == image_id
 
-    async def pull(self, reference: ImageReference, pinned: str | None, progress: ProgressFn) -> ReleaseImage:
+    async def pull(
+        self, reference: ImageReference, pinned: str | None, limits: DownloadLimits, progress: ProgressFn
+    ) -> ReleaseImage:
         """Bring an image here. `pinned` is the digest that the same reference was resolved to before, if it was.
 
         A tag is resolved only once. A local image (loaded by hand) is accepted if the registry reports that it does not
         know the image. Without that report it is not accepted, since it may be an older image. Raises
-        CONTAINER_IMAGE_*, CONTAINER_REGISTRY_*.
+        DOWNLOAD_ADDRESS_REFUSED, CONTAINER_IMAGE_*, CONTAINER_REGISTRY_*.
         """
         digest = reference.digest or pinned
         wanted = f"{reference.name}@{digest}" if digest else f"{reference.name}:{reference.tag or 'latest'}"
         found = await self.inspect(wanted) if digest else None
         if found is None:
+            await require_registry_allowed(reference.name, limits)
             why = await self._pull(reference.name, wanted, progress)
             _require_answer(wanted, why)
             found = await self.inspect(wanted)

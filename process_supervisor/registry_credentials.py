@@ -28,9 +28,12 @@ def default_config() -> Path:
 
 
 def registry_of(name: str) -> str:
-    """The registry of a repository, as the configuration file calls it."""
+    """The registry of a repository, as the configuration file calls it.
+
+    Repositories are written in lower case, so engines take a first part with a capital letter for a host too.
+    """
     first, slash, _ = name.partition("/")
-    is_host = bool(slash) and ("." in first or ":" in first or first == "localhost")
+    is_host = bool(slash) and ("." in first or ":" in first or first == "localhost" or first != first.lower())
     return first if is_host and first not in ("docker.io", "index.docker.io") else DOCKER_HUB
 
 

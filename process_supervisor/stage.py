@@ -86,7 +86,9 @@ class Images(Protocol):
     async def has(self, image_id: str) -> bool:
         """Whether the engine has this very image."""
 
-    async def pull(self, reference: ImageReference, pinned: str | None, progress: ProgressFn) -> ReleaseImage:
+    async def pull(
+        self, reference: ImageReference, pinned: str | None, limits: DownloadLimits, progress: ProgressFn
+    ) -> ReleaseImage:
         """Bring an image here, by `pinned` where its reference was resolved to that digest before."""
 
     async def load(self, archive: Path, limits: DownloadLimits, enclave_id: str) -> ReleaseImage | None:
@@ -328,7 +330,7 @@ class _Staging:
         pace.steady()
         pin = self._incoming.with_name(f"{self.request.enclave_id}.pin")
         pins = await in_thread(_read_pins, pin)
-        image = await self.images.pull(source, pins.get(str(source)), self.progress)
+        image = await self.images.pull(source, pins.get(str(source)), self.limits, self.progress)
         digest = image.reference.rpartition("@")[2] if "@" in image.reference else None
         async with self.unpacking:
             staged = await self._from_image(image, image.image_id.removeprefix("sha256:"), 0, image.reference)

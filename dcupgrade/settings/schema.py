@@ -244,9 +244,9 @@ class DownloadSettings:
         default="",
     )
     private_addresses: bool = _doc(
-        "Fetch from private, loopback and link-local addresses, also where a release or a redirect leads there. Hosts "
-        "of `early_hosts` may always have such addresses; those of `ipfs_gateways` only for what is asked of the "
-        "gateway.",
+        "Fetch from private, loopback and link-local addresses, also where a release, a redirect or the registry of an "
+        "image leads there. Hosts of `early_hosts` may always have such addresses; those of `ipfs_gateways` only for "
+        "what is asked of the gateway.",
         default=False,
     )
     early_hosts: tuple[str, ...] = _doc(

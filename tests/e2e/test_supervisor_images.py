@@ -24,7 +24,7 @@ from process_supervisor.stage import StageRequest, stage
 
 pytestmark = [pytest.mark.e2e, pytest.mark.compose, pytest.mark.xdist_group("docker")]
 ENCLAVE = "ab" * 32
-LIMITS = DownloadLimits(retry_delay_s=0, free_bytes_min=0, allow_file_urls=True)
+LIMITS = DownloadLimits(retry_delay_s=0, free_bytes_min=0, allow_file_urls=True, private_addresses=True)
 
 
 def measure(folder: Path) -> str:
@@ -176,10 +176,10 @@ async def test_a_reference_by_digest_needs_no_pull_where_it_is_here(
     digest = registry.put("x", RELEASE)
     reference = ImageReference(f"{registry.host}/dc/node", None, digest)
     store = ImageStore(docker)
-    pulled = await store.pull(reference, None, lambda _: None)
+    pulled = await store.pull(reference, None, LIMITS, lambda _: None)
     registry.tags.clear()
     registry.blobs.clear()
-    assert await store.pull(reference, None, lambda _: None) == pulled
+    assert await store.pull(reference, None, LIMITS, lambda _: None) == pulled
 
 
 async def test_images_that_cannot_be_had(docker: aiodocker.Docker, registry: Registry, tmp_path: Path) -> None:

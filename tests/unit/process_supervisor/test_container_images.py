@@ -5,10 +5,12 @@ import base64
 import gzip
 import hashlib
 import json
+import socket
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import aiodocker
 import pytest
@@ -314,7 +316,7 @@ async def test_a_tag_is_pinned_to_the_digest_that_its_own_repository_knows(
     fake.go_on.set()
     digests = [f"sha256:{digit * 64}" for digit in "ab"]
     fake.digests = [f"mirror.example/node@{digests[0]}", f"dc/node@{digests[1]}"]
-    pulled = await ImageStore(docker).pull(ImageReference("dc/node", "1", None), None, lambda _: None)
+    pulled = await ImageStore(docker).pull(ImageReference("dc/node", "1", None), None, LIMITS, lambda _: None)
     assert pulled.reference == f"dc/node@{digests[1]}"
 
 
@@ -323,7 +325,7 @@ async def test_a_pull_that_says_nothing_any_more_ends(
 ) -> None:
     monkeypatch.setattr(module, "PULL_SILENCE_S_MAX", 0.05)
     with pytest.raises(ProcessSupervisorError) as caught:
-        await ImageStore(docker).pull(ImageReference("dc/node", "1", None), None, lambda _: None)
+        await ImageStore(docker).pull(ImageReference("dc/node", "1", None), None, LIMITS, lambda _: None)
     assert (caught.value.code, caught.value.kind) == ("CONTAINER_IMAGE_MISSING", "transient")
     assert "fell silent" in caught.value.why
 
@@ -389,7 +391,7 @@ async def test_an_image_of_another_architecture_is_refused(
     fake.says = [{"stream": "Loaded image: dc/node:2\n"}]
     store = ImageStore(docker)
     for bring in (
-        store.pull(ImageReference("dc/node", "1", None), None, lambda _: None),
+        store.pull(ImageReference("dc/node", "1", None), None, LIMITS, lambda _: None),
         store.load(archive(tmp_path), LIMITS, ENCLAVE),
     ):
         with pytest.raises(ProcessSupervisorError) as caught:
@@ -418,13 +420,78 @@ async def test_an_image_of_before_serves_only_where_the_registry_says_that_it_ha
     fake: FakeEngine, docker: aiodocker.Docker, said: str, code: str | None
 ) -> None:
     fake.tags, fake.pull_error = {"dc/node:1": OLD}, said
-    pulling = ImageStore(docker).pull(ImageReference("dc/node", "1", None), None, lambda _: None)
+    pulling = ImageStore(docker).pull(ImageReference("dc/node", "1", None), None, LIMITS, lambda _: None)
     if code is None:
         assert (await pulling).image_id == OLD
         return
     with pytest.raises(ProcessSupervisorError) as caught:
         await pulling
     assert (caught.value.code, caught.value.kind) == (code, "transient")
+
+
+@pytest.fixture
+def names(monkeypatch: pytest.MonkeyPatch) -> dict[str, list[str]]:
+    """Addresses by name, as this host resolves them; others are unknown here."""
+    made: dict[str, list[str]] = {}
+
+    async def getaddrinfo(_: object, host: str, *__: object, **___: object) -> list[tuple[object, ...]]:
+        if host not in made:
+            raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
+        return [(0, 0, 0, "", (address, 0)) for address in made[host]]
+
+    monkeypatch.setattr(asyncio.BaseEventLoop, "getaddrinfo", getaddrinfo)
+    return made
+
+
+@pytest.mark.parametrize(
+    "registry",
+    [
+        *("127.0.0.1:5000", "localhost", "localhost:5000", "LOCALHOST", "127.1:5000", "0.0.0.0:5000", "10.1.2.3"),
+        *("169.254.169.254:80", "192.168.0.1:5000", "[::1]:5000", "[fe80::1]", "[::ffff:10.1.2.3]", "[fd00::5]:443"),
+        *("inside.example", "half.example:5000", "a.localhost"),
+    ],
+)
+async def test_no_registry_at_a_private_address_is_asked_unless_the_settings_say_so(
+    fake: FakeEngine, docker: aiodocker.Docker, names: dict[str, list[str]], registry: str
+) -> None:
+    names |= {"inside.example": ["10.1.2.3"], "half.example": ["93.184.215.14", "fe80::1%eth0"]}
+    reference = ImageReference(f"{registry}/dc/node", "1", None)
+    fake.tags = {f"{reference.name}:1": OLD}
+    fake.go_on.set()
+    store = ImageStore(docker)
+    other = replace(LIMITS, own_hosts=frozenset({"other.example"}))
+    with pytest.raises(ProcessSupervisorError) as caught:
+        await store.pull(reference, None, other, lambda _: None)
+    assert (caught.value.code, caught.value.kind) == ("DOWNLOAD_ADDRESS_REFUSED", "transient")
+    assert "download.private_addresses" in caught.value.action
+    assert fake.auth == [], "the engine was not asked to pull"
+    host = urlsplit(f"//{registry}").hostname or ""
+    named, allowed = replace(LIMITS, own_hosts=frozenset({host})), replace(LIMITS, private_addresses=True)
+    for limits in (named, allowed):
+        assert (await store.pull(reference, None, limits, lambda _: None)).image_id == OLD
+
+
+@pytest.mark.parametrize("name", ["dc/node", "docker.io/dc/node", "public.example/dc/node", "unknown.example/dc/node"])
+async def test_other_registries_are_the_engines_to_reach(
+    fake: FakeEngine, docker: aiodocker.Docker, names: dict[str, list[str]], name: str
+) -> None:
+    """One without a host is the engine's own, which its settings name; its proxy may know a name that we do not."""
+    names |= {"public.example": ["93.184.215.14"], "index.docker.io": ["10.0.0.1"]}
+    fake.tags = {f"{name}:1": OLD}
+    fake.go_on.set()
+    assert (
+        await ImageStore(docker).pull(ImageReference(name, "1", None), None, LIMITS, lambda _: None)
+    ).image_id == OLD
+
+
+async def test_an_image_that_is_here_by_its_digest_needs_no_registry(
+    fake: FakeEngine, docker: aiodocker.Docker
+) -> None:
+    digest = "sha256:" + "a" * 64
+    name = "127.0.0.1:5000/dc/node"
+    fake.tags, fake.digests = {f"{name}@{digest}": OLD}, [f"{name}@{digest}"]
+    pulled = await ImageStore(docker).pull(ImageReference(name, None, digest), None, LIMITS, lambda _: None)
+    assert pulled.image_id == OLD
 
 
 async def test_credentials_go_with_the_pull(fake: FakeEngine, docker: aiodocker.Docker, tmp_path: Path) -> None:
@@ -434,7 +501,7 @@ async def test_credentials_go_with_the_pull(fake: FakeEngine, docker: aiodocker.
     fake.go_on.set()
     store = ImageStore(docker, config)
     for name in ("r.example:5000/dc/node", "dc/node"):
-        await store.pull(ImageReference(name, "1", None), None, lambda _: None)
+        await store.pull(ImageReference(name, "1", None), None, LIMITS, lambda _: None)
     assert fake.auth[1] is None
     assert json.loads(base64.urlsafe_b64decode(fake.auth[0] or "")) == {
         "username": "me",

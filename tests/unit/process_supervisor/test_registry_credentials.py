@@ -32,6 +32,7 @@ def written(folder: Path, settings: Any) -> Path:
         ("ghcr.io/dc/node", "ghcr.io"),
         ("localhost/node", "localhost"),
         ("host:5000/node", "host:5000"),
+        ("LAN/node", "LAN"),
     ],
 )
 def test_the_registry_of_a_repository(name: str, registry: str) -> None:

@@ -41,7 +41,9 @@ class FakeImages:
         self.calls.append(("has", image_id))
         return self.here and image_id == IMAGE_ID
 
-    async def pull(self, reference: ImageReference, pinned: str | None, progress: ProgressFn) -> ReleaseImage:
+    async def pull(
+        self, reference: ImageReference, pinned: str | None, limits: DownloadLimits, progress: ProgressFn
+    ) -> ReleaseImage:
         self.calls.append(("pull", pinned))
         if self.error is not None:
             raise self.error
@@ -212,7 +214,9 @@ async def test_the_archive_serves_where_the_image_cannot_be_had(
     missing = ProcessSupervisorError(code="CONTAINER_IMAGE_MISSING", what="x", why="y")
 
     class NoPull(FakeImages):
-        async def pull(self, reference: ImageReference, pinned: str | None, progress: ProgressFn) -> ReleaseImage:
+        async def pull(
+            self, reference: ImageReference, pinned: str | None, limits: DownloadLimits, progress: ProgressFn
+        ) -> ReleaseImage:
             raise missing
 
     staged = await stage(request("dc/node:1", server.url), slots, measure, limits, images=NoPull())
