@@ -12,7 +12,7 @@ import signal
 from collections.abc import AsyncIterator, Callable, Collection
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack, asynccontextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import aiohttp
 import sdnotify
@@ -49,6 +49,7 @@ from keyvault.client import VaultClient
 from keyvault.handover.guarded_server import GuardedServer
 from keyvault.vault.log_writer import LogWriter
 from process_supervisor.driver import NodeDriver
+from process_supervisor.errors import ProcessSupervisorError
 from process_supervisor.outbound import Outbound
 from process_supervisor.process_driver import ProcessDriver
 from process_supervisor.threads import in_thread
@@ -57,6 +58,9 @@ from .errors import DcupgradeError
 from .machine import gates
 from .surfaces import logs
 from .surfaces import systemd as notify
+
+if TYPE_CHECKING:
+    from process_supervisor.container_images import ImageStore
 
 log = logging.getLogger("dcupgrade")
 
@@ -72,6 +76,8 @@ HTTP_CONNECTIONS_MAX = 256
 
 THREADS = 64
 """Of the pool for blocking work. asyncio's own has 6 on two processors; each look-up of a name holds one."""
+
+TEND_EVERY_S = 30.0
 
 WrapJournal = Callable[[JournalThread], JournalPort]
 
@@ -163,12 +169,16 @@ class _Parts:
     ) -> None:
         self.orchestrator, self.chain, self.vault, self.rules = orchestrator, chain, vault, rules
         self.processes, self.slots, self.fleet = processes, slots, fleet
+        self.images = containers.images if containers is not None else None
         self.changes = ContainerChanges(containers, lambda: orchestrator.state) if containers is not None else None
 
     def tasks(self, settings: Settings, driver: ProcessDriver, of_nodes: NodeDriver) -> list[tuple[str, Any]]:
         """Names and coroutines of the tasks that never end by themselves."""
         out = [("orchestrator", self.orchestrator.run()), ("watcher", self.chain.watcher.run())]
-        out.append(("tend", _tend({driver, of_nodes})))
+        tended: set[NodeDriver | ImageStore] = {driver, of_nodes}
+        if self.images is not None:
+            tended.add(self.images)
+        out.append(("tend", _tend(tended)))
         out.append(("vault authorities", keep_authorities_current(self.chain, self.vault)))
         out.append(("chain news", log_chain_news(self.chain.watcher.health)))
         if self.fleet is not None:
@@ -251,14 +261,14 @@ async def _assemble(
     return _Parts(orchestrator, chain, vault, processes, rules, slots, containers, fleet)
 
 
-async def _tend(drivers: Collection[NodeDriver]) -> None:
+async def _tend(tended: Collection[NodeDriver | ImageStore]) -> None:
     while True:
-        await asyncio.sleep(30)
-        try:
-            for driver in drivers:
-                await driver.tend()
-        except OSError as error:
-            log.warning("logs cannot be rotated: %s", error)
+        for one in tended:
+            try:
+                await one.tend()
+            except (OSError, ProcessSupervisorError) as error:
+                log.warning("logs are not rotated, or tags of a load not removed: %s; it is tried again", error)
+        await asyncio.sleep(TEND_EVERY_S)
 
 
 @asynccontextmanager

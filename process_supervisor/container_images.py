@@ -18,6 +18,7 @@ from .errors import ProcessSupervisorError
 from .fetch import Progress, ProgressFn
 from .image_files import ImageFiles
 from .limits import MIB, ArchiveLimits, DownloadLimits
+from .load_tags import LoadTags, kept_tag
 from .registry_address import require_registry_allowed
 from .registry_credentials import auth_header
 from .sources import ImageReference
@@ -92,11 +93,17 @@ def image_in(archive: Path, limits: ArchiveLimits) -> str | None:
 
 
 class ImageStore(ImageFiles):
-    """What staging needs of a Docker engine. `registry_config` is the file of `docker login`; None uses no login."""
+    """What staging needs of a Docker engine.
 
-    def __init__(self, docker: aiodocker.Docker, registry_config: Path | None = None) -> None:
+    `registry_config` is the file of `docker login`; None uses no login. `notes` is a folder for notes of loads.
+    """
+
+    def __init__(
+        self, docker: aiodocker.Docker, registry_config: Path | None = None, notes: Path | None = None
+    ) -> None:
         super().__init__(docker)
         self._registry_config = registry_config
+        self._tags = LoadTags(docker, notes)
 
     async def inspect(self, name: str) -> dict[str, Any] | None:
         """The engine's facts about an image by id or reference; None if it has none."""
@@ -199,14 +206,12 @@ class ImageStore(ImageFiles):
         """Load the one image of an archive and keep it; None if the file is no such archive.
 
         What the engine has afterwards is the image whose digest the archive names, or CONTAINER_IMAGE_CHANGED. It has
-        no tag but ours: an archive is not verified yet, and other programs start what tags name. So tags that are here
-        keep pointing to the images that they point to, and tags that the archive brings are removed, also if the load
-        fails in its middle. Raises ARCHIVE_*, CONTAINER_*.
+        no tag but ours (see `LoadTags`), also if the load fails in its middle. Raises ARCHIVE_*, CONTAINER_*.
         """
         named = await asyncio.to_thread(image_in, archive, limits.archive)
         if named is None:
             return None
-        before = await self._tags()
+        before = await self._tags.begin(enclave_id, named)
         loaded: set[str] | None = None
         kept = ""
         try:
@@ -225,7 +230,7 @@ class ImageStore(ImageFiles):
             image = ReleaseImage(_checked_id(facts[0]["Id"]), names[0])
             kept = await self.keep(image.image_id, enclave_id)
         finally:
-            await self._undo_tags(before, loaded, kept)
+            await self._tags.end(enclave_id, before, loaded, kept)
         return image
 
     async def _send(self, archive: Path) -> tuple[list[str], list[str]]:
@@ -243,11 +248,8 @@ class ImageStore(ImageFiles):
         """Refuse a loaded image whose id is not the one that its archive names."""
         if found["Id"] == named or "Descriptor" in found:
             return
-        # With containerd's image store an id is the digest of the manifest, which older archives do not have. Engines
-        # before API 1.48 do not show it at the image (`Descriptor`), only in their facts.
-        with engine_errors("facts of the engine"):
-            info = await self._docker.system.info()
-        if any("io.containerd" in str(row) for row in info.get("DriverStatus") or ()):
+        # With containerd's image store an id is the digest of the manifest, which older archives do not have.
+        if await self._tags.by_containerd():
             return
         raise ProcessSupervisorError(
             code="CONTAINER_IMAGE_CHANGED",
@@ -256,51 +258,19 @@ class ImageStore(ImageFiles):
             action="Nothing: it is loaded again. If it stays so, look who else tags images on this engine",
         )
 
-    async def _tags(self) -> dict[str, str]:
-        """Return every tag at the engine with the id of its image. The tags named in an archive are not trusted."""
-        with engine_errors("list of images"):
-            listed = await self._docker.images.list()
-        return {tag: str(item["Id"]) for item in listed for tag in item.get("RepoTags") or () if "<none>" not in tag}
-
-    async def _undo_tags(self, before: Mapping[str, str], loaded: set[str] | None, kept: str) -> None:
-        """Undo what a load did to tags, except to `kept`: point back those of `before`, remove those that are new.
-
-        They are the load's if they name one of the images `loaded`. Where that is not known, because the load broke,
-        if they name an image which had no tag. What others tagged meanwhile stays.
-        """
-        now = await self._tags()
-        tagged = set(before.values())
-        for tag, found in now.items():
-            by_load = found not in tagged if loaded is None else found in loaded
-            if tag == kept or not by_load or before.get(tag) == found:
-                continue
-            if tag in before:
-                await self._tag(before[tag], tag)
-            else:
-                await self._untag(tag, noprune=True)
-
     async def forget(self, enclave_id: str) -> None:
         """Take our tag off a release's image; the engine removes the image if nothing else names or uses it."""
-        await self._untag(f"dcupgrade/release:{enclave_id}")
+        await self._tags.untag(kept_tag(enclave_id))
 
     async def keep(self, image_id: str, enclave_id: str) -> str:
         """Tag the image as ours, so that `docker image prune` leaves it; returns the tag."""
-        tag = f"dcupgrade/release:{enclave_id}"
-        await self._tag(image_id, tag)
+        tag = kept_tag(enclave_id)
+        await self._tags.tag(image_id, tag)
         return tag
 
-    async def _tag(self, image_id: str, reference: str) -> None:
-        repository, _, tag = reference.rpartition(":")
-        with engine_errors(f"tag {reference}"):
-            await self._docker.images.tag(image_id, repository, tag=tag)
-
-    async def _untag(self, reference: str, *, noprune: bool = False) -> None:
-        with engine_errors(f"tag {reference}"):
-            try:
-                await self._docker.images.delete(reference, noprune=noprune)
-            except aiodocker.DockerError as error:
-                if error.status not in (404, 409):  # it is gone already, or a container still has it
-                    raise
+    async def tend(self) -> None:
+        """Undo what loads did that an earlier agent did not finish. Raises CONTAINER_ENGINE_*."""
+        await self._tags.undo_unfinished()
 
 
 def _require_answer(wanted: str, why: str) -> None:

@@ -55,8 +55,9 @@ async def open_node_driver(
 
     async with engine(settings.container.engine) as docker:
         ours = await asyncio.to_thread(owner, settings)
-        driver = ContainerDriver(docker, owner=ours, notes=settings.agent.state_dir / "run")
-        images = ImageStore(docker, settings.container.registry_config or default_config())
+        notes = settings.agent.state_dir / "run"
+        driver = ContainerDriver(docker, owner=ours, notes=notes)
+        images = ImageStore(docker, settings.container.registry_config or default_config(), notes)
         try:
             yield driver, NodeContainers(settings, driver, images)
         finally:

@@ -1,163 +1,25 @@
 """Images and removals over a stand-in for the engine's API; the real engine is in tests/e2e."""
 
-import asyncio
 import base64
 import gzip
 import hashlib
 import json
-import socket
 from collections.abc import AsyncIterator
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
-from urllib.parse import urlsplit
 
 import aiodocker
 import pytest
-from aiohttp import web
 
 from process_supervisor import container_images as module
 from process_supervisor.container_driver import LABEL_COMMAND, LABEL_NODE, LABEL_OWNER, ContainerDriver
 from process_supervisor.container_images import ImageStore, image_in
-from process_supervisor.engine_client import engine
 from process_supervisor.errors import ProcessSupervisorError
-from process_supervisor.limits import ArchiveLimits, DownloadLimits
+from process_supervisor.limits import ArchiveLimits
 from process_supervisor.sources import ImageReference
+from tests.doubles.docker_engine import LIMITS, MANIFEST, NEW, OLD, THIRD, FakeEngine, archive, served
 
 from .conftest import ENCLAVE, member, release_tar, tar_bytes
-
-OLD, NEW, THIRD = ("sha256:" + digit * 64 for digit in "123")
-LIMITS = DownloadLimits()
-KEPT = f"dcupgrade/release:{ENCLAVE}"
-MANIFEST = member("manifest.json", json.dumps([{"Config": f"{'2' * 64}.json", "RepoTags": ["dc/node:2"]}]).encode())
-
-
-@dataclass
-class FakeEngine:
-    """The part of the Engine API that images and removals need. A load gives `loads` (tag to id), then says `says`.
-
-    An image that loses its last tag is gone.
-    """
-
-    tags: dict[str, str] = field(default_factory=dict)
-    loads: dict[str, str] = field(default_factory=dict)
-    says: list[dict[str, object] | str] = field(default_factory=list)
-    digests: list[str] = field(default_factory=list)
-    containers: list[dict[str, object]] = field(default_factory=list)
-    deleted: list[tuple[str, str | None]] = field(default_factory=list)
-    versions: list[str] = field(default_factory=list)
-    api_version: str = "1.41"
-    architecture: str = "amd64"
-    pull_error: str = ""
-    auth: list[str | None] = field(default_factory=list)
-    stats: dict[str, dict[str, object]] = field(default_factory=dict)
-    image_config: dict[str, object] = field(default_factory=dict)
-    about: dict[str, object] = field(default_factory=dict)
-    info: dict[str, object] = field(default_factory=dict)
-    gone: set[str] = field(default_factory=set)
-    go_on: asyncio.Event = field(default_factory=asyncio.Event)
-
-    def app(self) -> web.Application:
-        app = web.Application()
-        app.router.add_get("/version", self.version)
-        app.router.add_get("/{v}/version", self.version)
-        app.router.add_get("/{v}/info", self.facts)
-        app.router.add_get("/{v}/images/json", self.list_images)
-        app.router.add_get("/{v}/images/{name:.+}/json", self.inspect)
-        app.router.add_post("/{v}/images/load", self.load)
-        app.router.add_post("/{v}/images/create", self.pull)
-        app.router.add_post("/{v}/images/{name:.+}/tag", self.tag)
-        app.router.add_delete("/{v}/images/{name:.+}", self.untag)
-        app.router.add_get("/{v}/containers/json", self.list_containers)
-        app.router.add_get("/{v}/containers/{id}/json", self.container)
-        app.router.add_post("/{v}/containers/create", self.create)
-        app.router.add_get("/{v}/containers/{id}/archive", self.files)
-        app.middlewares.append(self.only_known_versions)
-        app.router.add_delete("/{v}/containers/{id}", self.delete)
-        return app
-
-    @web.middleware
-    async def only_known_versions(self, request: web.Request, handler: Any) -> web.StreamResponse:
-        if request.match_info.get("v", f"v{self.api_version}") != f"v{self.api_version}":
-            text = f"client version {request.match_info['v'][1:]} is too old. Minimum is {self.api_version}"
-            return web.json_response({"message": text}, status=400)
-        answer: web.StreamResponse = await handler(request)
-        return answer
-
-    async def version(self, request: web.Request) -> web.Response:
-        asked = request.match_info.get("v", "")
-        self.versions.append(asked)
-        return web.json_response({"ApiVersion": self.api_version, "Os": "linux", "Arch": "amd64"})
-
-    async def facts(self, _: web.Request) -> web.Response:
-        return web.json_response(self.info)
-
-    async def list_containers(self, _: web.Request) -> web.Response:
-        return web.json_response(self.containers)
-
-    async def list_images(self, _: web.Request) -> web.Response:
-        ids = set(self.tags.values())
-        return web.json_response(
-            [{"Id": item, "RepoTags": [tag for tag, found in self.tags.items() if found == item]} for item in ids]
-        )
-
-    async def inspect(self, request: web.Request) -> web.Response:
-        name = request.match_info["name"]
-        found = name if name.startswith("sha256:") else self.tags.get(name)
-        if found is None or found in self.gone:
-            return web.json_response({"message": "no such image"}, status=404)
-        about = {"Os": "linux", "Architecture": self.architecture, "Config": self.image_config, **self.about}
-        return web.json_response({"Id": found, "RepoDigests": self.digests, **about})
-
-    async def load(self, request: web.Request) -> web.Response:
-        await request.read()
-        self.tags |= self.loads
-        return web.Response(
-            text="".join(item if isinstance(item, str) else json.dumps(item) + "\n" for item in self.says)
-        )
-
-    async def pull(self, request: web.Request) -> web.StreamResponse:
-        self.auth.append(request.headers.get("X-Registry-Auth"))
-        if self.pull_error:
-            return web.json_response({"message": self.pull_error}, status=500)
-        response = web.StreamResponse()
-        await response.prepare(request)
-        await self.go_on.wait()
-        return response
-
-    async def tag(self, request: web.Request) -> web.Response:
-        self.tags[f"{request.query['repo']}:{request.query['tag']}"] = request.match_info["name"]
-        return web.Response(status=201)
-
-    async def untag(self, request: web.Request) -> web.Response:
-        found = self.tags.pop(request.match_info["name"], None)
-        if found is None:
-            return web.json_response({"message": "no such image"}, status=404)
-        if found not in self.tags.values():
-            self.gone.add(found)
-        return web.json_response([])
-
-    async def container(self, request: web.Request) -> web.Response:
-        found = next((item for item in self.containers if item["Id"] == request.match_info["id"]), None)
-        return web.json_response(found) if found else web.json_response({"message": "none"}, status=404)
-
-    async def create(self, _: web.Request) -> web.Response:
-        return web.json_response({"Id": "made"}, status=201)
-
-    async def files(self, request: web.Request) -> web.Response:
-        path = request.query["path"]
-        if request.method == "HEAD":
-            if path not in self.stats:
-                return web.Response(status=404, content_type="application/json")
-            text = base64.b64encode(json.dumps(self.stats[path]).encode()).decode()
-            return web.Response(headers={"X-Docker-Container-Path-Stat": text})
-        if path == "/usr/bin/dcstorage":
-            return web.Response(body=tar_bytes(member("dcstorage", b"signed"), compress=False))
-        return web.Response(body=release_tar(), content_type="application/x-tar")
-
-    async def delete(self, request: web.Request) -> web.Response:
-        self.deleted.append((request.match_info["id"], request.query.get("v")))
-        return web.Response(status=204)
 
 
 @pytest.fixture
@@ -167,71 +29,8 @@ def fake() -> FakeEngine:
 
 @pytest.fixture
 async def docker(fake: FakeEngine) -> AsyncIterator[aiodocker.Docker]:
-    runner = web.AppRunner(fake.app(), shutdown_timeout=0.1)
-    await runner.setup()
-    await web.TCPSite(runner, "127.0.0.1", 0).start()
-    async with engine(f"tcp://127.0.0.1:{runner.addresses[0][1]}") as client:
+    async with served(fake) as client:
         yield client
-    fake.go_on.set()
-    await runner.cleanup()
-
-
-def archive(folder: Path) -> Path:
-    path = folder / "image.tar"
-    path.write_bytes(tar_bytes(MANIFEST, compress=False))
-    return path
-
-
-@pytest.mark.parametrize(
-    ("says", "code"),
-    [
-        ([{"stream": "Loaded image: dc/node:2\n"}, {"stream": "Loaded image: python:3\n"}], None),
-        ([{"stream": "Loaded image: dc/node:2\n"}, {"errorDetail": {}, "error": "x"}], "CONTAINER_ENGINE_ERROR"),
-        ([], "CONTAINER_IMAGE_MISSING"),
-        (["half a line"], "CONTAINER_ENGINE_UNREACHABLE"),
-    ],
-)
-async def test_an_archive_neither_moves_the_machines_tags_nor_leaves_its_own(
-    fake: FakeEngine, docker: aiodocker.Docker, tmp_path: Path, says: list[dict[str, object] | str], code: str | None
-) -> None:
-    """Not even one whose manifest.json, as we read it, names other tags than the engine finds in it."""
-    here = {"python:3": OLD, "other:1": THIRD}
-    fake.tags = dict(here)
-    fake.loads = {"dc/node:2": NEW, "python:3": NEW, "alpine:latest": NEW, "dcupgrade/release:other": NEW}
-    fake.says = says
-    store = ImageStore(docker)
-    if code is None:
-        loaded = await store.load(archive(tmp_path), LIMITS, ENCLAVE)
-        assert loaded is not None
-        assert loaded.image_id == NEW
-        assert fake.tags == {**here, KEPT: NEW}
-        assert await store.has(NEW)
-        return
-    with pytest.raises(ProcessSupervisorError) as caught:
-        await store.load(archive(tmp_path), LIMITS, ENCLAVE)
-    assert caught.value.code == code
-    assert fake.tags == here
-
-
-@pytest.mark.parametrize(
-    ("before", "brought"),
-    [
-        ({}, {KEPT: NEW}),
-        ({KEPT: OLD}, {}),
-        ({KEPT: OLD}, {KEPT: NEW}),
-        ({"mine:1": NEW}, {}),
-        ({"mine:1": NEW}, {KEPT: NEW}),
-    ],
-)
-async def test_the_tag_that_keeps_a_loaded_image_is_ours_whatever_was_there(
-    fake: FakeEngine, docker: aiodocker.Docker, tmp_path: Path, before: dict[str, str], brought: dict[str, str]
-) -> None:
-    fake.tags, fake.loads = dict(before), {"dc/node:2": NEW, **brought}
-    fake.says = [{"stream": "Loaded image: dc/node:2\n"}]
-    store = ImageStore(docker)
-    await store.load(archive(tmp_path), LIMITS, ENCLAVE)
-    assert fake.tags == {**before, KEPT: NEW}
-    assert await store.has(NEW)
 
 
 @pytest.mark.parametrize(
@@ -265,14 +64,6 @@ async def test_what_an_archive_names_is_what_the_engine_has(
         await ImageStore(docker).load(archive(tmp_path), LIMITS, ENCLAVE)
     assert (caught.value.code, caught.value.kind) == ("CONTAINER_IMAGE_CHANGED", "transient")
     assert fake.tags == {}
-
-
-async def test_what_others_tag_during_a_load_stays(fake: FakeEngine, docker: aiodocker.Docker, tmp_path: Path) -> None:
-    fake.tags = {"built:1": OLD}
-    fake.loads = {"dc/node:2": NEW, "built:1": THIRD}  # the second one by a build of somebody
-    fake.says = [{"stream": "Loaded image: dc/node:2\n"}]
-    await ImageStore(docker).load(archive(tmp_path), LIMITS, ENCLAVE)
-    assert fake.tags["built:1"] == THIRD
 
 
 def test_a_bomb_does_not_reach_the_engine(tmp_path: Path) -> None:
@@ -427,71 +218,6 @@ async def test_an_image_of_before_serves_only_where_the_registry_says_that_it_ha
     with pytest.raises(ProcessSupervisorError) as caught:
         await pulling
     assert (caught.value.code, caught.value.kind) == (code, "transient")
-
-
-@pytest.fixture
-def names(monkeypatch: pytest.MonkeyPatch) -> dict[str, list[str]]:
-    """Addresses by name, as this host resolves them; others are unknown here."""
-    made: dict[str, list[str]] = {}
-
-    async def getaddrinfo(_: object, host: str, *__: object, **___: object) -> list[tuple[object, ...]]:
-        if host not in made:
-            raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
-        return [(0, 0, 0, "", (address, 0)) for address in made[host]]
-
-    monkeypatch.setattr(asyncio.BaseEventLoop, "getaddrinfo", getaddrinfo)
-    return made
-
-
-@pytest.mark.parametrize(
-    "registry",
-    [
-        *("127.0.0.1:5000", "localhost", "localhost:5000", "LOCALHOST", "127.1:5000", "0.0.0.0:5000", "10.1.2.3"),
-        *("169.254.169.254:80", "192.168.0.1:5000", "[::1]:5000", "[fe80::1]", "[::ffff:10.1.2.3]", "[fd00::5]:443"),
-        *("inside.example", "half.example:5000", "a.localhost"),
-    ],
-)
-async def test_no_registry_at_a_private_address_is_asked_unless_the_settings_say_so(
-    fake: FakeEngine, docker: aiodocker.Docker, names: dict[str, list[str]], registry: str
-) -> None:
-    names |= {"inside.example": ["10.1.2.3"], "half.example": ["93.184.215.14", "fe80::1%eth0"]}
-    reference = ImageReference(f"{registry}/dc/node", "1", None)
-    fake.tags = {f"{reference.name}:1": OLD}
-    fake.go_on.set()
-    store = ImageStore(docker)
-    other = replace(LIMITS, own_hosts=frozenset({"other.example"}))
-    with pytest.raises(ProcessSupervisorError) as caught:
-        await store.pull(reference, None, other, lambda _: None)
-    assert (caught.value.code, caught.value.kind) == ("DOWNLOAD_ADDRESS_REFUSED", "transient")
-    assert "download.private_addresses" in caught.value.action
-    assert fake.auth == [], "the engine was not asked to pull"
-    host = urlsplit(f"//{registry}").hostname or ""
-    named, allowed = replace(LIMITS, own_hosts=frozenset({host})), replace(LIMITS, private_addresses=True)
-    for limits in (named, allowed):
-        assert (await store.pull(reference, None, limits, lambda _: None)).image_id == OLD
-
-
-@pytest.mark.parametrize("name", ["dc/node", "docker.io/dc/node", "public.example/dc/node", "unknown.example/dc/node"])
-async def test_other_registries_are_the_engines_to_reach(
-    fake: FakeEngine, docker: aiodocker.Docker, names: dict[str, list[str]], name: str
-) -> None:
-    """One without a host is the engine's own, which its settings name; its proxy may know a name that we do not."""
-    names |= {"public.example": ["93.184.215.14"], "index.docker.io": ["10.0.0.1"]}
-    fake.tags = {f"{name}:1": OLD}
-    fake.go_on.set()
-    assert (
-        await ImageStore(docker).pull(ImageReference(name, "1", None), None, LIMITS, lambda _: None)
-    ).image_id == OLD
-
-
-async def test_an_image_that_is_here_by_its_digest_needs_no_registry(
-    fake: FakeEngine, docker: aiodocker.Docker
-) -> None:
-    digest = "sha256:" + "a" * 64
-    name = "127.0.0.1:5000/dc/node"
-    fake.tags, fake.digests = {f"{name}@{digest}": OLD}, [f"{name}@{digest}"]
-    pulled = await ImageStore(docker).pull(ImageReference(name, None, digest), None, LIMITS, lambda _: None)
-    assert pulled.image_id == OLD
 
 
 async def test_credentials_go_with_the_pull(fake: FakeEngine, docker: aiodocker.Docker, tmp_path: Path) -> None:
