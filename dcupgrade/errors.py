@@ -25,6 +25,7 @@ CODES: dict[str, str] = {
     "RELEASE_KEY_UNREADABLE": "a signing key file is missing or is neither a 32-byte seed nor a PKCS#8 ed25519 key",
     "RELEASE_PASSPHRASE_NEEDED": "the signing key is encrypted, and there is no terminal to ask for its passphrase",
     "RELEASE_NETWORK_KEY_BAD": "a public network key is not one, or fewer are given than must have signed",
+    "RELEASE_BASE_UNREADABLE": "the base image of a release is no archive of one image",
     "RELEASE_BUILD_FAILED": "a release cannot be built from the given sources",
     "RELEASE_ID_MALFORMED": "an enclave id is not 64 lower-case hexadecimal digits",
     "RELEASE_SIGSTRUCT_UNREADABLE": "a SIGSTRUCT file from which the enclave id was to be taken cannot be used",

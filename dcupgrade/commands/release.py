@@ -121,6 +121,7 @@ def _chain_options(command: Callable[..., None]) -> Callable[..., None]:
 @click.option("--name", required=True, help="Name of the program; a hint for people.")
 @click.option("--version", required=True, help="Version as people know it, such as 1.1.0.")
 @click.option("--key", "key_file", type=_FILE, required=True, help="Vendor's key: PEM, RSA of 3,072 bits, exponent 3.")
+@click.option("--base-image", type=_FILE, help="Archive of a container image (docker save) to add the release to.")
 @click.option("--out", type=_FOLDER, required=True, help="Folder for image, SIGSTRUCT, release.json and archive.")
 def build(
     main: str | None,
@@ -130,13 +131,15 @@ def build(
     name: str,
     version: str,
     key_file: Path,
+    base_image: Path | None,
     out: Path,
 ) -> None:
     """Build a release: measured image, SIGSTRUCT, release.json and the archive of the three. Prints the enclave id.
 
     The image holds what the entry point imports of its own package, of `attestation` and of `keyvault`. Other packages
     come from the host's Python and are not measured. The same sources give the same bytes. A static program is the
-    image itself.
+    image itself. With --base-image, the container image NAME-VERSION.image.tar is made too: `docker load` reads it, and
+    agents load it by its URL or CID.
     """
     from dcupgrade.publishing.build import NativeProgram, NodeSources, build_release, load_vendor_key
 
@@ -144,7 +147,7 @@ def build(
         raise click.UsageError("Give either --main or --program.")
     _warn(key_file)
     sources = NodeSources(source, main, data) if main is not None else NativeProgram(program or Path())
-    archive, enclave_id = build_release(sources, load_vendor_key(key_file), name, version, out)
+    archive, enclave_id = build_release(sources, load_vendor_key(key_file), name, version, out, base_image)
     click.echo(f"built {archive}", err=True)
     click.echo(enclave_id)
 

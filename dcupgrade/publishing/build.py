@@ -5,9 +5,7 @@ from __future__ import annotations
 import contextlib
 import datetime
 import gzip
-import io
 import json
-import tarfile
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -20,6 +18,8 @@ from attestation.artefact.closure import import_closure
 from attestation.artefact.files import build_image, build_sigstruct, verify_artefact
 from attestation.simulated.image import is_native, need_static
 from dcupgrade.errors import DcupgradeError, why_of
+
+from .container_image import add_release, packed
 
 OURS = ("attestation", "chain_watcher", "keyvault")
 """Packages of this program that a node may import; what it imports of them is measured into its image."""
@@ -70,12 +70,18 @@ def load_vendor_key(path: Path) -> RSAPrivateKey:
 
 
 def build_release(
-    sources: NodeSources | NativeProgram, key: RSAPrivateKey, name: str, version: str, out: Path
+    sources: NodeSources | NativeProgram,
+    key: RSAPrivateKey,
+    name: str,
+    version: str,
+    out: Path,
+    base_image: Path | None = None,
 ) -> tuple[Path, str]:
     """Build into the folder `out`; returns the archive's path and the enclave id.
 
-    `out` receives `enclave.pyz`, `enclave.sig`, `release.json`, and `NAME-VERSION.tar.gz` with the three.
-    Raises RELEASE_BUILD_FAILED, and AttestationError for what cannot be measured.
+    `out` receives `enclave.pyz`, `enclave.sig`, `release.json`, and `NAME-VERSION.tar.gz` with the three. With a base
+    image (an archive as `docker save` makes it), also `NAME-VERSION.image.tar`: that image with the three in
+    `/release`. Raises RELEASE_BUILD_FAILED, RELEASE_BASE_UNREADABLE, and AttestationError for what cannot be measured.
     """
     image, sigstruct, about = (out / each for each in NAMES)
     try:
@@ -88,7 +94,10 @@ def build_release(
         enclave_id = verify_artefact(image, sigstruct)
         about.write_text(json.dumps({"name": name, "version": version, "enclave_id": enclave_id}) + "\n")
         archive = out / f"{name}-{version}.tar.gz"
-        archive.write_bytes(_packed({each: (out / each).read_bytes() for each in NAMES}))
+        members = {each: (out / each).read_bytes() for each in NAMES}
+        archive.write_bytes(gzip.compress(packed(members), mtime=0))
+        if base_image is not None:
+            add_release(base_image, members, out / f"{name}-{version}.image.tar")
     except (OSError, ValueError, SyntaxError) as error:
         raise _failed(sources, why_of(error)) from error
     return archive, enclave_id
@@ -121,17 +130,6 @@ def _beside_each_other(packages: Sequence[Path]) -> Iterator[Path]:
         for package in packages:
             (Path(folder) / package.name).symlink_to(package.resolve())
         yield Path(folder)
-
-
-def _packed(members: Mapping[str, bytes]) -> bytes:
-    """A tar.gz whose bytes depend on the members alone."""
-    tarred = io.BytesIO()
-    with tarfile.open(fileobj=tarred, mode="w") as tar:
-        for name, data in sorted(members.items()):
-            info = tarfile.TarInfo(name)
-            info.size, info.mode = len(data), 0o644
-            tar.addfile(info, io.BytesIO(data))
-    return gzip.compress(tarred.getvalue(), mtime=0)
 
 
 def _failed(sources: NodeSources | NativeProgram, why: str) -> DcupgradeError:

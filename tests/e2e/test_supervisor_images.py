@@ -14,6 +14,7 @@ import aiodocker
 import pytest
 from aiohttp import web
 
+from dcupgrade.publishing.container_image import add_release
 from devnet.docker.engine import BASE_IMAGE, PrivateEngine, missing_tools
 from process_supervisor.container_images import ImageStore, image_in
 from process_supervisor.engine_client import engine
@@ -237,6 +238,17 @@ async def test_an_archive_of_an_image_is_loaded(
     # An archive does not get to say what the machine's own tags mean.
     assert (await docker.images.inspect("dc/node:1.1.0"))["Id"] == held["Id"] != staged.facts.image_id
     assert not list((slots / ".incoming").glob("*.part*"))
+
+
+async def test_a_release_that_was_added_to_a_base_image_is_measured(
+    private_engine: PrivateEngine, docker: aiodocker.Docker, tmp_path: Path
+) -> None:
+    base, made = tmp_path / "base.tar", tmp_path / "node.image.tar"
+    private_engine.docker("save", "--output", str(base), BASE_IMAGE)
+    image = add_release(base, {name.removeprefix("release/"): data for name, data in RELEASE.items()}, made)
+    staged = await stage(request(made.as_uri()), tmp_path / "slots", measure, LIMITS, images=ImageStore(docker))
+    assert (staged.facts.image_id, staged.facts.identity) == (image, "measured")
+    assert (staged.path / "enclave.pyz").read_bytes() == b"image"
 
 
 async def test_archives_that_are_no_image(docker: aiodocker.Docker, tmp_path: Path) -> None:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
+import io
 import json
+import tarfile
 from pathlib import Path
 from zipfile import ZipFile
 
@@ -14,8 +17,10 @@ from cryptography.hazmat.primitives.asymmetric.rsa import RSAPrivateKey, generat
 from attestation.errors import AttestationError
 from dcupgrade.commands.release import release
 from dcupgrade.errors import DcupgradeError
-from dcupgrade.publishing.build import load_vendor_key
+from dcupgrade.publishing.build import NAMES, load_vendor_key
+from dcupgrade.publishing.container_image import packed
 from process_supervisor.archive import unpack
+from process_supervisor.container_images import image_in
 from process_supervisor.limits import ArchiveLimits
 from tests.doubles.elf import INTERPRETER, LOAD, elf
 
@@ -140,3 +145,72 @@ def test_a_release_is_of_one_kind(vendor: Path, tmp_path: Path) -> None:
     for kind in ([], ["--main", "a.b:c", "--program", str(vendor)]):
         done = CliRunner().invoke(release, ["build", *kind, *rest])
         assert "either --main or --program" in done.output
+
+
+@pytest.fixture
+def base_image(tmp_path: Path) -> Path:
+    """An archive as `docker save` makes it; its second layer is a link to the first, as older engines write it."""
+    layer = packed({"etc/os-release": b"a base"})
+    diff = f"sha256:{hashlib.sha256(layer).hexdigest()}"
+    config = {"architecture": "amd64", "config": {"Entrypoint": ["/run"]}, "rootfs": {"diff_ids": [diff, diff]}}
+    manifest = [{"Config": "c.json", "RepoTags": ["base:1"], "Layers": ["a/layer.tar", "b/layer.tar"]}]
+    members = {"a/layer.tar": layer, "c.json": json.dumps(config), "manifest.json": json.dumps(manifest)}
+    path = tmp_path / "base.tar"
+    path.write_bytes(
+        packed({name: data if isinstance(data, bytes) else data.encode() for name, data in members.items()})
+    )
+    with tarfile.open(path, "a") as tar:
+        link = tarfile.TarInfo("b/layer.tar")
+        link.type, link.linkname = tarfile.SYMTYPE, "../a/layer.tar"
+        tar.addfile(link)
+    return path
+
+
+def test_a_base_image_gets_the_release_as_one_layer_more(
+    source: Path, vendor: Path, base_image: Path, tmp_path: Path
+) -> None:
+    for out in ("one", "two"):
+        build(source, vendor, tmp_path / out, "--base-image", str(base_image))
+    made = tmp_path / "one" / "mynode-1.0.0.image.tar"
+    assert made.read_bytes() == (tmp_path / "two" / made.name).read_bytes()
+    with tarfile.open(made) as tar:
+        [described] = json.load(tar.extractfile("manifest.json") or io.BytesIO())
+        body, *layers = [
+            (tar.extractfile(name) or io.BytesIO()).read() for name in (described["Config"], *described["Layers"])
+        ]
+    assert image_in(made, ArchiveLimits()) == f"sha256:{hashlib.sha256(body).hexdigest()}"
+    config = json.loads(body)
+    assert config["rootfs"]["diff_ids"] == [f"sha256:{hashlib.sha256(layer).hexdigest()}" for layer in layers]
+    assert config["config"] == {"Entrypoint": ["/run"]}
+    assert described["RepoTags"] is None, "loading it moves no tag"
+    with tarfile.open(fileobj=io.BytesIO(layers[-1])) as tar:
+        added = {name: (tar.extractfile(name) or io.BytesIO()).read() for name in tar.getnames()}
+    assert added == {f"release/{name}": (made.parent / name).read_bytes() for name in NAMES}
+
+
+@pytest.mark.parametrize(
+    "members",
+    [
+        {},
+        {"manifest.json": b"[]"},
+        {"manifest.json": b"[{}, {}]"},
+        {"manifest.json": b"{"},
+        {"manifest.json": b"[" * 100_000},
+        {"manifest.json": b'[{"Config": "c.json", "Layers": []}]'},
+        {"manifest.json": b'[{"Config": "c.json", "Layers": []}]', "c.json": b"[]"},
+        {"manifest.json": b'[{"Config": "c.json", "Layers": ["x"]}]', "c.json": b'{"rootfs": {"diff_ids": []}}'},
+        {"manifest.json": b'[{"Config": "c.json", "Layers": ["x"]}]', "c.json": b'{"rootfs": {"diff_ids": ["a"]}}'},
+    ],
+)
+def test_a_base_that_is_no_image_is_refused(
+    source: Path, vendor: Path, tmp_path: Path, members: dict[str, bytes]
+) -> None:
+    base = tmp_path / "base.tar"
+    base.write_bytes(packed(members))
+    with pytest.raises(DcupgradeError) as caught:
+        build(source, vendor, tmp_path / "out", "--base-image", str(base))
+    assert caught.value.code == "RELEASE_BASE_UNREADABLE"
+    base.write_bytes(b"no archive")
+    with pytest.raises(DcupgradeError) as caught:
+        build(source, vendor, tmp_path / "out", "--base-image", str(base))
+    assert caught.value.code == "RELEASE_BASE_UNREADABLE"
