@@ -1,7 +1,7 @@
 """The units under a real systemd: `make install`, an upgrade, and a node that outlives its agent.
 
-The commands are those of docs/operators/install.md. Only the TEE differs: a drop-in makes it a simulated one. After the
-upgrade the pages stop-and-reboot.md, backup.md and quarantine-and-revert.md are followed word by word.
+The commands are those of docs/operators/install.md. Only the TEE differs: a drop-in makes it a simulated one. Then the
+pages stop-and-reboot.md, backup.md, quarantine-and-revert.md and several-nodes.md are followed word by word.
 """
 
 from __future__ import annotations
@@ -9,6 +9,8 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import re
+import tomllib
 from collections.abc import Callable
 from contextlib import AsyncExitStack
 from pathlib import Path
@@ -20,10 +22,11 @@ from attestation.simulated.root_keys import init_cpu
 from devnet.chain import DevChain
 from devnet.release_builder import ROOT, BuiltRelease
 from devnet.systemd_host import CannotBootError, SystemdHost, missing_tools
-from devnet.world import World
+from devnet.tools import free_port
+from devnet.world import World, toml
 from tests.doubles.doc_pages import block
 
-pytestmark = [pytest.mark.e2e, pytest.mark.systemd, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.e2e, pytest.mark.systemd, pytest.mark.timeout(1200)]
 
 AGENT, VAULT = "dcupgrade.service", "dcupgrade-vault.service"
 SIMULATED_VAULT = """[Service]
@@ -32,6 +35,14 @@ ExecStart=
 ExecStart=/usr/local/bin/keyvault watch --url http://127.0.0.1:%(port)d -- \
 /usr/local/bin/keyvault serve --listen 127.0.0.1:%(port)d --store /var/lib/dcupgrade-vault/store \
 --token-file /etc/dcupgrade/vault.token --auth-file /trial/vault-image/vault.auth --cpu /var/lib/dcupgrade-vault/cpu \
+--image /trial/vault-image/vault.pyz --sigstruct /trial/vault-image/vault.sig
+"""
+SIMULATED_VAULT_OF_A_NAME = """[Service]
+ExecStart=
+ExecStart=/usr/local/bin/keyvault watch --url http://127.0.0.1:${VAULT_PORT} -- \
+/usr/local/bin/keyvault serve --port-file /var/lib/dcupgrade-vaults/%i/settings/port \
+--store /var/lib/dcupgrade-vaults/%i/store --token-file /var/lib/dcupgrade-vaults/%i/settings/token \
+--auth-file /trial/vault-image/vault.auth --cpu /var/lib/dcupgrade-vaults/%i/cpu \
 --image /trial/vault-image/vault.pyz --sigstruct /trial/vault-image/vault.sig
 """
 VAULT_FILES = {"image": "pyz", "sigstruct": "sig", "auth_file": "auth"}
@@ -117,8 +128,12 @@ async def see_the_vault_come_back(host: SystemdHost, world: World) -> None:
 
 def follow(host: SystemdHost, page: str, fragment: str, *, without: str = "") -> str:
     """Run a block of an operators' page as it stands there, but for one line; returns what it printed."""
-    lines = [line for line in block(f"docs/operators/{page}", fragment).splitlines() if not without or line != without]
-    return host.run("bash", "-euo", "pipefail", "-c", "cd /src\n" + "\n".join(lines))
+    return run_lines(host, block(f"docs/operators/{page}", fragment), without=without)
+
+
+def run_lines(host: SystemdHost, commands: str, *, without: str = "", folder: str = "/src") -> str:
+    lines = [line for line in commands.splitlines() if not without or line != without]
+    return host.run("bash", "-euo", "pipefail", "-c", f"cd {folder}\n" + "\n".join(lines))
 
 
 async def until_status(world: World, wanted: Callable[[dict[str, Any]], bool]) -> None:
@@ -168,6 +183,64 @@ async def see_backup_and_restore(host: SystemdHost, world: World, running: str) 
         await until_status(world, lambda status: (status["state"]["running"] or {}).get("enclave_id") == running)
     await until_status(world, lambda status: status["overview"]["level"] == "good")
     assert "1 sealed key set opened" in follow(host, page, "dcupgrade check")
+
+
+def see_an_update_and_the_way_back(host: SystemdHost) -> None:
+    """Both need a restart of the agent; the node continues."""
+    node, current = node_pid(host), "/usr/local/lib/dcupgrade/current"
+    before = host.run("readlink", current)
+    printed = follow(host, "stop-and-reboot.md", "WHEELS=DIR")
+    assert host.run("readlink", current) != before
+    [back] = re.findall(r"to go back: (ln .*)$", printed, re.MULTILINE)
+    host.run(*back.split())
+    host.run("systemctl", "restart", AGENT)
+    assert host.run("readlink", current) == before
+    assert node_pid(host) == node
+
+
+def see_the_state_folder_moved(host: SystemdHost) -> None:
+    node = node_pid(host)
+    follow(host, "stop-and-reboot.md", "cp -a /var/lib/dcupgrade /srv/dcupgrade")
+    assert node_pid(host) != node
+    moved = f"/etc/systemd/system/{AGENT}.d/state.conf"
+    assert host.run("find", "/srv/dcupgrade/logs", "-name", "node-*.log", "-newer", moved)
+
+
+async def see_a_second_node_beside_it(host: SystemdHost, world: World, running: str) -> None:
+    """The same build of vault and node once more, under a name, with ports that are free here."""
+    page = with_free_ports((ROOT / "docs/operators/several-nodes.md").read_text(encoding="utf-8"))
+    built, start = "/srv/built-vault", "systemctl enable --now dcupgrade-vault@alpha dcupgrade@alpha"
+    state = "/var/lib/dcupgrade-nodes/alpha"
+    host.run("install", "-d", f"{built}/settings")
+    host.run("install", "-d", "-m", "700", f"{built}/store", f"{built}/cpu")
+    host.run("install", "-m", "600", "/trial/cpu/root-keys", f"{built}/cpu/root-keys")
+    run_lines(host, next(text for text in page.split("```\n") if start in text), without=start, folder="/srv")
+    settings = tomllib.loads(host.run("cat", "/etc/dcupgrade/dcupgrade.toml"))
+    for section, values in tomllib.loads(page.partition("```toml\n")[2].partition("```")[0]).items():
+        settings[section] |= values
+    host.write("/etc/dcupgrade/alpha.toml", toml(settings))
+    host.run("install", "-d", "-m", "700", "-o", "dcupgrade", "-g", "dcupgrade", state, f"{state}/cpu")
+    key = ("install", "-m", "600", "-o", "dcupgrade", "-g", "dcupgrade", "/trial/cpu/root-keys", f"{state}/cpu")
+    host.run(*key)
+    host.write("/etc/systemd/system/dcupgrade-vault@.service.d/simulated.conf", SIMULATED_VAULT_OF_A_NAME)
+    host.run("systemctl", "daemon-reload")
+    host.run(*start.split())
+    try:
+        await until(host, "dcupgrade@alpha.service", "StatusText", f"idle; running 1.1.0 {running[:8]}")
+    except TimeoutError:
+        raise AssertionError(host.journal("dcupgrade@alpha") + host.journal("dcupgrade-vault@alpha")) from None
+    assert "alpha" in follow(host, "several-nodes.md", "dcupgrade list")
+    listed = {item["name"]: item for item in json.loads(host.run("dcupgrade", "list", "--json"))}
+    assert {name: (item["version"], item["agent"], item["problems"]) for name, item in listed.items()} == {
+        "alpha": ("1.1.0", "runs", []),
+        "dcupgrade": ("1.1.0", "runs", []),
+    }
+
+
+def with_free_ports(text: str) -> str:
+    for port in sorted(set(re.findall(r"\b6[67]\d\d\b", text))):
+        text = text.replace(port, str(free_port()))
+    return text
 
 
 async def listens(port: int) -> bool:
@@ -231,6 +304,9 @@ async def test_an_upgrade_under_hardened_units_and_a_node_that_outlives_its_agen
             await see_the_node_stopped_and_started(host, world, new.enclave_id)
             await see_backup_and_restore(host, world, new.enclave_id)
             assert {name: await world.node.get(name) for name in await world.node.names()} == OBJECTS
+            see_an_update_and_the_way_back(host)
+            see_the_state_folder_moved(host)
+            await see_a_second_node_beside_it(host, world, new.enclave_id)
             host.run("make", "-C", "/src", "uninstall")
             assert (world.state_dir / "journal.sqlite3").exists()
             host.run("test", "-d", "/var/lib/dcupgrade-vault/store")

@@ -154,10 +154,10 @@ def base_image(tmp_path: Path) -> Path:
     diff = f"sha256:{hashlib.sha256(layer).hexdigest()}"
     config = {"architecture": "amd64", "config": {"Entrypoint": ["/run"]}, "rootfs": {"diff_ids": [diff, diff]}}
     manifest = [{"Config": "c.json", "RepoTags": ["base:1"], "Layers": ["a/layer.tar", "b/layer.tar"]}]
-    members = {"a/layer.tar": layer, "c.json": json.dumps(config), "manifest.json": json.dumps(manifest)}
+    described = {"c.json": config, "manifest.json": manifest}
     path = tmp_path / "base.tar"
     path.write_bytes(
-        packed({name: data if isinstance(data, bytes) else data.encode() for name, data in members.items()})
+        packed({"a/layer.tar": layer, **{name: json.dumps(value).encode() for name, value in described.items()}})
     )
     with tarfile.open(path, "a") as tar:
         link = tarfile.TarInfo("b/layer.tar")
