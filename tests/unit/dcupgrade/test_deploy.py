@@ -1,10 +1,12 @@
 """Files for services, clusters and dashboards: valid, and in step with what the program really exposes."""
 
+import importlib.util
 import json
 import os
 import re
 import shutil
 import subprocess
+import sys
 import tomllib
 from pathlib import Path
 from typing import Any
@@ -300,6 +302,15 @@ def test_what_is_installed_knows_where_it_is(host: Path) -> None:
     installer(host, "uninstall", "/opt/dcupgrade")
     assert not (host / "opt/dcupgrade/lib/dcupgrade").exists()
     assert not any(path.exists() for path in completions)
+
+
+def test_what_is_installed_is_compiled_since_its_users_cannot_write_there(host: Path) -> None:
+    real = f'"-m compileall") exec {sys.executable} "$@" ;;'
+    (host / "python").write_text(FAKE_PYTHON.replace('"-m pip") ;;', f'"-m pip") ;;\n{real}'))
+    installer(host, "install")
+    source = host / "usr/local/lib/dcupgrade/current/src"
+    compiled = {Path(importlib.util.source_from_cache(str(path))) for path in source.rglob("*.pyc")}
+    assert compiled == set(source.rglob("*.py"))
 
 
 def test_only_who_publishes_gets_the_packages_for_it(host: Path) -> None:
