@@ -1,10 +1,10 @@
 """Run every benchmark and write one table and plots: `make bench`, or `make bench QUICK=1` in a few minutes.
 
-    python -m benchmarks.run [--quick] [--only NAME ...] [--out docs/benchmarks]
+    python -m benchmarks.run [--quick] [--only NAME ...] [--render] [--out docs/benchmarks]
 
 Writes `README.md` (the table), `results.json` and SVG plots. The machine, its load and the versions stand above the
 table. A benchmark that cannot run here is named with the reason. `--only` replaces the rows of these benchmarks and
-leaves the others as they were.
+leaves the others as they were. `--render` measures nothing, for when only the form of the page has changed.
 """
 
 from __future__ import annotations
@@ -18,41 +18,54 @@ import subprocess
 import sys
 import tempfile
 import time
+import tomllib
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-from .report import ROWS_VARIABLE, Row, read_rows, summary_plot, table, unit_plots
+from .plots import summary_plot, unit_plots
+from .report import ROWS_VARIABLE, Row, read_rows, table
 
 ROOT = Path(__file__).resolve().parent.parent
 BENCHMARKS = ROOT / "benchmarks"
 VERSIONS_OF = ("aiohttp", "cryptography", "substrate-interface", "py-ed25519-zebra-bindings")
-PROGRAMS = {"node": "--version", "go": "version", "curl": "--version"}
+PROGRAMS = {
+    "node": ("node", "--version"),
+    "go": ("go", "version"),
+    "curl": ("curl", "--version"),
+    "aria2": ("aria2c", "--version"),
+    "etcd": ("etcd", "--version"),
+}
+PEERS_OF_NPM = BENCHMARKS / "peers" / "package.json"
+PEERS_OF_RUST = BENCHMARKS / "peers" / "rust" / "subxt_client" / "Cargo.toml"
 TIMEOUT_S = 1800
 
 
 @dataclass(frozen=True, slots=True)
 class Benchmark:
-    """A script of this folder with its arguments, and those of a quick run. `needs` are programs without which it is
-    left out.
+    """A script of this folder with its arguments, and those of a quick run, which leaves it out without any.
+
+    `needs` are programs without which it cannot run.
     """
 
     title: str
     script: str
     arguments: tuple[str, ...] = ()
-    quick: tuple[str, ...] = ()
+    quick: tuple[str, ...] | None = None
     needs: tuple[str, ...] = ()
 
 
 ALL = {
-    "detection": Benchmark("detection, stock node", "bench_detection.py", ("--releases", "12"), ("--releases", "3")),
-    "start": Benchmark("start of the watcher", "bench_start.py", (), ("--rounds", "2")),
-    "memory": Benchmark("memory of the watcher", "bench_watch_memory.py", (), ("--blocks", "400")),
-    "agent-memory": Benchmark(
-        "memory of the agent", "bench_watch_memory.py", ("--agent",), ("--agent", "--blocks", "200")
+    "detection": Benchmark("detection, stock node", "bench_detection.py", (), ("--releases", "2"), ("cc",)),
+    "detection-nodelay": Benchmark(
+        "detection, node with TCP_NODELAY", "bench_detection.py", ("--nodelay",), None, ("cc",)
     ),
-    "downtime": Benchmark("downtime", "bench_downtime.py", (), ("--rounds", "1")),
+    "start": Benchmark("start", "bench_start.py", (), ("--rounds", "1")),
+    "idle": Benchmark("idle cost", "bench_idle.py", (), ("--seconds", "15", "--no-agent")),
+    "memory": Benchmark("memory of the watcher", "bench_watch_memory.py", (), ("--blocks", "400")),
+    "agent-memory": Benchmark("memory of the agent's modules", "bench_watch_memory.py", ("--agent",)),
+    "downtime": Benchmark("downtime, processes", "bench_downtime.py", (), ("--rounds", "1")),
     "handover": Benchmark("handover v2", "bench_handover.py", (), ("--rounds", "20")),
     "handover-replacing": Benchmark(
         "handover v2 over an earlier copy", "bench_handover.py", ("--replacing",), ("--replacing", "--rounds", "20")
@@ -62,15 +75,18 @@ ALL = {
             f"handover v2, holder in {holder}, requester in {requester}",
             "bench_handover.py",
             ("--holder", holder, "--requester", requester),
-            ("--holder", holder, "--requester", requester, "--rounds", "20"),
+            None,
             ("go",),
         )
         for holder, requester in (("go", "go"), ("go", "python"), ("python", "go"))
     },
     "download": Benchmark("download", "bench_download.py", (), ("--mib", "128", "--rounds", "2"), ("curl",)),
     "attestation": Benchmark("measurement and reports", "bench_attestation.py", (), ("--mib", "48")),
-    "proofs": Benchmark("proofs", "bench_proofs.py", (), ("0.1",)),
+    "scale": Benchmark("scale of the chain", "bench_scale.py", (), ("--blocks", "20", "--seconds", "5")),
+    "journal": Benchmark("scale of the journal", "bench_journal.py", (), ("--rows", "100000", "--rounds", "3")),
+    "proofs": Benchmark("proofs", "bench_proofs.py", (), ("--seconds", "0.1")),
     "simulator": Benchmark("simulator", "bench_simulator.py", (), ("--seeds", "300")),
+    "fleet": Benchmark("fleet on etcd", "bench_fleet.py", (), ("--agents", "200", "--seconds", "10"), ("etcd",)),
 }
 
 
@@ -89,7 +105,7 @@ def run(benchmark: Benchmark, quick: bool) -> Result:
     missing = [program for program in benchmark.needs if shutil.which(program) is None]
     if missing:
         return Result(benchmark.title, [], problem=f"{', '.join(missing)} is not installed")
-    arguments = benchmark.quick if quick else benchmark.arguments
+    arguments = (benchmark.quick or ()) if quick else benchmark.arguments
     began = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="bench-") as folder:
         rows = Path(folder) / "rows"
@@ -128,11 +144,11 @@ def environment(quick: bool) -> dict[str, object]:
             versions[name] = version(name)
         except PackageNotFoundError:
             versions[name] = "not installed"
-    for name, flag in PROGRAMS.items():
-        program = shutil.which(name)
-        if program:
-            said = subprocess.run([program, flag], capture_output=True, text=True, check=False).stdout
-            versions[name] = said.splitlines()[0] if said else "unknown"
+    versions |= peer_versions()
+    for name, command in PROGRAMS.items():
+        if shutil.which(command[0]):
+            said = subprocess.run(command, capture_output=True, text=True, check=False).stdout
+            versions[name] = said.splitlines()[0].partition(" (")[0] if said else "unknown"
     return {
         "machine": f"{os.cpu_count()} cores, {cpu}, {int(memory) // 2**20} GiB",
         "load": round(os.getloadavg()[0], 1),
@@ -140,6 +156,13 @@ def environment(quick: bool) -> dict[str, object]:
         "quick": quick,
         "versions": versions,
     }
+
+
+def peer_versions() -> dict[str, str]:
+    """The pinned versions of peers that have no place in this environment."""
+    subxt = tomllib.loads(PEERS_OF_RUST.read_text(encoding="utf-8"))["dependencies"]["subxt"]
+    pinned = {"subxt": subxt, **json.loads(PEERS_OF_NPM.read_text(encoding="utf-8"))["dependencies"]}
+    return {name: text.lstrip("=") for name, text in pinned.items()}
 
 
 def _read(path: str) -> str:
@@ -162,17 +185,22 @@ def page(facts: dict[str, object], results: dict[str, Result]) -> str:
         "# Benchmarks",
         "",
         f"{facts['machine']}, load {facts['load']} at the start, {facts['date']}. {kind}",
-        ", ".join(f"{name} {text}" for name, text in versions.items()) + ".",
+        ", ".join(text if text.startswith(name) else f"{name} {text}" for name, text in versions.items()) + ".",
         "",
         f"{verdict}.",
         "",
         "![Figures as a part of their targets](summary.svg)",
     ]
     for name, result in results.items():
-        lines += ["", f"## {result.title[0].upper()}{result.title[1:]}", ""]
+        lines += ["", f"## {_heading(result)}", ""]
+        lines += [f"Measured in {result.seconds:.0f} s.", ""] if result.rows else []
         lines += [table(result.rows)] if result.rows else [f"Not measured: {result.problem}."]
         lines += [f"\n![{result.title}]({name}-{file})" for file in unit_plots(result.title, result.rows)]
     return "\n".join([*lines, ""])
+
+
+def _heading(result: Result) -> str:
+    return result.title[0].upper() + result.title[1:]
 
 
 def write(out: Path, facts: dict[str, object], results: dict[str, Result]) -> None:
@@ -194,9 +222,8 @@ def write(out: Path, facts: dict[str, object], results: dict[str, Result]) -> No
         },
     }
     (out / "results.json").write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
-    (out / "summary.svg").write_text(
-        summary_plot([row for result in results.values() for row in result.rows]), encoding="utf-8"
-    )
+    groups = {_heading(result): result.rows for result in results.values()}
+    (out / "summary.svg").write_text(summary_plot(groups), encoding="utf-8")
     for name, result in results.items():
         for file, svg in unit_plots(result.title, result.rows).items():
             (out / f"{name}-{file}").write_text(svg, encoding="utf-8")
@@ -218,12 +245,19 @@ def main(words: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true")
     parser.add_argument("--only", action="append", choices=tuple(ALL), default=[])
+    parser.add_argument("--render", action="store_true", help="write page and plots again from the last figures")
     parser.add_argument("--out", type=Path, default=ROOT / "docs" / "benchmarks")
     arguments = parser.parse_args(words)
+    if arguments.render:
+        document = json.loads((arguments.out / "results.json").read_text(encoding="utf-8"))
+        facts = {name: value for name, value in document.items() if name != "results"}
+        write(arguments.out, facts, read_results(arguments.out / "results.json"))
+        return 0
     facts = environment(arguments.quick)
     results = read_results(arguments.out / "results.json") if arguments.only else {}
     failed = False
-    for name in arguments.only or ALL:
+    chosen = [name for name in ALL if not arguments.quick or ALL[name].quick is not None]
+    for name in arguments.only or chosen:
         results[name] = run(ALL[name], arguments.quick)
         failed |= bool(results[name].problem) and "not installed" not in results[name].problem
     results = {name: results[name] for name in ALL if name in results}

@@ -11,10 +11,11 @@ from .tools import free_port
 
 @dataclass(slots=True)
 class TcpProxy:
-    """Forwards ``port`` on loopback to ``target_port`` as long as it is not cut."""
+    """Forwards ``port`` on loopback to ``target_port`` as long as it is not cut, and counts the bytes of both ways."""
 
     target_port: int
     port: int = 0
+    forwarded_bytes: int = 0
     _server: asyncio.Server | None = None
     _tasks: set[asyncio.Task[None]] = field(default_factory=set)
 
@@ -47,7 +48,10 @@ class TcpProxy:
 
     async def _forward(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         far_reader, far_writer = await asyncio.open_connection("127.0.0.1", self.target_port)
-        pumps = [asyncio.create_task(_pump(reader, far_writer)), asyncio.create_task(_pump(far_reader, writer))]
+        pumps = [
+            asyncio.create_task(self._pump(reader, far_writer)),
+            asyncio.create_task(self._pump(far_reader, writer)),
+        ]
         try:
             await asyncio.wait(pumps, return_when=asyncio.FIRST_COMPLETED)
         finally:
@@ -56,8 +60,8 @@ class TcpProxy:
             await asyncio.gather(*pumps, return_exceptions=True)
             far_writer.transport.abort()
 
-
-async def _pump(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-    while data := await reader.read(65536):
-        writer.write(data)
-        await writer.drain()
+    async def _pump(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        while data := await reader.read(65536):
+            self.forwarded_bytes += len(data)
+            writer.write(data)
+            await writer.drain()

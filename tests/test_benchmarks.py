@@ -4,7 +4,8 @@ import json
 from pathlib import Path
 
 from benchmarks import run
-from benchmarks.report import Row, bars, emit, read_rows, summary_plot, table, unit_plots
+from benchmarks.plots import LABEL_CHARACTERS, shortened, summary_plot, unit_plots
+from benchmarks.report import Row, emit, missing_peers, percentile, read_rows, table
 from tests.conftest import ROOT
 
 ROWS = [
@@ -37,10 +38,35 @@ def test_rows_reach_the_runner_only_where_it_asks_for_them(tmp_path: Path, monke
 
 
 def test_plots_show_missed_targets_and_peers_apart() -> None:
-    assert summary_plot(ROWS).count('class="missed"') == 1
+    assert summary_plot({"Detection": ROWS}).count('class="missed"') == 1
     (plot,) = unit_plots("detection, stock node", ROWS).values()
-    assert (plot.count('class="peer"'), plot.count('class="ours"'), plot.count("<rect")) == (1, 1, 3)
-    assert "&lt;b&gt;" in bars("t", [("<b>", 1.0, "1", "ours")])
+    assert (plot.count('class="peer"'), plot.count('class="ours"'), plot.count('class="track"')) == (1, 1, 3)
+    assert "&lt;b&gt;" in summary_plot({"<b>": ROWS})
+
+
+def test_a_figure_far_over_its_target_is_cut_and_marked() -> None:
+    far = Row("far", 100.0, "ms", at_most=1.0)
+    assert "▸ 100 ms" in summary_plot({"Detection": [far]})
+
+
+def test_a_long_label_keeps_both_ends() -> None:
+    text = shortened("begins " + "x" * 100 + " ends")
+    assert len(text) <= LABEL_CHARACTERS
+    assert text.startswith("begins ")
+    assert text.endswith(" ends")
+
+
+def test_a_peer_that_could_not_be_had_is_a_row_with_the_reason() -> None:
+    rows = missing_peers({"subxt": "cargo is missing"}, "ms")
+    assert "| subxt, for comparison | not measured (cargo is missing) |" in table(rows)
+    assert unit_plots("detection", rows) == {}
+    assert rows[0].met is None
+
+
+def test_a_percentile_is_a_value_that_was_measured() -> None:
+    assert percentile([4.0, 1.0, 3.0, 2.0], 50) == 2.0
+    assert percentile([float(number) for number in range(1, 21)], 95) == 19.0
+    assert percentile([5.0], 95) == 5.0
 
 
 def test_what_cannot_run_is_named_with_its_reason(tmp_path: Path) -> None:
@@ -50,7 +76,7 @@ def test_what_cannot_run_is_named_with_its_reason(tmp_path: Path) -> None:
     text = (tmp_path / "README.md").read_text()
     assert "Not measured: no-such-program is not installed." in text
     assert "2 targets met, 1 missed; ours, tail." in text
-    assert {path.name for path in tmp_path.glob("*.svg")} == {"summary.svg", "detection-detection.svg"}
+    assert {path.name for path in tmp_path.glob("*.svg")} == {"summary.svg", "detection-ms.svg"}
     assert run.read_results(tmp_path / "results.json")["detection"].rows == ROWS
 
 
