@@ -84,6 +84,13 @@ class NetworkNode(ChainProcess):
         number = int(header["number"], 16)
         return number, await self.call("chain_getBlockHash", number)
 
+    async def wait_grown(self, by: int, timeout_s: float = 60.0) -> None:
+        """Wait until the best block is that many blocks higher than it is now. Raises TimeoutError."""
+        height = (await self.best())[0] + by
+        async with asyncio.timeout(timeout_s):
+            while (await self.best())[0] < height:  # noqa: ASYNC110 - the chain gives no event for it
+                await asyncio.sleep(0.05)
+
 
 class Network:
     """A context manager over nodes `alice`, `bob` and `full`; slots of block_time_ms."""

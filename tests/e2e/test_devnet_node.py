@@ -95,20 +95,11 @@ async def test_a_live_runtime_upgrade(chain: DevChain) -> None:
 async def test_finality_stalls_without_one_of_two_authorities(network: Network) -> None:
     await network.full.wait_finalized(1)
     network.bob.pause()
-
-    async def grown(by: int) -> None:
-        height = (await network.full.best())[0] + by
-
-        async def there() -> bool:
-            return (await network.full.best())[0] >= height
-
-        await eventually(f"the chain did not reach {height}", there)
-
-    await grown(2)  # votes that were under way have come
+    await network.full.wait_grown(2)  # votes that were under way have come
     stalled, _ = await network.full.finalized()
     root = Root(network.full.ws_url)
     await root.later(root.set_enclave_id, ENCLAVE_ID, "bsignature")
-    await grown(2)
+    await network.full.wait_grown(2)
     assert (await network.full.finalized())[0] == stalled
     network.bob.resume()
     await network.full.wait_finalized(stalled + 1)
