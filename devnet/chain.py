@@ -1,4 +1,4 @@
-"""A development chain as a context manager: `async with DevChain() as chain: ... chain.ws_url ...`.
+"""A development chain as a context manager: `with DevChain() as chain: ... chain.ws_url ...`, or `async with`.
 
 Two kinds: `chopsticks` (Node.js; starts in seconds; every block is final at once; no proofs) and `node` (a real
 Substrate node of ours: Aura, GRANDPA, proofs; built on first use). Both run the runtime of `devnet/runtime` from the
@@ -13,7 +13,6 @@ import json
 import os
 import select
 from pathlib import Path
-from types import TracebackType
 from typing import Literal, Self
 
 from .chain_process import START_TIMEOUT_S, WASM_FILES, ChainProcess, RuntimeName
@@ -56,13 +55,16 @@ class DevChain(ChainProcess):
         self._authoring = authoring
         self._wanted_port = port
 
-    async def __aenter__(self) -> Self:
-        await asyncio.to_thread(self.start_now)
-        return self
+    def __enter__(self) -> Self:
+        return self.start_now()
 
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
+        self.stop_now()
+
+    async def __aenter__(self) -> Self:
+        return await asyncio.to_thread(self.start_now)
+
+    async def __aexit__(self, *_: object) -> None:
         await self.stop()
 
     def start_now(self) -> Self:

@@ -2,13 +2,11 @@
 
 import json
 import subprocess
-import time
 import urllib.request
 from pathlib import Path
-from types import TracebackType
 from typing import Self
 
-from devnet.tools import DevnetError, find_tool, free_port
+from devnet.tools import DevnetError, find_tool, free_port, wait_ready
 
 START_TIMEOUT_S = 60.0
 
@@ -37,13 +35,10 @@ class EtcdServer:
             *("--listen-client-urls", self.url, "--advertise-client-urls", self.url, "--listen-peer-urls", peers),
             *("--initial-advertise-peer-urls", peers, "--initial-cluster", f"trial={peers}"),
         ]
-        with open(self._folder / "etcd.log", "ab") as log:
+        log_path = self._folder / "etcd.log"
+        with open(log_path, "ab") as log:
             self._process = subprocess.Popen(argv, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
-        deadline = time.monotonic() + START_TIMEOUT_S
-        while not self._healthy():
-            if self._process.poll() is not None or time.monotonic() > deadline:
-                raise DevnetError(f"etcd did not start; see {self._folder}/etcd.log")
-            time.sleep(0.05)
+        wait_ready(self._process, self._healthy, "etcd", log_path, START_TIMEOUT_S)
 
     def _healthy(self) -> bool:
         try:
@@ -77,7 +72,5 @@ class EtcdServer:
             raise
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.kill()

@@ -11,12 +11,10 @@ import os
 import secrets
 import ssl
 import subprocess
-import time
 import urllib.error
 import urllib.request
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from types import TracebackType
 from typing import Self
 
 from cryptography import x509
@@ -25,7 +23,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 
 from .etcd import EtcdServer
 from .kube_tools import ensure_kube_tools
-from .tools import DevnetError, free_port
+from .tools import DevnetError, free_port, wait_ready
 
 START_TIMEOUT_S = 180.0
 ADMIN, ADMIN_GROUP = "admin", "system:masters"
@@ -94,14 +92,10 @@ class KubeApiServer:
             *("--service-account-signing-key-file", str(files["sign"]), "--service-cluster-ip-range", SERVICE_IPS),
             *("--cert-dir", str(self._folder), "--anonymous-auth=false", "--profiling=false"),
         ]
-        with open(self._folder / "apiserver.log", "ab") as log:
+        log_path = self._folder / "apiserver.log"
+        with open(log_path, "ab") as log:
             self._process = subprocess.Popen(argv, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
-        deadline = time.monotonic() + START_TIMEOUT_S
-        while not self._ready():
-            if self._process.poll() is not None or time.monotonic() > deadline:
-                tail = (self._folder / "apiserver.log").read_text(errors="replace")[-2000:]
-                raise DevnetError(f"kube-apiserver did not start; its log ends with:\n{tail}")
-            time.sleep(0.1)
+        wait_ready(self._process, self._ready, "kube-apiserver", log_path, START_TIMEOUT_S)
 
     def _ready(self) -> bool:
         headers = {"Authorization": f"Bearer {self._tokens[ADMIN]}"}
@@ -128,9 +122,7 @@ class KubeApiServer:
             self._ending = stack.pop_all()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self._ending.close()
 
     def _write_credentials(self) -> None:

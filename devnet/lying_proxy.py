@@ -14,7 +14,6 @@ import asyncio
 import contextlib
 import json
 from dataclasses import dataclass, field
-from types import TracebackType
 from typing import Any, Self
 
 import aiohttp
@@ -227,9 +226,7 @@ class LyingProxy:
         self.port = self._runner.addresses[0][1]
         return self
 
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    async def __aexit__(self, *_: object) -> None:
         await self.cut()
         if self._runner is not None:
             await self._runner.cleanup()

@@ -18,7 +18,6 @@ import os
 import signal
 import time
 from collections.abc import Callable, Sequence
-from types import TracebackType
 from typing import Self
 
 import base58
@@ -129,9 +128,7 @@ class Network:
             raise
         return self
 
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    async def __aexit__(self, *_: object) -> None:
         await self._stop()
 
     async def _start(self, node: NetworkNode) -> None:

@@ -16,6 +16,7 @@ import socket
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -90,6 +91,17 @@ def run_tool(argv: list[str], *, what: str, cwd: Path | None = None, env: dict[s
         tail = "\n".join((done.stdout + done.stderr).strip().splitlines()[-15:])
         raise DevnetError(f"{what} failed (exit code {done.returncode}):\n{tail}")
     return done.stdout
+
+
+def wait_ready(
+    process: subprocess.Popen[bytes], ready: Callable[[], bool], what: str, log: Path, limit_s: float
+) -> None:
+    """Wait until a started server is ready. Raises DevnetError if it ends or takes longer, with the end of its log."""
+    deadline = time.monotonic() + limit_s
+    while not ready():
+        if process.poll() is not None or time.monotonic() > deadline:
+            raise DevnetError(f"{what} did not start; its log ends with:\n{log.read_text(errors='replace')[-2000:]}")
+        time.sleep(0.05)
 
 
 def find_tool(name: str) -> str | None:

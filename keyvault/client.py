@@ -6,7 +6,6 @@ import hmac
 import json
 import os
 from collections.abc import Mapping, Sequence
-from types import TracebackType
 from typing import Any, Final
 
 import aiohttp
@@ -41,9 +40,7 @@ class VaultClient:
     async def __aenter__(self) -> VaultClient:
         return self
 
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    async def __aexit__(self, *_: object) -> None:
         await self.close()
 
     async def close(self) -> None:

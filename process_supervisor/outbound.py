@@ -4,7 +4,6 @@ import base64
 import errno
 import ipaddress
 import socket
-from types import TracebackType
 from typing import Any
 from urllib.parse import quote, unquote, urljoin, urlsplit, urlunsplit
 
@@ -46,9 +45,7 @@ class Outbound:
     async def __aenter__(self) -> "Outbound":
         return self
 
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    async def __aexit__(self, *_: object) -> None:
         await self._any.close()
         await self._public.close()
 

@@ -24,7 +24,7 @@ from dcupgrade.machine.state import STATE_FORMAT, Name, State, state_from_json
 from dcupgrade.printable import storable
 from dcupgrade.upgrade.ports import Entry
 
-from .journal_file import COMMANDS, EVENTS, INTENTS, corrupt, damaged_rows, open_file, too_new
+from .journal_file import COMMANDS, EVENTS, INTENTS, corrupt, damaged_rows, open_file, too_new, unreadable
 
 HISTORY_ROWS_MAX = 100_000
 """Older transitions are dropped, a thousand at a time."""
@@ -255,13 +255,7 @@ class Journal:
             yield
         except sqlite3.DatabaseError as error:
             if getattr(error, "sqlite_errorcode", 0) & 0xFF in _PASSING:
-                raise DcupgradeError(
-                    code="JOURNAL_UNREADABLE",
-                    what=f"journal {self.path}",
-                    why=str(error),
-                    action="Try again; if it stays, look at the disk and at who else has the file open.",
-                    kind="transient",
-                ) from error
+                raise unreadable(self.path, error, kind="transient") from error
             raise corrupt(self.path, str(error)) from error
 
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from dcupgrade.errors import DcupgradeError
+from dcupgrade.errors import DcupgradeError, Kind
 
 SCHEMA_VERSION = 2
 _SCHEMA_1 = (
@@ -91,13 +91,7 @@ def open_file(path: Path) -> sqlite3.Connection:
     try:
         db = sqlite3.connect(path, isolation_level=None, timeout=10)
     except sqlite3.Error as error:
-        raise DcupgradeError(
-            code="JOURNAL_UNREADABLE",
-            what=f"journal {path}",
-            why=str(error),
-            action="See to it that the folder exists and belongs to the agent's user.",
-            kind="invariant",
-        ) from error
+        raise unreadable(path, error) from error
     try:
         if new:
             path.chmod(0o600)
@@ -113,9 +107,7 @@ def open_file(path: Path) -> sqlite3.Connection:
     except sqlite3.DatabaseError as error:
         db.close()
         if isinstance(error, sqlite3.OperationalError):
-            raise DcupgradeError(
-                code="JOURNAL_UNREADABLE", what=f"journal {path}", why=str(error), kind="invariant"
-            ) from error
+            raise unreadable(path, error) from error
         raise corrupt(path, str(error)) from error
     except DcupgradeError:
         db.close()
@@ -159,8 +151,19 @@ def _add_checksums(db: sqlite3.Connection) -> None:
                 table.sign(db, last)
 
 
+def unreadable(path: Path, error: sqlite3.Error, *, kind: Kind = "invariant") -> DcupgradeError:
+    """Make the error for a journal that this host does not let the program read."""
+    return DcupgradeError(
+        code="JOURNAL_UNREADABLE",
+        what=f"journal {path}",
+        why=str(error),
+        action="Check the disk, the owner of the folder and the file, and which other programs have the file open.",
+        kind=kind,
+    )
+
+
 def too_new(path: Path, why: str) -> DcupgradeError:
-    """The error for a journal of a newer program."""
+    """Make the error for a journal of a newer program."""
     return DcupgradeError(
         code="JOURNAL_TOO_NEW",
         what=f"journal {path}",
@@ -171,7 +174,7 @@ def too_new(path: Path, why: str) -> DcupgradeError:
 
 
 def corrupt(path: Path, why: str) -> DcupgradeError:
-    """The error for a journal that cannot be worked with."""
+    """Make the error for a damaged journal."""
     return DcupgradeError(
         code="JOURNAL_CORRUPT",
         what=f"journal {path}",

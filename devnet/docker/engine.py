@@ -15,10 +15,18 @@ import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from types import TracebackType
 from typing import Self
 
-from devnet.tools import DevnetError, apt_install_missing, cache_dir, digest_of, find_tool, install_once, run_tool
+from devnet.tools import (
+    DevnetError,
+    apt_install_missing,
+    cache_dir,
+    digest_of,
+    find_tool,
+    install_once,
+    run_tool,
+    wait_ready,
+)
 
 SUITE = "bookworm"
 PACKAGES = {
@@ -120,9 +128,7 @@ class PrivateEngine:
             raise
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     def _take_data_root(self) -> None:
@@ -146,15 +152,12 @@ class PrivateEngine:
         ]
         for name in ("containerd.pid", "containerd.sock", "containerd.sock.ttrpc", "containerd-debug.sock"):
             (self.folder / "exec" / "containerd" / name).unlink(missing_ok=True)
-        with open(self.folder / "dockerd.log", "ab") as log:
+        log_path = self.folder / "dockerd.log"
+        with open(log_path, "ab") as log:
             self._process = subprocess.Popen(
                 argv, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True, cwd=self.folder
             )
-        deadline = time.monotonic() + START_TIMEOUT_S
-        while not self._answers():
-            if self._process.poll() is not None or time.monotonic() > deadline:
-                raise DevnetError(f"dockerd did not start; its log ends with:\n{self.log_tail()}")
-            time.sleep(0.05)
+        wait_ready(self._process, self._answers, "dockerd", log_path, START_TIMEOUT_S)
 
     def _empty_config(self) -> Path:
         # The machine's own /etc/docker/daemon.json is for its own daemon.
@@ -173,11 +176,6 @@ class PrivateEngine:
                 return b" 200 " in client.recv(100)
             except OSError:
                 return False
-
-    def log_tail(self) -> str:
-        """The last lines of the daemon's log."""
-        path = self.folder / "dockerd.log"
-        return "\n".join(path.read_text(errors="replace").splitlines()[-15:]) if path.exists() else ""
 
     def docker(self, *arguments: str, what: str = "") -> str:
         """Run the docker client on this engine; returns its output. Raises DevnetError."""

@@ -5,11 +5,10 @@ from __future__ import annotations
 import contextlib
 import socket
 import subprocess
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from devnet.tools import DevnetError, find_tool, free_port
+from devnet.tools import DevnetError, find_tool, free_port, wait_ready
 
 START_TIMEOUT_S = 30.0
 CONFIG = """version: 0.1
@@ -31,14 +30,11 @@ def image_registry(folder: Path) -> Iterator[str]:
     port = free_port()
     config = folder / "config.yml"
     config.write_text(CONFIG.format(folder=folder, port=port))
-    with (folder / "registry.log").open("wb") as log:
+    log_path = folder / "registry.log"
+    with log_path.open("wb") as log:
         process = subprocess.Popen([program, "serve", str(config)], stdout=log, stderr=log, stdin=subprocess.DEVNULL)
     try:
-        deadline = time.monotonic() + START_TIMEOUT_S
-        while not _answers(port):
-            if process.poll() is not None or time.monotonic() > deadline:
-                raise DevnetError(f"the registry did not start: {(folder / 'registry.log').read_text()[-500:]}")
-            time.sleep(0.05)
+        wait_ready(process, lambda: _answers(port), "the registry", log_path, START_TIMEOUT_S)
         yield f"127.0.0.1:{port}"
     finally:
         process.terminate()

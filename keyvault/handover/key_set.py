@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import hmac
-from types import TracebackType
 from typing import Final
 
 from keyvault.errors import KeyvaultError
@@ -83,9 +82,7 @@ class KeySet:
     def __enter__(self) -> KeySet:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.wipe()
 
 

@@ -1,4 +1,4 @@
-"""The vault's HTTP surface: the agent's API behind its proof, and the handover routes for nodes without one."""
+"""The vault's HTTP server: the agent's API, which needs proof of the token, and the handover routes for nodes."""
 
 from __future__ import annotations
 
@@ -34,11 +34,11 @@ from .vault import Vault
 _SMALL_BYTES_MAX: Final = 64 * 1024
 #: Proven evidence carries justifications, headers and trie nodes.
 _EVIDENCE_BYTES_MAX: Final = 8 * 1024 * 1024
-#: Far more than a step takes on a slow disk.
+#: Much longer than a step takes on a slow disk.
 _STEP_S_MAX: Final = 60.0
 
 Handler = Callable[[web.Request], Awaitable[web.Response]]
-#: A handler of a proven call: request and body.
+#: Handles a call whose proof was verified: request and body.
 Call = Callable[[web.Request, bytes], Awaitable[web.Response]]
 
 
@@ -47,7 +47,7 @@ def _malformed(why: str) -> KeyvaultError:
 
 
 def _object(body: bytes, required: Mapping[str, type], optional: Mapping[str, type]) -> Any:
-    """Return the body as a JSON object with exactly these fields and types. Evidence takes a while to parse."""
+    """Return the body as a JSON object with these fields and types. Slow for large evidence: call it in a thread."""
     try:
         value = strict_json(body, _EVIDENCE_BYTES_MAX, "request")
     except KeyvaultError as error:
@@ -68,14 +68,14 @@ def _check_ids(**ids: str) -> None:
 
 
 class TokenGuard:
-    """Lets only calls in that prove the agent's token, each once, and proves the answers (`token_proof`)."""
+    """Accepts a call only once and only with proof of the agent's token; proves each answer (`token_proof`)."""
 
     def __init__(self, token: str) -> None:
         self._token = token.encode()
         self._nonces = token_proof.VaultNonces(os.urandom(32))
 
     async def challenge(self, request: web.Request) -> web.Response:
-        """Answer the agent's nonce with one of this vault and the proof that it knows the token."""
+        """Answer the agent's nonce with a nonce of the vault and the proof that the vault knows the token."""
         text = request.query.get("nonce", "")
         if not is_hex_id(text):
             raise _malformed("nonce is not 64 lower-case hex characters")
@@ -85,7 +85,7 @@ class TokenGuard:
         return web.json_response({"nonce": nonces.vault.hex(), "proof": proof.hex()})
 
     def guarded(self, handler: Call, body_max: int = 0) -> Handler:
-        """Return a handler for calls with the agent's proof; `body_max` is the largest body it takes, in bytes."""
+        """Return a handler that requires the agent's proof. `body_max`: largest accepted body, bytes."""
 
         async def handle(request: web.Request) -> web.Response:
             call = token_proof.parse_call(request.headers.get("Authorization", ""))
@@ -195,7 +195,7 @@ def _dumps(value: object) -> str:
 def vault_app(vault: Vault, token: str, facts: dict[str, object] | None = None) -> web.Application:
     """Return the vault's application; serve it with `keyvault.handover.guarded_server.GuardedServer`.
 
-    `facts` are shown by /vault/status as they are (hygiene of the process).
+    `/vault/status` shows `facts` unchanged (how the process protects its memory).
     """
     app = new_app()
     guard, api = TokenGuard(token), _AgentApi(vault, facts or {})
@@ -216,7 +216,7 @@ def vault_app(vault: Vault, token: str, facts: dict[str, object] | None = None) 
 
 
 def _add_v1(app: web.Application, vault: Vault, guard: TokenGuard) -> None:
-    """What nodes and managers in the field expect of an upgrader, where the measured policy allows v1 at all."""
+    """Add the v1 routes, which nodes and managers in the field use. Only if the measured policy allows v1."""
     add_v1_routes(app, vault)
     add_upgrader_routes(
         app,

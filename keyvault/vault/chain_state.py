@@ -1,8 +1,7 @@
-"""What the vault knows of the chain at one finalized block, and the decoding of unproven evidence.
+"""The chain's state at one finalized block, from proven or unproven evidence.
 
-`ChainState` is the one value the release decision reads. In the mode "proven" it is built from a verified
-justification and storage proof; in the other modes it is only the agent's claim, which a vault accepts only when its
-measured policy says so.
+The release decision reads `ChainState` only. In the mode "proven" it is built from a verified justification and storage
+proof. In the other modes it is only the agent's claim; a vault accepts it only if its measured policy allows that mode.
 """
 
 from __future__ import annotations
@@ -93,7 +92,7 @@ def short_text(value: object, where: str) -> str:
 
 
 def block_hash(value: object, where: str) -> str:
-    """Return a 32-byte hash as 64 hex characters; the usual 0x in front is taken off."""
+    """Return a 32-byte hash as 64 hex characters, without the prefix 0x."""
     text = value.removeprefix("0x") if isinstance(value, str) else value
     if not isinstance(text, str) or not is_hex_id(text):
         raise malformed(f"{where} is not a 32-byte hash in lower-case hex")
@@ -117,9 +116,9 @@ def _entry(value: object) -> Entry:
 
 
 def decode_unproven(value: object) -> ChainState:
-    """Decode evidence of the modes "single" and "quorum": the agent's claim, checked for its form only.
+    """Decode evidence of the modes "single" and "quorum": the agent's claim, of which only the form is checked.
 
-    Entries whose id is no enclave id are left out: one bad entry on the chain does not hide the good ones.
+    Entries whose id is not an enclave id are left out, so that one bad entry on the chain does not hide the good ones.
     Raises `VAULT_EVIDENCE_MALFORMED`.
     """
     fields = exact_fields(value, _FIELDS, "the evidence")
@@ -145,7 +144,7 @@ def decode_unproven(value: object) -> ChainState:
 
 
 def trust_root(genesis_hash: str, checkpoint: Mapping[str, Any], layouts: tuple[str, ...]) -> TrustRoot:
-    """Return what is pinned; raises `VAULT_POLICY_INVALID` for a checkpoint that is not one."""
+    """Return the trust root of the measured policy. Raises `VAULT_POLICY_INVALID` if the checkpoint is malformed."""
     try:
         parsed = Checkpoint.from_json(dict(checkpoint))
     except ChainWatcherError as error:
@@ -159,9 +158,9 @@ def trust_root(genesis_hash: str, checkpoint: Mapping[str, Any], layouts: tuple[
 
 
 def verify_proven(evidence: object, trust: TrustRoot) -> ChainState:
-    """Return the proven state of the chain; raises the codes of `chain_watcher.proof.evidence` as KeyvaultError.
+    """Verify evidence of the mode "proven". Raises the codes of `chain_watcher.proof.evidence` as KeyvaultError.
 
-    Entries whose id or signature is no ASCII text are left out: one bad entry does not hide the good ones.
+    Entries whose id is not an enclave id are left out, so that one bad entry does not hide the good ones.
     """
     try:
         proven = verify_evidence(evidence, trust)
@@ -185,10 +184,10 @@ def verify_proven(evidence: object, trust: TrustRoot) -> ChainState:
 
 
 def verify_set_changes(set_changes: object, known: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Return the authority set after verified set changes, in JSON; those that `known` is past are passed over.
+    """Verify set changes, starting from the set `known`, and return the newest authority set in JSON.
 
-    `known` is the set to begin with. Nothing is said of any block's state, nor of the chain's genesis: that is for the
-    evidence that follows. Raises the codes of `chain_watcher.proof` as KeyvaultError.
+    Changes that `known` includes already are skipped. This proves nothing about a block's state or the chain's genesis;
+    the evidence that follows does. Raises the codes of `chain_watcher.proof` as KeyvaultError.
     """
     try:
         return follow_set_changes(Checkpoint.from_json(dict(known)), decode_set_changes(set_changes)).to_json()
@@ -201,5 +200,5 @@ def _unproven(error: ChainWatcherError) -> KeyvaultError:
 
 
 def _text(raw: bytes) -> str:
-    """Bytes of the chain as text; what is not ASCII becomes text that no id and no signature equals."""
+    """Decode ASCII bytes of the chain. Other bytes become U+FFFD, which occurs in no id and no signature."""
     return raw.decode("ascii", "replace")

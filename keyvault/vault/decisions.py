@@ -1,7 +1,7 @@
-"""Who may have which keys: the vault's decisions, pure. Facts and verified evidence in, new facts or a refusal out.
+"""The vault's decisions: who may have which keys. Pure: facts and verified evidence in, new facts or a refusal out.
 
-Every function takes the facts and returns new ones; the caller seals them to disk before it acts on them. Time comes
-in as `now` (unix seconds, by the host's clock: there is no trusted time, see docs/threat-model.md).
+Every function takes the facts and returns new ones. The caller seals them to disk before it acts on them. `now` is Unix
+time in seconds by the host's clock; there is no trusted time (docs/threat-model.md).
 """
 
 from __future__ import annotations
@@ -20,16 +20,16 @@ KEY_SETS_MAX: Final = 64
 HEIGHTS_MAX: Final = 16384
 _CLOCK_SKEW_S: Final = 300
 
-#: Raises unless the signatures (text, as on chain) are the network's over the enclave id.
+#: Takes an enclave id and signatures (text, as on chain). Raises unless they are the network's over that id.
 VerifySignatures = Callable[[str, tuple[str, ...]], None]
 
 
 @dataclass(frozen=True)
 class Rules:
-    """The part of the measured policy that decides on release. Times in seconds, hashes as 64 hex characters.
+    """The part of the measured policy that the decisions use. Times in seconds, hashes as 64 hex characters.
 
-    `evidence_modes`: accepted modes of evidence; `floor_number`: block of the embedded checkpoint;
-    `transitions`: allowed (source id, target id) pairs, or None for any.
+    `evidence_modes`: accepted modes of evidence; `floor_number`: block number of the embedded checkpoint;
+    `transitions`: allowed (source id, target id) pairs, or None for all.
     """
 
     genesis_hash: str
@@ -46,7 +46,7 @@ class Rules:
 
 @dataclass(frozen=True)
 class Release:
-    """The decision that a requester gets a key set: as the permitted `target`, or as the `source` it came from."""
+    """A requester gets this key set. `role`: "target" (named by a permit) or "source" (where the set came from)."""
 
     facts: Facts
     key_set_id: str
@@ -58,10 +58,10 @@ def _refuse(code: str, what: str, why: str, action: str = "", kind: Kind = "reje
 
 
 def admit_evidence(facts: Facts, rules: Rules, state: ChainState, now: int) -> Facts:
-    """Return the facts with this finalized block taken in: floor, heights, own listing, authority set.
+    """Return the facts updated from a finalized block: floor, heights, own listing, authority set.
 
-    Raises `VAULT_EVIDENCE_*`: a mode the measured policy does not accept, another chain, a block below the floor or
-    another block at the floor, too old or from the future.
+    Raises `VAULT_EVIDENCE_*` if the measured policy does not accept the mode, the block is of another chain, is below
+    the floor, differs from the known block at the floor, is too old, or is from the future.
     """
     what = "the chain evidence was refused"
     if state.mode not in rules.evidence_modes:
@@ -113,20 +113,20 @@ def admit_evidence(facts: Facts, rules: Rules, state: ChainState, now: int) -> F
 
 
 def record_authorities(facts: Facts, authorities: Mapping[str, Any]) -> Facts:
-    """Return the facts with a proven authority set; one that is not newer than the known one changes nothing."""
+    """Return the facts with a proven authority set. A set that is not newer than the known one is ignored."""
     newest = _newer_set(facts.authorities, authorities)
     return facts if newest is facts.authorities else replace(facts, authorities=newest)
 
 
 def _newer_set(known: Mapping[str, Any] | None, proven: Mapping[str, Any] | None) -> Mapping[str, Any] | None:
-    """Two calls can be verified at the same time: the one that ends last does not take the vault back."""
+    """Return the newer set. Two calls can be verified at once; the later one must not restore an older set."""
     if known is None or proven is None:
         return proven if known is None else known
     return proven if proven["set_id"] > known["set_id"] else known
 
 
 def _lowest(known: Mapping[str, int], listed: Mapping[str, int]) -> Mapping[str, int]:
-    """Lowest height of each id over all that was ever seen: adding an id again does not make it newer."""
+    """Return the lowest height ever seen of each id, so that listing an id again does not make it newer."""
     if all(known.get(enclave_id, -1) == height for enclave_id, height in listed.items()):
         return known
     merged = dict(known)
@@ -142,7 +142,7 @@ def _lowest(known: Mapping[str, int], listed: Mapping[str, int]) -> Mapping[str,
 
 
 def check_collect(facts: Facts, rules: Rules) -> None:
-    """Raise unless the vault may take keys: its own id must be listed where the policy asks for it, and room left."""
+    """Raise unless the vault may collect keys: its id is listed if the policy requires it, and there is room."""
     what = "collecting keys was refused"
     if rules.require_listed_vault and not facts.vault_listed:
         if facts.floor_hash == "":
@@ -172,8 +172,8 @@ def check_collect(facts: Facts, rules: Rules) -> None:
 def record_collected(facts: Facts, key_set_id: str, source_id: str, epoch: int, now: int) -> Facts:
     """Return the facts after a key set was sealed and read back.
 
-    The source becomes the one enclave the set may go back to. A permit under way from the same source stays; one that
-    is over, or from an earlier source, is dropped.
+    From now on the set may be returned to this source only. A permit for the same source stays valid; a permit that is
+    used up (durable) or names an earlier source is dropped.
     """
     previous = facts.collected.get(key_set_id)
     permit = facts.permits.get(key_set_id)
@@ -194,11 +194,11 @@ def decide_permit(
     key_set_id: str,
     now: int,
 ) -> tuple[Facts, Permit | KeyvaultError]:
-    """Decide on a release permit from evidence that `admit_evidence` took into `facts` before.
+    """Decide on a release permit. `facts` must contain `state` already (`admit_evidence`).
 
-    Returns new facts and either the permit or the refusal. A refused target loses a permit it had, so that a
-    revocation seen in time is obeyed. The same request on the same block gives the same permit; on a newer block it
-    is renewed, with a fresh count of instances only where the earlier permit is over.
+    Returns new facts and either the permit or the refusal. A refusal also withdraws a permit that the target has, so
+    that a revocation takes effect. The same request at the same block returns the same permit. At a newer block the
+    permit is renewed; its count of deliveries starts again only if the earlier permit was used up or expired.
     """
     held = facts.permits.get(key_set_id)
     try:
@@ -266,7 +266,7 @@ def _check_target(
         why = getattr(error, "why", type(error).__name__)
         raise _refuse("PERMIT_TARGET_UNSIGNED", what, str(why)) from error
     target_height = facts.add_heights[target_id]
-    # A source that was never seen in the list counts as oldest: every listed target is newer.
+    # A source that was never listed counts as the oldest: every listed target is newer.
     source_height = facts.add_heights.get(source_id, -1)
     if target_height <= source_height:
         raise _refuse(
@@ -284,11 +284,11 @@ def _check_target(
 
 
 def decide_release(facts: Facts, rules: Rules, requester_id: str, wanted: str, now: int) -> Release:
-    """Decide which key set a verified requester gets; `wanted` names one or is "".
+    """Decide which key set a verified requester gets. `wanted`: a key set's id, or "" for any.
 
-    The exact source of a set may have it back at any time, without permit or chain. Otherwise a live permit must name
-    the requester; each hand-out is counted. An id that the vault has itself seen removed from the chain's list gets
-    nothing. Raises `NO_PERMIT_YET` (transient), `PERMIT_*` and `RELEASE_*`.
+    The exact source of a set may have it back at any time, without permit or chain. Any other requester needs a valid
+    permit that names it, and each delivery is counted. An enclave id that the vault has seen removed from the chain's
+    list gets nothing. Raises `NO_PERMIT_YET` (transient), `PERMIT_*` and `RELEASE_*`.
     """
     if requester_id in facts.revoked:
         raise _refuse(
@@ -360,9 +360,9 @@ def _permit_refusal(permit: Permit, rules: Rules, now: int) -> KeyvaultError | N
 
 
 def record_progress(facts: Facts, key_set_id: str, target_id: str, state: str, now: int) -> Facts:
-    """Return the facts after a verified `received` or `durable` of a permitted target; never steps back.
+    """Return the facts after a verified `received` or `durable` of a permitted target. The state never goes back.
 
-    A source that got its own set back has no permit, and changes nothing.
+    A source that got its own set back has no permit, so nothing changes.
     """
     permit = facts.permits.get(key_set_id)
     if permit is None or permit.target_id != target_id:
@@ -374,7 +374,7 @@ def record_progress(facts: Facts, key_set_id: str, target_id: str, state: str, n
 
 
 def record_committed(facts: Facts, key_set_id: str, target_id: str, now: int) -> Facts:
-    """Return the facts after the agent reported the commit of an upgrade. Retention is counted from here."""
+    """Return the facts after the agent reported the commit of an upgrade. The retention time begins here."""
     permit = facts.permits.get(key_set_id)
     if permit is None or permit.target_id != target_id or permit.state != "durable":
         raise _refuse(
@@ -388,7 +388,7 @@ def record_committed(facts: Facts, key_set_id: str, target_id: str, now: int) ->
 
 
 def record_retain(facts: Facts, key_set_id: str, until_unix_s: int) -> Facts:
-    """Return the facts with the wiping of a key set postponed; an earlier time than the known one changes nothing."""
+    """Return the facts with the wiping of a key set postponed. A time before the known one is ignored."""
     entry = facts.collected.get(key_set_id)
     if entry is None:
         raise _refuse("PERMIT_KEY_SET_UNKNOWN", "the retention was refused", f"no key set {key_set_id} is known")
@@ -411,7 +411,10 @@ def wipeable(facts: Facts, rules: Rules, now: int) -> list[str]:
 
 
 def count_kept(facts: Facts, seconds: int) -> Facts:
-    """Return the facts with time added that the vault ran since the commits; the same facts if nothing is counted."""
+    """Return the facts with `seconds` of running time added to each permit whose retention time runs.
+
+    Returns the same object if there is nothing to add.
+    """
     counted = {
         name: replace(permit, kept_s=permit.kept_s + seconds)
         for name, permit in facts.permits.items()
@@ -421,10 +424,10 @@ def count_kept(facts: Facts, seconds: int) -> Facts:
 
 
 def kept_long_enough(facts: Facts, rules: Rules, key_set_id: str) -> bool:
-    """Tell whether the vault itself ran for the retention time: a jump of the host's clock does not hasten wiping."""
+    """Tell whether the vault has run for the whole retention time, so that a jump of the host's clock wipes nothing."""
     return facts.permits[key_set_id].kept_s >= rules.retention_s
 
 
 def record_wiped(facts: Facts, key_set_id: str) -> Facts:
-    """Return the facts with a key set marked as wiped; sealed before its file is overwritten."""
+    """Return the facts with a key set marked as wiped. The caller seals them before it overwrites the file."""
     return facts.with_collected(replace(facts.collected[key_set_id], wiped=True))

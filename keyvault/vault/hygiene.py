@@ -1,4 +1,4 @@
-"""Keeping key material out of core dumps, other processes and swap. Linux only; docs/secrets.md says what remains."""
+"""Keep key material out of core dumps, other processes and swap (Linux). docs/secrets.md lists the remaining risks."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ from keyvault.handover.key_set import KeySet
 _PR_GET_DUMPABLE: Final = 3
 _PR_SET_DUMPABLE: Final = 4
 _PR_SET_NO_NEW_PRIVS: Final = 38
-#: MCL_CURRENT, MCL_FUTURE, MCL_ONFAULT: pages are locked once they are used, so that unused stacks cost nothing
+#: MCL_CURRENT, MCL_FUTURE, MCL_ONFAULT: a page is locked at its first use, so unused stacks take no memory
 _MCL_ALL: Final = 1 | 2 | 4
 _CAP_IPC_LOCK: Final = 14
 _libc: Final = ctypes.CDLL(None, use_errno=True)
 
 
 def harden_process() -> dict[str, object]:
-    """Forbid core dumps, attaching by the same user and gaining privileges, and lock all memory where that is allowed.
+    """Forbid core dumps, debuggers of the same user and new privileges. Lock all memory if that is allowed.
 
-    Returns what was reached: `core_dumps` and `dumpable` (both False where it worked) and `memory_locked`
-    ("all", or "key sets" where only single buffers can be locked).
+    Returns the result: `core_dumps` and `dumpable` (both False on success) and `memory_locked` ("all", or "key sets" if
+    only single buffers can be locked).
     """
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     _libc.prctl(_PR_SET_DUMPABLE, 0, 0, 0, 0)
@@ -34,7 +34,7 @@ def harden_process() -> dict[str, object]:
 
 
 def _lock_all() -> bool:
-    """Lock every page, present and future; only without a limit, which would make later allocations fail."""
+    """Lock every page, present and future. Not under a limit, because later allocations would fail."""
     limited = resource.getrlimit(resource.RLIMIT_MEMLOCK)[0] != resource.RLIM_INFINITY
     if limited and not _has_capability(_CAP_IPC_LOCK):
         return False
@@ -48,10 +48,10 @@ def _has_capability(number: int) -> bool:
 
 
 def lock_key_set(key_set: KeySet) -> bool:
-    """Keep the pages of a key set out of swap; returns False where the limit does not allow it.
+    """Keep the pages of a key set out of swap. Returns False if the limit does not allow it.
 
-    Pages are unlocked when the buffer's memory is given back, or with the process: unlocking a page that another buffer
-    shares would expose that one.
+    Pages stay locked until their memory is freed or the process ends: another buffer may share a page, and unlocking it
+    would expose that buffer.
     """
     buffer = key_set.buffer
     address = ctypes.addressof((ctypes.c_char * len(buffer)).from_buffer(buffer))

@@ -1,8 +1,8 @@
 """Write log lines without ever blocking the caller. Agent and vault use it for standard error.
 
-The reader of a log may stop reading: journald hangs, a pipe is full, a terminal is paused. A handler that writes in
-place would stop the event loop with it, in the middle of an upgrade. Here a thread writes, behind a queue with a bound.
-What does not fit is dropped and counted, and the count is written once the queue is empty again.
+The reader of a log may stop reading: journald hangs, a pipe is full, a terminal is paused. A handler that writes
+directly would then block the event loop, in the middle of an upgrade. So a thread writes, from a bounded queue. Lines
+that do not fit are dropped and counted; the count is written once the queue is empty again.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ CLOSE_TIMEOUT_S: Final = 2.0
 class LogWriter(logging.Handler):
     """A logging handler over the file descriptor `fd` (2 is standard error).
 
-    At most 5,000 lines or 4 MiB wait; a line is cut at 16 KiB. A descriptor that is closed or broken loses lines, and
-    nothing else: logging is no reason to end a process that guards keys.
+    The queue holds at most 5,000 lines or 4 MiB; a line is cut at 16 KiB. If the descriptor is closed or broken, lines
+    are lost and the process continues: a process that guards keys must not end because of its log.
     """
 
     def __init__(self, fd: int = 2, *, lines_max: int = LINES_MAX, queue_bytes_max: int = QUEUE_BYTES_MAX) -> None:
@@ -41,7 +41,7 @@ class LogWriter(logging.Handler):
         self._thread.start()
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Queue one line, or count it as dropped; never waits for the reader of the log."""
+        """Queue one line, or count it as dropped. Never waits for the reader of the log."""
         try:
             line = self.format(record).encode("utf-8", "backslashreplace")[:LINE_BYTES_MAX] + b"\n"
         except Exception:
@@ -56,7 +56,7 @@ class LogWriter(logging.Handler):
             self._changed.notify_all()
 
     def close(self) -> None:
-        """Write what waits, for at most 2 s, and stop."""
+        """Write the queued lines, for at most 2 s, and stop."""
         deadline = time.monotonic() + CLOSE_TIMEOUT_S
         with self._changed:
             while (self._lines or not self._idle) and (left := deadline - time.monotonic()) > 0:
@@ -66,7 +66,7 @@ class LogWriter(logging.Handler):
         super().close()
 
     def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 - logging's name
-        """Count a record that cannot be formatted as dropped; the default prints a traceback to the same reader."""
+        """Count a record that cannot be formatted as dropped. The default would print a traceback, which may block."""
         with self._changed:
             self._dropped += 1
 
@@ -98,7 +98,7 @@ class LogWriter(logging.Handler):
         while rest:
             try:
                 rest = rest[os.write(self._fd, rest) :]
-            except BlockingIOError:  # somebody made the descriptor non-blocking: it is shared with other processes
+            except BlockingIOError:  # another process that shares the descriptor made it non-blocking
                 select.select([], [self._fd], [])
             except OSError:
                 return

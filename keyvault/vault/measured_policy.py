@@ -1,6 +1,6 @@
-"""The vault's measured policy: a JSON file inside its image, and therefore part of its enclave id.
+"""The vault's measured policy: a JSON file in its image, and so part of its enclave id.
 
-Settings from the host can only tighten it (`tighten`). docs/protocol.md and the README list the fields.
+Settings from the host can only make it stricter (`tighten`). docs/protocol.md and the README list the fields.
 """
 
 from __future__ import annotations
@@ -27,10 +27,10 @@ _YEARS_10_S: Final = 10 * 366 * 24 * 3600
 class VaultPolicy:
     """The measured policy. Times in seconds; `genesis_hash` 64 hex characters.
 
-    `evidence_mode`: weakest mode of chain evidence that is accepted ("quorum" and "single" are the agent's claim and
-    need `unsafe_unproven_evidence`). `checkpoint`: pinned block and GRANDPA set for the mode "proven".
-    `layouts`: SHA-256 of the storage layouts accepted in that mode, empty for any.
-    `allow_v1`: enclave ids handover v1 may be spoken with, or all.
+    `evidence_mode`: weakest accepted mode of chain evidence ("quorum" and "single" are only the agent's claim and need
+    `unsafe_unproven_evidence`). `checkpoint`: pinned block and GRANDPA set for the mode "proven".
+    `layouts`: SHA-256 hashes of the storage layouts accepted in that mode; empty: the standard layouts.
+    `allow_v1`: enclave ids with which handover v1 is allowed, True for all.
     """
 
     network: NetworkKeys
@@ -50,7 +50,7 @@ class VaultPolicy:
     transitions: frozenset[tuple[str, str]] | None = None
 
     def rules(self, vault_id: str) -> Rules:
-        """Return the part of the policy that `keyvault.vault.decisions` decides by."""
+        """Return the part of the policy that `keyvault.vault.decisions` uses."""
         modes = MODES[: MODES.index(self.evidence_mode) + 1] if self.unsafe_unproven_evidence else ("proven",)
         floor = self.checkpoint["block_number"] if self.checkpoint is not None else 0
         return Rules(
@@ -67,11 +67,11 @@ class VaultPolicy:
         )
 
     def v1_allowed(self, enclave_id: str) -> bool:
-        """Tell whether handover v1 may be spoken with this enclave."""
+        """Tell whether handover v1 is allowed with this enclave."""
         return self.allow_v1 if isinstance(self.allow_v1, bool) else enclave_id in self.allow_v1
 
     def unsafe(self) -> tuple[str, ...]:
-        """Return the names of the unsafe switches that are on, for every surface that a person reads."""
+        """Return the names of the unsafe switches that are on; they are shown wherever a person reads."""
         switches = {
             "unsafe_unproven_evidence": self.unsafe_unproven_evidence,
             "unsafe_simulated_tee": self.unsafe_simulated_tee,
@@ -79,7 +79,7 @@ class VaultPolicy:
         return tuple(name for name, on in switches.items() if on)
 
 
-class _Mistakes(Exception):  # noqa: N818 - carries one mistake to the list of all of them, never leaves this module
+class _Mistakes(Exception):  # noqa: N818 - carries one mistake to the list; stays in this module
     pass
 
 
@@ -212,7 +212,7 @@ def _contradictions(decoded: Mapping[str, Any]) -> list[str]:
     return found
 
 
-#: For each setting a host may give: whether the new value is at least as strict as the measured one.
+#: For each setting that a host may give: tells whether the new value is at least as strict as the measured one.
 _TIGHTER: Final[Mapping[str, Callable[[Any, Any], bool]]] = {
     "evidence_mode": lambda new, old: MODES.index(new) <= MODES.index(old),
     "require_listed_vault": lambda new, old: new or not old,
@@ -229,10 +229,10 @@ _TIGHTER: Final[Mapping[str, Callable[[Any, Any], bool]]] = {
 
 
 def tighten(policy: VaultPolicy, data: bytes) -> VaultPolicy:
-    """Return the policy with the host's settings (a JSON object with some of its fields) laid over it.
+    """Return the policy with the host's settings applied (a JSON object with some of the policy's fields).
 
-    Raises `VAULT_SETTING_LOOSENS` if one is weaker than the measured value or is not the host's to give, and
-    `VAULT_POLICY_INVALID` if one is malformed.
+    Raises `VAULT_SETTING_LOOSENS` if a setting is weaker than the measured value or may not come from the host, and
+    `VAULT_POLICY_INVALID` if a setting is malformed.
     """
     try:
         value = strict_json(data, POLICY_BYTES_MAX, "host settings")

@@ -1,8 +1,8 @@
-"""What a vault finds in its store when it starts: its facts, key sets that they do not know yet, and what is wrong.
+"""Opening the store when the vault starts: its facts, key sets that the facts do not list yet, and problems.
 
-Facts and key sets of one store carry the same random id. A host that hides all of them for one start gets a new store
-with another id: key sets that it puts back later do not belong to the new facts, which know nothing of heights,
-revocations and permits, and so go to nobody but their source.
+Facts and key sets of one store carry the same random id. If the host hides all of them for one start, the vault creates
+a new store with another id. When the host puts the old key sets back later, their id differs from that of the new
+facts. The new facts know no heights, revocations or permits, so the vault returns those key sets to their source only.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ NO_SOURCE = bytes(32)
 
 @dataclass(frozen=True)
 class Opening:
-    """What was found. `condition` is why the vault may not collect or permit; `is_saved`: the facts are on disk so."""
+    """What was found. `condition`: why the vault must not collect or permit. `is_saved`: `facts` are as on disk."""
 
     facts: Facts
     condition: KeyvaultError | None
@@ -34,9 +34,9 @@ class Opening:
 
 
 def open_store(store: SealedStore, own_id: str, random: Callable[[int], bytes]) -> Opening:
-    """Read the facts, take up key sets they do not know, and find conditions. Sets the store's id.
+    """Read the facts, add key sets that they do not list, and look for problems. Sets the store's id.
 
-    `own_id` is the vault's enclave id, `random` gives n unpredictable bytes. Raises STORE_SEAL_KEY_UNSAFE.
+    `own_id`: the vault's enclave id. `random(n)` returns n unpredictable bytes. Raises STORE_SEAL_KEY_UNSAFE.
     """
     entries = store.entries()
     for entry in entries:
@@ -69,10 +69,10 @@ def open_store(store: SealedStore, own_id: str, random: Callable[[int], bytes]) 
 
 
 def _give_store_id(store: SealedStore, facts: Facts, key_sets: list[Header], random: Callable[[int], bytes]) -> None:
-    """Seal a store from before there were ids anew: key sets first, both generations, the facts last.
+    """Give an id to a store of an earlier format: seal both generations of each key set again, then the facts.
 
-    A crash in between leaves facts without an id, which belong to any key set, and it is done again. So it is after a
-    disk error, which keeps no vault from serving.
+    Facts without an id accept any key set. So after a crash or a disk error in between, the vault still serves, and
+    repeats this at its next start.
     """
     known = {header.store_id for header in key_sets} - {NO_STORE_ID}
     store.store_id = known.pop() if len(known) == 1 else random(STORE_ID_BYTES)
@@ -91,7 +91,7 @@ def _give_store_id(store: SealedStore, facts: Facts, key_sets: list[Header], ran
 
 
 def _adopted(facts: Facts, key_sets: Iterable[Header]) -> Facts:
-    """Take up what a crash left between sealing a key set and the facts: what its header says is authenticated."""
+    """Add key sets that were sealed just before a crash, before the facts were. Their headers are authenticated."""
     for header in key_sets:
         name, source = header.name.hex(), header.source.hex()
         known = facts.collected.get(name)

@@ -1,6 +1,6 @@
-"""What the vault remembers across restarts besides the keys: heights, permits, deliveries. Immutable values, and JSON.
+"""What the vault stores besides the keys: heights, permits, deliveries. Immutable values and their JSON form.
 
-It is one sealed file (kind FACTS of `keyvault.store.sealed_file`), which wiping keys does not touch.
+It is one sealed file (kind FACTS of `keyvault.store.sealed_file`). Wiping keys does not change it.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ PERMIT_STATES: Final = ("issued", "delivered", "received", "durable")
 class Permit:
     """A release permit: this key set may go to this target until `expires_at_unix_s`.
 
-    `instances` counts how often it was handed out; `state` is one of PERMIT_STATES; `durable_at_unix_s` and
-    `committed_at_unix_s` are 0 until then. `kept_s`: for how long the vault itself has run since the commit, by a
-    clock that does not jump.
+    `instances` counts deliveries of the key set; `state` is one of PERMIT_STATES; `durable_at_unix_s` and
+    `committed_at_unix_s` are 0 before these events. `kept_s`: seconds that the vault has run since the commit, by the
+    monotonic clock.
     """
 
     key_set_id: str
@@ -45,8 +45,8 @@ class Permit:
 class Collected:
     """A key set that was collected and sealed.
 
-    `source_id` is the enclave id it came from last, `epoch` that of its sealed file, `wiped` whether its file was
-    overwritten after the retention time; the agent can only raise `retain_until_unix_s`.
+    `source_id`: the enclave id from which it was collected last; `epoch`: that of its sealed file; `wiped`: its file is
+    overwritten, or is about to be. The agent can only raise `retain_until_unix_s`.
     """
 
     key_set_id: str
@@ -59,11 +59,11 @@ class Collected:
 
 @dataclass(frozen=True)
 class Facts:
-    """Everything the release decision remembers.
+    """Everything that the release decision needs from earlier.
 
     `floor_number` and `floor_hash`: highest finalized block seen; `vault_listed`: whether the vault's own id was
     in the list there; `authorities`: GRANDPA set known after it (proven mode) or None; `add_heights`: lowest height
-    ever seen of each enclave id; `revoked`: those of them that were missing from the list at the floor;
+    ever seen of each enclave id; `revoked`: ids among them that were missing from the list at the floor;
     `collected` and `permits` by key set id (at most one permit for a key set).
     """
 
@@ -115,7 +115,7 @@ def _bad(why: str) -> KeyvaultError:
 
 
 def _build(kind: type[Any], value: object) -> Any:
-    """Build a dataclass from JSON whose names and types must be exactly its own."""
+    """Build a dataclass from a JSON object that has exactly its fields, with their types."""
     if not isinstance(value, dict) or value.keys() != {f.name for f in fields(kind)}:
         raise _bad(f"an entry has other fields than {kind.__name__}")
     types = {"str": str, "int": int, "bool": bool}
@@ -126,7 +126,7 @@ def _build(kind: type[Any], value: object) -> Any:
 
 
 def decode_facts(data: bytes | bytearray) -> Facts:
-    """Decode what `Facts.encode` made; raises `STORE_FORMAT_INVALID`."""
+    """Decode the output of `Facts.encode`. Raises `STORE_FORMAT_INVALID`."""
     try:
         value = json.loads(data)
     except ValueError:

@@ -1,7 +1,7 @@
-"""The vault's program: open the store, serve the ports, until a signal ends it.
+"""The vault's program: open the store and serve until a signal ends it.
 
-The vault's image is the import closure of this module (`keyvault.build`): what is not imported here, at any depth, is
-not measured.
+The vault's image is the import closure of this module (`keyvault.build`): exactly the modules that it imports, directly
+or indirectly, are measured.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from .vault import Vault
 
 log = logging.getLogger("keyvault")
 
-#: Signals that mean nothing here, and whose default action would end the vault without a log line.
+#: Signals without a meaning here, which by default would end the vault without a log line.
 _IGNORED: Final = (
     *(signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2, signal.SIGALRM, signal.SIGVTALRM, signal.SIGPROF),
     *(signal.SIGIO, signal.SIGPWR, signal.SIGXCPU, signal.SIGXFSZ),
@@ -55,7 +55,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def parser() -> argparse.ArgumentParser:
-    """Return the parser of the image's arguments: those of `python -m keyvault serve` that are not the CPU's."""
+    """Return the parser of the image's arguments: those of `python -m keyvault serve` without the CPU's."""
     made = argparse.ArgumentParser(prog="vault", description="The key vault, inside its TEE.")
     made.add_argument("command", choices=("serve",))
     add_arguments(made)
@@ -63,7 +63,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 def main() -> int:
-    """Run the vault inside its TEE; returns the exit code. Errors go to standard error under their code."""
+    """Run the vault inside its TEE; returns the exit code. Errors go to standard error, each with its code."""
     args = parser().parse_args()
     for number in _IGNORED:  # until the vault serves
         signal.signal(number, signal.SIG_IGN)
@@ -106,7 +106,7 @@ def open_vault(args: argparse.Namespace, tee: TeeDriver) -> Vault:
 
 
 def _lock(disk: FolderDisk) -> None:
-    """Take the store; a vault that was just killed may need a moment to be gone."""
+    """Lock the store. Retry for 5 s: a vault that was just killed may still hold the lock."""
     deadline = time.monotonic() + _LOCK_WAIT_S
     while True:
         try:
@@ -119,7 +119,7 @@ def _lock(disk: FolderDisk) -> None:
 
 
 def _take_signals(stop: asyncio.Event) -> None:
-    """End cleanly on TERM, INT and QUIT; ignore HUP, USR1, USR2 and others that mean nothing here."""
+    """End cleanly on TERM, INT and QUIT. Log and ignore the signals in `_IGNORED`."""
 
     def end(number: signal.Signals) -> None:
         if not stop.is_set():
@@ -156,7 +156,7 @@ async def serve(args: argparse.Namespace, vault: Vault, facts: dict[str, object]
             try:
                 vault.sweep_sessions()
                 await vault.steps.run(vault.sweep)
-            except KeyvaultError as error:  # a full disk, say: wiping can wait, serving cannot
+            except KeyvaultError as error:  # for example a full disk: wiping can wait, serving cannot
                 log.error("%s", error)
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(stop.wait(), _SWEEP_EVERY_S)

@@ -1,4 +1,4 @@
-"""What a measured program reads when it starts: the policy in its image, and files of the host."""
+"""Files that a measured program reads when it starts: the policy in its image, and files of the host."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def start_refused(why: str, action: str = "") -> KeyvaultError:
 
 
 def read_text_file(path: Path, what: str) -> str:
-    """Return a file's text. Raises VAULT_START_REFUSED where it cannot be read."""
+    """Return a file's text. Raises VAULT_START_REFUSED if it cannot be read."""
     try:
         return path.read_text(encoding="utf-8")
     except (OSError, ValueError) as error:
@@ -38,10 +38,10 @@ def read_signatures(text: str) -> tuple[bytes, ...]:
 
 
 def listen_address(measured: str, port_file: Path | None) -> tuple[str, int]:
-    """Return the host and port to listen at: of the measured address only the port may be another one.
+    """Return the host and port to listen on: the measured address, with another port if the port file names one.
 
-    Several vaults of one build run on one host, each with a port file of its own; without the file the measured port
-    counts. The port is the host's word: what listens there proves nothing by it. Raises VAULT_START_REFUSED.
+    Each of several vaults of one build on one host has its own port file. The host chooses the port; no security
+    depends on it. Raises VAULT_START_REFUSED.
     """
     host, _, port = measured.rpartition(":")
     if port_file is not None and port_file.exists():

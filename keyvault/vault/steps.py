@@ -1,4 +1,4 @@
-"""Steps of the vault, one after another in one thread: a slow disk holds up other steps, and not the event loop."""
+"""Steps of the vault, one after another in one thread. A slow disk delays other steps, but not the event loop."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ T = TypeVar("T")
 
 
 class Steps:
-    """The thread. Each step runs to its end before another begins. `monotonic_s` is the clock, in seconds."""
+    """The thread of the steps. Each step runs to its end before the next begins. `monotonic_s`: a clock, seconds."""
 
     def __init__(self, monotonic_s: Callable[[], float] = time.monotonic) -> None:
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="vault")
@@ -25,12 +25,12 @@ class Steps:
 
     @property
     def running_s(self) -> float:
-        """Seconds for which the step under way has run; 0 without one."""
+        """Seconds for which the current step has run; 0 if there is none."""
         began_s = self._began_s
         return 0.0 if began_s is None else self._monotonic_s() - began_s
 
     async def run(self, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-        """Do one step. A cancellation passes on only once it is done: the thread still uses what it was given."""
+        """Run one step. A cancellation takes effect only after the step: the thread still uses the arguments."""
         call = functools.partial(work, *args, **kwargs)
         future = asyncio.get_running_loop().run_in_executor(self._thread, self._do, call)
         cancelled: asyncio.CancelledError | None = None

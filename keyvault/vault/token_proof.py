@@ -1,18 +1,18 @@
-"""How agent and vault prove to each other that they share a token, without sending it. Pure: bytes in, bytes out.
+"""Agent and vault prove to each other that they share a token, without sending it. Pure: bytes in, bytes out.
 
-Whoever listens on the vault's port while the vault is down would learn a token that is sent. Here nobody does:
+Another process could listen on the vault's port while the vault is down, and would learn a token that is sent. So:
 
     agent                                   vault
       GET /vault/challenge?nonce=A  ----->
                                     <-----  V, HMAC(token, challenge, A, V)
       verifies that proof
       the call, with A, V, SHA-256 of its body, HMAC(token, call, A, V, method, path, body)  ----->
-                                            verifies, and takes V once
+                                            verifies; accepts V once
                                     <-----  the answer, HMAC(token, answer, A, V, status, body)
       verifies that proof
 
-A and V are 32 and 40 bytes, new for each call. A relay can neither alter a call or its answer nor use one twice. The
-token must not be guessable: a relay can try guesses against what it sees. The agent draws 32 random bytes.
+A and V are 32 and 40 bytes, new for each call. A relay can neither alter nor repeat a call or its answer. The token
+must not be guessable, because a relay can test guesses against the messages. The agent generates 32 random bytes.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ _CREDENTIALS: Final = re.compile(rf"{SCHEME} ([0-9a-f]{{64}})\.([0-9a-f]{{80}})\
 
 
 def _mac(key: bytes, *parts: bytes) -> bytes:
-    """Return HMAC-SHA256 over parts that each stand behind their length, so that none can flow into the next."""
+    """Return HMAC-SHA256 over parts with a length in front of each, so that the borders between parts are fixed."""
     return hmac.digest(key, b"".join(len(part).to_bytes(8, "big") + part for part in parts), "sha256")
 
 
@@ -63,7 +63,7 @@ def answer_proof(token: bytes, nonces: Nonces, status: int, body: bytes) -> byte
 
 @dataclass(frozen=True)
 class Call:
-    """What the agent proves of one call: its nonces, SHA-256 of its body, and the proof over both, method and path."""
+    """The agent's proof of one call: nonces, SHA-256 of the body, and the MAC over both, the method and the path."""
 
     nonces: Nonces
     body_digest: bytes
@@ -75,7 +75,7 @@ class Call:
         return f"{SCHEME} {'.'.join(part.hex() for part in parts)}"
 
     def is_proven(self, token: bytes, method: str, path: str) -> bool:
-        """Tell whether whoever made this call knows the token, and made it for this method and path."""
+        """Tell whether the caller knows the token and made this call for this method and path."""
         return hmac.compare_digest(self.proof, _call_proof(token, self.nonces, method, path, self.body_digest))
 
 
@@ -100,16 +100,16 @@ def _call_proof(token: bytes, nonces: Nonces, method: str, path: str, body_diges
 
 
 class VaultNonces:
-    """The vault's nonces: made without keeping anything, so that strangers fill no table; taken once, for 30 s.
+    """The vault's nonces: each is accepted once, within 30 s. Making one stores nothing: strangers can fill no table.
 
-    `key` is 32 random bytes of this process. `now_s` is a monotonic clock in seconds.
+    `key`: 32 random bytes of this process. `now_s`: a monotonic clock, seconds.
     """
 
     TTL_S: Final = 30.0
 
     def __init__(self, key: bytes) -> None:
         self._key = key
-        #: nonces of proven calls until they expire, in the order of use: only who has the token adds to it
+        #: used nonces of proven calls, until they expire; only a caller with the token can add one
         self._used: dict[bytes, float] = {}
 
     def make(self, random: bytes, agent_nonce: bytes, now_s: float) -> bytes:
@@ -118,7 +118,7 @@ class VaultNonces:
         return head + self._tag(head, agent_nonce)
 
     def take(self, nonces: Nonces, now_s: float) -> bool:
-        """Use the nonce of a proven call up. Returns False if it is not of this process, expired, or was used."""
+        """Consume the nonce of a proven call. Returns False if it is of another process, expired or used."""
         head, tag = nonces.vault[:-_TAG_BYTES], nonces.vault[-_TAG_BYTES:]
         expires_at_s = int.from_bytes(head[:_EXPIRY_BYTES], "big") / 1000
         for nonce in [nonce for nonce, until_s in self._used.items() if until_s <= now_s]:

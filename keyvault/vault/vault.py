@@ -1,8 +1,8 @@
-"""The vault itself: sealed store, release decisions and the two sides of the handover, put together. No HTTP in here.
+"""The vault: combines the sealed store, the release decisions and both sides of the handover. No HTTP here.
 
-`keyvault.vault.decisions` decides. Every change of facts is sealed to disk before anything is done upon it. Whatever
-changes facts or uses the disk is a step: steps are synchronous, and each runs to its end before another begins. While
-the vault serves they run in one thread of their own (`Vault.steps`), sessions on the event loop.
+`keyvault.vault.decisions` decides. Every change of the facts is sealed to disk before the vault acts on it. Work that
+changes facts or uses the disk is a step: a synchronous function that runs to its end before the next step begins. While
+the vault serves, steps run in one separate thread (`Vault.steps`) and sessions run on the event loop.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ _COUNT_EVERY_S: Final = 3600.0
 
 @dataclass(frozen=True)
 class Clocks:
-    """`unix_s` for permits and retention (the host's word), `monotonic_s` for sessions."""
+    """`unix_s` is the host's clock, for permits and retention; `monotonic_s` is for sessions."""
 
     unix_s: Callable[[], float] = time.time
     monotonic_s: Callable[[], float] = time.monotonic
@@ -62,7 +62,7 @@ class Clocks:
 class Vault:
     """One vault over one sealed store. Call `start` first.
 
-    `signatures`: the network's over this vault's own enclave id, 64 bytes each.
+    `signatures`: the network's signatures over this vault's enclave id, 64 bytes each.
     """
 
     def __init__(
@@ -83,38 +83,38 @@ class Vault:
         self._clocks = clocks if clocks is not None else Clocks()
         self._rules = policy.rules(self.enclave_id)
         self._acceptance = Policy(network=policy.network, isvsvn_floor=policy.isvsvn_floor)
-        # Which enclave may have which keys is decided by core after the session; here any signed one may speak.
+        # `core` decides later who may have which keys; any enclave that the network signed may open a session.
         anyone = peer_verifier(tee, self._acceptance, Role.UPGRADER, None)
         self._party = Party(bytes.fromhex(policy.genesis_hash), signatures, tee, crypto, anyone)
         self._holder = Holder(self._party, limits)
         self._v1_holder = V1Holder(self._party, policy.network)
         self.steps = Steps(self._clocks.monotonic_s)
         self._facts = Facts()
-        #: enclave id -> how its newest try stands, for the agent: "challenged", "received" or a refusal's code
+        #: enclave id -> state of its newest attempt, for the agent: "challenged", "received" or the code of a refusal
         self._attempts: dict[str, str] = {}
-        #: key sets whose time is over and whose sealed copy could not be wiped yet
+        #: key sets whose retention time is over, but whose sealed copy could not be wiped yet
         self._unwiped: set[str] = set()
         self._collecting = asyncio.Lock()
         self._counted_at = self._clocks.monotonic_s()
         self._uncounted_s = 0.0
 
     def start(self) -> None:
-        """Open the store and take up what is in it.
+        """Open the store and load its content.
 
-        Raises STORE_SEAL_KEY_UNSAFE or STORE_WRITE_FAILED; anything that hinders less becomes `condition`.
+        Raises STORE_SEAL_KEY_UNSAFE or STORE_WRITE_FAILED. Other problems are kept in `condition`.
         """
         self._party.tee.verify(self._tee.self_report())
         opening = open_store(self._store, self.enclave_id, self._party.crypto.random)
         self._facts, self.condition = opening.facts, opening.condition
         if self.condition is None:
-            if not opening.is_saved:  # a full disk must not keep a vault down that has nothing to write
+            if not opening.is_saved:  # if there is nothing to write, a full disk must not prevent the start
                 self._save(self._facts)
             for collected in self._facts.collected.values():
                 if collected.wiped:
                     self._wipe(collected.key_set_id)
 
     def _save(self, facts: Facts) -> None:
-        """Seal the facts, then believe them. Costs about a microsecond for each enclave id that was ever listed."""
+        """Seal the facts, then use them. Takes about a microsecond for each enclave id that was ever listed."""
         self._store.put(KIND_FACTS, "", NO_SOURCE, facts.encode())
         self._facts = facts
 
@@ -128,7 +128,7 @@ class Vault:
     # the agent's calls
 
     def status(self) -> dict[str, Any]:
-        """Return what the vault is and holds, for people and the agent; no key material."""
+        """Return the vault's identity and content, for people and the agent. Contains no key material."""
         facts = self._facts
         return {
             "enclave_id": self.enclave_id,
@@ -162,7 +162,7 @@ class Vault:
         }
 
     async def collect(self, node_url: str, source_id: str, protocol: str, evidence: object | None) -> dict[str, Any]:
-        """Take the running node's key set, seal it, read it back; returns its id, source and epoch."""
+        """Collect the running node's key set, seal it and read it back. Returns its id, source and epoch."""
         async with self._collecting:
             self._check_condition()
             base_url = node_base_url(node_url)
@@ -183,12 +183,12 @@ class Vault:
             try:
                 await confirm(session, base_url, requester, _sealed_already())
             except KeyvaultError as error:
-                # The keys are sealed and read back; a node that does not hear of it changes nothing.
+                # The keys are sealed and read back already; the lost confirmation changes nothing.
                 log.warning("the source did not take the confirmation: %s", error)
         return answer
 
     async def _collect_v1(self, base_url: str, source_id: str) -> dict[str, Any]:
-        """Collect over v1: only if the agent asks for it, and only where the measured policy allows it."""
+        """Collect over v1: only if the agent requests it and the measured policy allows it."""
         self._check_v1(source_id)
         verify = peer_verifier(self._tee, self._acceptance, Role.SOURCE, frozenset({source_id}))
         async with aiohttp.ClientSession() as session:
@@ -204,21 +204,21 @@ class Vault:
                 action="Use v2, or run a vault build whose policy names this node in allow_v1.",
             )
 
-    # handover v1, as holder (V1Port of keyvault.handover.v1_http); only the decision for a verified requester is a step
+    # handover v1, as holder (V1Port of keyvault.handover.v1_http); only the release decision is a step
 
     async def v1_challenge(self, query: Mapping[str, str]) -> bytes:
         """Answer `/teerandom`."""
         return self._v1_holder.challenge(query, now_s=self._clocks.monotonic_s())
 
     async def v1_answer(self, query: Mapping[str, str]) -> bytes:
-        """Answer `/secret`, where the measured policy allows v1 for the requester."""
+        """Answer `/secret`, if the measured policy allows v1 for the requester."""
         request = self._v1_holder.accept(query, now_s=self._clocks.monotonic_s())
         self._check_v1(request.enclave_id)
         with await self.steps.run(self.hand_out, request.enclave_id) as key_set:
             return self._v1_holder.seal(request, key_set)
 
     def keep(self, key_set: KeySet, source_id: str) -> dict[str, Any]:
-        """Seal a collected key set beside all others; `put` returns only after it was read back and unsealed."""
+        """Seal a collected key set; others stay untouched. `put` returns after the file was read back and unsealed."""
         lock_key_set(key_set)
         epoch = self._store.put(KIND_KEY_SET, key_set.key_set_id, bytes.fromhex(source_id), key_set.view())
         self._save(core.record_collected(self._facts, key_set.key_set_id, source_id, epoch, self._now()))
@@ -226,11 +226,11 @@ class Vault:
         return {"key_set_id": key_set.key_set_id, "source_id": source_id, "epoch": epoch}
 
     def _admit(self, state: ChainState) -> Facts:
-        """Take verified evidence into the facts (not yet sealed)."""
+        """Return the facts updated from verified evidence. The caller seals them."""
         return core.admit_evidence(self._facts, self._rules, state, self._now())
 
     def _chain_state(self, evidence: object) -> ChainState:
-        """Verify evidence. Many set changes take seconds: nodes are answered meanwhile, and steps are done."""
+        """Verify evidence. Many set changes take seconds, so this runs in a thread beside sessions and steps."""
         mode = evidence.get("mode") if isinstance(evidence, dict) else None
         if mode in UNPROVEN_MODES:
             return decode_unproven(evidence)
@@ -303,11 +303,11 @@ class Vault:
             try:
                 signatures.append(decode_multibase(text))
             except AttestationError:
-                continue  # one malformed entry must not spoil a good one
+                continue  # a malformed entry must not hide a good one
         self.policy.network.verify(enclave_id, signatures)
 
     def delivery(self, target_id: str) -> dict[str, Any]:
-        """Return how the hand-over to a target stands."""
+        """Return the progress of the handover to a target: {"state", "code", "instances"}."""
         permits = [p for p in self._facts.permits.values() if p.target_id == target_id]
         permit = max(permits, key=lambda p: p.issued_at_unix_s, default=None)
         attempt = self._attempts.get(target_id)
@@ -337,9 +337,9 @@ class Vault:
         return {"target_id": target_id, "key_set_id": key_set_id}
 
     def self_test(self) -> dict[str, Any]:
-        """A trial local attestation to itself, and whether every sealed key set still opens (new kernel, microcode).
+        """Attest to itself and unseal every sealed key set, for example after an update of the kernel or the microcode.
 
-        Nothing is changed, and no key leaves this method. Returns {"attestation", "opened", "failed": {id: code}}.
+        Changes nothing, and no key leaves this method. Returns {"attestation", "opened", "failed": {id: code}}.
         """
         self._tee.verify(self._tee.report(self._tee.target_info(), bytes(64)))
         failed = {}
@@ -352,11 +352,11 @@ class Vault:
         return {"attestation": True, "opened": len(kept) - len(failed), "failed": failed}
 
     def sweep_sessions(self) -> None:
-        """Drop sessions that are over. Call it now and then, on the loop."""
+        """Drop expired sessions. Call it from time to time, on the event loop."""
         self._holder.sweep(self._clocks.monotonic_s())
 
     def sweep(self) -> list[str]:
-        """Wipe the sealed copies whose time is over; returns their key set ids. Call it now and then."""
+        """Wipe sealed copies after their retention time; returns their key set ids. Call it from time to time."""
         if self.condition is not None:
             return []
         self._count_kept()
@@ -374,9 +374,9 @@ class Vault:
         return over
 
     def _wipe(self, key_set_id: str) -> None:
-        """Wipe what the facts call wiped; a disk that fails keeps no vault from serving, and is tried again."""
+        """Wipe a key set that the facts mark as wiped. If the disk fails, the vault still serves and retries later."""
         self._unwiped.discard(key_set_id)
-        if not self._facts.collected[key_set_id].wiped:  # collected again meanwhile
+        if not self._facts.collected[key_set_id].wiped:  # it was collected again
             return
         try:
             self._store.wipe(KIND_KEY_SET, key_set_id)
@@ -385,7 +385,7 @@ class Vault:
             self._unwiped.add(key_set_id)
 
     def _count_kept(self, *, everything: bool = False) -> None:
-        """Count the time this vault runs towards the retention times; sealed once an hour, and when one is over."""
+        """Add this process's running time to each retention timer. Seal hourly, and when a timer expires."""
         now = self._clocks.monotonic_s()
         self._uncounted_s += now - self._counted_at
         self._counted_at = now
@@ -407,15 +407,15 @@ class Vault:
         return self._holder.on_hello(body, self._clocks.monotonic_s())
 
     async def on_request(self, body: bytes) -> bytes:
-        """Verify the requester, decide, count and seal the hand-out, then deliver."""
+        """Verify the requester, decide, seal the new count of deliveries, then deliver."""
         request = self._holder.on_request(body, self._clocks.monotonic_s())
         with await self.steps.run(self.hand_out, request.requester_id, request.wanted) as key_set:
             return self._holder.deliver(request, key_set, self._clocks.monotonic_s())
 
     def hand_out(self, requester_id: str, wanted: str = "") -> KeySet:
-        """Decide on a verified requester, seal the count of hand-outs, and return the key set; the caller wipes it.
+        """Decide on a verified requester, seal the count of deliveries, and return the key set. The caller wipes it.
 
-        Both handover protocols come through here; raises what `core.decide_release` raises.
+        Both handover protocols use it. Raises what `core.decide_release` raises.
         """
         try:
             release = core.decide_release(self._facts, self._rules, requester_id, wanted, self._now())
@@ -457,13 +457,13 @@ class Vault:
         return key_set
 
     async def on_received(self, body: bytes) -> bytes:
-        """Take a receipt."""
+        """Accept a receipt (`received`)."""
         confirmation = self._holder.on_received(body, self._clocks.monotonic_s())
         await self.steps.run(self._note, confirmation.requester_id, "received")
         return confirmation.answer
 
     async def on_durable(self, body: bytes) -> bytes:
-        """Record that the keys are durable at the target; it is sealed before it is acknowledged."""
+        """Record that the keys are durable at the target, and acknowledge it once the record is sealed."""
         confirmation = self._holder.on_durable(body, self._clocks.monotonic_s())
         await self.steps.run(self._record_durable, confirmation)
         return confirmation.answer
@@ -479,7 +479,7 @@ class Vault:
 
 
 async def _sealed_already() -> bool:
-    """The vault seals before it confirms anything, and has no older data to open a canary of."""
+    """Seal nothing: the vault sealed the keys before. False: it has no old data, so no canary was opened."""
     return False
 
 

@@ -28,13 +28,18 @@ func newVault(t *testing.T, node Node, around func(http.Handler) http.Handler) f
 	if err != nil {
 		t.Fatal(err)
 	}
-	var handler http.Handler = holder
+	return fakeVault{onLoopback(t, holder, around), holder, box}
+}
+
+// onLoopback runs a handler on loopback until the end of the test; around, unless it is nil, may change its answers.
+func onLoopback(t *testing.T, handler http.Handler, around func(http.Handler) http.Handler) *httptest.Server {
+	t.Helper()
 	if around != nil {
 		handler = around(handler)
 	}
 	server := httptest.NewServer(handler)
 	t.Cleanup(server.Close)
-	return fakeVault{server, holder, box}
+	return server
 }
 
 func sealed(canary bool) SealFunc {

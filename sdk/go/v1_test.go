@@ -30,13 +30,7 @@ func newVaultV1(t *testing.T, node Node, around func(http.Handler) http.Handler)
 	if err != nil {
 		t.Fatal(err)
 	}
-	var handler http.Handler = holder
-	if around != nil {
-		handler = around(handler)
-	}
-	server := httptest.NewServer(handler)
-	t.Cleanup(server.Close)
-	return v1Vault{server, holder, box}
+	return v1Vault{onLoopback(t, holder, around), holder, box}
 }
 
 func TestKeysAreRequestedOverV1(t *testing.T) {
@@ -63,6 +57,12 @@ func newV1(t *testing.T, node Node) *exchangeV1 {
 
 // secretOf runs the first half of an exchange against a holder.
 func secretOf(t *testing.T, asks Node, holder *exchangeV1) v1Secret {
+	_, secret := askFor(t, asks, holder)
+	return secret
+}
+
+// askFor is secretOf, with the requester that can open the answer.
+func askFor(t *testing.T, asks Node, holder *exchangeV1) (*requesterV1, v1Secret) {
 	t.Helper()
 	r := newRequesterV1(asks, asks.NetworkSignatures[0])
 	hello, err := r.hello()
@@ -77,7 +77,7 @@ func secretOf(t *testing.T, asks Node, holder *exchangeV1) v1Secret {
 	if err != nil {
 		t.Fatal(err)
 	}
-	return secret
+	return r, secret
 }
 
 func TestAV1ChallengeIsUsedOnceExpiresAndBelongsToItsEnclave(t *testing.T) {
@@ -239,16 +239,7 @@ func TestARequesterRefusesAV1AnswerThatIsNotTheHolders(t *testing.T) {
 	asks, holds := newNode(t, "node"), newNode(t, "vault")
 	answerFor := func() (*requesterV1, v1Answer) {
 		holder := newV1(t, holds)
-		r := newRequesterV1(asks, asks.NetworkSignatures[0])
-		hello, _ := r.hello()
-		challenge, err := holder.onHello(hello)
-		if err != nil {
-			t.Fatal(err)
-		}
-		secret, err := r.onChallenge(challenge)
-		if err != nil {
-			t.Fatal(err)
-		}
+		r, secret := askFor(t, asks, holder)
 		requester, err := holder.onSecret(secret)
 		if err != nil {
 			t.Fatal(err)

@@ -1,9 +1,10 @@
 """Enclaves on a software CPU inside the test's own process, and parties that speak handover v2."""
 
+import functools
 import hashlib
 import json
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -201,3 +202,18 @@ def store(disk: object, name: str = "vault", cpu: SoftwareCpu = CPU, **more: obj
 
 def put(to: SealedStore, payload: bytes = SECRET, name: str = NAME) -> int:
     return to.put(KIND_KEY_SET, name, SOURCE, payload)
+
+
+@functools.cache
+def conversation() -> Mapping[str, bytes]:
+    """One good message of each kind, of one handover."""
+    requester, holder = Enclave("node").requester(), Enclave("vault").holder()
+    said = {"hello": requester.hello()}
+    said["challenge"] = holder.on_hello(said["hello"], 0.0)
+    said["request"] = requester.on_challenge(said["challenge"])
+    said["delivery"] = deliver(holder, said["request"])
+    requester.on_delivery(said["delivery"])
+    said["received"] = requester.received()
+    said["acknowledged"] = holder.on_received(said["received"], 0.0).answer
+    said["durable"] = requester.durable(canary=True)
+    return said

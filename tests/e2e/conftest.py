@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from devnet.chain import DevChain
+from devnet.docker.engine import PrivateEngine, missing_tools
 from devnet.kube_tools import are_built
 from devnet.node_process import is_built
 from devnet.release_builder import ReleaseKeys
@@ -16,6 +17,7 @@ from devnet.tools import find_tool
 from devnet.world import World
 from tests.doubles.loop_watch import read_reports, watch_children
 from tests.doubles.vault_watch import VaultWatch
+from tests.e2e.vault_parts.kit import Bench
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -72,12 +74,8 @@ def nothing_holds_the_loop(loop_reports: Path, vault_reports: list[str]) -> Iter
 @pytest.fixture(scope="session")
 def shared_chain() -> Iterator[DevChain]:
     """A chain for trials that follow one another: each world has network keys or releases of its own on it."""
-    chain = DevChain(block_time_ms=500)
-    chain.start_now()
-    try:
+    with DevChain(block_time_ms=500) as chain:
         yield chain
-    finally:
-        chain.stop_now()
 
 
 @pytest.fixture
@@ -91,3 +89,22 @@ async def world(shared_chain: DevChain, release_keys: ReleaseKeys, tmp_path: Pat
     """A world on the shared chain, its vault listed, nothing installed."""
     async with World.open(tmp_path / "world", shared_chain.ws_url, keys=release_keys) as made:
         yield made
+
+
+@pytest.fixture(scope="module")
+def private_engine() -> Iterator[PrivateEngine]:
+    """A Docker engine of our own, with the base image."""
+    lacks = missing_tools()
+    if lacks:
+        pytest.skip(f"no Docker engine of our own: it needs {'; '.join(lacks)}")
+    with PrivateEngine(keep_data=True) as started:
+        started.import_base()
+        yield started
+
+
+@pytest.fixture
+def bench(tmp_path: Path) -> Iterator[Bench]:
+    """Vaults and small nodes as processes of this trial."""
+    made = Bench(tmp_path)
+    yield made
+    made.stop()

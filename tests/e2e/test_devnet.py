@@ -28,9 +28,8 @@ ENCLAVE_ID = "ab" * 32
 
 @pytest.fixture(scope="module")
 def chain() -> Iterator[DevChain]:
-    chain = DevChain(block_time_ms=500).start_now()
-    yield chain
-    chain.stop_now()
+    with DevChain(block_time_ms=500) as chain:
+        yield chain
 
 
 def stored(chain: DevChain, item: str) -> object:
@@ -98,15 +97,13 @@ async def test_blocks_are_made_on_request_alone_where_asked_for() -> None:
 def test_a_port_in_use_is_refused_and_nothing_is_left() -> None:
     with pytest.raises(DevnetError, match="even and positive"):
         DevChain(block_time_ms=501)
-    chain = DevChain().start_now()
-    try:
+    with DevChain() as chain:
         second = DevChain(port=chain.port)
         with pytest.raises(DevnetError, match="in use"):
             second.start_now()
         assert not second.is_running()
-    finally:
         folder = chain.folder
-        chain.stop_now()
+        assert folder.exists()
     assert not folder.exists()
 
 

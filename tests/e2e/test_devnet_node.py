@@ -20,9 +20,8 @@ ENCLAVE_ID = "cd" * 32
 
 @pytest.fixture(scope="module")
 def chain() -> Iterator[DevChain]:
-    chain = DevChain("node", block_time_ms=SLOT_MS).start_now()
-    yield chain
-    chain.stop_now()
+    with DevChain("node", block_time_ms=SLOT_MS) as chain:
+        yield chain
 
 
 @pytest.fixture

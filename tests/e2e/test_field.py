@@ -16,7 +16,7 @@ import aiodocker
 import pytest
 
 from devnet.chain import DevChain
-from devnet.docker.engine import PrivateEngine, missing_tools
+from devnet.docker.engine import PrivateEngine
 from devnet.field import ipfs, manager
 from devnet.field.image import REPOSITORY, SIGNED_ENCLAVE, ImageBuilder
 from devnet.field.registry import image_registry
@@ -86,23 +86,10 @@ class Field:
 
 
 @pytest.fixture(scope="module")
-def private_engine() -> Iterator[PrivateEngine]:
-    lacks = missing_tools()
-    if lacks:
-        pytest.skip(f"no Docker engine of our own: it needs {'; '.join(lacks)}")
-    with PrivateEngine(keep_data=True) as started:
-        yield started
-
-
-@pytest.fixture(scope="module")
 def five_field_chain() -> Iterator[DevChain]:
     """As the network's newer chain: its program names CIDs."""
-    chain = DevChain(runtime="moved", block_time_ms=500)
-    chain.start_now()
-    try:
+    with DevChain(runtime="moved", block_time_ms=500) as chain:
         yield chain
-    finally:
-        chain.stop_now()
 
 
 @pytest.fixture

@@ -3,13 +3,13 @@
 import asyncio
 import dataclasses
 import signal
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
 import aiodocker
 import pytest
 
-from devnet.docker.engine import BASE_IMAGE, PrivateEngine, missing_tools
+from devnet.docker.engine import BASE_IMAGE, PrivateEngine
 from process_supervisor.container_driver import ContainerDriver
 from process_supervisor.container_template import ContainerOptions, Mount
 from process_supervisor.data_lock import data_lock_holder
@@ -25,16 +25,6 @@ GENTLE = (
 )
 STUBBORN = "import signal,time; signal.signal(15, signal.SIG_IGN); print('up', flush=True); time.sleep(600)"
 Make = Callable[..., LaunchSpec]
-
-
-@pytest.fixture(scope="module")
-def private_engine() -> Iterator[PrivateEngine]:
-    lacks = missing_tools()
-    if lacks:
-        pytest.skip(f"no Docker engine of our own: it needs {'; '.join(lacks)}")
-    with PrivateEngine(keep_data=True) as started:
-        started.import_base()
-        yield started
 
 
 @pytest.fixture
@@ -309,28 +299,27 @@ async def test_two_agents_on_one_engine_never_touch_each_others_node(
     await other.close()
 
 
+async def id_of(name: str, driver: ContainerDriver) -> str | None:
+    facts = await driver.inspect(name)
+    return facts.container_id if facts else None
+
+
 async def test_the_version_that_runs_has_the_containers_name(driver: ContainerDriver, spec: Make) -> None:
     old, new = named(spec(GENTLE, "node-old")), named(spec(STUBBORN, "node-new"))
     first = await started(driver, old)
-    facts = await driver.inspect("dcstorage")
-    assert facts is not None
-    assert facts.container_id == first.container_id
+    assert await id_of("dcstorage", driver) == first.container_id
     handle = await driver.adopt(first)
     assert handle is not None
     with pytest.raises(ProcessSupervisorError, match="CONTAINER_DATA_IN_USE"):
         await driver.start(new)
     await driver.stop(handle, 30)
     second = await started(driver, new)
-    facts = await driver.inspect("dcstorage")
-    assert facts is not None
-    assert facts.container_id == second.container_id
+    assert await id_of("dcstorage", driver) == second.container_id
     handle = await driver.adopt(second)
     assert handle is not None
     await driver.stop(handle, 0)
     assert (await driver.start(old)).container_id == first.container_id
-    facts = await driver.inspect("dcstorage")
-    assert facts is not None
-    assert facts.container_id == first.container_id
+    assert await id_of("dcstorage", driver) == first.container_id
 
 
 async def test_a_strangers_container_keeps_its_name(

@@ -5,7 +5,7 @@ import hashlib
 import io
 import json
 import tarfile
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ import pytest
 from aiohttp import web
 
 from dcupgrade.publishing.container_image import add_release
-from devnet.docker.engine import BASE_IMAGE, PrivateEngine, missing_tools
+from devnet.docker.engine import BASE_IMAGE, PrivateEngine
 from process_supervisor.container_images import ImageStore, image_in
 from process_supervisor.engine_client import engine
 from process_supervisor.errors import ProcessSupervisorError
@@ -110,16 +110,6 @@ async def registry() -> AsyncIterator[Registry]:
     made.host = f"127.0.0.1:{runner.addresses[0][1]}"
     yield made
     await runner.cleanup()
-
-
-@pytest.fixture(scope="module")
-def private_engine() -> Iterator[PrivateEngine]:
-    lacks = missing_tools()
-    if lacks:
-        pytest.skip(f"no Docker engine of our own: it needs {'; '.join(lacks)}")
-    with PrivateEngine(keep_data=True) as started:
-        started.import_base()
-        yield started
 
 
 @pytest.fixture

@@ -2,9 +2,8 @@
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
-from pathlib import Path
 from typing import Any
 
 import aiohttp
@@ -18,13 +17,6 @@ from keyvault.client import VaultClient
 from tests.e2e.vault_parts.kit import TOKEN, Bench, ready
 
 pytestmark = pytest.mark.e2e
-
-
-@pytest.fixture
-def bench(tmp_path: Path) -> Iterator[Bench]:
-    made = Bench(tmp_path)
-    yield made
-    made.stop()
 
 
 async def delivered(client: VaultClient, target: str, state: str) -> dict[str, Any]:

@@ -2,8 +2,6 @@
 
 import base64
 import os
-from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
@@ -13,13 +11,6 @@ from keyvault.client import VaultClient
 from tests.e2e.vault_parts.kit import TOKEN, Bench, ready
 
 pytestmark = pytest.mark.e2e
-
-
-@pytest.fixture
-def bench(tmp_path: Path) -> Iterator[Bench]:
-    made = Bench(tmp_path)
-    yield made
-    made.stop()
 
 
 def copies(pid: int, secret: bytes) -> int:

@@ -3,8 +3,6 @@
 import asyncio
 import os
 import signal
-from collections.abc import Iterator
-from pathlib import Path
 
 import aiohttp
 import pytest
@@ -16,13 +14,6 @@ from tests.e2e.vault_parts.kit import TOKEN, Bench, ready
 pytestmark = pytest.mark.e2e
 
 STRAY = (signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
-
-
-@pytest.fixture
-def bench(tmp_path: Path) -> Iterator[Bench]:
-    made = Bench(tmp_path)
-    yield made
-    made.stop()
 
 
 def fill(pipe_end: int) -> None:

@@ -45,9 +45,8 @@ FRESH = (f"{number:064x}" for number in itertools.count(1))
 
 @pytest.fixture(scope="module")
 def chain() -> Iterator[DevChain]:
-    chain = DevChain("node", block_time_ms=SLOT_MS).start_now()
-    yield chain
-    chain.stop_now()
+    with DevChain("node", block_time_ms=SLOT_MS) as chain:
+        yield chain
 
 
 async def change_set(chain: DevChain, root: Root, in_blocks: int) -> None:

@@ -8,7 +8,6 @@ from typing import Any
 import pytest
 
 from attestation.errors import CODES as ATTESTATION_CODES
-from attestation.network import encode_multibase
 from chain_watcher.errors import CODES as CHAIN_CODES
 from keyvault.errors import CODES
 from keyvault.handover import messages
@@ -17,20 +16,11 @@ from keyvault.vault.chain_state import decode_unproven, trust_root, verify_prove
 from keyvault.vault.measured_policy import parse_policy, tighten
 from keyvault.vault.record import Facts, decode_facts
 from tests.doubles.state_maker import GENESIS, Case
-from tests.doubles.vault_kit import GOOD, NETWORK, SECRET, Enclave, code_of, deliver, header
+from tests.doubles.vault_host import policy_text
+from tests.doubles.vault_kit import GOOD, SECRET, Enclave, code_of, conversation, deliver, header
 
 DOCUMENTED = {*CODES, *ATTESTATION_CODES, *CHAIN_CODES, "nothing was refused"}
 ROUNDS = 400
-
-
-def conversation() -> dict[str, bytes]:
-    requester, holder = Enclave("node").requester(), Enclave("vault").holder()
-    said = {"hello": requester.hello()}
-    said["challenge"] = holder.on_hello(said["hello"], 0.0)
-    said["request"] = requester.on_challenge(said["challenge"])
-    said["delivery"] = deliver(holder, said["request"])
-    requester.on_delivery(said["delivery"])
-    return {**said, "received": requester.received(), "durable": requester.durable(canary=True)}
 
 
 def holder_takes(name: str) -> Callable[[bytes], object]:
@@ -51,17 +41,6 @@ def holder_takes(name: str) -> Callable[[bytes], object]:
         return steps[name]()
 
     return take
-
-
-def policy_text() -> bytes:
-    key = encode_multibase(NETWORK.public_key().public_bytes_raw())
-    value = {
-        "network_keys": [key],
-        "genesis_hash": "11" * 32,
-        "evidence_mode": "single",
-        "unsafe_unproven_evidence": True,
-    }
-    return json.dumps(value).encode()
 
 
 def proven(body: bytes) -> object:

@@ -22,8 +22,8 @@ from keyvault.vault.measured_policy import parse_policy, tighten
 from keyvault.vault.start_files import read_signatures
 from keyvault.vault.token_proof import parse_call
 from tests.doubles.state_maker import GENESIS, Case
-from tests.doubles.vault_host import policy
-from tests.doubles.vault_kit import CPU, GOOD, NETWORK, SECRET, Enclave, deliver, header, secs, sign
+from tests.doubles.vault_host import policy, policy_text
+from tests.doubles.vault_kit import CPU, GOOD, SECRET, Enclave, conversation, deliver, header, secs, sign
 
 from .target import Target, of_json, of_text
 
@@ -34,15 +34,7 @@ SIGSTRUCT_HEAD2 = bytes.fromhex("01010000600000006000000001000000")
 SIGSTRUCT = (SIGSTRUCT_HEAD.ljust(24, b"\0") + SIGSTRUCT_HEAD2).ljust(512, b"\0") + b"\3\0\0\0" + bytes(1292)
 SEAL_KEY = bytes([1]) * 16
 SEALED = seal(header(), SEAL_KEY, SECRET)
-POLICY = json.dumps(
-    {
-        "network_keys": [encode_multibase(NETWORK.public_key().public_bytes_raw())],
-        "genesis_hash": "11" * 32,
-        "evidence_mode": "single",
-        "unsafe_unproven_evidence": True,
-        "allowed_transitions": [["a" * 64, "b" * 64]],
-    }
-).encode()
+POLICY = policy_text(transitions=[["a" * 64, "b" * 64]])
 SHAPES = {
     name.lower(): getattr(messages, name)
     for name in ("HELLO", "CHALLENGE", "REQUEST", "DELIVERY", "RECEIVED", "DURABLE", "ACKNOWLEDGED")
@@ -59,21 +51,6 @@ def _round_trip(
             raise AssertionError("it decodes to something else than it says")
 
     return take
-
-
-@functools.cache
-def _said() -> dict[str, bytes]:
-    """One good message of each kind."""
-    requester, holder = Enclave("node").requester(), Enclave("vault").holder()
-    said = {"hello": requester.hello()}
-    said["challenge"] = holder.on_hello(said["hello"], 0.0)
-    said["request"] = requester.on_challenge(said["challenge"])
-    said["delivery"] = deliver(holder, said["request"])
-    requester.on_delivery(said["delivery"])
-    said["received"] = requester.received()
-    said["acknowledged"] = holder.on_received(said["received"], 0.0).answer
-    said["durable"] = requester.durable(canary=True)
-    return said
 
 
 def _holder(step: str) -> Callable[[bytes], object]:
@@ -161,9 +138,9 @@ TARGETS = {
     ),
     "evidence, claimed": Target(of_json(decode_unproven), (json.dumps(GOOD).encode(),)),
     "evidence, proven": Target(of_json(_proven), (json.dumps(Case().json()).encode(),), bytes_max=1 << 15),
-    **{f"v2 {name}": Target(shape.decode, (_said()[name],)) for name, shape in SHAPES.items()},
+    **{f"v2 {name}": Target(shape.decode, (conversation()[name],)) for name, shape in SHAPES.items()},
     **{
-        f"v2 {step} in a conversation": Target(_holder(step), (_said()[step],))
+        f"v2 {step} in a conversation": Target(_holder(step), (conversation()[step],))
         for step in ("hello", "request", "delivery", "durable")
     },
     "v1 /teerandom": Target(

@@ -1,7 +1,6 @@
 """The vault's image is what the vault imports: no more, since each file is part of the enclave id, and no less."""
 
 import dis
-import json
 import shutil
 import subprocess
 import sys
@@ -15,15 +14,9 @@ import pytest
 from attestation.artefact.files import build_image, measure_file
 from devnet.release_builder import NODE_MAIN, node_sources
 from keyvault.build import CONFORMANCE, PACKAGES, ROOT, VAULT, Program, image_sources
+from tests.doubles.vault_host import policy_text
 
-POLICY = json.dumps(
-    {
-        "network_keys": ["bl3kr5jjklu2iijnmyhz7cy5lz3h5xhrlp7sim54bjhc4v3ztzfdq"],
-        "genesis_hash": "1" * 64,
-        "evidence_mode": "single",
-        "unsafe_unproven_evidence": True,
-    }
-).encode()
+POLICY = policy_text()
 POLICY_FILE = "keyvault/vault_policy.json"
 NODE = Program(NODE_MAIN.removesuffix(":main"), "", "")
 

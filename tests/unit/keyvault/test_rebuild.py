@@ -1,6 +1,5 @@
 """A vault is the same bytes wherever, whenever and by whomever it is built."""
 
-import json
 import os
 import shutil
 import subprocess
@@ -15,15 +14,9 @@ from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption,
 
 from keyvault import __main__ as command
 from keyvault.build import PACKAGES, ROOT, build_vault, load_signing_key
+from tests.doubles.vault_host import policy_text
 
-POLICY = json.dumps(
-    {
-        "network_keys": ["bl3kr5jjklu2iijnmyhz7cy5lz3h5xhrlp7sim54bjhc4v3ztzfdq"],
-        "genesis_hash": "1" * 64,
-        "evidence_mode": "single",
-        "unsafe_unproven_evidence": True,
-    }
-).encode()
+POLICY = policy_text()
 
 
 @pytest.fixture(scope="module")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import AsyncIterator, Callable
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -16,17 +16,6 @@ from tests.doubles.chain_endpoint import FakeNode, RpcFaultError, octets, until
 from tests.doubles.metadata_maker import make_metadata, vec
 from tests.doubles.proving import ProvenChain, proven, voters
 from tests.doubles.watching import ID_1, ID_2, publish
-
-
-@pytest.fixture
-def chain() -> ProvenChain:
-    return ProvenChain()
-
-
-@pytest.fixture
-async def node(chain: ProvenChain) -> AsyncIterator[FakeNode]:
-    async with FakeNode(chain, grandpa=True) as running:
-        yield running
 
 
 def test_every_accusation_says_why_no_honest_node_earns_it() -> None:

@@ -15,18 +15,6 @@ from tests.doubles.metadata_maker import PROGRAM_FIELDS, make_metadata
 from tests.doubles.proving import PINNED, ProvenChain, proven, voters
 from tests.doubles.watching import ID_1, ID_2, ID_3, program, publish
 
-
-@pytest.fixture
-def chain() -> ProvenChain:
-    return ProvenChain()
-
-
-@pytest.fixture
-async def node(chain: ProvenChain) -> AsyncIterator[FakeNode]:
-    async with FakeNode(chain, grandpa=True) as running:
-        yield running
-
-
 # --- liars: the first of two endpoints lies, the second is honest
 
 

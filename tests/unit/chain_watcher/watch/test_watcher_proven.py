@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
 from typing import Any
 from unittest import mock
 
@@ -19,17 +18,6 @@ from tests.doubles.chain_endpoint import FakeNode, RpcFaultError, octets, until
 from tests.doubles.metadata_maker import vec
 from tests.doubles.proving import ProvenChain, proven, voters
 from tests.doubles.watching import ID_1, ID_2, publish
-
-
-@pytest.fixture
-def chain() -> ProvenChain:
-    return ProvenChain()
-
-
-@pytest.fixture
-async def node(chain: ProvenChain) -> AsyncIterator[FakeNode]:
-    async with FakeNode(chain, grandpa=True) as running:
-        yield running
 
 
 async def test_justified_blocks_give_views(chain: ProvenChain, node: FakeNode) -> None:

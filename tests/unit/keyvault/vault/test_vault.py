@@ -31,6 +31,7 @@ from tests.doubles.vault_host import (
     base_url,
     collect,
     evidence,
+    hand_over,
     node_serving,
     permit,
     policy,
@@ -68,9 +69,7 @@ async def test_keys_are_wiped_after_commit_and_retention_and_never_before() -> N
     host = Host()
     vault = host.vault()
     async with serving(vault) as client:
-        await collect(client)
-        await permit(client)
-        await NewNode("node 2").ask(base_url(client))
+        await hand_over(client)
         assert vault.sweep() == []
         await client.committed(NEW, KEYS_ID)
         host.clock.unix_s += 10**8  # a jump of the host's clock hastens nothing
@@ -90,9 +89,7 @@ async def test_the_time_a_set_was_kept_is_remembered_hour_by_hour() -> None:
     host = Host(policy=policy(retention_s=12_000))
     vault = host.vault()
     async with serving(vault) as client:
-        await collect(client)
-        await permit(client)
-        await NewNode("node 2").ask(base_url(client))
+        await hand_over(client)
         host.clock.monotonic_s += 50_000  # before the commit: does not count
         await client.committed(NEW, KEYS_ID)
     host.clock.unix_s += 10**8
@@ -438,9 +435,7 @@ async def test_another_key_set_offered_over_a_stored_one_is_added_beside_it() ->
 async def test_key_material_is_in_no_log_line_of_a_whole_cycle(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(0)
     async with serving(Host().vault()) as client:
-        await collect(client)
-        await permit(client)
-        await NewNode("node 2").ask(base_url(client))
+        await hand_over(client)
         await refused(NewNode("stranger").ask(base_url(client)))
         status = await client.status()
     seen = caplog.text + json.dumps(status)

@@ -21,6 +21,7 @@ from tests.doubles.vault_host import (
     NewNode,
     base_url,
     collect,
+    hand_over,
     permit,
     policy,
     refused,
@@ -33,9 +34,7 @@ async def retained(host: Host) -> Vault:
     """A vault whose key set's retention time is over, and not swept yet."""
     vault = host.vault()
     async with serving(vault) as client:
-        await collect(client)
-        await permit(client)
-        await NewNode("node 2").ask(base_url(client))
+        await hand_over(client)
         await client.committed(NEW, KEYS_ID)
     host.clock.unix_s += 1000
     host.clock.monotonic_s += 1000
@@ -134,9 +133,7 @@ async def test_time_is_sealed_once_an_hour_while_another_set_waits_for_the_end_o
     host = Host(policy=policy(retention_s=10_000))
     vault = host.vault()
     async with serving(vault) as client:
-        await collect(client)
-        await permit(client)
-        await NewNode("node 2").ask(base_url(client))
+        await hand_over(client)
         await client.committed(NEW, KEYS_ID)
         await client.retain(KEYS_ID, NOW + 100_000)
     written = []
