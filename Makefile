@@ -42,13 +42,13 @@ go-if-there:
 	@.ci/test-go --if-there
 
 unit: setup ## unit, property, simulation and conformance tests
-	$(RUN) pytest -q -n 2 --dist loadgroup -m "not e2e and not formal" tests
+	$(RUN) pytest -q -n 2 -m "not e2e and not formal" tests
 
 e2e: setup ## real processes on a development chain
-	$(RUN) pytest -q -n 3 --dist loadgroup -m "$(ON_DEVCHAIN) and not slow" tests
+	$(RUN) pytest -q -n 3 -m "$(ON_DEVCHAIN) and not slow" tests
 
-e2e-long: setup ## longer trials on a development chain: kills, floods, pages, a short soak
-	$(RUN) pytest -q -n 3 --dist loadgroup -m "$(ON_DEVCHAIN) and slow" tests
+e2e-long: setup ## longer trials on a development chain: first installs, Go nodes, kills, floods, pages, a short soak
+	$(RUN) pytest -q -n 3 -m "$(ON_DEVCHAIN) and slow" tests
 
 e2e-node: setup ## the upgrade on a real node with GRANDPA finality
 	@$(RUN) devnet node-build --apt

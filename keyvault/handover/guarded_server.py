@@ -1,9 +1,9 @@
-"""A listening HTTP server that strangers cannot keep busy; the vault, nodes and the agent's API use it.
+"""An HTTP server that strangers cannot keep busy. The vault, nodes and the agent's API use it.
 
-The number of connections is bounded. Once it is reached, a newcomer takes the place of the connection whose client has
-been silent for longest: idle, in the middle of its header or body, or not reading its answer. A connection whose
-request is complete and is being answered never gives way. An honest request waits for its client for milliseconds, so
-pushing it out takes more connections in that time than the port accepts.
+The number of connections is limited. At the limit, a new connection replaces the one whose client has been silent for
+longest: idle, in the middle of a header or body, or not reading its answer. A connection whose complete request is
+being answered is never replaced. An honest client is silent for milliseconds at most; the port accepts too few
+connections in that time to displace it.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ log = logging.getLogger("keyvault")
 HEADER_TIMEOUT_S: Final = 10.0
 #: Seconds after which a client that does not read its answer is cut off.
 READING_TIMEOUT_S: Final = 10.0
-#: Connections at once: several times what the port accepts in one round of the event loop (its backlog of 100).
+#: Simultaneous connections: several times the number accepted in one round of the event loop (the backlog, 100).
 CONNECTIONS_MAX: Final = 512
 KEEP_ALIVE_S: Final = 30.0
 _NO_DESCRIPTORS: Final = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
-#: Connections cut off when the process has no descriptor left; asyncio accepts again after a second.
+#: Number of connections that are closed if the process has no descriptor left; asyncio accepts again after 1 s.
 _PLACES_TO_FREE: Final = 16
 _ACCEPT_PAUSE_S: Final = 0.5
 _LOG_AGAIN_AFTER_S: Final = 600.0
@@ -34,7 +34,7 @@ Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 
 class _Connections:
-    """All open connections of a server, and those of them that wait for their client, longest silent first."""
+    """All open connections of a server, and those that wait for their client, longest silent first."""
 
     def __init__(self, most: int) -> None:
         self.most = most
@@ -42,7 +42,7 @@ class _Connections:
         self.waiting: dict[_Guard, None] = {}
 
     def give_way(self) -> bool:
-        """Cut off the connection whose client has been silent for longest. Returns False if none waits."""
+        """Close the connection whose client has been silent for longest. Returns False if none waits."""
         guard = next(iter(self.waiting), None)
         if guard is None:
             return False
@@ -51,9 +51,9 @@ class _Connections:
 
 
 class _Guard(asyncio.Protocol):
-    """Stands before aiohttp's protocol of one connection: deadlines for headers and for reading, a place in the count.
+    """Wraps aiohttp's protocol of one connection: counts it, and adds deadlines for headers and for reading answers.
 
-    aiohttp has neither of these deadlines (slow-loris), and waits indefinitely for a client that does not read.
+    aiohttp has neither: it waits indefinitely for a slow header (slow-loris) and for a client that does not read.
     """
 
     def __init__(self, handler: asyncio.Protocol, connections: _Connections) -> None:
@@ -80,7 +80,7 @@ class _Guard(asyncio.Protocol):
         self._disarm()
         self._disarm_reading()
         self._connections.waiting.pop(self, None)
-        if self._connections.by_handler.pop(self._handler, None) is not None:  # else it was turned away at once
+        if self._connections.by_handler.pop(self._handler, None) is not None:  # otherwise it was refused at once
             self._handler.connection_lost(exc if isinstance(exc, Exception) else None)
 
     def data_received(self, data: bytes) -> None:
@@ -109,12 +109,12 @@ class _Guard(asyncio.Protocol):
         self._settle()
 
     def request_ended(self) -> None:
-        """The answer is made; aiohttp's own keep-alive timeout counts from here."""
+        """The answer is complete; aiohttp's keep-alive timeout begins."""
         self._request = None
         self._waits_for_client()
 
     def _settle(self) -> None:
-        """Put the connection last in the order of silence, or take it out while its answer is being made."""
+        """Move the connection to the end of the waiting ones, or remove it while its request is being answered."""
         if self._request is not None and self._request.content.is_eof() and self._reading_deadline is None:
             self._connections.waiting.pop(self, None)
         else:
@@ -139,7 +139,7 @@ class _Guard(asyncio.Protocol):
             self._reading_deadline = None
 
     def abort(self) -> None:
-        """Cut the connection off."""
+        """Close the connection at once."""
         self._disarm()
         self._connections.waiting.pop(self, None)
         if self._transport is not None:
@@ -147,9 +147,9 @@ class _Guard(asyncio.Protocol):
 
 
 class GuardedServer:
-    """A listening server for one application: bounded connections that give way, headers and answers in time.
+    """A server for one application: limited connections, deadlines for headers and for reading answers.
 
-    `connections_max` is the number of connections at once; keep it well below the process's limit of descriptors.
+    `connections_max`: simultaneous connections; keep it well below the process's limit of descriptors.
 
         server = GuardedServer(app)
         port = await server.start("127.0.0.1", 6667)
@@ -162,7 +162,7 @@ class GuardedServer:
     ) -> None:
         self._connections = _Connections(connections_max)
         app.middlewares.insert(0, self._watch_requests)
-        # No message of ours is compressed; unpacking a stranger's would let 90 KB keep this process busy for a second.
+        # Our messages are not compressed. Unpacking 90 KB of a stranger could keep this process busy for a second.
         self._runner = web.AppRunner(
             app,
             access_log=None,
@@ -177,11 +177,11 @@ class GuardedServer:
 
     @property
     def connections_open(self) -> int:
-        """How many connections are open now."""
+        """Number of open connections."""
         return len(self._connections.by_handler)
 
     async def start(self, host: str, port: int) -> int:
-        """Listen; returns the port (useful with port 0). Raises OSError."""
+        """Listen; returns the port (needed with port 0). Raises OSError."""
         await self._runner.setup()
         factory = self._runner.server
         if factory is None:
@@ -198,7 +198,7 @@ class GuardedServer:
         await self._runner.cleanup()
 
     def _take_accept_errors(self, loop: asyncio.AbstractEventLoop) -> None:
-        """Free places when there are no descriptors, and log it once: asyncio logs each failed accept at length."""
+        """Close connections if no descriptor is left. Log it every 10 minutes; asyncio would log each failed accept."""
         before = loop.get_exception_handler()
 
         def handle(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:

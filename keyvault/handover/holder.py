@@ -1,7 +1,7 @@
-"""Handover protocol v2, without I/O: the requester and the holder of a key set as state objects.
+"""Handover protocol v2 without I/O: the holder of a key set as a state object (the requester is in `requester`).
 
-Bytes of messages go in, bytes of messages come out. docs/protocol.md says what each message holds and why each check
-is made.
+Bytes of messages go in, bytes of messages come out. docs/protocol.md defines each message and gives the reason for each
+check.
 
     requester                       holder
       hello        ------------>      on_hello         opens a session with a nonce
@@ -11,7 +11,8 @@ is made.
       received     ------------>      on_received      MAC over T2 under the receipt key
       durable      ------------>      on_durable       report for the holder over T3
 
-T0..T3 are states of one running hash; every REPORTDATA is SHA-512 over a domain tag that names the role, and that hash.
+T0 to T3 are states of one running hash. Every REPORTDATA is SHA-512 over a domain tag that names the role, and that
+hash.
 """
 
 from __future__ import annotations
@@ -47,12 +48,12 @@ from .transcript import (
 
 @dataclass(frozen=True)
 class Limits:
-    """Bounds of the holder's memory and patience; times in seconds."""
+    """Limits of the holder's memory and waiting times; times in seconds."""
 
     session_ttl_s: float = 60.0
-    #: From delivery to `durable`: the target seals, reads back and opens its canary in that time, or asks again.
+    #: From delivery to `durable`: within this time the target seals, reads back and opens its canary, or asks again.
     delivery_ttl_s: float = 900.0
-    #: So many that pushing an honest requester out takes more hellos than the port accepts in the time it needs.
+    #: High enough that strangers cannot displace an honest session: the port accepts fewer hellos in its duration.
     sessions_max: int = 16_384
     deliveries_max: int = 64
 
@@ -66,9 +67,9 @@ class _Session:
 
 @dataclass(frozen=True)
 class VerifiedRequest:
-    """A request whose sender was verified; what it may get is still to be decided.
+    """A request whose sender was verified. Whether it may get keys is not decided yet.
 
-    `requester_id` is the verified enclave id, `wanted` the key set it asks for ("" for any).
+    `requester_id`: the verified enclave id; `wanted`: the key set that it asks for ("" for any).
     """
 
     session: bytes
@@ -92,7 +93,7 @@ class _Delivery:
 
 @dataclass(frozen=True)
 class Confirmation:
-    """What a verified `received` or `durable` says, and the answer to send once it is recorded."""
+    """The content of a verified `received` or `durable`, and the answer to send once it is recorded."""
 
     requester_id: str
     key_set_id: str
@@ -101,12 +102,12 @@ class Confirmation:
 
 
 def _expired(table: Mapping[bytes, _Session | _Delivery], now: float) -> list[bytes]:
-    """Return the first entries of a table, as far as they expired."""
+    """Return the expired entries, which are the first ones of the table."""
     return list(itertools.takewhile(lambda session: table[session].expires_at <= now, table))
 
 
 class Holder:
-    """The holder's side: open sessions and deliveries under way. `now`: any clock in seconds that never goes back."""
+    """The holder's side: open sessions and unfinished deliveries. `now`: a monotonic clock, seconds."""
 
     def __init__(self, party: Party, limits: Limits | None = None) -> None:
         self._party = party
@@ -117,13 +118,13 @@ class Holder:
 
     @property
     def sessions_open(self) -> int:
-        """How many sessions are held now (expired ones are dropped at the next `sweep`)."""
+        """Number of open sessions (expired ones are dropped by the next `sweep`)."""
         return len(self._sessions)
 
     def sweep(self, now: float) -> None:
-        """Drop sessions that expired, and wipe the receipt keys of such deliveries; hello and deliver do it too.
+        """Drop expired sessions and deliveries, and wipe receipt keys. `on_hello` and `deliver` call it too.
 
-        Both tables are in the order of their expiry, so the cost is that of what is dropped.
+        Both tables are ordered by expiry, so the cost depends only on the number of dropped entries.
         """
         for session in _expired(self._sessions, now):
             del self._sessions[session]
@@ -131,7 +132,7 @@ class Holder:
             wipe(self._deliveries.pop(session).receipt_key)
 
     def on_hello(self, body: bytes, now: float) -> bytes:
-        """Open a session and return the challenge, which only the named requester can verify."""
+        """Open a session and return the challenge. Only the requester that the hello names can verify it."""
         fields = messages.HELLO.decode(body)
         if messages.VERSION not in fields["versions"]:
             raise protocol_error(
@@ -151,7 +152,7 @@ class Holder:
             raise protocol_error("HANDOVER_MESSAGE_MALFORMED", "the hello was refused", error.why) from None
         self.sweep(now)
         while len(self._sessions) >= self._limits.sessions_max:
-            del self._sessions[next(iter(self._sessions))]  # the oldest: nothing in a hello is verified
+            del self._sessions[next(iter(self._sessions))]  # drop the oldest: nothing in a hello is verified
         session = self._party.crypto.random(messages.SESSION_BYTES)
         nonce = self._party.crypto.random(messages.NONCE_BYTES)
         transcript = opening(
@@ -168,7 +169,7 @@ class Holder:
         )
 
     def on_request(self, body: bytes, now: float) -> VerifiedRequest:
-        """Consume the session, then verify the requester: report, signatures, and that it began this session."""
+        """Consume the session, then verify the requester's report and signatures, and that it began this session."""
         session_id, unchecked = messages.REQUEST.session(body)
         session = self._sessions.pop(session_id, None)
         if session is None or session.expires_at <= now:
@@ -198,7 +199,7 @@ class Holder:
     def deliver(self, request: VerifiedRequest, key_set: KeySet, now: float) -> bytes:
         """Encrypt the key set to the key in the request's report and return the delivery.
 
-        Whether the requester may have it is decided by the caller, before this.
+        The caller has decided before that the requester may have it.
         """
         if request.wanted not in ("", key_set.key_set_id):
             raise protocol_error(
@@ -236,10 +237,10 @@ class Holder:
         return entry
 
     def on_received(self, body: bytes, now: float) -> Confirmation:
-        """Verify the receipt: only who decrypted the delivery can make it. A repeated receipt is answered again."""
+        """Verify the receipt, which requires the decrypted delivery. A repeated receipt gets the same answer."""
         fields = messages.RECEIVED.decode(body)
         entry = self._delivery(fields["session"], now, "receipt")
-        if not entry.durable:  # afterwards the receipt key is wiped: `durable` says more
+        if not entry.durable:  # later the receipt key is wiped; `durable` includes the receipt
             mac = self._party.crypto.mac(entry.receipt_key, RECEIVED_TAG + entry.transcript)
             if not hmac.compare_digest(mac, fields["mac"]):
                 raise protocol_error(

@@ -1,7 +1,7 @@
 """The real cryptography of the handover: HPKE of the `cryptography` package, HMAC-SHA256, the system's randomness.
 
-HPKE base mode, KEM MLKEM768_X25519 as the package has it, KDF HKDF-SHA256, AEAD AES-256-GCM. A public key on the wire
-is the ML-KEM-768 key (1,184 bytes) followed by the X25519 key (32 bytes).
+HPKE base mode, KEM MLKEM768_X25519 as the package implements it, KDF HKDF-SHA256, AEAD AES-256-GCM. A public key on the
+wire is the ML-KEM-768 key (1,184 bytes) followed by the X25519 key (32 bytes).
 """
 
 from __future__ import annotations
@@ -71,7 +71,7 @@ class RealCrypto:
             ) from None
 
     def kem_open(self, private_key: MLKEM768X25519PrivateKey, info: bytes, ciphertext: bytes) -> bytearray:
-        """Return the plaintext in a buffer that can be wiped; raises `HANDOVER_CIPHERTEXT_BAD`."""
+        """Return the plaintext in a buffer that can be wiped. Raises `HANDOVER_CIPHERTEXT_BAD`."""
         try:
             return bytearray(_SUITE.decrypt(ciphertext, private_key, info))
         except (InvalidTag, ValueError):

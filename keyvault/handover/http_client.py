@@ -1,4 +1,4 @@
-"""The asking side over HTTP: one bounded request, and the requester's steps of handover v2."""
+"""The requester's side over HTTP: one limited request, and the steps of handover v2."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from .requester import Requester
 
 _LOST_ANSWER_TRIES: Final = 3
 _LOST_ANSWER_PAUSE_S: Final = 0.1
-#: Conditions of a vault are its own: whoever answers on a node's port could otherwise stop the agent for a person.
+#: Without the conditions of a vault: a stranger on a node's port could otherwise halt the agent.
 _PEERS_SAY: Final = {*CODES, *ATTESTATION_CODES} - {"VAULT_REPLACED", "VAULT_FACTS_MISSING"}
 
 
@@ -37,7 +37,7 @@ async def exchange(
 ) -> bytes:
     """Send one request and return the body of its 200 answer, of at most `limit` bytes.
 
-    The peer's own refusal is raised as it came, if a peer can say such a thing. Raises HANDOVER_PEER_UNREACHABLE or
+    A refusal of the peer is raised unchanged if its code is one that peers may use. Raises HANDOVER_PEER_UNREACHABLE or
     HANDOVER_ANSWER_MALFORMED (with `who="VAULT"`: VAULT_UNREACHABLE, VAULT_ANSWER_MALFORMED).
     """
     answer = await send(session, method, url, body, headers, timeout_s=timeout_s, limit=limit, who=who)
@@ -46,7 +46,7 @@ async def exchange(
 
 @dataclass(frozen=True)
 class Answer:
-    """What a peer answered: the HTTP status, its headers, and the body, None where it is over the limit."""
+    """An answer: HTTP status, headers, and body (None if it exceeds the limit)."""
 
     status: int
     headers: Mapping[str, str]
@@ -64,7 +64,7 @@ async def send(
     limit: int = MESSAGE_BYTES_MAX,
     who: str = "HANDOVER",
 ) -> Answer:
-    """Send one request and return whatever is answered. Raises HANDOVER_PEER_UNREACHABLE or VAULT_UNREACHABLE."""
+    """Send one request and return the answer, whatever it is. Raises HANDOVER_PEER_UNREACHABLE, VAULT_UNREACHABLE."""
     try:
         async with session.request(
             method,
@@ -72,11 +72,11 @@ async def send(
             data=body,
             headers={"Content-Type": "application/json", "Accept-Encoding": "identity", **(headers or {})},
             allow_redirects=False,
-            auto_decompress=False,  # unpacked, an answer could be a thousand times its limit
+            auto_decompress=False,  # an unpacked answer could be a thousand times larger than the limit
             timeout=aiohttp.ClientTimeout(total=timeout_s),
         ) as answer:
             return Answer(answer.status, answer.headers, await _bounded(answer, limit))
-    except (aiohttp.ClientError, TimeoutError, OSError, ValueError) as error:  # ValueError: a URL that is none
+    except (aiohttp.ClientError, TimeoutError, OSError, ValueError) as error:  # ValueError: malformed URL
         raise KeyvaultError(
             code="VAULT_UNREACHABLE" if who == "VAULT" else "HANDOVER_PEER_UNREACHABLE",
             what=f"{method} {url.partition('?')[0]} failed",
@@ -87,7 +87,7 @@ async def send(
 
 
 def accepted(answer: Answer, what: str, who: str = "HANDOVER") -> bytes:
-    """Return the body of a 200 answer, or raise the refusal it carries, as `exchange` says."""
+    """Return the body of a 200 answer, or raise its refusal as described in `exchange`."""
     if answer.status == 200 and answer.body is not None:
         return answer.body
     refusal = _refusal(answer.body)
@@ -113,7 +113,7 @@ def shown_text(body: bytes | None) -> str:
 
 
 async def _bounded(answer: aiohttp.ClientResponse, limit: int) -> bytes | None:
-    if answer.content_length is not None:  # the parser gives no more than was announced
+    if answer.content_length is not None:  # the parser returns no more than that
         return await answer.read() if answer.content_length <= limit else None
     content = bytearray()
     async for chunk in answer.content.iter_any():
@@ -131,7 +131,7 @@ def _refusal(content: bytes | None) -> KeyvaultError | None:
 
 
 async def fetch_key_set(session: aiohttp.ClientSession, base_url: str, requester: Requester) -> KeySet:
-    """Run one try up to the delivery. The caller seals and confirms the returned key set, and wipes it."""
+    """Run one attempt up to the delivery. The caller seals, confirms and wipes the returned key set."""
     challenge = await exchange(session, "POST", f"{base_url}/v2/hello", requester.hello())
     delivery = await exchange(session, "POST", f"{base_url}/v2/request", requester.on_challenge(challenge))
     return requester.on_delivery(delivery)
@@ -140,10 +140,10 @@ async def fetch_key_set(session: aiohttp.ClientSession, base_url: str, requester
 async def confirm(
     session: aiohttp.ClientSession, base_url: str, requester: Requester, sealing: Awaitable[bool]
 ) -> None:
-    """Confirm twice: the receipt travels while `sealing` is awaited, `durable` follows both.
+    """Send both confirmations: `received` while `sealing` is awaited, then `durable`.
 
-    `sealing` seals the key set, reads it back, and returns whether a canary of older data was opened. Its exception,
-    or that of a message, is raised; nothing is left running.
+    `sealing` seals the key set, reads it back, and returns whether a canary of older data was opened. Raises its
+    exception or that of a message; no task is left running.
     """
     receipt = asyncio.ensure_future(_insist(session, f"{base_url}/v2/received", requester.received))
     try:
@@ -157,7 +157,7 @@ async def confirm(
 
 
 async def _insist(session: aiohttp.ClientSession, url: str, message: Callable[[], bytes]) -> bytes:
-    """Send a message that may be repeated again after a lost answer."""
+    """Send a message that may be repeated; retry after a lost answer."""
     for attempt in range(_LOST_ANSWER_TRIES - 1):
         try:
             return await exchange(session, "POST", url, message())
@@ -169,9 +169,9 @@ async def _insist(session: aiohttp.ClientSession, url: str, message: Callable[[]
 
 
 def node_base_url(url: str) -> str:
-    """Return a node's address without a slash at its end; raises `VAULT_NODE_URL_REFUSED`.
+    """Return a node's address without a trailing slash. Raises `VAULT_NODE_URL_REFUSED`.
 
-    A node is plain http on this machine: scheme, host and port, nothing else.
+    The address is http://host:port and nothing else.
     """
     try:
         parts = urlsplit(url)

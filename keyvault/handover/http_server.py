@@ -1,6 +1,6 @@
-"""HTTP serving that the vault and nodes share: who may ask, bounded bodies in time, errors as JSON, handover routes.
+"""HTTP serving of vault and nodes: who may send requests, limits for bodies, errors as JSON, handover routes.
 
-Refusals travel as `{"code", "what", "why", "action", "kind"}` with status 409 (rejected), 503 (transient) or 500
+Refusals are sent as `{"code", "what", "why", "action", "kind"}` with status 409 (rejected), 503 (transient) or 500
 (invariant).
 """
 
@@ -39,7 +39,7 @@ _STATUS_BY_CODE: Final = {
 
 
 def as_keyvault_error(error: Exception) -> KeyvaultError:
-    """Return an error of this side in the form that peers may see. Of a foreign error they see the type only."""
+    """Return an error in the form that peers may see. Of an unexpected error they see the type only."""
     if isinstance(error, KeyvaultError):
         return error
     if isinstance(error, AttestationError):
@@ -60,7 +60,7 @@ def error_response(error: Exception) -> web.Response:
 
 
 def shown_path(request: web.Request) -> str:
-    """Return the path as it came, for texts and logs: decoded, a line break in it would forge a line of the log."""
+    """Return the undecoded path for texts and logs: a decoded line break could forge a line of the log."""
     return request.rel_url.raw_path[:80].encode("ascii", "backslashreplace").decode("ascii")
 
 
@@ -92,7 +92,7 @@ def is_loopback_host(value: str) -> bool:
 
 
 def refuse_browsers(request: web.Request) -> None:
-    """Raise `HANDOVER_MESSAGE_MALFORMED` for what a web page sends: it reaches loopback too, and could flood it."""
+    """Raise `HANDOVER_MESSAGE_MALFORMED` for a request of a web page, which can reach loopback and flood it."""
     if "Origin" in request.headers or "Sec-Fetch-Site" in request.headers:
         raise KeyvaultError(
             code="HANDOVER_MESSAGE_MALFORMED",
@@ -141,7 +141,7 @@ _LOGGED_MAX: Final = 256
 
 
 def log_refusal(error: KeyvaultError | AttestationError) -> None:
-    """Log a refusal once in ten minutes: a client that polls every second would fill the log."""
+    """Log a refusal at most every ten minutes: a client that polls every second would fill the log."""
     text, now = str(error), time.monotonic()
     if now - _logged.get(text, -_LOG_AGAIN_AFTER_S) < _LOG_AGAIN_AFTER_S:
         return
@@ -155,7 +155,7 @@ def log_refusal(error: KeyvaultError | AttestationError) -> None:
 async def _errors(
     request: web.Request, handler: Callable[[web.Request], Awaitable[web.StreamResponse]]
 ) -> web.StreamResponse:
-    """Answer every error as JSON; log refusals once with code and reason, unexpected errors without their values."""
+    """Answer every error as JSON. Log refusals with code and reason, unexpected errors without their values."""
     try:
         refuse_other_hosts(request)
         return await handler(request)
@@ -169,7 +169,7 @@ async def _errors(
         log_refusal(error)
         return error_response(error)
     except Exception as error:
-        # A traceback shows source lines, not values; the text of a foreign error could quote key material.
+        # Only the type and the place: the text of an unexpected error could quote key material.
         frames = error.__traceback__
         while frames is not None and frames.tb_next is not None:
             frames = frames.tb_next
@@ -179,12 +179,12 @@ async def _errors(
 
 
 def new_app() -> web.Application:
-    """Return an application that answers to loopback names only, with errors as JSON. Serve it by `GuardedServer`."""
+    """Return an application that serves loopback names only, with errors as JSON. Serve it with `GuardedServer`."""
     return web.Application(middlewares=[_errors])
 
 
 class HandoverPort(Protocol):
-    """Whoever answers the four messages of a holder; see `keyvault.handover.holder.Holder`."""
+    """Answers the four messages to a holder; see `keyvault.handover.holder.Holder`."""
 
     async def on_hello(self, body: bytes) -> bytes:
         """Return the challenge."""

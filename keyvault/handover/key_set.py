@@ -1,7 +1,7 @@
 """A key set in memory: opaque bytes that are never printed and can be overwritten.
 
-The bytes live in one `bytearray`, so that `wipe` really overwrites them. Copies that libraries make as immutable
-`bytes` (HPKE and AES-GCM return such) cannot be wiped; docs/secrets.md lists them.
+The bytes are in one `bytearray`, so that `wipe` overwrites them. Immutable `bytes` copies made by libraries (HPKE and
+AES-GCM return them) cannot be wiped; docs/secrets.md lists them.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ def key_set_id(data: bytes | bytearray | memoryview) -> str:
 
 
 class KeySet:
-    """Application keys of a node: 1 to 65,536 opaque bytes, with their id. Not printable, not picklable, wipeable.
+    """Application keys of a node: 1 to 65,536 opaque bytes, with their id. Never printed or pickled; can be wiped.
 
-    Takes a copy of `data`; the caller wipes or drops its own. Raises `KEY_SET_SIZE_INVALID`.
+    Copies `data`; the caller wipes its own buffer. Raises `KEY_SET_SIZE_INVALID`.
     """
 
     __slots__ = ("_buffer", "_wiped", "key_set_id")
@@ -43,7 +43,7 @@ class KeySet:
         self.key_set_id = key_set_id(self._buffer)
 
     def view(self) -> memoryview:
-        """Return a read-only view of the bytes; it must not outlive the key set. Raises `KEY_SET_WIPED`."""
+        """Return a read-only view of the bytes. Do not use it after `wipe`. Raises `KEY_SET_WIPED`."""
         if self._wiped:
             raise KeyvaultError(
                 code="KEY_SET_WIPED",

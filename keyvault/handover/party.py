@@ -1,7 +1,7 @@
-"""What the pure modules are handed from outside: TEE, cryptography, and the judgement over a peer.
+"""Interfaces that the pure modules get from outside: TEE, cryptography, and the verification of a peer.
 
-The vault, nodes and the simulator pass different implementations; nothing in the protocol or the release decision knows
-which. `Tee` is the part of `attestation.tee.driver.TeeDriver` that is used here.
+The vault, nodes and tests pass different implementations. The protocol and the release decision do not depend on one.
+`Tee` is the part of `attestation.tee.driver.TeeDriver` that is used here.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ class Tee(Protocol):
         """Name of the TEE: "simulated" or "gramine"."""
 
     def target_info(self) -> TargetInfo:
-        """Return what a peer needs to make a report for this enclave."""
+        """Return the TARGETINFO with which a peer makes a report for this enclave."""
 
     def report(self, target: TargetInfo, report_data: bytes) -> Report:
         """Return a report of this enclave for `target` with 64 bytes of REPORTDATA."""
@@ -56,15 +56,15 @@ class Crypto(Protocol):
         """Return a 32-byte MAC (HMAC-SHA256)."""
 
 
-#: Judges a peer: the report (MAC, attributes, policy) and its network signatures. Returns its enclave id or raises.
+#: Verifies a peer: its report (MAC, attributes, policy) and its network signatures. Returns its enclave id or raises.
 VerifyPeer = Callable[[Report, Sequence[bytes]], str]
 
 
 @dataclass(frozen=True)
 class Party:
-    """What one side brings into every handover.
+    """What one side needs in every handover.
 
-    `genesis_hash` 32 bytes; `network_signatures` 64 bytes each, over this side's own enclave id.
+    `genesis_hash`: 32 bytes; `network_signatures`: 64 bytes each, over this side's own enclave id.
     """
 
     genesis_hash: bytes
@@ -75,7 +75,7 @@ class Party:
 
 
 def peer_verifier(tee: Tee, policy: Policy, role: Role, expected: frozenset[str] | None) -> VerifyPeer:
-    """Return the judgement over a peer: report MAC, attributes and identity, network signature, expected id."""
+    """Return a function that verifies a peer: report MAC, attributes, identity, network signature, expected id."""
 
     def verify(report: Report, signatures: Sequence[bytes]) -> str:
         tee.verify(report)

@@ -30,15 +30,15 @@ from .transcript import (
 
 
 def _out_of_order(what: str, why: str) -> KeyvaultError:
-    """A step that its caller took too early: a fault of this program, not of the peer."""
+    """Make the error for a step that was called too early: a fault of this program, not of the peer."""
     return protocol_error("HANDOVER_OUT_OF_ORDER", what, why, kind="invariant")
 
 
 class Requester:
-    """One try of a requester to get a key set. Call the steps in order; a failed step ends the try.
+    """One attempt of a requester to get a key set. Call the steps in order; a failed step ends the attempt.
 
-    `party.verify_peer` must refuse every holder that may not push keys to this side.
-    `wanted` is the id of the key set that must come, or "" for any.
+    `party.verify_peer` must refuse every holder from which this side does not accept keys.
+    `wanted`: the id of the only acceptable key set, or "" for any.
     """
 
     def __init__(self, party: Party, wanted: str = "") -> None:

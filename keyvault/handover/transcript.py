@@ -1,4 +1,4 @@
-"""What both sides of handover v2 compute alike: the running transcript hash, domain tags, checks of reports. Pure."""
+"""Computations that both sides of handover v2 share: transcript hash, domain tags, checks of reports. Pure."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class Transcript:
         self.state = hashlib.sha256(_TRANSCRIPT_TAG).digest() if state is None else state
 
     def add(self, label: str, value: bytes) -> None:
-        """Append one item; the order and the labels are part of the protocol."""
+        """Append one item. The order and the labels are part of the protocol."""
         name = label.encode("ascii")
         self.state = hashlib.sha256(
             self.state + len(name).to_bytes(1, "big") + name + len(value).to_bytes(4, "big") + value
@@ -42,12 +42,12 @@ class Transcript:
 
 
 def protocol_error(code: str, what: str, why: str, action: str = "", kind: Kind = "rejected") -> KeyvaultError:
-    """Return the refusal of a message."""
+    """Make the error that refuses a message."""
     return KeyvaultError(code=code, what=what, why=why, action=action, kind=kind)
 
 
 def decode_report(data: bytes, what: str) -> Report:
-    """Decode 432 bytes of a message's REPORT; raises `HANDOVER_MESSAGE_MALFORMED`. Proves nothing yet."""
+    """Decode the 432-byte REPORT of a message, without verifying it. Raises `HANDOVER_MESSAGE_MALFORMED`."""
     try:
         return Report.decode(data)
     except AttestationError as error:
@@ -55,7 +55,7 @@ def decode_report(data: bytes, what: str) -> Report:
 
 
 def check_report_data(report: Report, expected: bytes, what: str) -> None:
-    """Raise `HANDOVER_REPORTDATA_MISMATCH` unless the report binds this very conversation, role and message."""
+    """Raise `HANDOVER_REPORTDATA_MISMATCH` unless the report binds this conversation, role and message."""
     if not hmac.compare_digest(report.report_data, expected):
         raise protocol_error(
             "HANDOVER_REPORTDATA_MISMATCH",
@@ -65,12 +65,12 @@ def check_report_data(report: Report, expected: bytes, what: str) -> None:
 
 
 def _identity(report: Report) -> bytes:
-    """Everything in a report but what differs from one report of an enclave to the next."""
+    """Encode a report without the fields that differ between two reports of one enclave."""
     return replace(report, report_data=bytes(64), key_id=bytes(32), mac=bytes(16)).encode()
 
 
 def check_same_enclave(report: Report, first: Report, what: str) -> None:
-    """Raise `HANDOVER_PEER_CHANGED` unless both reports are of one enclave in all that identifies it."""
+    """Raise `HANDOVER_PEER_CHANGED` unless all identifying fields of both reports are equal."""
     if _identity(report) != _identity(first):
         raise protocol_error(
             "HANDOVER_PEER_CHANGED",
@@ -88,7 +88,7 @@ def opening(
     holder_nonce: bytes,
     holder_id: bytes,
 ) -> Transcript:
-    """T0: what both sides know after hello and challenge."""
+    """Return T0: everything that both sides know after hello and challenge."""
     transcript = Transcript()
     transcript.add("versions", bytes(offered))
     transcript.add("version", bytes([messages.VERSION]))
@@ -103,7 +103,7 @@ def opening(
 
 
 def add_request(transcript: Transcript, public_key: bytes, wanted: str) -> None:
-    """T0 becomes T1: the key the delivery is encrypted to, and the key set that is wanted ("" for any)."""
+    """T0 becomes T1: the key to which the delivery is encrypted, and the wanted key set ("" for any)."""
     transcript.add("kem public key", public_key)
     transcript.add("wanted key set", wanted.encode("ascii"))
 

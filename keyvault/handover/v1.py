@@ -1,9 +1,9 @@
-"""Handover protocol v1, the one DCNodes in the field speak, with stricter checks; pure: bytes in, bytes out.
+"""Handover protocol v1, which DCNodes in the field use, with stricter checks. Pure: bytes in, bytes out.
 
 Layouts and order of messages follow the public Go programs (`dcnetio/dcupgrade` 0.1.8, `dcnetio/dcmanager`).
-Both roles are here: the requester R asks for a secret, the holder H has it. What the field's programs leave
-out and this side does: a challenge is used once and expires, reports of debug or uninitialised enclaves are refused
-(by the acceptance policy), and the holder of step 6 must be the enclave that gave the challenge in step 1.
+Both roles are here: the requester R asks for a secret, the holder H has it. Checks that the field's programs do not
+make: a challenge is used once and expires, reports of debug or uninitialised enclaves are refused (by the acceptance
+policy), and the holder of step 6 must be the enclave that gave the challenge in step 1.
 """
 
 import base64
@@ -36,27 +36,27 @@ NONCE_LENGTH, BOX_OVERHEAD = 24, 24 + 32 + 16
 SECRET_MAX_BYTES = 65536
 ANSWER_MAX_BYTES = 2 * SECRET_MAX_BYTES
 CHALLENGE_TTL_S = 60.0
-#: An enclave id that asks again within this time is given the same challenge again.
+#: An enclave id that asks again within this time gets the same challenge.
 CHALLENGE_RENEWED_AFTER_S = 30.0
-#: So many that pushing an honest requester out takes more requests than the port accepts in the time it needs.
+#: High enough that strangers cannot displace an honest requester: the port accepts fewer requests in its exchange.
 ENCLAVES_MAX = 16_384
 ANSWER_FIELDS = ("EnclaveSignature", "EncryptSecret", "Pubkey", "LocalReport")
 
 
 def encode_report(report: Report) -> bytes:
-    """Open Enclave's form of a local report, 448 bytes."""
+    """Encode a report in Open Enclave's form of a local report, 448 bytes."""
     return OE_HEADER + report.encode()
 
 
 def decode_report(data: bytes) -> Report:
-    """A report out of Open Enclave's form; raises KeyvaultError V1_MESSAGE_INVALID or AttestationError."""
+    """Decode a report in Open Enclave's form. Raises KeyvaultError V1_MESSAGE_INVALID or AttestationError."""
     if len(data) != REPORT_LENGTH or data[: len(OE_HEADER)] != OE_HEADER:
         raise _invalid("report", f"{len(data)} bytes are not an Open Enclave local report of {REPORT_LENGTH}")
     return Report.decode(data[len(OE_HEADER) :])
 
 
 def challenge_bytes(random: bytes) -> bytes:
-    """A number below 2^128 as v1 writes it: big-endian without leading zeros. `random` is 16 bytes."""
+    """Return a number below 2^128 as v1 encodes it: big-endian without leading zeros. `random`: 16 bytes."""
     if len(random) != 16:
         raise ValueError("a v1 challenge is drawn from 16 random bytes")
     return random.lstrip(b"\0")
@@ -65,8 +65,8 @@ def challenge_bytes(random: bytes) -> bytes:
 def box_seal(recipient: bytes, plaintext: bytes, *, nonce: bytes, ephemeral: bytes) -> bytes:
     """Encrypt to an ed25519 public key: nonce (24), ephemeral X25519 key (32), NaCl box.
 
-    `recipient` is a raw ed25519 key (32 bytes), `ephemeral` an X25519 secret (32) used once.
-    Raises KeyvaultError V1_KEY_INVALID where the recipient's key is no point of the curve or of low order.
+    `recipient`: a raw ed25519 key (32 bytes); `ephemeral`: an X25519 secret (32 bytes), used once.
+    Raises KeyvaultError V1_KEY_INVALID if the recipient's key is not a point of the curve, or is of low order.
     """
     secret = nacl.public.PrivateKey(ephemeral)
     sealed = nacl.public.Box(secret, _x25519_public(recipient)).encrypt(plaintext, nonce).ciphertext
@@ -74,7 +74,7 @@ def box_seal(recipient: bytes, plaintext: bytes, *, nonce: bytes, ephemeral: byt
 
 
 def box_open(seed: bytes, ciphertext: bytes) -> bytes:
-    """Decrypt what was encrypted to the ed25519 key of `seed` (32 bytes).
+    """Decrypt a ciphertext for the ed25519 key of `seed` (32 bytes).
 
     Raises KeyvaultError V1_MESSAGE_INVALID (too short, too long) or V1_DECRYPT_FAILED.
     """
@@ -90,10 +90,10 @@ def box_open(seed: bytes, ciphertext: bytes) -> bytes:
 
 
 class V1Requester:
-    """Role R for one handover: two queries out, two answers in, the secret at the end.
+    """Role R for one handover: two queries out, two answers in, then the secret.
 
-    `party.verify_peer` decides on the holder when its network signature comes, in step 6, before anything is
-    decrypted; step 2 carries none, and gives the holder nothing that is not public.
+    `party.verify_peer` verifies the holder in step 6, when its network signature arrives, before anything is decrypted.
+    Step 2 carries no signature, and R's answer to it contains only public values.
     """
 
     def __init__(self, party: Party) -> None:
@@ -102,11 +102,11 @@ class V1Requester:
         self._holder: str | None = None
 
     def random_query(self) -> dict[str, str]:
-        """Query of `GET /teerandom`: an untargeted report, which only says whom to target."""
+        """Return the query of `GET /teerandom`: an untargeted report, which only tells the holder whom to target."""
         return {"verifyreport": encode_multibase(encode_report(self._party.tee.self_report()))}
 
     def secret_query(self, challenge: bytes) -> dict[str, str]:
-        """Query of `GET /secret`, made from the holder's report (448 bytes) whose REPORTDATA is the challenge."""
+        """Return the query of `GET /secret` for the holder's report (448 bytes), whose REPORTDATA is the challenge."""
         if not challenge:
             raise _refused("/teerandom")
         report = decode_report(challenge)
@@ -121,7 +121,7 @@ class V1Requester:
         }
 
     def open(self, body: bytes) -> KeySet:
-        """The secret out of the answer to `/secret`; verifies the holder before it decrypts. Ends the session."""
+        """Return the secret in the answer to `/secret`. Verifies the holder before decrypting. Ends the session."""
         if not body:
             raise _refused("/secret")
         fields = decode_answer(body)
@@ -146,7 +146,7 @@ class _Challenge:
 
 @dataclass(frozen=True)
 class V1Request:
-    """What a requester that has proven itself asks with: its ed25519 key, network signature and report."""
+    """The request of a verified requester: its ed25519 key, network signature and report."""
 
     enclave_id: str
     key: bytes
@@ -156,18 +156,18 @@ class V1Request:
 
 @dataclass
 class V1Holder:
-    """Role H: challenges for callers, the secret for the one that proves itself.
+    """Role H: challenges for all callers, the secret for a verified requester.
 
-    A claimed enclave id has one challenge at a time, whoever asks for it and how often: polling in an enclave's name
-    takes nothing from that enclave. It is replaced every 30 s, ends after 60 s, and is consumed by a requester that
-    proves itself. At most 16,384 ids have one; the oldest gives way. `now_s` is a monotonic clock in seconds.
+    Each claimed enclave id has one current challenge, independent of who asks and how often, so that a stranger who
+    polls in an enclave's name takes nothing from it. It is replaced after 30 s, expires after 60 s, and is consumed by
+    a verified requester. At most 16,384 ids have one; then the oldest is dropped. `now_s`: a monotonic clock, seconds.
 
-    `network`: the keys that peers trust, to choose among several signatures of this side; None takes the first.
+    `network`: the keys that peers trust, to choose among several signatures of this side. None: use the first.
     """
 
     party: Party
     network: NetworkKeys | None = None
-    #: by enclave id, oldest first; an id has up to three, the newest last
+    #: by enclave id, oldest first; each id has up to three, newest last
     _challenges: dict[str, list[_Challenge]] = field(default_factory=dict)
 
     def challenge(self, query: Mapping[str, str], *, now_s: float) -> bytes:
@@ -195,9 +195,9 @@ class V1Holder:
         return [one for one in known if one.made_at_s + CHALLENGE_TTL_S > now_s]
 
     def accept(self, query: Mapping[str, str], *, now_s: float) -> V1Request:
-        """Return the request of `/secret`, from a requester that has proven itself and by that consumed its challenge.
+        """Verify a request of `/secret` and consume its challenge.
 
-        The report's MAC is verified before anything else. Whether this enclave may have a key set is not decided here.
+        The report's MAC is verified first. Whether this enclave may have a key set is not decided here.
 
         Raises V1_CHALLENGE_UNKNOWN (transient: begin again), V1_MESSAGE_INVALID, AttestationError.
         """
@@ -227,7 +227,7 @@ class V1Holder:
         return json.dumps({name: base64.b64encode(parts[name]).decode() for name in ANSWER_FIELDS}).encode()
 
     def answer(self, query: Mapping[str, str], secret: Callable[[str], KeySet], *, now_s: float) -> bytes:
-        """Accept and seal in one, for a holder that decides at once: `secret(enclave id)` gives the key set or raises.
+        """Accept and seal, for a holder that decides at once: `secret(enclave id)` returns the key set or raises.
 
         Raises what `accept`, `secret` and `seal` raise.
         """
@@ -236,7 +236,7 @@ class V1Holder:
             return self.seal(request, key_set)
 
     def _own_signature(self, requester_id: str, theirs: bytes) -> bytes:
-        """Return this side's signature by the network key that signed the requester too: that key it knows.
+        """Return this side's signature by the network key that also signed the requester, because it trusts that key.
 
         v1 has room for one signature; a network that changes its key has two.
         """

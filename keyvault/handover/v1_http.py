@@ -1,7 +1,7 @@
 """Handover v1 over HTTP: the routes of a holder, and the two requests of a requester.
 
-As in the field: plain GET on loopback, 200 with an empty body for "refused or not yet", 400 with a text for a bad
-parameter or a failed verification.
+As the programs in the field do: plain GET on loopback; 200 with an empty body means "refused or not yet", 400 with a
+text means a bad parameter or a failed verification.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ VERSION_BYTES_MAX: Final = 512
 
 
 class V1Port(Protocol):
-    """Whoever answers v1: the vault, or a node; see `keyvault.handover.v1.V1Holder`."""
+    """Answers v1 requests: the vault or a node; see `keyvault.handover.v1.V1Holder`."""
 
     async def v1_challenge(self, query: Mapping[str, str]) -> bytes:
         """Return the answer to `/teerandom`."""
@@ -38,7 +38,7 @@ class V1Port(Protocol):
 
 
 def add_v1_routes(app: web.Application, port: V1Port) -> None:
-    """Add `GET /teerandom` and `GET /secret`; a refusal is logged with its code, and the caller gets the code alone."""
+    """Add `GET /teerandom` and `GET /secret`. A refusal is logged in full; the caller gets only its code."""
 
     async def teerandom(request: web.Request) -> web.Response:
         return web.Response(body=await port.v1_challenge(request.query), content_type="application/octet-stream")
@@ -53,9 +53,9 @@ def add_v1_routes(app: web.Application, port: V1Port) -> None:
 def add_upgrader_routes(
     app: web.Application, *, version: str, secret_flag: Callable[[], bool], upgrade_flag: Callable[[], bool]
 ) -> None:
-    """Add what managers in the field ask an upgrader: `/version`, `/secretflag`, `/upgradeflag`.
+    """Add the routes that managers in the field request from an upgrader: `/version`, `/secretflag`, `/upgradeflag`.
 
-    `version` is `<enclave id>@<version>`. The original's `/exit`, which anybody may call, is not among them.
+    `version` is `<enclave id>@<version>`. The original also has `/exit`, which anybody may call; it is left out.
     """
 
     def telling(text: Callable[[], str]) -> Handler:
@@ -84,15 +84,15 @@ def _told_the_v1_way(handler: Handler) -> Handler:
     return handle
 
 
-#: Refusals of a holder that end once the exchange begins again: it was restarted, or replaced, in between.
+#: Refusals that may disappear on a new attempt: the holder was restarted or replaced during the exchange.
 _MAY_PASS: Final = {"V1_CHALLENGE_UNKNOWN", "REPORT_MAC_BAD"}
 
 
 async def fetch_key_set_v1(session: aiohttp.ClientSession, base_url: str, party: Party) -> KeySet:
     """Run the requester's two requests against a v1 holder; the caller seals and wipes the key set.
 
-    v1 carries one network signature: with several, each is tried in turn. Raises V1_REFUSED (transient where it may
-    pass) with what the holder said, V1_* and attestation codes where an answer does not verify,
+    v1 carries one network signature; if there are several, each is tried in turn. Raises V1_REFUSED (transient if a new
+    attempt may succeed) with the holder's text, V1_* and attestation codes if an answer does not verify, and
     HANDOVER_PEER_UNREACHABLE.
     """
     refusals = []
@@ -111,7 +111,7 @@ async def fetch_key_set_v1(session: aiohttp.ClientSession, base_url: str, party:
 
 async def _get(session: aiohttp.ClientSession, url: URL, limit: int) -> bytes:
     answer = await send(session, "GET", str(url), limit=limit)
-    what = f"GET {url.with_query(None)}"  # the query is a report of half a kilobyte: nobody wants it in a log line
+    what = f"GET {url.with_query(None)}"  # without the query: a report of half a kilobyte
     if answer.status != 400:
         return accepted(answer, what)
     text = shown_text(answer.body)

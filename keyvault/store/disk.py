@@ -1,4 +1,4 @@
-"""The folder that a sealed store lies in: atomic writes, fsync."""
+"""The folder of a sealed store: atomic writes, fsync."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from . import sealed_file as sealed
 
 
 class Disk(Protocol):
-    """One flat folder of small files. Each method is one step that a crash can fall between."""
+    """One flat folder of small files. A crash can happen between any two calls."""
 
     def names(self) -> list[str]:
         """Return the names of all files."""
@@ -23,19 +23,19 @@ class Disk(Protocol):
         """Return a file's bytes, or None if it is absent."""
 
     def write(self, name: str, data: bytes) -> None:
-        """Create a file (mode 0600) or overwrite it in place with `data`; not yet safe against a crash."""
+        """Create a file (mode 0600) or overwrite it in place with `data`. Does not survive a crash before `sync`."""
 
     def sync(self, name: str) -> None:
-        """Make a file's bytes survive a crash, and its name where it is new or was renamed and the host can."""
+        """Make a file's bytes survive a crash. On common file systems, also the name of a new or renamed file."""
 
     def rename(self, old: str, new: str) -> None:
-        """Rename atomically, replacing `new`; not yet safe against a crash."""
+        """Rename atomically, replacing `new`. Does not survive a crash before `sync_folder`."""
 
     def remove(self, name: str) -> None:
-        """Unlink a file; not yet safe against a crash."""
+        """Unlink a file. Does not survive a crash before `sync_folder`."""
 
     def sync_folder(self) -> None:
-        """Make renames and removals survive a crash; under Gramine it does nothing (docs/gramine.md)."""
+        """Make renames and removals survive a crash. Under Gramine it does nothing (docs/gramine.md)."""
 
 
 class FolderDisk:
@@ -47,12 +47,12 @@ class FolderDisk:
         folder.chmod(0o700)
         self._folder = folder
         self._fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        for path in made:  # a folder that a power cut takes away takes along every file that was synced in it
-            with contextlib.suppress(PermissionError):  # of a parent that lets us make folders, but not list them
+        for path in made:  # a power cut could remove an unsynced new folder, with all synced files in it
+            with contextlib.suppress(PermissionError):  # a parent in which we may create folders, but not read
                 _sync_path(path.parent)
 
     def lock(self) -> None:
-        """Take the folder for this process until `close`; raises `STORE_WRITE_FAILED` if another has it."""
+        """Lock the folder for this process until `close`. Raises `STORE_WRITE_FAILED` if another process has it."""
         try:
             fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
@@ -65,7 +65,7 @@ class FolderDisk:
             ) from None
 
     def close(self) -> None:
-        """Let the folder go."""
+        """Release the folder."""
         if self._fd >= 0:
             os.close(self._fd)
             self._fd = -1
@@ -79,7 +79,7 @@ class FolderDisk:
         return os.open(name, flags | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600, dir_fd=self._fd)
 
     def read(self, name: str) -> bytes | None:
-        """Return a file's bytes (at most one more than the largest sealed file), or None if it is absent."""
+        """Return a file's bytes (at most one byte more than the largest sealed file), or None if it is absent."""
         try:
             fd = self._open(name, os.O_RDONLY)
         except FileNotFoundError:
@@ -88,17 +88,17 @@ class FolderDisk:
             return file.read(sealed.FILE_BYTES_MAX + 1)
 
     def write(self, name: str, data: bytes) -> None:
-        """Create or overwrite. Truncating first would free the old bytes' blocks, and wiping would not reach them."""
+        """Create or overwrite. Not truncated first: that would free the old blocks before wiping overwrites them."""
         with os.fdopen(self._open(name, os.O_WRONLY | os.O_CREAT), "wb") as file:
             file.write(data)
             file.truncate()
 
     def sync(self, name: str) -> None:
-        """fsync a file and forget its pages, so that the next `read` asks the disk and not the memory behind it."""
+        """fsync a file and drop its cached pages, so that the next `read` reads from the disk."""
         fd = self._open(name, os.O_RDONLY)
         try:
             os.fsync(fd)
-            with contextlib.suppress(OSError):  # only advice; where it is not taken, reading works all the same
+            with contextlib.suppress(OSError):  # only advice; reading also works without it
                 os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
         finally:
             os.close(fd)

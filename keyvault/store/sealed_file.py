@@ -5,15 +5,15 @@ Layout, little-endian, header of 652 bytes, all of it authenticated as associate
     0:8     magic "DCSEALED"
     8:2     format version: 1 without a store id, 2 with one
     10:2    kind: 1 key set, 2 facts of the vault
-    12:8    epoch, rises with every write of the same name
-    20:512  the whole KEYREQUEST (CPUSVN, KEYID, policy MRENCLAVE) that gives the seal key back
+    12:8    epoch: increases with every write of the same name
+    20:512  the whole KEYREQUEST (CPUSVN, KEYID, policy MRENCLAVE), with which EGETKEY returns the seal key
     532:32  MRENCLAVE of the enclave that sealed
-    564:32  release id: MRENCLAVE of the enclave the key set came from (zero for facts)
+    564:32  release id: MRENCLAVE of the enclave from which the key set was collected (zero for facts)
     596:32  name: the key set id (zero for facts)
     628:12  AES-GCM nonce
     640:4   length of the plaintext
     644:8   store id: random, the same in all files of one vault's store (zero in format 1, which nodes write)
-    652     ciphertext, then the 16-byte tag, and nothing after it
+    652     ciphertext, then the 16-byte tag; nothing follows
 
 Key = HKDF-SHA256(seal key, salt = KEYID, info = tag, MRENCLAVE, kind). KEYID is random per write: no key is used twice.
 """
@@ -52,7 +52,7 @@ _INFO: Final = b"dcupgrade sealed store v1\0"
 
 @dataclass(frozen=True)
 class Header:
-    """The authenticated header; ids and names are raw bytes, see the layout of this module."""
+    """The authenticated header. Ids and names are raw bytes; the module's docstring has the layout."""
 
     kind: int
     epoch: int
@@ -65,7 +65,7 @@ class Header:
     store_id: bytes = NO_STORE_ID
 
     def encode(self) -> bytes:
-        """Return the 652 bytes."""
+        """Return the header's 652 bytes."""
         return _LAYOUT.pack(
             MAGIC,
             FORMAT_PLAIN if self.store_id == NO_STORE_ID else FORMAT_WITH_STORE_ID,
@@ -92,7 +92,7 @@ def _invalid(why: str) -> KeyvaultError:
 
 
 def decode_header(data: bytes) -> Header:
-    """Decode and judge the form of a whole sealed file's header; proves nothing before `open_sealed`.
+    """Decode a sealed file's header and check its form. It is authenticated only by `open_sealed`.
 
     Raises `STORE_FORMAT_INVALID`.
     """
@@ -111,7 +111,7 @@ def decode_header(data: bytes) -> Header:
         key_request = KeyRequest.decode(request)
     except AttestationError as error:
         raise _invalid(f"its KEYREQUEST is not one: {error.why}") from None
-    # Under a weaker policy another enclave could open what this one wrote, or make this one open what another wrote.
+    # Under a weaker policy another enclave could open this enclave's files, or make this one open foreign files.
     if key_request.key_name != SEAL_KEY or key_request.key_policy != POLICY_MRENCLAVE:
         raise _invalid("its KEYREQUEST does not ask for a seal key under the MRENCLAVE policy")
     return Header(kind, epoch, key_request, sealer, source, name, nonce, length, store_id)
@@ -123,7 +123,7 @@ def _cipher(seal_key: bytes, header: Header) -> AESGCM:
 
 
 def check_seal_key(seal_key: bytes, tee_kind: str, allow_simulated: bool) -> None:
-    """Raise `STORE_SEAL_KEY_UNSAFE` for an all-zero key, or one of a simulated TEE where that is not allowed."""
+    """Raise `STORE_SEAL_KEY_UNSAFE` for an all-zero key, and for a simulated TEE unless `allow_simulated`."""
     if allow_simulated and any(seal_key):
         return
     if not any(seal_key) or tee_kind == "simulated":
@@ -137,14 +137,14 @@ def check_seal_key(seal_key: bytes, tee_kind: str, allow_simulated: bool) -> Non
 
 
 def seal(header: Header, seal_key: bytes, plaintext: bytes | bytearray | memoryview) -> bytes:
-    """Return the whole file for `plaintext`; the header's length field is set here."""
+    """Return the whole file for `plaintext`. Sets the header's length field."""
     header = replace(header, plaintext_bytes=len(plaintext))
     associated = header.encode()
     return associated + _cipher(seal_key, header).encrypt(header.nonce, plaintext, associated)
 
 
 def open_sealed(data: bytes, seal_key: bytes) -> tuple[Header, bytearray]:
-    """Return header and plaintext (a wipeable buffer); raises `STORE_FORMAT_INVALID`, `STORE_UNSEAL_FAILED`."""
+    """Return header and plaintext (a wipeable buffer). Raises `STORE_FORMAT_INVALID`, `STORE_UNSEAL_FAILED`."""
     header = decode_header(data)
     try:
         plaintext = _cipher(seal_key, header).decrypt(header.nonce, data[HEADER_BYTES:], data[:HEADER_BYTES])

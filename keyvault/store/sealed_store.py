@@ -1,8 +1,8 @@
-"""The sealed store on disk: one name, two generations, and nothing that cannot be read is ever deleted.
+"""The sealed store on disk: two generations for each name. A file that cannot be read is never deleted.
 
-A write goes aside, is synced, renamed over the *older* generation, folder and file are synced, and the file is read
-back through a new descriptor and unsealed before `put` returns. So a crash at any instant leaves the newer generation
-as it was. The vault and nodes both use it.
+A write creates a temporary file, syncs it and renames it over the *older* generation. Then it syncs folder and file,
+reads the file back through a new descriptor and unseals it. Only then `put` returns. So a crash at any instant leaves
+the newer generation unchanged. The vault and nodes both use this module.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ _GENERATIONS: Final = ("a", "b")
 
 @dataclass(frozen=True)
 class Entry:
-    """One file of the store: its header if that can be decoded, and what stands in the way of using it otherwise."""
+    """One file of the store: its header if it can be decoded, and otherwise the problem that prevents its use."""
 
     file: str
     header: Header | None
@@ -41,22 +41,22 @@ class Entry:
 
     @property
     def sealer(self) -> str:
-        """Enclave id of the sealer as the file's name says it: a header whose sealer differs from it is damaged."""
+        """Enclave id of the sealer, from the file's name. A header that names another sealer is damaged."""
         return self.file[: 2 * len(FACTS_NAME)]
 
 
 @dataclass
 class Opened:
-    """An unsealed payload; the caller wipes `payload` when it is key material."""
+    """An unsealed payload. The caller wipes `payload` if it is key material."""
 
     header: Header
     payload: bytearray
 
 
 class SealedStore:
-    """Sealed files of one enclave. `random` gives n unpredictable bytes; `allow_simulated` is a measured setting.
+    """Sealed files of one enclave. `random(n)` returns n unpredictable bytes; `allow_simulated` is a measured setting.
 
-    Not for use from several threads or processes at once; the folder's lock guards the latter.
+    Use it from one thread at a time, and from one process: `FolderDisk.lock` ensures the latter.
     """
 
     def __init__(self, disk: Disk, tee: Tee, random: Callable[[int], bytes], *, allow_simulated: bool) -> None:
@@ -65,17 +65,17 @@ class SealedStore:
         self._random = random
         self._allow_simulated = allow_simulated
         self._own = tee.self_report()
-        #: what new files carry: the vault sets it, nodes need none
+        #: store id of new files: the vault sets it, nodes need none
         self.store_id = sealed.NO_STORE_ID
-        #: name -> (epoch, generation) of the newest good copy; one process writes, so it need not be read again
+        #: name -> (epoch, generation) of the newest good copy; it stays valid because only this process writes
         self._newest: dict[str, tuple[int, str]] = {}
-        #: files this process wrote and read back itself: they can be replaced without another look
+        #: files that this process wrote and read back: they can be replaced without reading them again
         self._written: set[str] = set()
 
     def entries(self) -> list[Entry]:
-        """Return what lies in the store, unsealing each file of this enclave to see whether it is good.
+        """Return the files of the store. Files of this enclave are unsealed to check them.
 
-        Files that name another sealer are not read: a node's folder has one more of them with each version.
+        Files that name another sealer are not read: in a node's folder their number grows with each version.
         """
         found = []
         for file in self._disk.names():
@@ -131,7 +131,7 @@ class SealedStore:
         return self._unseal(file, data)
 
     def _unseal(self, file: str, data: bytes) -> Opened:
-        """Open what is, or is to be, in `file`."""
+        """Unseal `data` as the content of `file`."""
         header = sealed.decode_header(data)
         if header.sealer != self._own.mrenclave:
             raise self._other_enclave(file, header.sealer.hex())
@@ -156,7 +156,7 @@ class SealedStore:
         )
 
     def _newest_good(self, name: str) -> tuple[Opened | None, str, list[KeyvaultError]]:
-        """Return the newest copy that opens, its generation, and what was wrong with the others."""
+        """Return the newest copy that opens, its generation, and the problems of the others."""
         best: Opened | None = None
         generation = ""
         problems = []
@@ -176,10 +176,10 @@ class SealedStore:
         return best, generation, problems
 
     def get(self, kind: int, name: str) -> Opened:
-        """Return the newest copy that opens; a copy sealed under an older CPUSVN is sealed anew.
+        """Return the newest copy that opens. A copy sealed under an older CPUSVN is sealed again.
 
-        On a full disk it is returned all the same, and sealed anew the next time. `name` is a key set id, or "" for
-        facts. Raises `STORE_MISSING`, or what kept the last copy from opening.
+        If the disk is full, the copy is returned and sealed again the next time. `name`: a key set id, or "" for facts.
+        Raises `STORE_MISSING`, or the problem of the copies if none opens.
         """
         base = self._base_name(kind, name)
         best, generation, problems = self._newest_good(base)
@@ -205,9 +205,9 @@ class SealedStore:
         payload: bytes | bytearray | memoryview,
         store_id: bytes | None = None,
     ) -> int:
-        """Seal `payload` as the next generation and return its epoch, after it was read back from disk and unsealed.
+        """Seal `payload` as the next generation, read it back from disk, unseal it, and return its epoch.
 
-        `source`: the 32-byte release id (zero for facts). `store_id`: 8 bytes, by default those of the store.
+        `source`: the 32-byte release id (zero for facts). `store_id`: 8 bytes, by default the store's.
 
         Raises STORE_WRITE_FAILED, STORE_READ_BACK_FAILED, STORE_SEAL_KEY_UNSAFE.
         """
@@ -245,14 +245,14 @@ class SealedStore:
             self._set_unreadable_aside(file)
             self._disk.rename(aside, file)
             self._disk.sync_folder()
-            # Under Gramine the sync of a folder does nothing. That of a renamed file makes its new name safe as well,
-            # on ext4, XFS and btrfs: the rename changed the file's inode, and its journal entry holds both.
+            # Under Gramine, syncing a folder does nothing. On ext4, XFS and btrfs, syncing a renamed file makes its new
+            # name durable too: the rename changed the file's inode, and one journal entry contains both changes.
             self._disk.sync(file)
         except OSError as error:
             raise _write_failed(f"{file} could not be written", error, "the earlier copy is untouched") from error
 
     def _set_unreadable_aside(self, file: str) -> None:
-        """A copy that does not open may be all that is left of something: it gets another name, it is not replaced."""
+        """Rename a copy that does not open instead of replacing it: it may be the last copy of something."""
         if file in self._written:
             return
         try:
@@ -281,9 +281,9 @@ class SealedStore:
             )
 
     def wipe(self, kind: int, name: str) -> None:
-        """Overwrite and unlink the copies of `name` that this enclave can open; others are kept.
+        """Overwrite and unlink the copies of `name` that this enclave can open. Other copies are kept.
 
-        What a crash left aside of them goes too. Raises `STORE_READ_FAILED`, `STORE_WRITE_FAILED`.
+        Temporary files left by a crash are wiped too. Raises `STORE_READ_FAILED`, `STORE_WRITE_FAILED`.
         """
         base = self._base_name(kind, name)
         self._newest.pop(base, None)
@@ -291,7 +291,7 @@ class SealedStore:
             file = f"{base}.{letter}.sealed"
             for copy in (file, _aside(file)):
                 data = self._read(copy)
-                if data is not None and (not any(data) or self._opens(file, data)):  # zeros: a crash fell into a wipe
+                if data is not None and (not any(data) or self._opens(file, data)):  # zeros: a crash interrupted a wipe
                     self._overwrite(copy, len(data))
 
     def _opens(self, file: str, data: bytes) -> bool:
@@ -311,7 +311,7 @@ class SealedStore:
             raise _write_failed(f"{file} could not be wiped", error, "it is tried again") from error
 
     def _base_name(self, kind: int, name: str) -> str:
-        """Name files after their sealer: versions of an enclave can share a folder, none is in another's way."""
+        """Return the file name without generation. It names the sealer, so that versions can share a folder."""
         if kind == KIND_FACTS and name == "":
             return f"{self._own.enclave_id}.facts"
         if kind == KIND_KEY_SET and is_hex_id(name):

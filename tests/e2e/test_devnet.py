@@ -67,6 +67,7 @@ async def test_a_root_call_that_fails_in_its_block_is_an_error(chain: DevChain) 
         await root.later(root.sudo, "System", "set_code", {"code": "0x00"})
 
 
+@pytest.mark.slow
 async def test_a_live_runtime_upgrade_moves_the_pallet_and_migrates_the_program() -> None:
     async with DevChain(block_time_ms=500) as chain:
         await upgrade_runtime(chain)
@@ -107,6 +108,7 @@ def test_a_port_in_use_is_refused_and_nothing_is_left() -> None:
     assert not folder.exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
 def test_up_ends_with_its_chain(number: signal.Signals, tmp_path: Path) -> None:
     argv = [sys.executable, "-m", "devnet", "up", "--port", "0"]

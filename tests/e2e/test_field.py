@@ -26,10 +26,7 @@ from process_supervisor.engine_client import engine
 from tests.conftest import ROOT
 from tests.e2e.upgrade_parts.followed_page import DCUPGRADE, FollowedPage
 
-pytestmark = [
-    *(pytest.mark.e2e, pytest.mark.compose, pytest.mark.timeout(900)),
-    pytest.mark.xdist_group("docker"),
-]
+pytestmark = [pytest.mark.e2e, pytest.mark.compose, pytest.mark.timeout(900)]
 
 
 @dataclass

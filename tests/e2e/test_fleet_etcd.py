@@ -195,6 +195,7 @@ async def test_a_user_with_a_password_is_let_in_and_one_with_a_wrong_one_is_told
     assert caught.value.code == "FLEET_UNREACHABLE"
 
 
+@pytest.mark.slow
 def test_the_operator_sets_up_stops_and_looks_at_a_fleet_by_commands(etcd: EtcdServer, tmp_path: Path) -> None:
     settings = tmp_path / "dcupgrade.toml"
     settings.write_text(

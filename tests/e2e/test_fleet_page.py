@@ -135,6 +135,7 @@ def timeless(text: str) -> str:
     return re.sub(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ", "2026-01-31T12:00:00Z", text).strip()
 
 
+@pytest.mark.slow
 async def test_the_commands_of_the_page_give_what_it_shows(tmp_path: Path) -> None:
     with EtcdServer(tmp_path / "etcd") as etcd:
         engines = [EtcdFleet("storage", [etcd.url]) for _ in range(2)]

@@ -19,7 +19,7 @@ from devnet.docker.engine import PrivateEngine, missing_tools
 from devnet.release_builder import ROOT
 from devnet.world import World
 
-pytestmark = [pytest.mark.e2e, pytest.mark.compose, pytest.mark.slow, pytest.mark.xdist_group("docker")]
+pytestmark = [pytest.mark.e2e, pytest.mark.compose, pytest.mark.slow]
 
 USER = "10001:10001"
 AGENT, VAULT = (f"dcupgrade/{part}:{__version__}" for part in ("agent", "vault"))

@@ -10,7 +10,7 @@ import pytest
 from devnet.docker.engine import missing_tools
 from devnet.release_builder import ROOT
 
-pytestmark = [pytest.mark.e2e, pytest.mark.compose, pytest.mark.xdist_group("docker")]
+pytestmark = [pytest.mark.e2e, pytest.mark.compose]
 
 
 def processes_naming(text: str) -> list[str]:

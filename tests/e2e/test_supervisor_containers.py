@@ -19,7 +19,7 @@ from process_supervisor.errors import ProcessSupervisorError
 from process_supervisor.host import other_manager_containers
 from process_supervisor.log_files import LogPolicy
 
-pytestmark = [pytest.mark.e2e, pytest.mark.compose, pytest.mark.xdist_group("docker")]
+pytestmark = [pytest.mark.e2e, pytest.mark.compose]
 GENTLE = (
     "import signal,sys; signal.pthread_sigmask(0, [15]); print('up', flush=True); signal.sigwait([15]); sys.exit(3)"
 )

@@ -23,7 +23,7 @@ from process_supervisor.limits import DownloadLimits
 from process_supervisor.sources import ImageReference
 from process_supervisor.stage import StageRequest, stage
 
-pytestmark = [pytest.mark.e2e, pytest.mark.compose, pytest.mark.xdist_group("docker")]
+pytestmark = [pytest.mark.e2e, pytest.mark.compose]
 ENCLAVE = "ab" * 32
 LIMITS = DownloadLimits(retry_delay_s=0, free_bytes_min=0, allow_file_urls=True, private_addresses=True)
 

@@ -145,6 +145,7 @@ async def test_the_whole_upgrade_and_the_new_versions_feature(world: World) -> N
     assert "committed" in told
 
 
+@pytest.mark.slow
 async def test_another_pallet_index_and_the_five_field_program_work_unchanged(
     release_keys: ReleaseKeys, tmp_path: Path
 ) -> None:
@@ -155,6 +156,7 @@ async def test_another_pallet_index_and_the_five_field_program_work_unchanged(
         assert await upgrade(world) == PATH_OF_AN_UPGRADE
 
 
+@pytest.mark.slow
 async def test_a_release_published_while_every_connection_is_cut_is_found(
     shared_chain: DevChain, release_keys: ReleaseKeys, tmp_path: Path
 ) -> None:

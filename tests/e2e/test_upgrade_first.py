@@ -25,6 +25,7 @@ async def says(world: World, words: str) -> None:
         await asyncio.sleep(0.1)
 
 
+@pytest.mark.slow
 async def test_a_first_install_needs_leave_and_an_empty_folder(world: World) -> None:
     release = world.builder.good("1.0.0")
     await world.publish(release)
@@ -57,6 +58,7 @@ async def test_a_first_install_needs_leave_and_an_empty_folder(world: World) -> 
     await world.wait_serving(release.enclave_id)
 
 
+@pytest.mark.slow
 async def test_on_a_chain_without_the_pallet_nothing_is_installed(
     shared_chain: DevChain, release_keys: ReleaseKeys, tmp_path: Path
 ) -> None:
@@ -81,8 +83,8 @@ async def test_on_a_chain_without_the_pallet_nothing_is_installed(
     ("fault", "code"),
     [
         ("refuses", "HANDOVER_ANSWER_MALFORMED"),
-        ("hangs", "HANDOVER_PEER_UNREACHABLE"),
-        ("garbage", "HANDOVER_MESSAGE_MALFORMED"),
+        pytest.param("hangs", "HANDOVER_PEER_UNREACHABLE", marks=pytest.mark.slow),
+        pytest.param("garbage", "HANDOVER_MESSAGE_MALFORMED", marks=pytest.mark.slow),
     ],
 )
 @pytest.mark.timeout(600)

@@ -31,6 +31,7 @@ def release(world: World, version: str, language: str) -> BuiltRelease:
     return replace(world.builder, language=language).good(version)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("handover", ["v2", "v1"])
 async def test_every_object_outlives_a_chain_of_python_and_go(
     shared_chain: DevChain, release_keys: ReleaseKeys, tmp_path: Path, handover: str
@@ -59,6 +60,7 @@ async def test_every_object_outlives_a_chain_of_python_and_go(
         assert len(key_sets) == 1
 
 
+@pytest.mark.slow
 async def test_a_go_node_is_a_first_version_and_is_gone_back_to(world: World) -> None:
     old, new = release(world, "1.0.0", "go"), release(world, "1.1.0", "python")
     await world.install(old)

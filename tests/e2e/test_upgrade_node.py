@@ -95,14 +95,22 @@ def bench(tmp_path: Path, keys: ReleaseKeys) -> Bench:
     return Bench(tmp_path, keys)
 
 
-async def installed(bench: Bench) -> tuple[BuiltRelease, str]:
-    """A data folder with one object of 1.0.0; returns the release and the key set's id."""
+@asynccontextmanager
+async def installing(bench: Bench) -> AsyncIterator[tuple[BuiltRelease, Running, str]]:
+    """Run a fresh 1.0.0 that serves one object; gives the release, the node and the key set's id."""
     old = bench.builder.good("1.0.0")
     async with bench.running(old, "--first-install") as node:
         health = await node.until("serving")
         await node.client.put("a", b"of 1.0.0")
+        yield old, node, str(health["key_set_id"])
+
+
+async def installed(bench: Bench) -> tuple[BuiltRelease, str]:
+    """Leave a data folder with one object of 1.0.0; returns the release and the key set's id."""
+    async with installing(bench) as (old, node, key_set_id):
+        pass
     assert node.process.returncode == 0
-    return old, str(health["key_set_id"])
+    return old, key_set_id
 
 
 async def test_a_restarted_node_unseals_its_own_keys(bench: Bench) -> None:
@@ -132,6 +140,7 @@ async def test_without_the_keys_the_new_version_cannot_read_the_old_ones_data(be
         assert (await node.until("serving"))["key_set_id"] == key_set_id
 
 
+@pytest.mark.slow
 async def test_sealed_keys_open_only_on_the_cpu_that_sealed_them(bench: Bench) -> None:
     old, _ = await installed(bench)
     shutil.move(bench.folder / "cpu", bench.folder / "another machine's cpu")
@@ -169,8 +178,7 @@ async def test_two_nodes_never_work_on_the_same_data(bench: Bench) -> None:
 
 
 async def test_commit_is_for_this_very_version_and_is_kept(bench: Bench) -> None:
-    old, _ = await installed(bench)
-    async with bench.running(old) as node:
+    async with installing(bench) as (old, node, _):
         assert (await node.until("serving"))["committed"] is False
         for body, status in ((b"{}", 400), (b"junk", 400), (json.dumps({"enclave_id": "ab" * 32}).encode(), 409)):
             async with node.client.session.post(f"{node.client.url}/commit", data=body) as answer:
@@ -182,10 +190,9 @@ async def test_commit_is_for_this_very_version_and_is_kept(bench: Bench) -> None
         assert (await node.until("serving"))["committed"] is True
 
 
+@pytest.mark.slow
 async def test_a_damaged_object_breaks_the_connection_instead_of_lying(bench: Bench) -> None:
-    old, _ = await installed(bench)
-    async with bench.running(old) as node:
-        await node.until("serving")
+    async with installing(bench) as (_, node, _):
         await node.client.put("big", bytes(3 * 1024 * 1024))
         path = max((bench.data / "objects").iterdir(), key=lambda item: item.stat().st_size)
         data = bytearray(path.read_bytes())
@@ -196,10 +203,9 @@ async def test_a_damaged_object_breaks_the_connection_instead_of_lying(bench: Be
         assert await node.client.get("a") == b"of 1.0.0"
 
 
+@pytest.mark.slow
 async def test_a_killed_upload_leaves_the_object_as_it_was(bench: Bench) -> None:
-    old, _ = await installed(bench)
-    async with bench.running(old) as node:
-        await node.until("serving")
+    async with installing(bench) as (old, node, _):
 
         async def endless() -> AsyncIterator[bytes]:
             while True:
@@ -236,14 +242,17 @@ ROGUES = {
     # signed, but not the vault that the node's measured policy names: an older or revoked version of itself, say
     "not the named vault": ("honest", False, True, "PEER_NOT_UPGRADER"),
 }
+SOME_ROGUES = ("honest", "unsigned")  # in `make test`; the others in `make e2e-long`
 
 
-@pytest.mark.parametrize("rogue", ROGUES)
+@pytest.mark.parametrize(
+    "rogue",
+    [rogue if rogue in SOME_ROGUES else pytest.param(rogue, marks=pytest.mark.slow) for rogue in ROGUES],
+)
 async def test_keys_are_given_to_no_enclave_but_a_signed_one_that_plays_by_the_rules(bench: Bench, rogue: str) -> None:
     behaviour, debug, signed, code = ROGUES[rogue]
     if rogue == "not the named vault":
         bench.builder = replace(bench.builder, upgrader_ids=("ab" * 32,))
-    old, key_set_id = await installed(bench)
     folder = bench.folder / "rogue"
     folder.mkdir()
     image, sigstruct, signature = folder / "rogue.pyz", folder / "rogue.sig", folder / "network.sig"
@@ -252,10 +261,9 @@ async def test_keys_are_given_to_no_enclave_but_a_signed_one_that_plays_by_the_r
     keys = bench.builder.keys
     sigstruct.write_bytes(build_sigstruct(image, keys.vendor, debug=debug, date=SIGSTRUCT_DATE))
     rogue_id = verify_artefact(image, sigstruct)
-    signature.write_text(sign_enclave_id(keys.network, rogue_id if signed else old.enclave_id))
+    signature.write_text(sign_enclave_id(keys.network, rogue_id if signed else "ab" * 32))
 
-    async with bench.running(old) as node:
-        await node.until("serving")
+    async with installing(bench) as (_, node, key_set_id):
         command = [sys.executable, "-m", "attestation.simulated", "run", "--cpu", str(bench.folder / "cpu")]
         command += ["--image", str(image), "--sigstruct", str(sigstruct), "--", behaviour, node.client.url]
         command += [keys.network_public, GENESIS, str(signature)]

@@ -22,11 +22,7 @@ from devnet.chain import DevChain
 from devnet.release_builder import BuiltRelease, NodeTraits, ReleaseKeys
 from devnet.world import World
 
-pytestmark = [
-    pytest.mark.e2e,
-    pytest.mark.asyncio(loop_scope="module"),
-    pytest.mark.xdist_group("refused"),
-]
+pytestmark = [pytest.mark.e2e, pytest.mark.asyncio(loop_scope="module")]
 
 PROBATION_S = 2.0
 CRASH_AFTER_S = 0.7
