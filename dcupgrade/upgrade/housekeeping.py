@@ -26,14 +26,21 @@ def needed(state: State) -> frozenset[str]:
 
 
 async def keep_tidy(tools: Tools, early: EarlyFetch, state: Callable[[], State]) -> None:
-    """Remove unneeded files every `tidy_every_s` seconds while the machine is idle; retry failures the next time."""
+    """Remove unneeded files every `tidy_every_s` seconds while the machine is idle; retry failures the next time.
+
+    The first time comes after `tidy_soon_s`, and so does the next one after a time at which the machine was at work: an
+    agent that is restarted often, or upgrades often, removes files too.
+    """
+    pause_s = tools.limits.tidy_soon_s
     while True:
-        await tools.clock.sleep(tools.limits.tidy_every_s)
+        await tools.clock.sleep(pause_s)
+        pause_s = tools.limits.tidy_every_s
         try:
             for enclave_id in await tools.slots.staged() if tools.limits.remove_previous else ():
                 # read before each removal: the state may have changed meanwhile
                 now = state()
                 if now.name is not Name.IDLE or now.running is None:
+                    pause_s = tools.limits.tidy_soon_s
                     break
                 if enclave_id not in needed(now) and not early.holds(enclave_id):
                     await tools.slots.remove_slot(enclave_id)

@@ -51,6 +51,7 @@ class Limits:
     launches: int = 3
     remove_previous: bool = True
     tidy_every_s: float = 300.0
+    tidy_soon_s: float = 30.0
     confirmed: tuple[str, ...] = ("durable",)
     early_hosts: tuple[str, ...] = ()
 

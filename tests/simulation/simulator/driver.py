@@ -36,6 +36,7 @@ from .world import Published, SimulatedWorld
 LIMITS = Limits(
     attempts=ATTEMPTS, backoff_s=0.5, backoff_max_s=8.0, ready_deadline_s=20.0, delivery_deadline_s=20.0,
     probation_s=2.0, probe_interval_s=1.0, refusal_patience_s=3.0, steady_s=2.0, tidy_every_s=15.0,
+    tidy_soon_s=5.0,
 )  # fmt: skip
 BUDGETS = Budgets(attempts=3, failures=1, launches=3, crashes=4, retention_s=50.0)
 PATIENCE_S = 60.0

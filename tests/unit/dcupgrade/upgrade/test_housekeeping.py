@@ -63,6 +63,49 @@ def test_a_hundred_upgrades_keep_a_bounded_number_of_versions_unless_the_setting
     scene.play(act)
 
 
+def test_an_agent_that_is_restarted_often_removes_files_too() -> None:
+    scene = Scene(budgets=replace(BUDGETS, retention_s=1e6))
+    scene.with_limits(tidy_every_s=1e9, tidy_soon_s=10.0)
+
+    async def act(scene: Scene) -> None:
+        await scene.installed()
+        for _ in range(4):
+            last = scene.publish()
+            await scene.until_idle(last)
+            await scene.kill_agent()
+            scene.start_agent()
+            await asyncio.sleep(20)
+        assert last.enclave_id in await slots(scene)
+        assert len(await slots(scene)) == 2
+
+    scene.play(act)
+
+
+def test_a_machine_that_was_at_work_when_files_were_due_for_removal_is_looked_at_again_soon() -> None:
+    scene = Scene(budgets=replace(BUDGETS, retention_s=1e6))
+    scene.with_limits(tidy_every_s=1e9, tidy_soon_s=10.0)
+
+    async def act(scene: Scene) -> None:
+        await scene.installed()
+        for _ in range(3):
+            await scene.until_idle(scene.publish())
+        scene.say("hold", reason="a holiday")
+        await scene.until(lambda state: state.hold is not None)
+        scene.publish()
+        await scene.until_state(Name.STAGED)
+        await scene.kill_agent()
+        scene.start_agent()
+        await asyncio.sleep(100)
+        assert len(await slots(scene)) > 3
+        scene.say("unhold")
+        await scene.until_state(Name.COLLECTING)
+        await scene.until_state(Name.IDLE)
+        await asyncio.sleep(20)
+        assert len(await slots(scene)) == 2
+
+    scene.play(act)
+
+
 def test_a_slot_that_cannot_be_removed_is_tried_again_later_and_stops_nothing() -> None:
     async def act(scene: Scene) -> None:
         await scene.installed()
