@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import hashlib
+import importlib
 import os
 import re
 from collections.abc import AsyncIterator
@@ -47,7 +48,8 @@ async def open_node_driver(
     if settings.node.driver == "process":
         yield processes, None
         return
-    # the Engine API's library is large, and most agents run processes
+    # the Engine API's library is large, and most agents run processes; a thread reads it from the disk
+    await asyncio.to_thread(importlib.import_module, "process_supervisor.container_images")
     from process_supervisor.container_driver import ContainerDriver
     from process_supervisor.container_images import ImageStore
     from process_supervisor.engine_client import engine

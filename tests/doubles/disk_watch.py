@@ -1,7 +1,7 @@
 """Names whatever touches files on the thread of a running event loop: a slow disk would stand it still.
 
 Judged by the interpreter's audit events and not by time, so a fast disk hides nothing and a busy machine fails nothing.
-Files of the program itself are left out: an import reads them where it stands.
+What an import reads is left out: it reads where it stands, and looks into every folder of the path.
 """
 
 import asyncio
@@ -43,7 +43,9 @@ class DiskWatch:
     def look(self, event: str, path: str) -> None:
         """Report an event on one of the files that are watched."""
         if path.startswith(self._folders):
-            self._report(Held(f"{event} {path}", 0.0, tuple(traceback.format_stack(sys._getframe(2))[-12:])))
+            stack = traceback.format_stack(sys._getframe(2))
+            if not any("<frozen importlib" in line for line in stack):
+                self._report(Held(f"{event} {path}", 0.0, tuple(stack[-12:])))
 
 
 _hooked: list[bool] = []
