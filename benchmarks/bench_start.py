@@ -1,137 +1,94 @@
-"""From the start of the process to the first view: with stored layouts, without, and by a bare client.
+"""From the start of a process to its first view of the chain: the watcher beside other clients of the same real node.
 
-Run: python benchmarks/bench_start.py [--rounds 5] [--types 900]
+Run: python benchmarks/bench_start.py [--rounds 7]
 
-A chain in another process (true hashes, tries, proofs and votes) whose metadata has as many types as Polkadot's.
-Printed are the wall time and the processor time of a process that starts, connects, and ends with the first view: the
-watcher in the modes `single` and `proven`, warm (layouts of an earlier start are stored) and cold; and of a bare
-aiohttp client that asks for the finalized head and one proof. All run from bytecode, as installed programs do.
+Every client is started alone, and counts as started when it has decoded the release at the finalized head. The watcher
+starts cold, and warm with the storage layouts that an earlier start has stored. Blocks take 6 s, so that hardly any
+client waits for one: each asks for the head that is final already. The clients take turns, so that whatever else the
+machine does strikes all alike.
 """
 
 from __future__ import annotations
 
 import argparse
 import asyncio
-import json
 import os
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
 from pathlib import Path
-from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
-from benchmarks.report import Row, emit  # noqa: E402
 
-TARGET_S = {"warm": 0.5, "cold": 0.9}
+from benchmarks import peer_clients  # noqa: E402
+from benchmarks.bench_detection import Publisher  # noqa: E402
+from benchmarks.clients import Client, other_commands, watcher_commands  # noqa: E402
+from benchmarks.report import Row, emit, missing_peers  # noqa: E402
+from devnet.chain import DevChain  # noqa: E402
+from devnet.node_process import ensure_node_binary  # noqa: E402
 
-
-async def serve(types: int) -> None:
-    from chain_watcher.proof.grandpa import Checkpoint
-    from tests.doubles.chain_endpoint import FakeChain, FakeNode
-    from tests.doubles.metadata_maker import make_metadata
-    from tests.doubles.watching import ID_1, publish
-
-    chain = FakeChain(metadata=make_metadata(filler=types))
-    checkpoint = Checkpoint(0, 0, tuple(chain.authorities())).to_json()
-    block = await chain.advance(publish(chain, ID_1, 1))
-    chain.justifications[block.number] = chain.justify(block)
-    async with FakeNode(chain, grandpa=True) as node:
-        facts = {"url": node.url, "genesis_hash": chain.genesis_hash, "checkpoint": checkpoint}
-        print(json.dumps({**facts, "metadata_bytes": len(chain.metadata[1])}), flush=True)
-        await asyncio.to_thread(sys.stdin.readline)
+BLOCK_MS = 6000
+START_S = 60
+SECONDS_AT_MOST = {"warm": 0.5, "cold": 0.9}
 
 
-async def watch(facts: dict[str, Any], finality: str, layouts_file: Path) -> None:
-    from chain_watcher.watch.config import WatcherConfig
-    from chain_watcher.watch.watcher import Watcher
-
-    config = WatcherConfig(
-        endpoints=(facts["url"],),
-        finality=finality,  # type: ignore[arg-type]
-        genesis_hash=facts["genesis_hash"],
-        checkpoint=facts["checkpoint"],
-        layouts_file=layouts_file,
-    )
-    watcher = Watcher(config, lambda _id, _signatures: None)
-    run = asyncio.create_task(watcher.run())
-    view = await anext(watcher.views())
-    assert view.program is not None
-    run.cancel()
-    await asyncio.gather(run, return_exceptions=True)
-
-
-async def bare(facts: dict[str, Any]) -> None:
-    import aiohttp
-
-    async with aiohttp.ClientSession() as session, session.ws_connect(facts["url"]) as socket:
-
-        async def ask(method: str, *params: object) -> Any:
-            await socket.send_json({"jsonrpc": "2.0", "id": 1, "method": method, "params": params})
-            return (await socket.receive_json())["result"]
-
-        await ask("state_getReadProof", ["0x" + "00" * 32], await ask("chain_getFinalizedHead"))
-
-
-def measure(facts: dict[str, Any], role: str, folder: Path) -> tuple[float, float]:
-    """Return wall and processor seconds of one start."""
-    command = [sys.executable, __file__, "--role", role, json.dumps(facts), str(folder / f"{role.split()[0]}.json")]
-    environment = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
-    environment["PYTHONPYCACHEPREFIX"] = str(folder / "bytecode")
-    before, begun = os.times(), time.monotonic()
-    subprocess.run(command, check=True, stdout=subprocess.DEVNULL, env=environment)
-    after = os.times()
-    used = after.children_user + after.children_system - before.children_user - before.children_system
-    return time.monotonic() - begun, used
-
-
-def compare(rounds: int, types: int) -> None:
-    command = [sys.executable, __file__, "--role", "serve", "--types", str(types)]
-    chain = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-    assert chain.stdin is not None
-    assert chain.stdout is not None
+async def start(command: list[str]) -> float:
+    """Seconds from the start of a client to its first view. Raises TimeoutError."""
+    began = time.monotonic()
+    client = await Client.start(command)
     try:
-        facts = json.loads(chain.stdout.readline())
-        print(f"metadata of {facts['metadata_bytes']:,} bytes, {rounds} starts each; load {os.getloadavg()[0]:.1f}")
-        print(f"{'':<28}{'wall s':>8}{'processor s':>13}")
-        with tempfile.TemporaryDirectory(prefix="bench-start-") as name:
-            for role in ("single cold", "single warm", "proven cold", "proven warm", "bare"):
-                measure(facts, role, Path(name))  # makes the bytecode
-                rows = []
-                for _ in range(rounds):
-                    if role.endswith("cold"):
-                        for file in Path(name).glob("*.json"):
-                            file.unlink()
-                    rows.append(measure(facts, role, Path(name)))
-                wall, used = (statistics.median(row[at] for row in rows) for at in (0, 1))
-                target = TARGET_S.get(role.rpartition(" ")[2])
-                emit(Row(f"{role}, start to first view", wall, "s", at_most=target, peer=role == "bare"))
-                note = "" if target is None else f"   target {target} s: {'met' if wall < target else 'MISSED'}"
-                print(f"{role:<28}{wall:>8.2f}{used:>13.2f}{note}", flush=True)
+        async with asyncio.timeout(START_S):
+            line = await client.find(lambda line: "number" in line)
+        return float(line["release_at"]) - began
     finally:
-        chain.stdin.write("\n")
-        chain.stdin.close()
-        chain.wait()
+        await client.stop()
+
+
+async def starts(chain: DevChain, folder: Path) -> tuple[dict[str, list[str]], dict[str, str]]:
+    """The command of each start, by its name; and why peers are missing."""
+    own: dict[str, list[str]] = {}
+    for name, command in (await watcher_commands(chain)).items():
+        layouts = folder / f"{name.rpartition(' ')[2]}.json"
+        own[f"{name}, cold"] = command
+        own[f"{name}, warm"] = [*command, str(layouts)]
+        await start(own[f"{name}, warm"])  # stores the layouts
+    others, missing = other_commands(chain.ws_url)
+    return {**own, **others}, missing
+
+
+async def compare(rounds: int) -> None:
+    """Measure in turns, and print and report."""
+    ensure_node_binary()
+    peer_clients.commands()  # what has to be built is built before anything is measured
+    taken: dict[str, list[float]] = {}
+    with tempfile.TemporaryDirectory(prefix="bench-start-") as folder:
+        async with DevChain("node", block_time_ms=BLOCK_MS) as chain:
+            await Publisher(chain.ws_url).publish()
+            await chain.wait_finalized((await chain.finalized())[0] + 2)
+            commands, missing = await starts(chain, Path(folder))
+            for _ in range(rounds):
+                for name, command in commands.items():
+                    try:
+                        taken.setdefault(name, []).append(await start(command))
+                    except TimeoutError:
+                        missing[name] = f"it had no view within {START_S} s"
+    for name, seconds in taken.items():
+        at_most = SECONDS_AT_MOST.get(name.rpartition(" ")[2]) if name.startswith("watcher") else None
+        median = statistics.median(seconds)
+        print(f"{name:<28}{median:>8.2f} s   ({', '.join(f'{one:.2f}' for one in seconds)})", flush=True)
+        emit(Row(f"{name}, start to first view", median, "s", at_most=at_most, peer=at_most is None))
+    emit(*missing_peers({name: why for name, why in missing.items() if name not in taken}, "s"))
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--types", type=int, default=900)
-    parser.add_argument("--role", help=argparse.SUPPRESS)
-    parser.add_argument("arguments", nargs="*", help=argparse.SUPPRESS)
+    """Command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=7)
     given = parser.parse_args()
-    if given.role is None:
-        compare(given.rounds, given.types)
-    elif given.role == "serve":
-        asyncio.run(serve(given.types))
-    elif given.role == "bare":
-        asyncio.run(bare(json.loads(given.arguments[0])))
-    else:
-        asyncio.run(watch(json.loads(given.arguments[0]), given.role.split()[0], Path(given.arguments[1])))
+    print(f"{os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}")
+    asyncio.run(compare(given.rounds))
 
 
 if __name__ == "__main__":

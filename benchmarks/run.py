@@ -62,10 +62,12 @@ ALL = {
         "detection, node with TCP_NODELAY", "bench_detection.py", ("--nodelay",), None, ("cc",)
     ),
     "start": Benchmark("start", "bench_start.py", (), ("--rounds", "1")),
+    "metadata": Benchmark("start with metadata of Polkadot's size", "bench_metadata.py", (), ("--rounds", "1")),
     "idle": Benchmark("idle cost", "bench_idle.py", (), ("--seconds", "15", "--no-agent")),
     "memory": Benchmark("memory of the watcher", "bench_watch_memory.py", (), ("--blocks", "400")),
     "agent-memory": Benchmark("memory of the agent's modules", "bench_watch_memory.py", ("--agent",)),
     "downtime": Benchmark("downtime, processes", "bench_downtime.py", (), ("--rounds", "1")),
+    "downtime-containers": Benchmark("downtime, containers", "bench_downtime_containers.py"),
     "handover": Benchmark("handover v2", "bench_handover.py", (), ("--rounds", "20")),
     "handover-replacing": Benchmark(
         "handover v2 over an earlier copy", "bench_handover.py", ("--replacing",), ("--replacing", "--rounds", "20")

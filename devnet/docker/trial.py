@@ -105,7 +105,7 @@ def compose_trial(objects: int, seed: int, attach: bool, folder: Path | None) ->
     folder = (folder or ROOT / "run" / f"compose-{datetime.now().astimezone():%Y%m%d-%H%M%S}").resolve()
     console.print("[bold]DCUpgrade in containers.[/] [bold yellow]The TEE is SIMULATED: it protects nothing here.[/]")
     try:
-        with interruptible(), _services(console, folder, attach=attach) as compose:
+        with interruptible(), services(console, folder, attach=attach) as compose:
             asyncio.run(_run(console, compose, objects, seed))
     except (demo.DemoError, WorldError, DevnetError, aiohttp.ClientError, OSError) as error:
         console.print(f"[bold red]failed[/]: {escape(str(error))}")
@@ -117,7 +117,7 @@ def compose_trial(objects: int, seed: int, attach: bool, folder: Path | None) ->
 
 
 @contextlib.contextmanager
-def _services(console: Console, folder: Path, *, attach: bool) -> Iterator[Compose]:
+def services(console: Console, folder: Path, *, attach: bool) -> Iterator[Compose]:
     """The running services, from an engine of our own or of whoever started them."""
     if attach:
         if "DC_HOME" not in os.environ:
