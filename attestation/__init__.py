@@ -1,5 +1,5 @@
 """SGX structures, measurement, network signatures, acceptance policy, and the drivers of a TEE.
 
-Pure modules hold bytes and decisions; `artefact`, `simulated`, `driver` and `gramine` are the shells that touch
-files, sockets and processes. Nothing is re-exported here, so that an enclave imports only what it uses.
+The modules of this folder are pure: bytes and decisions. `artefact/`, `simulated/` and `tee/` work with files, sockets
+and processes. Nothing is re-exported here, so that an enclave imports only what it uses.
 """

@@ -1,4 +1,4 @@
-"""The one exception of this package, and every code it can carry."""
+"""The exception of this package and its stable codes."""
 
 from typing import Literal
 

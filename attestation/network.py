@@ -1,7 +1,7 @@
 """Network signatures: ed25519 by the DC network's keys over an enclave id. Pure.
 
-The signed bytes are the 64 ASCII bytes of the enclave id (lower-case hex of MRENCLAVE), as the network's
-governance signs them on chain. Keys and signatures travel as multibase base32 (prefix `b`).
+The signed message is the 64 ASCII bytes of the enclave id (lower-case hex of MRENCLAVE), as the network's governance
+signs it on chain. Keys and signatures travel as multibase base32 (prefix `b`).
 """
 
 import base64
@@ -39,7 +39,7 @@ def encode_multibase(data: bytes) -> str:
 
 
 def decode_multibase(text: str) -> bytes:
-    """Decode multibase base32 text. Only the canonical form is taken, so that one value has one text.
+    """Decode multibase base32 text. Only the canonical form is accepted, so that each value has one text.
 
     Raises MULTIBASE_INVALID: other prefix, case or alphabet, padding, impossible length, non-zero spare bits.
     """
@@ -58,7 +58,7 @@ def decode_multibase(text: str) -> bytes:
 
 
 def need_enclave_id(enclave_id: str) -> str:
-    """Give `enclave_id` back, or raise ENCLAVE_ID_INVALID unless it is 64 lower-case hex digits."""
+    """Return `enclave_id`, or raise ENCLAVE_ID_INVALID unless it is 64 lower-case hex digits."""
     if not isinstance(enclave_id, str) or not _ENCLAVE_ID.match(enclave_id):
         shown = enclave_id[:80] if isinstance(enclave_id, str) else type(enclave_id).__name__
         raise AttestationError(
@@ -107,10 +107,10 @@ class NetworkKeys:
         return cls(tuple(keys), threshold)
 
     def verify(self, enclave_id: str, signatures: Iterable[bytes]) -> frozenset[int]:
-        """Verify the network's signature over `enclave_id`; gives the indexes of the keys that signed.
+        """Verify the network's signature over `enclave_id`; returns the indexes of the keys that signed.
 
-        Signatures by others are passed over, since anybody may append one: only the keys that did sign count,
-        each once. Raises ENCLAVE_ID_INVALID, NETWORK_SIGNATURE_MISSING, _BAD, _THRESHOLD.
+        Signatures of other keys are ignored, because anybody can append one. Each network key counts once. Raises
+        ENCLAVE_ID_INVALID, NETWORK_SIGNATURE_MISSING, _BAD, _THRESHOLD.
         """
         message = need_enclave_id(enclave_id).encode("ascii")
         given = tuple(signatures)
@@ -149,8 +149,8 @@ class NetworkKeys:
 
 
 def _signed_by(key: bytes, signature: bytes, message: bytes) -> bool:
-    # ZIP-215 rules, as on the chain. Where they are laxer than others, nobody but the key's owner gains by it, and
-    # keys of small order are refused above.
+    # ZIP-215 rules, as on the chain. They accept more signatures than others, but only the owner of a key could make
+    # those, and keys of small order are refused above.
     return bool(ed25519_zebra.ed_verify(signature, message, key))
 
 

@@ -1,7 +1,7 @@
 """Whether to accept a peer, from its report and the network's signatures over its enclave id. Pure.
 
-The caller verifies the report's MAC first (`TeeDriver.verify`): only then do these fields mean anything. Every
-refusal has its own code and says what was expected and what was found; it is meant to be logged once.
+The caller verifies the report's MAC first (`TeeDriver.verify`); without it the fields prove nothing. Every refusal has
+its own code and contains the expected and the found value; log it once.
 """
 
 import enum
@@ -14,7 +14,7 @@ from .sgx import AEXNOTIFY, DEBUG, INIT, KSS, MISC_EXINFO, MODE64BIT, XFRM_KNOWN
 
 
 class Role(enum.Enum):
-    """What the peer is in a handover, and the code that refuses one who is not."""
+    """The peer's role in a handover, and the code that refuses a peer without it."""
 
     TARGET = "PEER_NOT_TARGET"
     SOURCE = "PEER_NOT_SOURCE"
@@ -23,13 +23,13 @@ class Role(enum.Enum):
 
 @dataclass(frozen=True, slots=True)
 class Policy:
-    """What a peer's report must be like. The defaults are the strictest that a Gramine enclave meets.
+    """Requirements for a peer's report. The defaults are the strictest that a Gramine enclave meets.
 
-    `flags_allowed` and `xfrm_allowed` bound ATTRIBUTES, DEBUG is refused whatever they say; `flags_required`
-    must be there. `configids` are the CONFIGIDs that may be (zeros: none was given), `configsvn_floor` and
-    `isvsvn_floor` lower bounds; `isvprodid` None leaves it open. ISVPRODID and ISVSVN are the signer's claims, and a
-    host may sign the same enclave again under a key of its own: they sort honest builds, MRENCLAVE decides.
-    `transitions`, if given, are the only (source id, target id) pairs between which keys may go.
+    `flags_allowed` and `xfrm_allowed` limit ATTRIBUTES; DEBUG is always refused; `flags_required` must be set.
+    `configids`: accepted CONFIGIDs (zeros: the enclave was given none). `configsvn_floor` and `isvsvn_floor`: lower
+    bounds. `isvprodid`: None accepts any. ISVPRODID and ISVSVN are only the signer's claims, because a host can sign
+    the same enclave with its own key: they order honest builds, but only MRENCLAVE identifies one.
+    `transitions`: if given, keys may go only between these (source id, target id) pairs.
     """
 
     network: NetworkKeys
@@ -74,7 +74,7 @@ class Policy:
 
 @dataclass(frozen=True, slots=True)
 class AcceptedPeer:
-    """A peer that an acceptance policy let pass; made by `accept` only. `signed_by` indexes the network keys."""
+    """A peer that an acceptance policy accepted; made by `accept` only. `signed_by`: indexes of network keys."""
 
     role: Role
     enclave_id: str
@@ -161,11 +161,11 @@ def accept(
     role: Role,
     expected: Set[str] | None,
 ) -> AcceptedPeer:
-    """Accept the maker of a report whose MAC was verified, or raise with the code of the first failed rule.
+    """Accept the enclave that made a report whose MAC was verified, or raise the code of the first failed rule.
 
-    `signatures` are claimed network signatures over its enclave id. `expected` holds the enclave ids that may
-    play `role`. TARGET and SOURCE always need it, since a network signature has no role in it; an UPGRADER
-    (whom a node meets) may be any that the network signed: None.
+    `signatures`: claimed network signatures over its enclave id. `expected`: enclave ids that may have `role`. It is
+    required for TARGET and SOURCE, because a network signature names no role. For UPGRADER (seen by a node), None
+    accepts any enclave that the network signed.
     """
     if expected is None and role is not Role.UPGRADER:
         raise AttestationError(

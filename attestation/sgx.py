@@ -2,7 +2,7 @@
 
 Layouts: Intel SDM volume 3D chapter 38; names and offsets as in intel/linux-sgx common/inc/sgx_report.h,
 sgx_key.h, sgx_attributes.h; CET fields as in gramine's sgx_arch.h. All integers are little-endian. A decoder
-takes exactly the structure's length, refuses reserved bytes that are not zero, and re-encodes to the same bytes.
+accepts exactly the structure's length and refuses non-zero reserved bytes. Encoding returns the same bytes again.
 """
 
 import hmac
@@ -31,9 +31,9 @@ FLAG_NAMES = {
     AEXNOTIFY: "AEXNOTIFY",
 }
 XFRM_LEGACY = 0x3  # x87 and SSE: every enclave has both
-# XCR0 bits that hold plain register state: x87, SSE, AVX, MPX, AVX-512, PKRU, AMX (SDM 1, 13.3).
+# XCR0 bits of plain register state: x87, SSE, AVX, MPX, AVX-512, PKRU, AMX (SDM 1, 13.3).
 XFRM_KNOWN = 0x602FF
-# Components that XCR0 takes only whole and only beside others: these bits, and the bits that they need.
+# Components whose XCR0 bits must be set together, and only with others: these bits, and the bits that they need.
 _XFRM_GROUPS = (
     (0x4, 0x2),  # AVX needs SSE
     (0x18, 0x18),  # MPX: bounds and their configuration
@@ -44,7 +44,7 @@ MISC_EXINFO = 0x1  # MISCSELECT: page faults are reported in the SSA
 
 
 def xfrm_possible(xfrm: int) -> bool:
-    """Tell whether a CPU with all known components takes this value as an enclave's XFRM (SDM 1, 13.3: XSETBV)."""
+    """Tell whether a CPU with all known components accepts this XFRM of an enclave (SDM 1, 13.3: XSETBV)."""
     if xfrm & XFRM_LEGACY != XFRM_LEGACY or xfrm & ~XFRM_KNOWN:
         return False
     return all(xfrm & needed == needed for group, needed in _XFRM_GROUPS if xfrm & group)
@@ -119,7 +119,7 @@ def need_length(structure: str, data: _Bytes, length: int) -> None:
 
 
 def need_zero(structure: str, *reserved: bytes | int) -> None:
-    """Raise SGX_RESERVED_NOT_ZERO if a reserved field holds anything but zeros."""
+    """Raise SGX_RESERVED_NOT_ZERO if a reserved field is not all zeros."""
     for value in reserved:
         if any(value) if isinstance(value, bytes) else value:
             raise AttestationError(
@@ -130,7 +130,7 @@ def need_zero(structure: str, *reserved: bytes | int) -> None:
 
 
 def flag_text(flags: int) -> str:
-    """Name the bits of ATTRIBUTES.FLAGS for a person: "INIT|MODE64BIT", unknown bits as hex."""
+    """Name the bits of ATTRIBUTES.FLAGS for an operator: "INIT|MODE64BIT", unknown bits as hex."""
     names = [name for bit, name in FLAG_NAMES.items() if flags & bit]
     unknown = flags & ~sum(FLAG_NAMES)
     return "|".join([*names, hex(unknown)] if unknown or not names else names)
@@ -148,7 +148,7 @@ class Attributes:
 
     @classmethod
     def decode(cls, data: _Bytes) -> "Attributes":
-        """Decode 16 bytes. Every bit pattern is a value; the acceptance policy judges the bits."""
+        """Decode 16 bytes. Every bit pattern is valid here; the acceptance policy checks the bits."""
         need_length("ATTRIBUTES", data, 16)
         return cls(*_ATTRIBUTES.unpack(data))
 
@@ -255,7 +255,7 @@ class Report:
 
     @classmethod
     def decode(cls, data: _Bytes) -> "Report":
-        """Decode 432 bytes. Raises SGX_LENGTH_WRONG, SGX_RESERVED_NOT_ZERO. Proves nothing about the MAC."""
+        """Decode 432 bytes. Raises SGX_LENGTH_WRONG, SGX_RESERVED_NOT_ZERO. Does not verify the MAC."""
         need_length("REPORT", data, REPORT_SIZE)
         (
             cpusvn, misc, cet, rsv1, ext, attributes, mrenclave, rsv2, mrsigner, rsv3, configid,
@@ -281,7 +281,7 @@ class Report:
         return self.mrenclave.hex()
 
     def target_info(self) -> TargetInfo:
-        """Give the TARGETINFO for a report that answers this one: its maker becomes the target."""
+        """Return the TARGETINFO for a report that answers this one: its maker becomes the target."""
         return TargetInfo(
             self.mrenclave, self.attributes, self.miscselect, self.cet_attributes, self.configsvn, self.configid
         )
@@ -332,7 +332,7 @@ def cmac(key: bytes, data: bytes) -> bytes:
     """AES-128-CMAC (NIST SP 800-38B) of `data` under a 16-byte key: 16 bytes."""
     if len(key) != KEY_SIZE:
         raise _field("AES-128-CMAC", "KEY", f"it is not {KEY_SIZE} bytes")
-    # imported here: the agent reads these structures too, makes no MAC, and is to stay small
+    # imported here because the agent decodes these structures but makes no MAC, and must use little memory
     from cryptography.hazmat.primitives.ciphers.algorithms import AES
     from cryptography.hazmat.primitives.cmac import CMAC
 
@@ -342,7 +342,7 @@ def cmac(key: bytes, data: bytes) -> bytes:
 
 
 def report_mac(key: bytes, report: Report) -> bytes:
-    """Give the MAC that `report` must carry under the 16-byte report key of its target."""
+    """Return the MAC that `report` must carry under the 16-byte report key of its target."""
     return cmac(key, report.encode()[:REPORT_BODY_SIZE])
 
 
@@ -358,16 +358,16 @@ def verify_report_mac(key: bytes, report: Report) -> None:
 
 
 def report_key_request(key_id: bytes) -> KeyRequest:
-    """Give the KEYREQUEST for the caller's own report key under a report's KEYID."""
+    """Return the KEYREQUEST for the caller's own report key under a report's KEYID."""
     return KeyRequest(REPORT_KEY, key_id=key_id)
 
 
 def seal_key_request(own: Report, key_id: bytes) -> KeyRequest:
-    """Give the KEYREQUEST for a key that only this MRENCLAVE can get back.
+    """Return the KEYREQUEST for a key that only this MRENCLAVE can get again.
 
-    `own` is a report of the caller (its CPUSVN and ISVSVN go in), `key_id` 32 random bytes. All attribute and
-    MISCSELECT bits are in the key, so a debug twin of the same MRENCLAVE gets another one; XFRM is left out,
-    since a kernel may enable a new state component between two starts.
+    `own`: a report of the caller (for its CPUSVN and ISVSVN); `key_id`: 32 random bytes. All attribute and MISCSELECT
+    bits are part of the key, so a debug enclave with the same MRENCLAVE gets another key. XFRM is not, because a kernel
+    may enable a new state component between two starts.
     """
     return KeyRequest(
         SEAL_KEY,

@@ -1,7 +1,7 @@
-"""The import closure of a program: which of the project's own files belong into its enclave's image.
+"""The import closure of a program: the project files that belong in its enclave's image.
 
-An image holds exactly what its program imports. A file beside it that changes, such as the agent's client beside the
-vault, then leaves the program's MRENCLAVE as it is.
+An image contains exactly the files that its program imports. A change of another file, such as the agent's client, does
+not change the program's MRENCLAVE.
 """
 
 import ast
@@ -10,7 +10,7 @@ from pathlib import Path
 
 
 def import_closure(root: Path, entry: str, packages: Collection[str]) -> dict[str, Path]:
-    """Return the files of `entry` and of all that it imports, by their names in an image.
+    """Return the files of `entry` and of all its imports, direct and indirect, by their names in an image.
 
     `root` is the folder that holds `packages` (names of top-level packages); other packages are left out. `entry` is
     the full name of a module. Imports inside functions count, those under `if TYPE_CHECKING:` do not.
@@ -45,7 +45,7 @@ def _file_of(root: Path, module: str, packages: Collection[str]) -> Path | None:
 
 
 def _imported(file: Path, package: str) -> Iterator[str]:
-    """Give every full name that a file may import. `from a import b` gives `a.b`: b may be a module."""
+    """Yield every full name that a file may import. `from a import b` yields `a.b`, because b may be a module."""
     for node in _run_time_nodes(ast.parse(file.read_bytes())):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
@@ -59,7 +59,7 @@ def _imported(file: Path, package: str) -> Iterator[str]:
 
 
 def _run_time_nodes(node: ast.AST) -> Iterator[ast.AST]:
-    """Give a tree's nodes but for what stands under `if TYPE_CHECKING:`, which no program runs."""
+    """Yield a tree's nodes, without those under `if TYPE_CHECKING:`, which no program runs."""
     yield node
     for child in ast.iter_child_nodes(node):
         if isinstance(child, ast.If) and isinstance(child.test, ast.Name) and child.test.id == "TYPE_CHECKING":

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric.rsa import RSAPrivateKey
 
 IMAGE_BYTES_MAX = 1 << 30
-# The oldest time that a zip archive can hold: images are the same bytes whenever they are built.
+# The earliest time in a zip archive. Fixed, so that the bytes of an image do not depend on the time of the build.
 _ZIP_TIME = (1980, 1, 1, 0, 0, 0)
 _MAIN = "import sys\n\nfrom {module} import {function}\n\nsys.exit({function}())\n"
 
@@ -33,7 +33,7 @@ def _unreadable(path: Path, error: OSError) -> AttestationError:
 
 
 def open_artefact(path: Path) -> int:
-    """Open an image or SIGSTRUCT for reading, without waiting for a writer if it is a pipe: its descriptor.
+    """Open an image or SIGSTRUCT for reading and return its descriptor. Does not wait for a writer if it is a pipe.
 
     Raises ARTEFACT_UNREADABLE.
     """
@@ -44,9 +44,9 @@ def open_artefact(path: Path) -> int:
 
 
 def read_chunks(fd: int, size: int, buffer: bytearray) -> Iterator[memoryview]:
-    """Read `size` bytes from the start of an open file, and one more to see that it ends there.
+    """Yield `size` bytes from the start of an open file in pieces; raise if the file is longer.
 
-    Each piece lies in `buffer` until the next one is asked for.
+    Each piece stays in `buffer` until the next one is requested.
     """
     window = memoryview(buffer)
     offset = 0
@@ -95,7 +95,7 @@ def read_sigstruct(path: Path) -> SigStruct:
 
 
 def verify_artefact(image: Path, sigstruct: Path, *, production: bool = False) -> str:
-    """Verify that `sigstruct` is a good SIGSTRUCT over `image`, and give the enclave id.
+    """Verify that `sigstruct` is a good SIGSTRUCT over `image`, and return the enclave id.
 
     With `production`, a SIGSTRUCT that can only start as a debug enclave is refused as well.
 
@@ -111,7 +111,7 @@ def verify_artefact(image: Path, sigstruct: Path, *, production: bool = False) -
 
 
 class _PemKey:
-    """A `cryptography` RSA key as `sign_sigstruct` wants it."""
+    """Adapts a `cryptography` RSA key to `sign_sigstruct`."""
 
     def __init__(self, key: "RSAPrivateKey") -> None:
         self._key = key
@@ -155,10 +155,10 @@ def build_sigstruct(
 def build_image(out: Path, sources: Mapping[str, Path | bytes], main: str) -> None:
     """Write a zipapp whose bytes depend on its content alone: sorted, stored, fixed times and modes.
 
-    `sources` maps archive names to bytes, files, or folders (taken whole but for caches); `main` is
-    "package.module:function", called without arguments, its result the exit code. Written aside and renamed.
+    `sources` maps archive names to bytes, files, or folders (without caches). `main` is "package.module:function"; it
+    is called without arguments and returns the exit code. Writes a temporary file and renames it.
     """
-    import zipfile  # only builders need it, and an enclave's start waits for every import
+    import zipfile  # imported here: only builders need it, and each import delays an enclave's start
 
     members = dict(_members(sources))
     module, _, function = main.partition(":")

@@ -1,7 +1,7 @@
 """The SIGSTRUCT of a signed enclave whose measurement cannot be made here. Finding it is pure: bytes in, bytes out.
 
 Open Enclave and EGo keep it in the ELF section `.oeinfo` of the signed binary (layout: Open Enclave's public header
-`sgxproperties.h`), Gramine in a file of its own (1,808 bytes). It says what was signed; the CPU decides what runs.
+`sgxproperties.h`), Gramine in a file of its own (1,808 bytes). It names what was signed; the CPU enforces what runs.
 """
 
 import mmap
@@ -34,14 +34,14 @@ def _not_found(why: str) -> AttestationError:
         what="a signed enclave shows no SIGSTRUCT",
         why=why,
         action="Name the signed binary (Open Enclave, EGo) or the .sig file (Gramine) of the release.",
-        kind="transient",  # the settings may name another file; that condemns no release
+        kind="transient",  # perhaps the settings name the wrong file, so the release is not refused
     )
 
 
 def sigstruct_in(data: Bytes) -> bytes:
-    """The 1,808 bytes of the SIGSTRUCT in a signed enclave: an ELF file with `.oeinfo`, or the bare structure.
+    """Return the 1,808 bytes of the SIGSTRUCT in a signed enclave: an ELF file with `.oeinfo`, or the bare structure.
 
-    They are only found here; `SigStruct.decode` and `verify` judge them. Raises SIGSTRUCT_NOT_FOUND.
+    Only locates them; `SigStruct.decode` and `verify` check them. Raises SIGSTRUCT_NOT_FOUND.
     """
     if len(data) == SIGSTRUCT_SIZE:
         return bytes(data[:])
@@ -51,13 +51,13 @@ def sigstruct_in(data: Bytes) -> bytes:
 
 
 def _oeinfo(data: Bytes) -> bytes:
-    """Content of the one section `.oeinfo`."""
+    """Return the content of the section `.oeinfo`, of which there must be exactly one."""
     if len(data) < _EHDR.size or bytes(data[: len(_ELF64_LITTLE)]) != _ELF64_LITTLE:
         raise _not_found("it is no 64-bit little-endian ELF file")
     (*_, table, _flags, _ehsize, _phentsize, _phnum, entry_size, count, names) = _EHDR.unpack(bytes(data[: _EHDR.size]))
     if entry_size != _SHDR.size or not table:
         raise _not_found("it has no section headers")
-    if count == 0:  # more than 65,279 sections: their number stands in the first header
+    if count == 0:  # more than 65,279 sections: the first header contains their number
         count = _header(data, table, 0)[5]
     if not 0 < count <= _SECTIONS_MAX or names >= count:
         raise _not_found(f"it says that it has {count} sections")
@@ -83,9 +83,9 @@ def _header(data: Bytes, table: int, number: int) -> tuple[int, ...]:
 
 
 def _in_properties(section: bytes) -> bytes:
-    """At the place of today's header where its own fields agree, else the one place that looks like a SIGSTRUCT.
+    """Find it at the offset of the current header if its fields agree, else at the only offset that looks like one.
 
-    Older headers have image information of another size before it.
+    In older headers, image information of another size precedes it.
     """
     if len(section) >= _SIGSTRUCT_OFFSET + SIGSTRUCT_SIZE:
         size, kind = _PROPERTIES.unpack_from(section)
@@ -107,7 +107,7 @@ def _begins(section: bytes, at: int) -> bool:
 
 
 def read_signed_enclave(path: Path) -> bytes:
-    """`sigstruct_in` over a file, which is not read whole. Raises SIGSTRUCT_NOT_FOUND, ARTEFACT_UNREADABLE."""
+    """Apply `sigstruct_in` to a file without reading all of it. Raises SIGSTRUCT_NOT_FOUND, ARTEFACT_UNREADABLE."""
     try:
         fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOFOLLOW)
         try:
@@ -129,7 +129,7 @@ def read_signed_enclave(path: Path) -> bytes:
 
 
 def verify_sigstruct(sigstruct: bytes) -> str:
-    """The enclave id that a production SIGSTRUCT names; what it was signed over is not here to be measured.
+    """Verify a production SIGSTRUCT and return its enclave id. The enclave itself cannot be measured here.
 
     Raises SIGSTRUCT_INVALID, SIGSTRUCT_SIGNATURE_BAD, SIGSTRUCT_DEBUG.
     """

@@ -2,7 +2,7 @@
 
 Layout: Intel SDM volume 3D, 38.13; field values as Intel's sgx_sign writes them (psw/ae/common, metadata.h).
 The signature is RSA-3072 PKCS#1 v1.5 over SHA-256 of bytes 0-127 and 900-1027, exponent 3, all integers
-little-endian. Q1 = floor(s^2 / n) and Q2 = floor((s^2 mod n) * s / n) are hints that EINIT uses, so a SIGSTRUCT
+little-endian. Q1 = floor(s^2 / n) and Q2 = floor((s^2 mod n) * s / n) are values that EINIT uses, so a SIGSTRUCT
 with wrong ones would not start on a real CPU.
 """
 
@@ -29,7 +29,7 @@ _DIGEST_INFO = bytes.fromhex("3031300d060960864801650304020105000420")
 
 
 class Rsa3072Key(Protocol):
-    """What signing needs of a private key: `sign` gives the big-endian PKCS#1 v1.5 SHA-256 signature."""
+    """The private key that signing needs: `sign` returns the big-endian PKCS#1 v1.5 SHA-256 signature."""
 
     @property
     def modulus(self) -> int:
@@ -42,7 +42,7 @@ class Rsa3072Key(Protocol):
         ...
 
     def sign(self, message: bytes) -> bytes:
-        """Sign `message` (RSA PKCS#1 v1.5, SHA-256): 384 bytes, big-endian."""
+        """Return the signature of `message` (RSA PKCS#1 v1.5, SHA-256): 384 bytes, big-endian."""
         ...
 
 
@@ -76,9 +76,9 @@ def _valid_date(date: int) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class SigStruct:
-    """A SIGSTRUCT. Decoding proves its form only; `verify()` proves the signature.
+    """A SIGSTRUCT. Decoding checks its form only; `verify()` checks the signature.
 
-    `date` is BCD, 0xYYYYMMDD, by custom only (no CPU looks at it, and signing tools write 0). `modulus`,
+    `date` is BCD, 0xYYYYMMDD, by convention only (no CPU checks it, and some signing tools write 0). `modulus`,
     `signature`, `q1`, `q2` are 384 little-endian bytes each.
     """
 
@@ -156,14 +156,14 @@ class SigStruct:
         )  # fmt: skip
 
     def signed_bytes(self) -> bytes:
-        """Give the 256 bytes that the signature covers."""
+        """Return the 256 bytes that the signature covers."""
         encoded = self.encode()
         return b"".join(encoded[part] for part in _SIGNED)
 
     def verify(self) -> None:
         """Raise SIGSTRUCT_SIGNATURE_BAD unless signature, Q1 and Q2 are right for the embedded modulus.
 
-        This says that the holder of that key signed these fields; whose key it is, MRSIGNER tells.
+        It proves that the owner of that key signed these fields. MRSIGNER identifies the key.
         """
         n, s = int.from_bytes(self.modulus, "little"), int.from_bytes(self.signature, "little")
         if n.bit_length() != KEY_BYTES * 8 or not n & 1:
@@ -173,7 +173,7 @@ class SigStruct:
         q1, rest = divmod(s * s, n)
         q2, message = divmod(rest * s, n)
         digest = _DIGEST_INFO + hashlib.sha256(self.signed_bytes()).digest()
-        # Compared whole, never parsed: with exponent 3 a lenient parser can be forged against (Bleichenbacher).
+        # Compared whole, never parsed: with exponent 3, a lenient parser accepts forgeries (Bleichenbacher).
         padded = b"\x00\x01" + b"\xff" * (KEY_BYTES - 3 - len(digest)) + b"\x00" + digest
         if message.to_bytes(KEY_BYTES, "big") != padded:
             raise _signature_bad("the RSA signature is not one over these fields")
@@ -181,7 +181,7 @@ class SigStruct:
             raise _signature_bad("Q1 or Q2 do not belong to the signature")
 
     def need_mrenclave(self, measured: bytes) -> None:
-        """Raise SIGSTRUCT_MRENCLAVE_MISMATCH unless ENCLAVEHASH is what was measured (32 bytes)."""
+        """Raise SIGSTRUCT_MRENCLAVE_MISMATCH unless ENCLAVEHASH equals the measurement (32 bytes)."""
         if not hmac.compare_digest(self.mrenclave, measured):
             raise AttestationError(
                 code="SIGSTRUCT_MRENCLAVE_MISMATCH",
@@ -193,10 +193,10 @@ class SigStruct:
             )
 
     def need_pinned_attributes(self) -> None:
-        """Raise SIGSTRUCT_NOT_PINNED unless all that goes into a seal key besides MRENCLAVE is fixed, and switched off.
+        """Raise SIGSTRUCT_NOT_PINNED unless KSS, AEX-Notify and EXINFO are fixed to off.
 
-        KSS, AEX-Notify (in ATTRIBUTES) and EXINFO (in MISCSELECT) change the seal key: the same image that is signed
-        with another of them once cannot open what was sealed before.
+        KSS, AEX-Notify (in ATTRIBUTES) and EXINFO (in MISCSELECT) change the seal key: if the same image were signed
+        again with one of them, it could not open its earlier sealed files.
         """
         flags, fixed = self.attributes.flags & ~INIT, self.attribute_mask.flags | INIT
         if fixed == (1 << 64) - 1 and flags == MODE64BIT and self.miscmask == 0xFFFF_FFFF and self.miscselect == 0:
@@ -210,9 +210,9 @@ class SigStruct:
         )
 
     def need_production(self) -> None:
-        """Raise SIGSTRUCT_DEBUG for one that can only start as a debug enclave.
+        """Raise SIGSTRUCT_DEBUG if this can only start as a debug enclave.
 
-        Nobody would give that one keys, so it is better refused before anything is stopped for it.
+        No peer gives keys to a debug enclave, so it is refused before a running node is stopped for it.
         """
         if (self.attributes & self.attribute_mask).flags & DEBUG:
             raise AttestationError(
@@ -245,10 +245,10 @@ def sign_sigstruct(
     xfrm: int = XFRM_LEGACY,
     attribute_mask: Attributes = ALL_ATTRIBUTES,
 ) -> SigStruct:
-    """Sign an enclave: every ATTRIBUTES and MISCSELECT bit is fixed unless `attribute_mask` frees some.
+    """Sign an enclave. Every ATTRIBUTES and MISCSELECT bit is fixed, except those that `attribute_mask` leaves free.
 
-    `date` is BCD 0xYYYYMMDD. Raises SIGSTRUCT_INVALID for another, SIGSTRUCT_KEY_INVALID unless `key` is RSA-3072
-    with exponent 3.
+    `date` is BCD 0xYYYYMMDD. Raises SIGSTRUCT_INVALID for another `date`, SIGSTRUCT_KEY_INVALID unless `key` is
+    RSA-3072 with exponent 3.
     """
     if key.exponent != EXPONENT or key.modulus.bit_length() != KEY_BYTES * 8:
         raise AttestationError(

@@ -1,4 +1,4 @@
-"""Build the EGETKEY extension: `python -m attestation.egetkey.build [--out DIR]`. Takes a C compiler, x86-64."""
+"""Build the EGETKEY extension: `python -m attestation.egetkey.build [--out DIR]`. Needs a C compiler for x86-64."""
 
 import argparse
 import os
@@ -14,15 +14,15 @@ FLAGS = ("-std=c11", "-O2", "-fPIC", "-fstack-protector-strong", "-Wall", "-Wext
 
 
 def compiler() -> list[str]:
-    """Give the C compiler: CC from the environment, else the one Python was built with."""
+    """Return the C compiler: CC from the environment, else the one Python was built with."""
     return shlex.split(os.environ.get("CC") or sysconfig.get_config_var("CC") or "cc")
 
 
 def build(out: Path, extra: Sequence[str] = ()) -> Path:
-    """Build `_egetkey.abi3.so` into folder `out` and give its path. Raises CalledProcessError."""
+    """Build `_egetkey.abi3.so` into folder `out` and return its path. Raises CalledProcessError."""
     target = out / "_egetkey.abi3.so"
     include = f"-I{sysconfig.get_path('include')}"
-    # Nothing of where and when it is built goes into the file: it is measured.
+    # The file is measured, so it must not depend on the place or time of the build.
     reproducible = ["-g0", f"-ffile-prefix-map={SOURCE}=egetkey", "-Wl,--build-id=none"]
     sources = [str(SOURCE / name) for name in ("egetkey.c", "module.c")]
     command = [*compiler(), *FLAGS, *reproducible, *extra, include, "-shared", "-o", str(target), *sources]
@@ -31,7 +31,7 @@ def build(out: Path, extra: Sequence[str] = ()) -> Path:
 
 
 def main() -> int:
-    """Command line; gives the exit code."""
+    """Command line; returns the exit code."""
     parser = argparse.ArgumentParser(prog="python -m attestation.egetkey.build")
     parser.add_argument("--out", type=Path, default=SOURCE, help="folder for _egetkey.abi3.so")
     options = parser.parse_args()

@@ -1,9 +1,9 @@
-"""The simulated TEE: a process that plays the CPU of one enclave. It protects nothing from its host.
+"""The simulated TEE: a process that acts as the CPU of one enclave. It protects nothing from its host.
 
-`python -m attestation.simulated run` copies an image into sealed memory, measures that copy, verifies the
-SIGSTRUCT, and executes the very bytes that it measured, as a child with a cleared environment and one end of a
-socket pair. The identity at the other end is the measurement: a program cannot choose who it is. Processes that
-share one `--cpu` folder are one CPU. The enclave dies with its CPU (PR_SET_PDEATHSIG), and its exit code is the CPU's.
+`python -m attestation.simulated run` copies an image into sealed memory, measures that copy, verifies the SIGSTRUCT,
+and executes exactly the measured bytes, as a child with a cleared environment and one end of a socket pair. The other
+end uses the measurement as the child's identity, so a program cannot choose its identity. Processes that share one
+`--cpu` folder are one CPU. The enclave ends with its CPU (PR_SET_PDEATHSIG), which exits with the enclave's exit code.
 """
 
 import argparse
@@ -38,7 +38,7 @@ from .cpu import CPUSVN_DEFAULT, CPUSVN_LEVELS, KeyRefusedError, Secs, SoftwareC
 from .image import execute, is_native, need_static, private_copy
 from .root_keys import init_cpu, load_root_keys, set_cpusvn
 
-EXIT_REFUSED = 125  # the CPU did not start the enclave; every other code is the enclave's own
+EXIT_REFUSED = 125  # the CPU did not start the enclave; every other exit code comes from the enclave
 EXIT_EXEC_FAILED = 126
 _SOCKET_FD, _IMAGE_FD = 3, 4
 _FORWARDED = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1, signal.SIGUSR2)
@@ -46,14 +46,14 @@ _PR_SET_PDEATHSIG, _PR_SET_DUMPABLE, _PR_SET_NO_NEW_PRIVS = 1, 4, 38
 
 
 def load_enclave(image: Path, sigstruct: Path, debug: bool) -> tuple[int, Secs]:
-    """Do what a loader and EINIT do: the sealed copy's descriptor and the identity that the CPU gives it."""
+    """Do the work of a loader and of EINIT. Returns the sealed copy's descriptor and the enclave's identity."""
     signed = read_sigstruct(sigstruct)
     copy, measured = private_copy(image)
     try:
         if is_native(copy):
             need_static(copy)
         wanted, fixed = signed.attributes, signed.attribute_mask.flags
-        # A signer that leaves DEBUG open leaves it to the host: no debug enclave unless one was asked for.
+        # If the signer leaves DEBUG open, the host decides: a debug enclave only with `--debug`.
         flags = wanted.flags | DEBUG if debug else wanted.flags & (fixed | ~DEBUG)
         return copy, einit(signed, measured, Attributes(flags, wanted.xfrm), signed.miscselect)
     except BaseException:
@@ -62,7 +62,7 @@ def load_enclave(image: Path, sigstruct: Path, debug: bool) -> tuple[int, Secs]:
 
 
 def answer(cpu: SoftwareCpu, secs: Secs, message: bytes) -> bytes:
-    """Answer one datagram of an enclave: EREPORT or EGETKEY for `secs`, whatever the program says of itself."""
+    """Answer one datagram of an enclave: EREPORT or EGETKEY, always for the identity `secs`."""
     try:
         operation, operands = int.from_bytes(message[:1], "little"), message[1:]
         if operation == OP_TARGET_INFO and not operands:
@@ -87,7 +87,7 @@ def _prctl(option: int, value: int) -> None:
 
 
 def _become_enclave(parent: int, enclave_end: int, copy: int, uid: int | None, args: list[str]) -> NoReturn:
-    """In the child: drop everything but the socket and the sealed copy, and execute it. Never returns."""
+    """In the child: close everything except the socket and the sealed copy, and execute it. Never returns."""
     try:
         null = os.open(os.devnull, os.O_RDONLY)
         moved = [fcntl.fcntl(fd, fcntl.F_DUPFD, 16) for fd in (null, enclave_end, copy)]
@@ -99,7 +99,7 @@ def _become_enclave(parent: int, enclave_end: int, copy: int, uid: int | None, a
             os.setresgid(uid, uid, uid)
             os.setresuid(uid, uid, uid)
         _prctl(_PR_SET_NO_NEW_PRIVS, 1)
-        # After the change of uid, which clears it; then make sure that the parent had not died before.
+        # After the change of uid, which clears it. Then check that the parent has not ended before.
         _prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
         if os.getppid() != parent:
             os._exit(EXIT_EXEC_FAILED)
@@ -114,7 +114,7 @@ def _become_enclave(parent: int, enclave_end: int, copy: int, uid: int | None, a
 
 
 def _serve(cpu: SoftwareCpu, secs: Secs, connection: socket.socket, child: int, pidfd: int) -> int:
-    """Answer the enclave until it ends; gives its exit code, 128+n for signal n."""
+    """Answer the enclave until it ends; returns its exit code, 128+n for signal n."""
     # A signal that arrives just before poll() would have its handler wait until poll() returns, perhaps indefinitely.
     # Its byte in this socket ends poll() at once.
     signalled, wakeup = socket.socketpair()
@@ -128,7 +128,7 @@ def _serve(cpu: SoftwareCpu, secs: Secs, connection: socket.socket, child: int, 
         ready = {fd for fd, _ in poll.poll()}
         with contextlib.suppress(BlockingIOError):
             signalled.recv(4096)
-        # The end first: something that the enclave left behind may hold its end of the socket, and go on asking.
+        # Check the end first: a process that the enclave left behind may keep its socket and continue to send requests.
         if pidfd in ready:
             code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
             return code if code >= 0 else 128 - code
@@ -137,17 +137,17 @@ def _serve(cpu: SoftwareCpu, secs: Secs, connection: socket.socket, child: int, 
         try:
             message = connection.recv(MESSAGE_BYTES_MAX)
             if message:
-                # Never waiting: an enclave that does not fetch its answers would keep the CPU from seeing it end.
+                # Without waiting: if the enclave does not read its answers, the CPU must still notice its end.
                 connection.send(answer(cpu, secs, message), socket.MSG_DONTWAIT)
         except OSError:
             message = b""
         if not message:
             poll.unregister(connection)
-            connection.close()  # so that an enclave that asks again is told, instead of waiting indefinitely
+            connection.close()  # so that a further request of the enclave fails instead of waiting indefinitely
 
 
 def run(cpu_folder: Path, image: Path, sigstruct: Path, uid: int | None, debug: bool, args: list[str]) -> int:
-    """Run one enclave to its end and give its exit code. Raises AttestationError if it cannot be started."""
+    """Run one enclave to its end and return its exit code. Raises AttestationError if it cannot be started."""
     if uid is not None and (os.geteuid() != 0 or not 0 < uid < (1 << 32) - 1):
         raise AttestationError(
             code="CPU_SETTING_INVALID", what="--uid cannot be used", why="it takes root, and a uid from 1 to 4294967294"
@@ -167,7 +167,7 @@ def run(cpu_folder: Path, image: Path, sigstruct: Path, uid: int | None, debug: 
     if child == 0:
         _become_enclave(parent, enclave_end.fileno(), copy, uid, args)
 
-    # By pidfd: between the enclave's end and ours its pid may come to be another process's.
+    # By pidfd: after the enclave's end its pid may belong to another process.
     pidfd = os.pidfd_open(child)
 
     def forward(number: int, _frame: FrameType | None) -> None:
@@ -203,9 +203,9 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Command line; gives the exit code, 125 if the CPU itself refused."""
+    """Command line; returns the exit code, 125 if the CPU itself refused."""
     words = sys.argv[1:] if argv is None else argv
-    # Split by hand: argparse would look for its own options among the enclave's.
+    # Split here, because argparse would take the enclave's options for its own.
     split = words.index("--") if "--" in words else len(words)
     options, args = _parser().parse_args(words[:split]), words[split + 1 :]
     try:

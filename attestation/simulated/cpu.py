@@ -1,7 +1,7 @@
 """The instructions of a software CPU: EINIT, EREPORT and EGETKEY over values. Pure; protects nothing by itself.
 
 Keys derive as in Intel's simulation mode (intel/linux-sgx sdk/simulation/tinst: deriv.h, deriv.cpp,
-t_instructions.cpp), so that with Intel's published constants the bits are Intel's. An installed CPU draws its own
+t_instructions.cpp), so that with Intel's published constants the keys equal Intel's. An installed CPU generates its own
 root keys. EINIT is as strict as the instruction (SDM 3D, EINIT), unlike Intel's simulation, which verifies nothing.
 """
 
@@ -59,7 +59,7 @@ _SEAL_DERIVATION = struct.Struct("<HH4x16s16sII16s16sHHH64s16s16s32s32s32s2x")
 
 @dataclass(frozen=True, slots=True, repr=False)
 class RootKeys:
-    """What makes one CPU: root keys and OWNEREPOCH (16 bytes each), and the KEYID of its reports (32 bytes)."""
+    """The secrets of one CPU: root keys and OWNEREPOCH (16 bytes each), and the KEYID of its reports (32 bytes)."""
 
     seal: bytes
     report: bytes
@@ -88,7 +88,7 @@ class RootKeys:
 
 @dataclass(frozen=True, slots=True)
 class Secs:
-    """The identity of one initialised enclave, as the CPU keeps it: no program can alter its own."""
+    """The identity of one initialised enclave. The CPU keeps it, so that a program cannot change its own."""
 
     mrenclave: bytes
     mrsigner: bytes
@@ -121,7 +121,7 @@ class Secs:
         )
 
     def target_info(self) -> TargetInfo:
-        """Give the TARGETINFO of this enclave."""
+        """Return the TARGETINFO of this enclave."""
         return TargetInfo(
             self.mrenclave, self.attributes, self.miscselect, self.cet_attributes, self.configsvn, self.configid
         )
@@ -137,13 +137,13 @@ class KeyRefusedError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class SoftwareCpu:
-    """One CPU: everything with the same root keys attests to each other and to nobody else."""
+    """One CPU: enclaves with the same root keys can attest to each other, and to no others."""
 
     root: RootKeys = field(repr=False)
 
     @property
     def cpusvn(self) -> bytes:
-        """The CPUSVN that this CPU runs at (16 bytes)."""
+        """The CPUSVN of this CPU (16 bytes)."""
         return CPUSVN_LEVELS[self.root.cpusvn_level]
 
     def ereport(self, secs: Secs, target: TargetInfo, report_data: bytes) -> Report:
@@ -168,9 +168,9 @@ class SoftwareCpu:
         return Report.decode(bare.encode()[:416] + mac)
 
     def egetkey(self, secs: Secs, request: KeyRequest) -> bytes:
-        """Give the 16-byte key that `request` names for the caller.
+        """Return the 16-byte key that `request` names for the caller.
 
-        Raises `KeyRefusedError` with EGETKEY's code, and SGX_FIELD_INVALID where the instruction faults.
+        Raises `KeyRefusedError` with EGETKEY's code, and SGX_FIELD_INVALID if the instruction would fault.
         """
         if not secs.attributes.flags & KSS and (request.key_policy & POLICY_KSS or request.configsvn):
             raise AttestationError(
@@ -183,7 +183,7 @@ class SoftwareCpu:
         if request.key_name == SEAL_KEY:
             return self._seal_key(secs, request)
         if request.key_name in (EINITTOKEN_KEY, PROVISION_KEY, PROVISION_SEAL_KEY):
-            # EINIT gives nobody the attributes that these keys need.
+            # EINIT grants no enclave the attributes that these keys need.
             raise KeyRefusedError(EGETKEY_INVALID_ATTRIBUTE)
         raise KeyRefusedError(EGETKEY_INVALID_KEYNAME)
 
@@ -237,9 +237,9 @@ def _forbidden(sigstruct: SigStruct, code: str, why: str, expected: str, found: 
 
 
 def einit(sigstruct: SigStruct, measured: bytes, attributes: Attributes, miscselect: int = 0) -> Secs:
-    """Initialise an enclave: verify its SIGSTRUCT against what was measured and asked for, and give its identity.
+    """Initialise an enclave: verify its SIGSTRUCT against measurement and attributes, and return its identity.
 
-    `measured` is the 32-byte MRENCLAVE of what was loaded, `attributes` what ECREATE was given (without INIT).
+    `measured`: the 32-byte MRENCLAVE of the loaded image; `attributes`: those given to ECREATE (without INIT).
     Raises SIGSTRUCT_SIGNATURE_BAD, SIGSTRUCT_MRENCLAVE_MISMATCH, EINIT_ATTRIBUTES, EINIT_FORBIDDEN.
     """
     sigstruct.verify()

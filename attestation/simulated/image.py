@@ -1,7 +1,7 @@
-"""What the simulated CPU executes: a sealed, measured copy of an image, and how that copy is started.
+"""A sealed, measured copy of an image, and how the simulated CPU executes it.
 
-An image is a zipapp, which this Python runs, or a static ELF program, which is executed itself. Which of the two it is
-follows from its measured bytes alone.
+An image is a zipapp, which this Python runs, or a static ELF program, which is executed directly. Its measured bytes
+alone determine which of the two it is.
 """
 
 import errno
@@ -37,9 +37,9 @@ def _sealable_memory(*, executable: bool) -> int:
 
 
 def private_copy(image: Path) -> tuple[int, bytes]:
-    """Copy an image into sealed memory that nobody can alter and measure that copy: descriptor and MRENCLAVE.
+    """Copy an image into sealed memory, which cannot be altered, and measure the copy. Returns descriptor, MRENCLAVE.
 
-    The file on disk is read once and never read again, so swapping it later changes nothing.
+    The file on disk is read once, so replacing it later has no effect.
     """
     source = open_artefact(image)
     try:
@@ -72,14 +72,14 @@ def is_native(fd: int) -> bool:
     """Tell whether the image in an open file is an ELF program, by its first bytes."""
     try:
         return os.pread(fd, len(_ELF_MAGIC), 0) == _ELF_MAGIC
-    except OSError:  # a pipe; it is refused where it is read
+    except OSError:  # a pipe; reading it is refused later
         return False
 
 
 def need_static(fd: int) -> None:
     """Raise ENCLAVE_START_FAILED unless a native image is a static program: its loader and libraries are not measured.
 
-    Whatever cannot be read as a 64-bit little-endian program is left to the kernel, which refuses it.
+    A file that is not a 64-bit little-endian program passes here; the kernel refuses it.
     """
     header = os.pread(fd, _ELF_HEADER.size, 0)
     if len(header) < _ELF_HEADER.size:

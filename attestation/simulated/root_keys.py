@@ -1,4 +1,4 @@
-"""Root keys of a simulated CPU: made at random per installation, kept in one file."""
+"""Root keys of a simulated CPU: random for each installation, stored in one file."""
 
 import os
 import stat
@@ -47,9 +47,9 @@ def _fsync_folder(folder: Path) -> None:
 
 
 def init_cpu(folder: Path) -> bool:
-    """Draw the root keys of a new CPU, unless the folder has some. Tells whether it drew.
+    """Generate the root keys of a new CPU, unless the folder has some. Tells whether it generated them.
 
-    Atomic, also against others who do the same: the file appears whole or not at all, and is never replaced.
+    Atomic, also if several processes do it at once: the file appears complete or not at all, and is never replaced.
     """
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     final = folder / ROOT_FILE
@@ -70,7 +70,7 @@ def init_cpu(folder: Path) -> bool:
 
 
 def load_root_keys(folder: Path) -> RootKeys:
-    """Read the root keys of a CPU folder. Raises CPU_FOLDER_INVALID; never draws."""
+    """Read the root keys of a CPU folder. Raises CPU_FOLDER_INVALID; never generates any."""
     path = folder / ROOT_FILE
     try:
         with path.open(encoding="ascii") as file:
@@ -96,7 +96,7 @@ def load_root_keys(folder: Path) -> RootKeys:
 
 
 def set_cpusvn(folder: Path, level: int) -> None:
-    """Play a microcode update: processes that start from now on run at CPUSVN `level` (0 oldest to 2 newest)."""
+    """Simulate a microcode update: processes started from now on run at CPUSVN `level` (0 oldest to 2 newest)."""
     old = load_root_keys(folder)
     root = RootKeys(old.seal, old.report, old.owner_epoch, old.report_key_id, level)
     _write_aside(folder, root).replace(folder / ROOT_FILE)

@@ -16,19 +16,19 @@ from attestation.sgx import (
 
 
 class TeeDriver(Protocol):
-    """What an enclave may ask of the CPU that it runs on. Synchronous; each call takes well under 1 ms."""
+    """The operations of the CPU on which an enclave runs. Synchronous; each call takes much less than 1 ms."""
 
     @property
     def kind(self) -> str:
-        """Name the TEE: "simulated" or "gramine". A simulated one protects nothing from its host."""
+        """Return the TEE's name: "simulated" or "gramine". A simulated one protects nothing from its host."""
         ...
 
     def target_info(self) -> TargetInfo:
-        """Give the TARGETINFO of this enclave, for a peer that wants to send it a report."""
+        """Return the TARGETINFO of this enclave, for a peer that wants to send it a report."""
         ...
 
     def self_report(self) -> Report:
-        """Give a report of this enclave targeted at itself: who it is, in its own eyes."""
+        """Return a report of this enclave targeted at itself, to read its own identity."""
         ...
 
     def report(self, target: TargetInfo, report_data: bytes) -> Report:
@@ -36,16 +36,16 @@ class TeeDriver(Protocol):
         ...
 
     def verify(self, report: Report) -> None:
-        """Raise REPORT_MAC_BAD unless `report` was made for this enclave on this CPU. Judges nothing else."""
+        """Raise REPORT_MAC_BAD unless `report` was made for this enclave on this CPU. Checks nothing else."""
         ...
 
     def seal_key(self, request: KeyRequest) -> bytes:
-        """Give the 16-byte key that `request` (KEYNAME SEAL) names. Raises TEE_KEY_REFUSED, SEAL_KEY_ZERO."""
+        """Return the 16-byte key that `request` (KEYNAME SEAL) names. Raises TEE_KEY_REFUSED, SEAL_KEY_ZERO."""
         ...
 
 
 def need_report_data(report_data: bytes) -> bytes:
-    """Give `report_data` back, or raise REPORT_DATA_INVALID unless it is 64 bytes."""
+    """Return `report_data`, or raise REPORT_DATA_INVALID unless it is 64 bytes."""
     if not isinstance(report_data, bytes) or len(report_data) != REPORTDATA_SIZE:
         raise AttestationError(
             code="REPORT_DATA_INVALID", what="no report was made", why=f"REPORTDATA is not {REPORTDATA_SIZE} bytes"
@@ -54,7 +54,7 @@ def need_report_data(report_data: bytes) -> bytes:
 
 
 def need_key(key: bytes) -> bytes:
-    """Give a seal key back, or raise SEAL_KEY_ZERO: what an interface that failed silently would give."""
+    """Return a seal key, or raise SEAL_KEY_ZERO: an interface that fails silently would return zeros."""
     if not any(key):
         raise AttestationError(
             code="SEAL_KEY_ZERO",
@@ -67,7 +67,7 @@ def need_key(key: bytes) -> bytes:
 
 
 def key_refused(code: int) -> AttestationError:
-    """Say that EGETKEY ended with error `code` (SDM 3D, EGETKEY)."""
+    """Make the error for EGETKEY's error `code` (SDM 3D, EGETKEY)."""
     reason = {
         2: "INVALID_ATTRIBUTE",
         32: "INVALID_CPUSVN: the key is for a newer CPUSVN than this CPU runs at",
@@ -84,14 +84,14 @@ def key_refused(code: int) -> AttestationError:
 
 
 def need_seal_request(request: KeyRequest) -> KeyRequest:
-    """Give `request` back, or raise TEE_KEY_REFUSED: a report key must not pass for a seal key."""
+    """Return `request`, or raise TEE_KEY_REFUSED unless it asks for a seal key (a report key must not pass for one)."""
     if request.key_name == REPORT_KEY:
         raise key_refused(256)
     return request
 
 
 class ReportVerifier:
-    """Verifies reports with the caller's report key; keeps the key of the last KEYID, which changes per boot."""
+    """Verifies reports with the caller's report key. Caches the key of the last KEYID, which changes at each boot."""
 
     def __init__(self, report_key: Callable[[KeyRequest], bytes]) -> None:
         self._report_key = report_key
@@ -105,5 +105,5 @@ class ReportVerifier:
             return
         key = need_key(self._report_key(report_key_request(report.key_id)))
         verify_report_mac(key, report)
-        # Only a KEYID under which a MAC held is kept: a forger cannot push the good one out.
+        # Only a KEYID with a valid MAC is cached, so that a forged report cannot displace the good one.
         self._last = (report.key_id, key)

@@ -1,12 +1,12 @@
 """The TEE driver for Gramine on SGX: /dev/attestation for reports, the EGETKEY extension for keys.
 
 Written from Gramine's documentation (attestation.rst) and libos/src/fs/dev/attestation.c; not yet run on SGX
-hardware. What the interface asks of its user:
+hardware. Rules of the interface:
 - a report is made when `report` is opened, from what was last written to `target_info` and `user_report_data`;
-- each write replaces the whole value, is padded with zeros when short and cut when long, so a value must go in by
-  one write of its full length;
-- an all-zero TARGETINFO comes to mean "this enclave" with the next report: nobody else's request may come to that;
-- all this is state of the process, and Gramine does not lock it: one lock here, for every driver object.
+- each write replaces the whole value; a short one is padded with zeros and a long one is cut, so a value must be
+  written by one write of its full length;
+- an all-zero TARGETINFO means "this enclave" for the next report, so a peer's all-zero TARGETINFO must be refused;
+- all this is state of the process, and Gramine does not lock it: one lock here serves all driver objects.
 """
 
 import os
@@ -25,14 +25,14 @@ _LOCK = threading.Lock()
 
 
 class PseudoFiles(Protocol):
-    """The file operations that the driver needs: each opens, does one system call, and closes."""
+    """The file operations that the driver needs. Each opens the file, makes one system call, and closes it."""
 
     def read(self, name: str) -> bytes:
         """Read a pseudo-file of /dev/attestation whole."""
         ...
 
     def write(self, name: str, data: bytes) -> int:
-        """Write `data` by one write(2) and give the count that was taken."""
+        """Write `data` by one write(2) and return the number of bytes written."""
         ...
 
 
@@ -40,11 +40,11 @@ class Egetkey(Protocol):
     """The C extension `attestation.egetkey._egetkey`."""
 
     def egetkey(self, request: bytes, /) -> tuple[int, bytes]:
-        """Give EGETKEY's code and the key (zeros unless the code is 0)."""
+        """Return EGETKEY's code and the key (zeros unless the code is 0)."""
         ...
 
     def verify_report(self, report: bytes, /) -> int:
-        """Give 0, an EGETKEY code, or `REPORT_MAC_BAD`."""
+        """Return 0, an EGETKEY code, or `REPORT_MAC_BAD`."""
         ...
 
 
@@ -93,7 +93,7 @@ def _interface(name: str, why: str) -> AttestationError:
 
 
 class GramineDriver:
-    """A `TeeDriver` on Gramine. Safe to share by threads, and several may live in one process."""
+    """A `TeeDriver` on Gramine. Threads may share it, and one process may have several."""
 
     kind = "gramine"
 
@@ -129,7 +129,7 @@ class GramineDriver:
         return self.report(self.target_info(), bytes(REPORTDATA_SIZE))
 
     def report(self, target: TargetInfo, report_data: bytes) -> Report:
-        """See `TeeDriver`. Also verifies that the report holds the given REPORTDATA, and not stale state."""
+        """See `TeeDriver`. Also checks that the report contains the given REPORTDATA, not an earlier one."""
         wanted, encoded = need_report_data(report_data), target.encode()
         if not any(encoded):
             raise _interface("target_info", "an all-zero TARGETINFO would come to mean this enclave itself")

@@ -12,8 +12,8 @@ from .simulated_client import SimulatedDriver
 def open_driver() -> TeeDriver:
     """Open the TEE that this process runs in: the software CPU's socket, or Gramine's /dev/attestation.
 
-    Raises TEE_MISSING outside of one. The simulated TEE is used only if its CPU said so in the environment;
-    whether it is good enough, the caller decides by `kind`.
+    Raises TEE_MISSING outside a TEE. The simulated TEE is used only if its CPU set the environment variable; the caller
+    decides by `kind` whether to accept it.
     """
     if os.environ.get("DC_TEE") == "simulated":
         text = os.environ.get("DC_TEE_FD", "")

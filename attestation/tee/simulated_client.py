@@ -16,7 +16,7 @@ MESSAGE_BYTES_MAX = 1024
 
 
 class SimulatedDriver:
-    """The enclave's end of the socket to its software CPU (`attestation.simulated`). Safe to share by threads."""
+    """The enclave's end of the socket to its software CPU (`attestation.simulated`). Threads may share it."""
 
     kind = "simulated"
 

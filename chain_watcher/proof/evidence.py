@@ -1,7 +1,7 @@
-"""Evidence of the chain's state for someone who trusts no endpoint and not its bearer: the vault.
+"""Evidence of the chain's state for the vault, which trusts neither the endpoints nor the agent.
 
-Pinned are the genesis hash, one checkpoint (a GRANDPA authority set and the block it begins after) and the hashes of
-the storage layouts that may be used to read values. The evidence brings the rest::
+The vault pins the genesis hash, one checkpoint (a GRANDPA authority set and the block after which it is in force) and
+the hashes of the storage layouts with which values may be decoded. The evidence contains the rest::
 
     {"mode": "proven",
      "genesis_hash": "0x..",
@@ -10,14 +10,14 @@ the storage layouts that may be used to read values. The evidence brings the res
      "proof": ["0x..", ...],
      "layout": {...}}
 
-`set_changes` leads from the pinned set to the current one (`headers`: the block that orders the change, up to the
-block that the justification finalizes, oldest first). `header` is the SCALE form of the block in question, `route`
-(may be left out) the headers from its child to the block that `justification` finalizes. `proof` is the answer to
+`set_changes` leads from the pinned set to the current one (`headers`: from the block that announces the change to the
+block that the justification finalizes, oldest first). `header` is the SCALE form of the proven block, `route`
+(optional) the headers from its child to the block that `justification` finalizes. `proof` is the answer to
 `state_getReadProof(layout.proof_keys, block)`.
 
-Order of verification: form and sizes, pinned genesis and layout, each set change by the set before it, the block by
-the last set, the values under its state root, and the genesis hash again, this time as the chain's own state holds it
-(`System.BlockHash(0)`): two chains that share authority keys do not pass for one another.
+Order of verification: form and sizes; pinned genesis hash and layout; each set change by the set before it; the block
+by the last set; the values under its state root; and the genesis hash again, as stored in the chain's own state
+(`System.BlockHash(0)`), so that evidence of another chain with the same authority keys is refused.
 """
 
 from __future__ import annotations
@@ -35,14 +35,14 @@ from .release import BlockRef, ChainEntry, VerifiedRelease, encode_signature
 from .scale import refuse
 from .trie import read_proof
 
-#: All decoded bytes of one piece of evidence together.
+#: Sum of all decoded bytes of one piece of evidence.
 EVIDENCE_BYTES_MAX: Final = 16 << 20
 SET_CHANGES_MAX: Final = 1024
 #: Headers between a block and the justified block after it (a justification is stored every 512 blocks).
 ROUTE_MAX: Final = 1024
 PROOF_ITEMS_MAX: Final = 4096
 
-#: Hashes of the public pallet's layouts, with 4 and with 5 program fields: what is accepted when nothing is pinned.
+#: Hashes of the public pallet's layouts, with 4 and 5 program fields: the accepted ones if none is pinned.
 STANDARD_LAYOUTS: Final = frozenset(standard_layout(fields=count).hash for count in (4, 5))
 
 _MEMBERS: Final = frozenset({"mode", "genesis_hash", "set_changes", "header", "justification", "proof", "layout"})
@@ -51,7 +51,7 @@ _CHANGE_MEMBERS: Final = frozenset({"headers", "justification"})
 
 @dataclass(frozen=True, slots=True)
 class TrustRoot:
-    """What the verifier has pinned: genesis hash (32 bytes), checkpoint, and hashes of acceptable layouts."""
+    """The values that the verifier pins: genesis hash (32 bytes), checkpoint, and hashes of accepted layouts."""
 
     genesis_hash: bytes
     checkpoint: Checkpoint
@@ -60,11 +60,11 @@ class TrustRoot:
 
 @dataclass(frozen=True, slots=True)
 class ProvenState:
-    """What the chain says at a finalized block. Only `verify_evidence` makes one.
+    """The chain's state at a finalized block. Only `verify_evidence` makes one.
 
-    `hash` is 0x and 64 hex characters; `timestamp_ms` is the block's own time since 1970; `entries` and
-    `program` are the chain's bytes (`release.read_entries` and `release.verify_release` judge them);
-    `checkpoint` is the newest authority set that the evidence proves, to be kept instead of the old one.
+    `hash` is 0x and 64 hex characters; `timestamp_ms` is the block's own time since 1970; `entries` and `program` are
+    the chain's bytes (check them with `release.read_entries` and `release.verify_release`); `checkpoint` is the newest
+    authority set that the evidence proves: store it in place of the old one.
     """
 
     number: int
@@ -93,7 +93,7 @@ class SetChange:
 
     @classmethod
     def from_json(cls, value: object) -> SetChange:
-        """Read the JSON form strictly (for what was persisted). Raises EVIDENCE_*, SCALE_*, HEADER_DIGEST_INVALID."""
+        """Read the JSON form strictly (from storage). Raises EVIDENCE_*, SCALE_*, HEADER_DIGEST_INVALID."""
         return _Decoder().set_change(value)
 
 
@@ -106,7 +106,7 @@ def build_evidence(
     proof: Sequence[bytes],
     layout: Layout,
 ) -> dict[str, Any]:
-    """Return the JSON form; `headers` is the block in question and its route, oldest first (ValueError if empty)."""
+    """Return the JSON form. `headers`: the proven block and its route, oldest first (ValueError if empty)."""
     if not headers:
         raise ValueError("evidence needs the header of its block")
     return {
@@ -130,7 +130,7 @@ def claimed_evidence(
     release: VerifiedRelease | None,
     entries: Sequence[ChainEntry],
 ) -> dict[str, Any]:
-    """Return the unproven form (mode "quorum" or "single", else ValueError): only the bearer's claim.
+    """Return the unproven form (mode "quorum" or "single", else ValueError): only the sender's claim.
 
     Entries without a readable signature are reported with an empty one.
     """
@@ -161,9 +161,9 @@ def claimed_evidence(
 
 
 def verify_evidence(evidence: object, trust: TrustRoot, *, floor: int = 0) -> ProvenState:
-    """Return the proven state; `floor` is the lowest acceptable block number (from what was proven before).
+    """Verify evidence and return the proven state. `floor`: lowest acceptable block number (from earlier evidence).
 
-    Set changes that lie before the pinned checkpoint are passed over, so that a repeated request still verifies.
+    Set changes before the pinned checkpoint are skipped, so that a repeated request still verifies.
 
     Raises EVIDENCE_INVALID, EVIDENCE_TOO_LARGE, EVIDENCE_WRONG_GENESIS, EVIDENCE_LAYOUT_NOT_PINNED,
     EVIDENCE_BELOW_FLOOR, LAYOUT_*, HEADER_*, SCALE_*, PROOF_*, JUSTIFICATION_*, FINALITY_BEFORE_CHECKPOINT,
@@ -206,7 +206,7 @@ def verify_evidence(evidence: object, trust: TrustRoot, *, floor: int = 0) -> Pr
 
 
 def follow_set_changes(checkpoint: Checkpoint, set_changes: Sequence[SetChange]) -> Checkpoint:
-    """Return the checkpoint after verified set changes; those not above the checkpoint are passed over.
+    """Verify set changes and return the checkpoint after them. Changes not above `checkpoint` are skipped.
 
     Raises what `verify_finality` raises, and EVIDENCE_INVALID for a set change that changes nothing.
     """
@@ -221,7 +221,7 @@ def follow_set_changes(checkpoint: Checkpoint, set_changes: Sequence[SetChange])
 
 
 def decode_set_changes(value: object) -> list[SetChange]:
-    """Read a list of set changes in JSON, as evidence brings them; verifies nothing.
+    """Read a list of set changes in JSON, as in evidence, without verifying them.
 
     Raises EVIDENCE_INVALID, EVIDENCE_TOO_LARGE, SCALE_*, HEADER_DIGEST_INVALID.
     """
@@ -230,7 +230,7 @@ def decode_set_changes(value: object) -> list[SetChange]:
 
 
 class _Decoder:
-    """Reads the JSON form and keeps count of the bytes."""
+    """Reads the JSON form and limits the sum of the bytes."""
 
     def __init__(self) -> None:
         self._left = EVIDENCE_BYTES_MAX
@@ -269,7 +269,7 @@ class _Decoder:
 
 
 def _from_hex(digits: str) -> bytes | None:
-    """Decode lower-case hex and nothing else (`fromhex` would skip spaces and take capitals); None otherwise."""
+    """Decode lower-case hex, or return None (`fromhex` also accepts spaces and capitals)."""
     try:
         data = bytes.fromhex(digits)
     except ValueError:

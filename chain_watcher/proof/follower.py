@@ -1,21 +1,21 @@
 """Following GRANDPA finality from a checkpoint, without I/O: questions come out, answers go in.
 
-A *walk* is a generator. It yields what it needs to know (`HeaderOf`, `StoredJustificationOf`, `FinalityProofOf`), is
-sent the answer, and returns what is proven::
+A *walk* is a generator. It yields questions (`HeaderOf`, `StoredJustificationOf`, `FinalityProofOf`), receives the
+answers by `send`, and returns the proven header::
 
     walk = follower.prove(data)
     question = next(walk)
     while True:
         question = walk.send(answer_to(question))       # StopIteration.value is the proven header, or None
 
-Nothing in an answer is believed: headers are found by the hash that was asked for, justifications are verified under
-the authority set in force. What was proven is kept at once, so a walk may be dropped at any question and nothing is
-lost. An answer of None means that whoever was asked does not have it; that is never a lie.
+Answers are not trusted: a header must have the hash that was asked for, and a justification is verified under the
+authority set in force. Proven facts are stored at once, so a walk may be dropped at any question without loss. None as
+an answer means that the node does not have it; that is never an accusation.
 
-A refusal says as much as can be known. `JUSTIFICATION_*` is raised only where every header between the last proven
-block and the justified one is known, none of them orders a change by force, and the authority set has proven itself
-before: then no honest node can have sent it. Everything else that does not verify is `AUTHORITY_SET_UNKNOWN` (a change
-by force that cannot be followed, a gap that hides one, or a wrong checkpoint) or `FINALITY_NOT_PROVEN` (a proof is
+A refusal accuses only if the node must be lying. `JUSTIFICATION_*` is raised only if every header between the last
+proven block and the justified one is known, none of them announces a forced change, and the authority set has signed
+something valid before. Then no honest node can have sent it. Any other failure is `AUTHORITY_SET_UNKNOWN` (a forced
+change that cannot be followed, a gap that may hide one, or a wrong checkpoint) or `FINALITY_NOT_PROVEN` (a proof is
 missing).
 """
 
@@ -33,18 +33,18 @@ from .grandpa import Checkpoint, Justification, verify_finality, verify_justific
 from .header import Header
 from .scale import refuse
 
-#: A scheduled change is looked for so many blocks before the block where it takes effect (delays are 0 in practice).
+#: A scheduled change is searched up to this many blocks before it takes effect (delays are 0 in practice).
 CHANGE_DELAY_MAX: Final = 64
-#: Nodes allow answers of 15 MiB, in hex: more than so many headers, unless those are over 700 bytes each.
+#: Nodes allow answers of 15 MiB, in hex. This many headers fit, unless they have more than 700 bytes each.
 SET_STEP_BLOCKS: Final = 10_000
 SET_STEPS_MAX: Final = 1000
-#: Set changes kept in memory for evidence; older ones are asked for again.
+#: Set changes kept in memory for evidence; older ones are requested again.
 CHANGES_KEPT: Final = 64
 
 
 @dataclass(frozen=True, slots=True)
 class HeaderOf:
-    """Asks for the header with this hash (32 bytes). Answer: `Header`, or None when the block is not known."""
+    """Asks for the header with this hash (32 bytes). Answer: `Header`, or None if the block is unknown."""
 
     block_hash: bytes
 
@@ -71,7 +71,7 @@ class FinalityProofOf:
 
 @dataclass(frozen=True, slots=True)
 class FinalityProof:
-    """A justification (SCALE bytes, not verified) and the hash of the block that it is said to finalize."""
+    """A justification (SCALE bytes, not verified) and the hash of the block that it claims to finalize."""
 
     block_hash: bytes
     justification: bytes
@@ -79,12 +79,12 @@ class FinalityProof:
 
 @dataclass(frozen=True, slots=True)
 class TooLarge:
-    """The answer would be larger than the node allows: the set of the block lasts for many more blocks."""
+    """The answer would exceed the node's limit: the set of this block lasts for many more blocks."""
 
 
 Question = HeaderOf | StoredJustificationOf | FinalityProofOf
 Answer = Header | bytes | FinalityProof | TooLarge | None
-#: Answers are checked where they are taken in, by `_header`, `_bytes` and `_proof`.
+#: `_header`, `_bytes` and `_proof` check the types of answers.
 Walk = Generator[Question, Any, "Header | None"]
 
 
@@ -99,9 +99,9 @@ class ProvenChange:
 class Follower:
     """The authority set in force, and how far finality is proven.
 
-    `checkpoint` is the set in force. `known` is the last block proven in an earlier run (number and hash), if any;
-    `scan_from` the block up to which headers were searched for set changes then. `gap_max` is the longest line of
-    headers that is fetched one by one; longer gaps are crossed by the last block of each set.
+    `checkpoint`: the set in force. `known`: the last block proven in an earlier run (number and hash), if any.
+    `scan_from`: the block up to which that run searched headers for set changes. `gap_max`: the longest sequence of
+    headers that is fetched one by one; longer gaps are crossed by proving the last block of each set.
     """
 
     def __init__(
@@ -119,22 +119,22 @@ class Follower:
         self.justification = b""
         self._gap_max = gap_max
         self._known = known
-        #: Up to this block, headers were searched for changes of the set.
+        #: Headers were searched for changes of the set up to this block.
         self._searched = scan_from
         #: The last header proven in this run.
         self._proven: Header | None = None
-        #: Headers from one that ordered a change not yet in force up to the last proven one.
+        #: Headers from one that announces a change not yet in force to the last proven one.
         self._pending: list[Header] = []
-        #: Whether the set in force follows from something that verified: a pinned checkpoint may be wrong.
+        #: Whether a signature of the set in force has verified: before that, the pinned checkpoint may be wrong.
         self._trusted = known is not None
 
     @property
     def floor(self) -> int:
-        """Blocks up to this number are proven: a justification for one of them is of no use."""
+        """Blocks up to this number are proven, so a justification for one of them is not needed."""
         return max(self.checkpoint.number, self._proven.number if self._proven else 0)
 
     def to_json(self) -> dict[str, Any]:
-        """Return what a restart needs: the set in force, and `scan_from` where a change is ordered but not in force."""
+        """Return the values for a restart: the set in force, and `scan_from` if an announced change is not in force."""
         out: dict[str, Any] = {"checkpoint": self.checkpoint.to_json()}
         if self._pending:
             out["scan_from"] = self._pending[0].number - 1
@@ -143,7 +143,7 @@ class Follower:
     # --- walks
 
     def prove(self, data: bytes) -> Walk:
-        """Verify a justification (SCALE bytes); return the header it makes final, or None for a block below `floor`.
+        """Verify a justification (SCALE bytes). Returns the finalized header, or None for a block below `floor`.
 
         Raises SCALE_* and HEADER_DIGEST_INVALID (not a justification), JUSTIFICATION_* (forged, see above),
         AUTHORITY_SET_UNKNOWN, FINALITY_NOT_PROVEN, FINALITY_FORKED, HEADER_HASH_MISMATCH, HEADER_PARENT_MISMATCH,
@@ -159,7 +159,7 @@ class Follower:
         if line is None:
             yield from self._cross(tip, justification)
             floor, self._pending = max(self.checkpoint.number, tip.number - CHANGE_DELAY_MAX), []
-            if tip.number > self.checkpoint.number:  # else it is the last block of a set, and proven already
+            if tip.number > self.checkpoint.number:  # otherwise it is the last block of a set, which is proven already
                 line = (yield from self._line(tip, floor, CHANGE_DELAY_MAX)) or [tip]
                 yield from self._follow(line, justification, complete=False)
         else:
@@ -169,9 +169,9 @@ class Follower:
         return tip
 
     def prove_head(self, head: Header) -> Walk:
-        """Prove a block that is said to be final, where no justification came by itself.
+        """Prove a block that a node calls final, without a justification from the node.
 
-        Returns the header that is final now (perhaps below `head`), or None where no proof is to be had yet.
+        Returns the header that is proven now (perhaps below `head`), or None if no node has a proof yet.
         """
         for question in self._proofs_of(head):
             answer = yield question
@@ -184,17 +184,16 @@ class Follower:
         return None
 
     def _proofs_of(self, head: Header) -> list[Question]:
-        """Where a proof for `head` may be had. The last question gets the newest justification, of any block."""
+        """Yield questions that may bring a proof for `head`; the last is for the newest justification of any block."""
         questions: list[Question] = [FinalityProofOf(head.number), StoredJustificationOf(head.hash)]
         if 1 < head.number - self.floor <= self._gap_max:
             questions.append(FinalityProofOf(self.floor + 1))
         return questions
 
     def next_change(self, checkpoint: Checkpoint, proven: int = 0) -> Generator[Question, Any, ProvenChange | None]:
-        """Prove how the set of `checkpoint` ended, whichever set it is; None while it has not, or where no proof is
-        had.
+        """Prove how the set of `checkpoint` ended (any set). None if it has not ended, or if no node has a proof.
 
-        `proven` is a block above the checkpoint that this set finalized, where one is known. Raises
+        `proven`: a block above the checkpoint that this set finalized, if one is known. Raises
         AUTHORITY_SET_UNKNOWN and what `prove` raises for headers.
         """
         kept = self.changes.get(checkpoint.set_id)
@@ -224,9 +223,9 @@ class Follower:
     # --- parts of a walk
 
     def _line(self, tip: Header, floor: int, length_max: int) -> Generator[Question, Any, list[Header] | None]:
-        """The headers from `floor + 1` to `tip`, oldest first, linked by hash.
+        """Return the headers from `floor + 1` to `tip`, oldest first, linked by hash.
 
-        None when there are more than `length_max`, or when whoever is asked does not have all of them.
+        None if there are more than `length_max`, or if the node does not have all of them.
         """
         if tip.number - floor > length_max:
             return None
@@ -244,7 +243,7 @@ class Follower:
         return line
 
     def _require_link(self, line: Sequence[Header]) -> None:
-        """Raise FINALITY_FORKED unless `line` descends from the last proven block, or holds it."""
+        """Raise FINALITY_FORKED unless `line` descends from the last proven block, or contains it."""
         known = (self._proven.number, self._proven.hash) if self._proven else self._known
         if known is None:
             return
@@ -287,7 +286,7 @@ class Follower:
         raise _not_proven(f"no justification for block {last.number}, the last of set {self.checkpoint.set_id}")
 
     def _apply(self, part: list[Header], justification: Justification, *, complete: bool) -> None:
-        """Take in proven headers. `complete`: nothing can have happened between the last proven block and `part`."""
+        """Store proven headers. `complete`: no header is missing between the last proven block and `part`."""
         before = self.checkpoint
         try:
             after = verify_finality(before, part, justification)
@@ -314,10 +313,10 @@ class Follower:
         self.set_changes += 1
 
     def _cross(self, target: Header, justification: Justification) -> Generator[Question, Any, None]:
-        """Cross many blocks by the last block of each authority set, up to the set that `target` belongs to.
+        """Cross many blocks by proving the last block of each authority set, up to the set of `target`.
 
-        Nodes send all headers from the block asked for to the end of its set: the first question is asked at the last
-        proven block, not where the set began.
+        Nodes send all headers from the requested block to the end of its set. So the first question is about the last
+        proven block, not the beginning of the set.
         """
         while self.checkpoint.number < target.number:
             found = yield from self.next_change(self.checkpoint, self._searched)
@@ -330,7 +329,7 @@ class Follower:
             raise refuse("FINALITY_FORKED", "finality", f"block {target.number} is final as 0x{last.hash.hex()}")
 
     def _require_running(self, target: Header, justification: Justification) -> None:
-        """Without proof that the set ended, it has to be the one that signed."""
+        """If there is no proof that the set ended, the set in force must have signed."""
         try:
             verify_justification(justification, self.checkpoint.set_id, self.checkpoint.authorities)
         except ChainWatcherError as problem:
@@ -338,10 +337,10 @@ class Follower:
             raise _not_proven(why) from problem
 
     def _proof_near_the_end(self, number: int) -> Generator[Question, Any, FinalityProof | None]:
-        """Ask for the finality proof of block `number`, at a later block of its set where the answer is too large.
+        """Ask for the finality proof of block `number`, or of a later block of its set if the answer is too large.
 
-        It holds the headers from the block asked for to the end of the set. One that is too large shows that the set
-        lasts for more than `SET_STEP_BLOCKS`: the block so far above still belongs to it.
+        The proof contains the headers from the requested block to the end of the set. If it is too large, the set lasts
+        for more than `SET_STEP_BLOCKS`, so the block that many blocks later still belongs to it.
         """
         for _ in range(SET_STEPS_MAX):
             answer = yield FinalityProofOf(number)
@@ -352,7 +351,7 @@ class Follower:
 
 
 def _header(block_hash: bytes) -> Generator[Question, Any, Header | None]:
-    """Ask for a header. HEADER_HASH_MISMATCH where another one is answered."""
+    """Ask for a header. Raises HEADER_HASH_MISMATCH if the answer has another hash."""
     answer = yield HeaderOf(block_hash)
     if not isinstance(answer, Header):
         return None
@@ -363,13 +362,13 @@ def _header(block_hash: bytes) -> Generator[Question, Any, Header | None]:
 
 
 def _by_force(headers: Sequence[Header]) -> bool:
-    """Whether a header orders a change that Substrate applies without the old set's finality."""
+    """Tell whether a header announces a forced change, which Substrate applies without the old set's finality."""
     changes = (header.grandpa_change() for header in headers)
     return any(change is not None and change.forced_after is not None for change in changes)
 
 
 def _until_end_of_set(headers: list[Header]) -> list[Header]:
-    """The headers up to the last block of the set in force; all of them where it does not end inside."""
+    """Return the headers up to the last block of the set in force, or all if the set does not end among them."""
     for header in headers:
         change = header.grandpa_change()
         if change is not None:
@@ -379,7 +378,7 @@ def _until_end_of_set(headers: list[Header]) -> list[Header]:
 
 
 def _from_change(headers: list[Header]) -> list[Header]:
-    """The headers from the one that orders a change; the last one alone where none does."""
+    """Return the headers from the first that announces a change, or only the last header if none does."""
     start = next((i for i, one in enumerate(headers) if one.grandpa_change() is not None), len(headers) - 1)
     return headers[start:]
 

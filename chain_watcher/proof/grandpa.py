@@ -4,13 +4,13 @@ Sources: Substrate's `GrandpaJustification::verify_with_voter_set` and `finality
 signed message is 0x01 + target hash + u32 number + u64 round + u64 set id; the threshold is
 total - (total - 1) // 3 of the summed weights.
 
-Where Substrate's own versions differ this module takes what is sound in all of them: votes for the target and for its
-descendants count (older nodes; newer ones send such votes only together with votes that make the target the ghost),
-votes below the target do not count but may be there (newer nodes).
+Substrate's versions differ. This module accepts what is sound in all of them: votes for the target and for its
+descendants count (older nodes; newer ones send such votes only together with votes that make the target the ghost);
+votes below the target do not count but are allowed (newer nodes).
 
-Signatures are verified by `ed25519_zebra`, the library that Substrate itself uses: ZIP-215 rules. The edge: ZIP-215
-accepts non-canonical points and multiplies by the cofactor, OpenSSL and libsodium refuse (some of) that. A stricter
-library would forge nothing, but one authority with an odd signature, accepted by the chain, could hide finality.
+Signatures are verified by `ed25519_zebra`, the library that Substrate uses, with ZIP-215 rules. They accept
+non-canonical points and multiply by the cofactor; OpenSSL and libsodium refuse some of these signatures. A stricter
+library would be safe, but one authority with an unusual signature that the chain accepts could then hide finality.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from .trie import HASH_BYTES
 JUSTIFICATION_BYTES_MAX: Final = 4 << 20
 PRECOMMITS_MAX: Final = 2 * AUTHORITIES_MAX
 ANCESTRIES_MAX: Final = 4096
-#: A voter casts one vote a round, and two when it equivocates. Each signature costs some 30 microseconds.
+#: A voter casts one vote per round, or two if it equivocates. Each signature takes about 30 microseconds.
 VOTES_PER_VOTER_MAX: Final = 4
 SIGNATURE_BYTES: Final = 64
 _PRECOMMIT_BYTES: Final = HASH_BYTES + 4 + SIGNATURE_BYTES + 32
@@ -51,14 +51,14 @@ class Precommit:
 
 @dataclass(frozen=True, slots=True)
 class Justification:
-    """A decoded GRANDPA justification; nothing in it is verified yet."""
+    """A decoded GRANDPA justification, not verified."""
 
     round: int
     target_hash: bytes
     target_number: int
     precommits: tuple[Precommit, ...]
     ancestries: tuple[Header, ...]
-    #: The SCALE form that it was decoded from; empty for one that was put together.
+    #: The SCALE form from which it was decoded; empty if it was not decoded.
     encoded: bytes = field(default=b"", compare=False, repr=False)
 
     @classmethod
@@ -97,7 +97,7 @@ class VoterSet:
     __slots__ = ("threshold", "total", "weights")
 
     def __init__(self, authorities: Authorities) -> None:
-        """Raises AUTHORITY_SET_INVALID when no weight is left or the total is over u64."""
+        """Raises AUTHORITY_SET_INVALID if no weight is left or the total exceeds u64."""
         weights: dict[bytes, int] = {}
         for key, weight in authorities:
             if weight:
@@ -126,8 +126,8 @@ class Checkpoint:
     def from_json(cls, value: object) -> Checkpoint:
         """Read that form strictly. Raises CHECKPOINT_INVALID, AUTHORITY_SET_INVALID.
 
-        `genesis_hash` may stand beside the members, as `chain checkpoint` prints it: it says which chain the
-        checkpoint is of, and `checkpoint_genesis` reads it.
+        An additional member `genesis_hash` is allowed, as `chain checkpoint` prints it. It names the chain of the
+        checkpoint; `checkpoint_genesis` reads it.
         """
         if not isinstance(value, Mapping) or set(value) - {"genesis_hash"} != _CHECKPOINT_MEMBERS:
             raise _bad_checkpoint("members are block_number, set_id and authorities, and genesis_hash at will")
@@ -153,7 +153,7 @@ def checkpoint_genesis(value: object) -> str | None:
 
 
 def signed_message(target_hash: bytes, target_number: int, round_number: int, set_id: int) -> bytes:
-    """Return what an authority signs for a precommit (53 bytes)."""
+    """Return the message that an authority signs for a precommit (53 bytes)."""
     return b"".join(
         (
             b"\1",
@@ -166,9 +166,9 @@ def signed_message(target_hash: bytes, target_number: int, round_number: int, se
 
 
 def verify_justification(data: bytes | Justification, set_id: int, authorities: Authorities) -> Justification:
-    """Return the justification once its target is finalized by the authority set; `target_*` may be relied on then.
+    """Verify that a justification finalizes its target under the authority set, and return it, with proven `target_*`.
 
-    `data` is the SCALE form, or a justification that was decoded already.
+    `data`: the SCALE form, or a decoded justification.
 
     Raises SCALE_* (malformed), AUTHORITY_SET_INVALID, JUSTIFICATION_INVALID (a vote without a route to the others, an
     unused ancestry header, a block number that contradicts a header, more votes than the set can cast),
@@ -197,14 +197,14 @@ def verify_justification(data: bytes | Justification, set_id: int, authorities: 
 def verify_finality(checkpoint: Checkpoint, headers: Sequence[Header], data: bytes | Justification) -> Checkpoint:
     """Verify that a justification by the checkpoint's set finalizes `headers`; return the checkpoint after them.
 
-    `headers` is a chain, oldest first: the block in question up to the justification's target (often the same).
-    All of them are final when this returns. The checkpoint returned is the given one, or the next set where the
-    headers hold an authority change that is in force after the target.
+    `headers` is a chain, oldest first, from the block to be proven to the justification's target (often the same
+    block). All of them are final when this returns. The returned checkpoint is the given one, or the next set if the
+    headers contain an authority change that is in force after the target.
 
-    A ScheduledChange at N with delay d ends its set at N + d: the target must not lie beyond, and the change is
-    proven by a target at N + d exactly. A ForcedChange is followed once the old set itself finalized its block
-    (Substrate applies it on import, without finality; a change that the old set never finalizes cannot be proven, and
-    needs a checkpoint pinned by a person).
+    A ScheduledChange at block N with delay d ends its set at N + d: the target must not be above N + d, and only a
+    target at exactly N + d proves the change. A ForcedChange is followed once the old set has finalized its block
+    (Substrate applies it on import, without finality. A change that the old set never finalizes cannot be proven; an
+    operator must then pin a new checkpoint).
 
     Raises what `verify_justification` and `require_chain` raise, JUSTIFICATION_WRONG_TARGET,
     FINALITY_BEFORE_CHECKPOINT (a block not above the checkpoint), AUTHORITY_CHANGE_INVALID (target beyond the set's
@@ -225,7 +225,7 @@ def verify_finality(checkpoint: Checkpoint, headers: Sequence[Header], data: byt
 
 
 def _follow(checkpoint: Checkpoint, headers: Sequence[Header]) -> Checkpoint:
-    """Apply the authority change that finalized `headers` hold, if it is in force after the last of them."""
+    """Apply the authority change in finalized `headers`, if it is in force after the last of them."""
     target = headers[-1]
     pending: tuple[int, Authorities] | None = None
     for header in headers:
@@ -237,7 +237,7 @@ def _follow(checkpoint: Checkpoint, headers: Sequence[Header]) -> Checkpoint:
         last = header.number + change.delay
         if target.number > last:
             raise _bad_change(f"set {checkpoint.set_id} ends at block {last}, it cannot finalize block {target.number}")
-        # The old set's word for a forced change is all that can be had: it may never finalize up to the last block.
+        # A forced change needs only its own block finalized by the old set, which may never finalize a later block.
         pending = (target.number if change.forced_after is not None else last, change.authorities)
     if pending is None or pending[0] != target.number:
         return checkpoint
@@ -250,8 +250,8 @@ def _follow(checkpoint: Checkpoint, headers: Sequence[Header]) -> Checkpoint:
 def _count_routes(justification: Justification) -> frozenset[bytes]:
     """Return the hashes whose votes support the target: its own, and its descendants' by the ancestry headers.
 
-    The root of all routes is the target, or the lowest vote where that lies below it. Every vote needs a route to the
-    root, and every ancestry header must be on one.
+    The root of all routes is the target, or the lowest vote if that is below the target. Every vote needs a route to
+    the root, and every ancestry header must be on such a route.
     """
     if not justification.precommits:
         raise refuse("JUSTIFICATION_BELOW_THRESHOLD", _name(justification), "no precommits")
@@ -285,11 +285,11 @@ def _count_routes(justification: Justification) -> frozenset[bytes]:
 
 
 def _weigh(precommits: Sequence[Precommit], supporters: frozenset[bytes], voters: VoterSet) -> int:
-    """Return the weight behind the target, counted as Substrate does.
+    """Return the weight that supports the target, counted as Substrate does.
 
-    Strangers and repeated votes do not count. Who signed two different votes (an equivocation) counts for every
-    block, and so for the target; further ones change nothing. Equivocators alone prove no block: their votes fit every
-    block alike, so without one voter who stands by the target nothing singles it out.
+    Votes of strangers and repeated votes do not count. A voter that signed two different votes (an equivocation)
+    counts for every block, and so for the target; further votes change nothing. Equivocators alone prove no block,
+    because their votes support every block equally: at least one other voter must support the target.
     """
     first: dict[bytes, Precommit] = {}
     equivocators: set[bytes] = set()

@@ -74,7 +74,7 @@ class Header:
 
     @classmethod
     def read(cls, reader: Reader) -> Header:
-        """Read one header of several (the ancestries of a justification)."""
+        """Read one header from a reader (the ancestries of a justification contain several)."""
         parent_hash = reader.take(HASH_BYTES)
         number = reader.compact(U32_MAX)
         state_root = reader.take(HASH_BYTES)
@@ -123,7 +123,7 @@ class Header:
 
     @property
     def runtime_updated(self) -> bool:
-        """Whether this block changed the runtime. Its state has the new code, in the layout of the old one."""
+        """Whether this block changed the runtime. Its state contains the new code, in the layout of the old runtime."""
         return any(item.kind == RUNTIME_UPDATED for item in self.digest)
 
     def grandpa_change(self) -> AuthorityChange | None:

@@ -1,8 +1,8 @@
-"""From a runtime's metadata (version 14) to the storage layout, without any library.
+"""Read the storage layout from a runtime's metadata (version 14), without a library.
 
 Layout (frame-metadata `v14`, scale-info `PortableRegistry`): the magic `meta`, the version, the types, the pallets, the
-extrinsic and the runtime's own type. Only the types that the three items lead to are kept; everything else is passed
-over, so that memory stays small whatever the size. The pallet is found by its name, fields by their names, in any
+extrinsic and the runtime's own type. Only the types that the three items need are kept; everything else is
+skipped, so that memory use stays small for any size. The pallet is found by its name, fields by their names, in any
 order.
 """
 
@@ -29,7 +29,7 @@ _PLAIN: Final = 0
 
 
 def layout_of(metadata: bytes) -> Layout:
-    """Return the storage layout in the metadata bytes. METADATA_UNREADABLE, CHAIN_WITHOUT_PALLET, LAYOUT_INVALID."""
+    """Return the storage layout. Raises METADATA_UNREADABLE, CHAIN_WITHOUT_PALLET, LAYOUT_INVALID."""
     if metadata[:4] != b"meta" or len(metadata) < 5:
         raise _unreadable("it does not begin with the magic 'meta'")
     if metadata[4] != 14:
@@ -55,7 +55,7 @@ def layout_of(metadata: bytes) -> Layout:
 
 
 class _Types(Mapping[int, Mapping[str, Any]]):
-    """The types by id, each decoded when it is asked for."""
+    """The types by id, each decoded when it is requested."""
 
     def __init__(self, metadata: bytes, places: dict[int, int]) -> None:
         self._metadata = metadata
@@ -74,7 +74,7 @@ class _Types(Mapping[int, Mapping[str, Any]]):
 
 
 class _Decoder:
-    """Reads the parts in order; a budget bounds how many there are."""
+    """Reads the parts in order. A budget limits their number."""
 
     def __init__(self, metadata: bytes) -> None:
         self.reader = Reader(metadata, "chain metadata")
@@ -82,7 +82,7 @@ class _Decoder:
         self._left = _NODES_MAX
 
     def types(self) -> _Types:
-        """Find where each type is."""
+        """Find the position of each type."""
         places: dict[int, int] = {}
         for _ in range(self.reader.length(_TYPES_MAX)):
             type_id = self.reader.compact()
@@ -109,7 +109,7 @@ class _Decoder:
         return found
 
     def rest(self) -> None:
-        """Pass over the extrinsic and the runtime's type, to the last byte."""
+        """Skip the extrinsic and the runtime's type, to the last byte."""
         self.reader.compact()
         self.reader.u8()
         for _ in self._items():
@@ -120,7 +120,7 @@ class _Decoder:
         self.reader.finish()
 
     def type(self) -> dict[str, Any]:
-        """Read one type as `type_from_registry` takes it: its path and its definition."""
+        """Read one type in the form of `type_from_registry`: its path and its definition."""
         path = [self._text() for _ in self._items()]
         for _ in self._items():  # type parameters
             self._skip_text()

@@ -229,7 +229,7 @@ def verify_release(
 def _verify_signatures(enclave_id: str, signatures: tuple[bytes, ...], verify: SignatureVerifier) -> None:
     try:
         verify(enclave_id, signatures)
-    except Exception as error:  # whatever the verifier raises means: not verified
+    except Exception as error:  # any exception of the verifier means: not verified
         kind: Kind = "rejected"
         if getattr(error, "kind", None) in ("transient", "invariant"):
             kind = error.kind  # type: ignore[attr-defined]
@@ -239,7 +239,7 @@ def _verify_signatures(enclave_id: str, signatures: tuple[bytes, ...], verify: S
 
 
 def _text(name: str, raw: bytes, maximum: int) -> str:
-    """Return printable text of at most `maximum` bytes: it is shown in commands, logs and pages."""
+    """Return printable text of at most `maximum` bytes, for commands, logs and pages."""
     if len(raw) > maximum:
         raise refuse("RELEASE_FIELD_INVALID", name, f"{len(raw)} bytes, at most {maximum}")
     try:

@@ -181,7 +181,7 @@ class ReadProof:
     def finish(self, root: bytes) -> None:
         """Raise PROOF_SUPERFLUOUS if an item cannot be reached from `root`.
 
-        An item that can be reached, but that no read key needed, passes: a proof of several keys is read key by key.
+        A reachable item that no read key needed is accepted, because a proof of several keys is read key by key.
         """
         if len(self._used) == len(self._items):
             return
