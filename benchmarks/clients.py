@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import os
 import sys
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,6 +19,13 @@ from . import peer_clients
 
 OWN = str(Path(__file__).with_name("own_clients.py"))
 READY_S = 120
+_BYTECODE = tempfile.TemporaryDirectory(prefix="bench-bytecode-")  # removed when this process ends
+
+
+def _environment(bytecode: str) -> dict[str, str]:
+    """Return an environment in which clients in Python start from bytecode, as installed programs do."""
+    kept = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
+    return {**kept, "PYTHONPYCACHEPREFIX": bytecode}
 
 
 class Client:
@@ -32,7 +41,11 @@ class Client:
     async def start(cls, command: list[str]) -> Client:
         """Start it."""
         pipe, null = asyncio.subprocess.PIPE, asyncio.subprocess.DEVNULL
-        return cls(await asyncio.create_subprocess_exec(*command, stdin=null, stdout=pipe, stderr=null))
+        return cls(
+            await asyncio.create_subprocess_exec(
+                *command, stdin=null, stdout=pipe, stderr=null, env=_environment(_BYTECODE.name)
+            )
+        )
 
     @classmethod
     async def start_ready(cls, command: list[str]) -> Client:

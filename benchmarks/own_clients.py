@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import json
 import sys
 import time
@@ -96,6 +97,7 @@ async def watcher(finality: str, url: str, facts: str, layouts_file: str = "") -
         layouts_file=Path(layouts_file) if layouts_file else None,
     )
     following = Watcher(config, verify)
+    gc.freeze()  # as the agent does when it starts
     run = asyncio.create_task(following.run())
     async for view in following.views():
         now = time.monotonic()

@@ -6,6 +6,7 @@ The agent may die or be restarted at any time: nodes and the vault are processes
 from __future__ import annotations
 
 import asyncio
+import gc
 import logging
 import os
 import signal
@@ -87,6 +88,8 @@ def run(settings: Settings, *, first_install: bool = False) -> int:
     logs.configure(LogWriter(), settings.agent.log_format, settings.agent.log_level)
     for number in IGNORED_SIGNALS:  # until the loop runs; a handler and not SIG_IGN, which the nodes would inherit
         signal.signal(number, lambda *_: None)
+    gc.collect()
+    gc.freeze()  # the program itself stays: without this every full collection stops the loop for 11 ms to look at it
     try:
         asyncio.run(serve(settings, first_install=first_install))
     except KeyboardInterrupt:

@@ -87,6 +87,7 @@ class ViewMaker:
         self._publish_again = False
         self._heights: dict[str, int] = {}
         self._announced: tuple[Any, ...] = ()
+        self._verified: tuple[str, tuple[bytes, ...]] | None = None
         pins = frozenset(config.layout_hashes) or (STANDARD_LAYOUTS if config.finality == "proven" else frozenset())
         self._pins = pins
         layouts = LayoutCache(config.layouts_file, pins)
@@ -293,9 +294,15 @@ class ViewMaker:
         """Return the release that a state names, or why it is refused."""
         try:
             block = BlockRef(state.header.number, hash_text(state.header))
-            return verify_release(state.program, state.entries, self._verify, block), None
+            return verify_release(state.program, state.entries, self._verify_once, block), None
         except ChainWatcherError as refusal:
             return None, refusal
+
+    def _verify_once(self, enclave_id: str, signatures: tuple[bytes, ...]) -> None:
+        """Verify signatures, unless the last ones that were good are the same: at finality the release is known."""
+        if self._verified != (enclave_id, signatures):
+            self._verify(enclave_id, signatures)
+            self._verified = enclave_id, signatures
 
     # --- before finality
 

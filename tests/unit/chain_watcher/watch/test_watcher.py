@@ -16,7 +16,7 @@ from chain_watcher.watch.watcher import Watcher
 from devnet.tools import free_port
 from tests.doubles.chain_endpoint import Entry, FakeChain, FakeNode, until
 from tests.doubles.metadata_maker import PROGRAM_FIELDS, make_metadata
-from tests.doubles.watching import BAD, ID_1, ID_2, ID_3, QUICK, entry, program, publish, verify, watching
+from tests.doubles.watching import BAD, GOOD, ID_1, ID_2, ID_3, QUICK, entry, program, publish, verify, watching
 
 
 @pytest.fixture
@@ -122,6 +122,33 @@ async def test_the_change_leaves_at_finality_without_a_request(chain: FakeChain,
         assert view.program == watch.announced[0]
         assert len(node.asked) == asked
         assert watch.watcher.counters.answered_ahead == 1
+
+
+async def test_signatures_are_verified_once_for_a_release_and_again_for_others(
+    chain: FakeChain, node: FakeNode, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    verified = []
+
+    def noting(enclave_id: str, signatures: tuple[bytes, ...]) -> None:
+        verified.append((enclave_id, signatures))
+        verify(enclave_id, signatures)
+
+    monkeypatch.setattr("tests.doubles.watching.verify", noting)
+    await chain.advance()
+    async with watching(node) as watch:
+        await watch.view()
+        chain.grow(publish(chain, ID_1, 2))
+        await chain.announce_best()
+        await until(lambda: watch.announced)
+        await chain.finalize()
+        assert (await watch.view()).program is not None
+        assert verified == [(ID_1, (GOOD,))]
+        for number, signatures in enumerate([(BAD,), (BAD,), (GOOD, BAD), (GOOD,)]):
+            before = len(verified)
+            listed = [entry(2 + at, ID_1, signature) for at, signature in enumerate(signatures)]
+            await chain.advance(chain.change(program(ID_1, f"1.1.{number}"), listed))
+            assert ((await watch.view()).program is None) == (GOOD not in signatures)
+            assert (ID_1, signatures) in verified[before:]
 
 
 async def test_a_read_that_is_on_its_way_is_not_asked_again(chain: FakeChain, node: FakeNode) -> None:
