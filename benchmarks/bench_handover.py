@@ -11,8 +11,8 @@ median under 25 ms, and under 4 times the primitives.
 The primitives are what this exchange cannot do without, on both sides, each timed alone between the handovers, so that
 caches are as warm or cold as there: KEM key pair, HPKE seal and open, two ed25519 verifications, four reports made and
 four verified by the TEE, the two seal keys of writing and reading back, AES-GCM both ways, HMAC both ways. Disk, HTTP,
-JSON and process switches are not among them. On a busy machine the handover suffers more than they do: with
-``--realtime`` (root) the enclaves run ahead of everything else.
+JSON and process switches are not among them. On a busy machine the handover suffers more than they do: ``--busy`` keeps
+every core at work beside it; with ``--realtime`` (root) the enclaves run ahead of everything else.
 
 Each side is in Python or, by `--holder go` and `--requester go`, a static Go program as its image. A requester in Go
 counts what else the exchange cannot do without among the primitives: sealing with its syncs, and four round trips of
@@ -22,8 +22,11 @@ messages of that size to another process. Bound between two in Go: median at mos
 import argparse
 import json
 import os
+import subprocess
 import sys
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +42,7 @@ HOLDER_MAIN = "handover_enclaves:holder"
 REQUESTER_MAIN = "handover_enclaves:requester"
 BOUND_MS, BOUND_FACTOR, BOUND_FACTOR_GO = 25.0, 4.0, 1.2
 #: What is aimed at on a quiet machine; the bound above is where this script fails.
-TARGET_FACTOR = 3.5
+TARGET_FACTOR, TARGET_FACTOR_BUSY = 3.5, 6.0
 PARTS = Path(__file__).parent / "handover_enclaves.py"
 SDK = Path(__file__).resolve().parent.parent / "sdk" / "go"
 
@@ -70,6 +73,18 @@ def start_holder(bench: Bench, language: str) -> str:
     return f"http://127.0.0.1:{served.event()['port']}"
 
 
+@contextmanager
+def busy_cores(number: int) -> Iterator[None]:
+    """Keep so many cores at work."""
+    spinning = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(number)]
+    try:
+        yield
+    finally:
+        for process in spinning:
+            process.kill()
+            process.wait()
+
+
 def measure(folder: Path, arguments: argparse.Namespace) -> dict[str, Any]:
     """Run both enclaves and return what the requester measured, in milliseconds."""
     bench = Bench(folder)
@@ -94,25 +109,34 @@ def main() -> int:
     parser.add_argument("--rounds", type=int, default=60)
     parser.add_argument("--json", action="store_true")
     parser.add_argument("--realtime", action="store_true")
+    parser.add_argument("--busy", action="store_true")
     parser.add_argument("--replacing", action="store_true", help="of a requester in Python")
     for side in ("--holder", "--requester"):
         parser.add_argument(side, choices=("python", "go"), default="python")
     arguments = parser.parse_args()
     if arguments.realtime:
         os.sched_setscheduler(0, os.SCHED_RR, os.sched_param(20))
-    with tempfile.TemporaryDirectory() as folder:
+    spinning = (os.cpu_count() or 1) if arguments.busy else 0
+    with tempfile.TemporaryDirectory() as folder, busy_cores(spinning):
         found = measure(Path(folder), arguments)
     factor = found["handover_median_ms"] / found["primitives_ms"]
     bound = BOUND_FACTOR_GO if arguments.holder == arguments.requester == "go" else BOUND_FACTOR
     target = bound if bound == BOUND_FACTOR_GO else TARGET_FACTOR
-    into = ", over an earlier copy" if arguments.replacing else ""
+    if arguments.busy:
+        bound = target = TARGET_FACTOR_BUSY
+    into = ", over an earlier copy" if arguments.replacing else ", every core busy" if arguments.busy else ""
     name = f"{arguments.holder} to {arguments.requester}{into}"
     emit(
         Row(f"{name}, part of its primitives", factor, "x", at_most=target),
-        Row(f"{name}, hello to acknowledged", found["handover_median_ms"], "ms", at_most=BOUND_MS),
+        Row(
+            f"{name}, hello to acknowledged",
+            found["handover_median_ms"],
+            "ms",
+            at_most=None if arguments.busy else BOUND_MS,
+        ),
         Row(f"{name}, its primitives alone", found["primitives_ms"], "ms", peer=True),
     )
-    held = found["handover_median_ms"] < BOUND_MS and factor < bound
+    held = (arguments.busy or found["handover_median_ms"] < BOUND_MS) and factor < bound
     if arguments.json:
         print(json.dumps({**found, "factor": factor, "bounds_hold": held}))
         return 0 if held else 1

@@ -1,4 +1,4 @@
-"""Clients of one node as child processes: our watcher in both modes, a bare client, and the peers."""
+"""Clients of one node as child processes: our watcher in each mode, a bare client, and the peers."""
 
 from __future__ import annotations
 
@@ -87,12 +87,12 @@ class Client:
 async def watcher_commands(chain: DevChain) -> dict[str, list[str]]:
     """The watcher in each mode; the node's URL, the chain's facts and a file of layouts are appended."""
     checkpoint = (await find_checkpoint([chain.ws_url])).checkpoint.to_json()
-    facts = {
-        "proven": json.dumps([chain.genesis_hash, checkpoint]),
-        "single": json.dumps([chain.genesis_hash, None]),
-    }
+    facts = {"proven": checkpoint, "quorum": None, "single": None}
     return {
-        f"watcher, mode {mode}": [sys.executable, OWN, "watcher", mode, chain.ws_url, known]
+        f"watcher, mode {mode}": [
+            *(sys.executable, OWN, "watcher", mode, chain.ws_url),
+            json.dumps([chain.genesis_hash, known]),
+        ]
         for mode, known in facts.items()
     }
 

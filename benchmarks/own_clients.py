@@ -1,9 +1,10 @@
 """Our own clients of a node, as processes that print what they see in the form that `peer_clients.py` describes.
 
-`watcher MODE URL FACTS [LAYOUTS_FILE]` is the watcher in mode `proven` or `single`; FACTS are the genesis hash and the
-checkpoint as JSON. `bare URL` is a bare aiohttp client (questions on a socket of their own): it asks on each finalized
-head for the two values (with a read proof where the chain gives one), and verifies and decodes them by the watcher's
-own code. Both verify each release; the peers verify nothing.
+`watcher MODE URL FACTS [LAYOUTS_FILE]` is the watcher in mode `proven`, `quorum` or `single`; FACTS are the genesis
+hash and the checkpoint as JSON. A quorum of two is the same node by two URLs. `bare URL` is a bare aiohttp client
+(questions on a socket of their own): it asks on each finalized head for the two values (with a read proof where the
+chain gives one), and verifies and decodes them by the watcher's own code. Both verify each release; the peers verify
+nothing.
 """
 
 from __future__ import annotations
@@ -88,7 +89,7 @@ async def watcher(finality: str, url: str, facts: str, layouts_file: str = "") -
 
     genesis_hash, checkpoint = json.loads(facts)
     config = WatcherConfig(
-        endpoints=(url,),
+        endpoints=(url, f"{url}/?second") if finality == "quorum" else (url,),
         finality=finality,  # type: ignore[arg-type]
         genesis_hash=genesis_hash,
         checkpoint=checkpoint,

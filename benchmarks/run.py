@@ -24,6 +24,9 @@ from dataclasses import asdict, dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
+from devnet.tools import DevnetError
+
+from . import peer_clients
 from .plots import summary_plot, unit_plots
 from .report import ROWS_VARIABLE, Row, read_rows, table
 
@@ -72,6 +75,7 @@ ALL = {
     "handover-replacing": Benchmark(
         "handover v2 over an earlier copy", "bench_handover.py", ("--replacing",), ("--replacing", "--rounds", "20")
     ),
+    "handover-busy": Benchmark("handover v2, every core busy", "bench_handover.py", ("--busy",)),
     **{
         f"handover-{holder}-{requester}": Benchmark(
             f"handover v2, holder in {holder}, requester in {requester}",
@@ -242,6 +246,19 @@ def read_results(path: Path) -> dict[str, Result]:
     return found
 
 
+def prepare() -> None:
+    """Install and build peers that are not there yet, so that no benchmark waits for it; the first time takes long."""
+    sys.stdout.write("== peers: installing and building what is missing\n")
+    sys.stdout.flush()
+    _, missing = peer_clients.commands()
+    try:
+        peer_clients.of_rust("proofs")
+    except DevnetError as error:
+        missing = {**missing, "proofs in Rust": str(error).splitlines()[0]}
+    for name, why in missing.items():
+        sys.stdout.write(f"{name} is left out: {why}\n")
+
+
 def main(words: Sequence[str] | None = None) -> int:
     """Command line; 1 where a benchmark gave no figures although it could have run."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -255,6 +272,7 @@ def main(words: Sequence[str] | None = None) -> int:
         facts = {name: value for name, value in document.items() if name != "results"}
         write(arguments.out, facts, read_results(arguments.out / "results.json"))
         return 0
+    prepare()
     facts = environment(arguments.quick)
     results = read_results(arguments.out / "results.json") if arguments.only else {}
     failed = False
