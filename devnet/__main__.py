@@ -1,4 +1,4 @@
-"""`python -m devnet`: each command lives in the module that does its work and is imported when it is asked for."""
+"""`python -m devnet`: each command is in the module that does its work, which is imported when it is needed."""
 
 import importlib
 
@@ -17,18 +17,18 @@ class LazyGroup(click.Group):
     """A group whose commands are named in COMMANDS: name -> (module, help). `-` in a name is `_` in the module."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
-        """All names, without importing anything."""
+        """Return all names, without importing anything."""
         return list(COMMANDS)
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        """The command, imported from its module."""
+        """Import the command from its module and return it."""
         if cmd_name not in COMMANDS:
             return None
         command: click.Command = getattr(importlib.import_module(COMMANDS[cmd_name][0]), cmd_name.replace("-", "_"))
         return command
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        """Lists the commands from the table, so that help imports nothing either."""
+        """List the commands from the table, so that help imports nothing either."""
         with formatter.section("Commands"):
             formatter.write_dl([(name, text) for name, (_, text) in COMMANDS.items()])
 

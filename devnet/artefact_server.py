@@ -1,4 +1,4 @@
-"""Static HTTP server for release archives, with Range, and faults that can be planted per path for tests."""
+"""HTTP server for release archives, with Range support and, for tests, planted faults for single files."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ from aiohttp import web
 
 @dataclass(slots=True)
 class Fault:
-    """What goes wrong with a file: how often (None: always), and how."""
+    """A fault of a file: its kind, and how often it occurs (None: always)."""
 
     times: int | None = 1
     status: int | None = None
     truncate_after_bytes: int | None = None
     truncate_when: Callable[[], bool] | None = None
-    """Breaks the connection only then (and within 30 s): a client on a busy machine may not have read what was sent."""
+    """Break the connection only after this event (or 30 s): a slow client may not have read the sent part yet."""
     delay_s: float = 0.0
 
     def take(self) -> bool:
-        """Whether this request is to fail."""
+        """Tell whether this request must fail."""
         if self.times is None:
             return True
         self.times -= 1
@@ -31,7 +31,7 @@ class Fault:
 
 @dataclass(slots=True)
 class ArtefactServer:
-    """Serves ``folder`` on loopback; ``faults`` maps a file name to what goes wrong with it."""
+    """Serves `folder` on loopback. `faults` maps a file name to its fault."""
 
     folder: Path
     port: int = 0
@@ -41,7 +41,7 @@ class ArtefactServer:
     _runner: web.AppRunner | None = None
 
     async def start(self) -> None:
-        """Listen; ``port`` tells where."""
+        """Listen on a free port; `port` has its number."""
         app = web.Application(middlewares=[self._middleware])
         app.router.add_get("/{name}", self._get)
         self._runner = web.AppRunner(app, access_log=None, shutdown_timeout=1)
@@ -91,7 +91,7 @@ class ArtefactServer:
         with path.open("rb") as file:
             file.seek(start)
             await response.write(file.read(min(count, size - start)))
-        await asyncio.sleep(0.2)  # what was sent arrives before the connection breaks
+        await asyncio.sleep(0.2)  # the sent part arrives before the connection breaks
         for _ in range(600):
             if when is None or when():
                 break
@@ -101,7 +101,7 @@ class ArtefactServer:
         return response
 
     async def _slow(self, request: web.Request, path: Path) -> web.StreamResponse:
-        """In 32 pieces with a pause after each, so that a person sees a download bar move."""
+        """Send it in 32 pieces with pauses, so that the progress of a download is visible."""
         response, start, size = await _partial(request, path)
         piece = max(4096, size // 32)
         with path.open("rb") as file:
@@ -114,7 +114,7 @@ class ArtefactServer:
 
 
 async def _partial(request: web.Request, path: Path) -> tuple[web.StreamResponse, int, int]:
-    """Headers of an answer from the asked offset on; the same ETag as ``web.FileResponse`` gives, so clients resume."""
+    """Return the headers of an answer from an offset on. Clients resume by the ETag, that of `web.FileResponse`."""
     start, facts = request.http_range.start or 0, path.stat()  # noqa: ASYNC240 - a test server
     response = web.StreamResponse(status=206 if start else 200, headers={"Accept-Ranges": "bytes"})
     response.etag = f"{facts.st_mtime_ns:x}-{facts.st_size:x}"

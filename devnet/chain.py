@@ -30,8 +30,8 @@ class DevChain(ChainProcess):
     """One chain with one block author.
 
     kind: "chopsticks" or "node". runtime: "base", or "moved" (other pallet index, five-field DcProgram).
-    block_time_ms: length of a slot, even; a block is made in each. authoring: False (chopsticks only): blocks are made
-    by `new_block` alone. port: 0 for any free one.
+    block_time_ms: length of a slot, even; each slot makes a block. authoring: False (chopsticks only): only `new_block`
+    makes blocks. port: 0 for any free one.
     """
 
     def __init__(
@@ -68,7 +68,7 @@ class DevChain(ChainProcess):
         await self.stop()
 
     def start_now(self) -> Self:
-        """Starts the chain and waits until it serves, blocking. Raises DevnetError with the end of its log."""
+        """Start the chain and wait until it serves, blocking. Raises DevnetError with the end of its log."""
         try:
             if self.kind == "node":
                 self._start_node()
@@ -80,7 +80,7 @@ class DevChain(ChainProcess):
         return self
 
     async def new_block(self, count: int = 1) -> str:
-        """Makes blocks at once (chopsticks only); returns the hash of the last one."""
+        """Make blocks at once (chopsticks only); returns the hash of the last one."""
         block_hash: str = await self.call("dev_newBlock", {"count": count})
         return block_hash
 
@@ -119,7 +119,7 @@ class DevChain(ChainProcess):
 
 
 def start_dev_node(chain: DevChain, port: int) -> None:
-    """One authority, //Alice, alone."""
+    """Start a node with one authority, //Alice, and no peers."""
     spec = "dev-moved" if chain.runtime == "moved" else "dev"
     listen = ["--listen-addr", "/ip4/127.0.0.1/tcp/0"]
     spawn_node(chain, ["--dev", "--chain", f"{spec}:{chain.block_time_ms}", *listen], port=port)

@@ -36,7 +36,7 @@ class RpcError(DevnetError):
 
 
 def rpc_call(url: str, method: str, *params: Any) -> Any:
-    """One JSON-RPC request over HTTP. Raises RpcError for an error reply, DevnetError where nobody answers."""
+    """Send one JSON-RPC request over HTTP. Raises RpcError for an error reply, DevnetError if there is no answer."""
     body = json.dumps({"jsonrpc": "2.0", "id": 1, "method": method, "params": list(params)}).encode()
     request = urllib.request.Request(url, body, {"Content-Type": "application/json"})  # noqa: S310
     try:
@@ -50,7 +50,7 @@ def rpc_call(url: str, method: str, *params: Any) -> Any:
 
 
 class ChainProcess:
-    """What both kinds of chain share: a child process, its log, JSON-RPC over HTTP."""
+    """Base of both kinds of chain: a child process, its log, JSON-RPC over HTTP."""
 
     def __init__(self, log_path: Path | None = None) -> None:
         self._folder: Path | None = None
@@ -61,29 +61,29 @@ class ChainProcess:
 
     @property
     def ws_url(self) -> str:
-        """Where the chain serves JSON-RPC over websocket."""
+        """URL of JSON-RPC over websocket."""
         return f"ws://127.0.0.1:{self.port}"
 
     @property
     def http_url(self) -> str:
-        """Where the chain serves JSON-RPC over HTTP."""
+        """URL of JSON-RPC over HTTP."""
         return f"http://127.0.0.1:{self.port}"
 
     @property
     def pid(self) -> int:
-        """The chain's process. Raises DevnetError when it is not running."""
+        """The chain's process. Raises DevnetError if it is not running."""
         return self._running().pid
 
     @property
     def folder(self) -> Path:
-        """A folder for this chain alone, removed by stop."""
+        """The chain's own folder, removed by `stop`."""
         if self._folder is None:
             self._folder = Path(tempfile.mkdtemp(prefix="dcupgrade-devnet-"))
         return self._folder
 
     @property
     def log_path(self) -> Path:
-        """What the chain's process wrote."""
+        """The output of the chain's process."""
         return self._log_path or self.folder / "chain.log"
 
     def _running(self) -> subprocess.Popen[bytes]:
@@ -92,7 +92,7 @@ class ChainProcess:
         return self._process
 
     def spawn(self, argv: list[str], env: dict[str, str] | None = None, pass_fds: tuple[int, ...] = ()) -> None:
-        """Starts the chain's process; what it says goes to the log. For those who start a chain in another way."""
+        """Start the chain's process with its output in the log. For callers that start a chain in another way."""
         with open(self.log_path, "ab") as log:
             self._process = subprocess.Popen(
                 argv,
@@ -105,11 +105,11 @@ class ChainProcess:
             )
 
     def is_running(self) -> bool:
-        """Whether the process is there."""
+        """Tell whether the process runs."""
         return self._process is not None and self._process.poll() is None
 
     def log_tail(self) -> str:
-        """The last lines of the log, for an error message."""
+        """Return the last lines of the log, for an error message."""
         lines = self.log_path.read_text(errors="replace").splitlines() if self.log_path.exists() else []
         return "its log ends with:\n" + "\n".join(lines[-15:])
 
@@ -117,11 +117,11 @@ class ChainProcess:
         return DevnetError(f"{what}; {self.log_tail()}")
 
     def rpc(self, method: str, *params: Any) -> Any:
-        """One JSON-RPC request, blocking. Raises RpcError for an error reply."""
+        """Send one JSON-RPC request, blocking. Raises RpcError for an error reply."""
         return rpc_call(self.http_url, method, *params)
 
     def stop_now(self) -> None:
-        """Ends the process and removes its folder, blocking. Safe to call twice."""
+        """End the process and remove its folder, blocking. Safe to call twice."""
         process, self._process = self._process, None
         if process is not None:
             if process.stdin is not None:
@@ -137,21 +137,21 @@ class ChainProcess:
             self._folder = None
 
     async def stop(self) -> None:
-        """Ends the process and removes its folder. Safe to call twice."""
+        """End the process and remove its folder. Safe to call twice."""
         await asyncio.to_thread(self.stop_now)
 
     async def call(self, method: str, *params: Any) -> Any:
-        """One JSON-RPC request. Raises RpcError for an error reply."""
+        """Send one JSON-RPC request. Raises RpcError for an error reply."""
         return await asyncio.to_thread(self.rpc, method, *params)
 
     async def finalized(self) -> tuple[int, str]:
-        """Number and hash of the finalized block."""
+        """Return number and hash of the finalized block."""
         block_hash = await self.call("chain_getFinalizedHead")
         header = await self.call("chain_getHeader", block_hash)
         return int(header["number"], 16), block_hash
 
     async def wait_finalized(self, number: int, timeout_s: float = 60.0) -> str:
-        """Waits until a block of that number is finalized; returns its hash. Raises DevnetError at the deadline."""
+        """Wait until a block with that number is finalized; returns its hash. Raises DevnetError at the deadline."""
         deadline = time.monotonic() + timeout_s
         while (await self.finalized())[0] < number:
             if time.monotonic() > deadline:

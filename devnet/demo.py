@@ -1,7 +1,7 @@
-"""`python -m devnet demo`: show a complete node upgrade; every step is real and runs between separate processes.
+"""`python -m devnet demo`: show a complete node upgrade. Every step is real and runs between separate processes.
 
-Only the TEE is simulated, and the demonstration says so. Nothing that it started is left running; the journal and the
-logs stay in its folder.
+Only the TEE is simulated, and the demonstration says so. At its end it stops everything that it started; the journal
+and the logs stay in its folder.
 """
 
 from __future__ import annotations
@@ -80,14 +80,14 @@ class Facts:
 
 
 def object_sizes(count: int, seed: int) -> list[int]:
-    """Sizes from 1 B to 8 MiB, both ends included, spread evenly over the powers of two."""
+    """Return sizes from 1 B to 8 MiB (both included), evenly spread over the powers of two."""
     draw = random.Random(seed)  # noqa: S311 - test data
     sizes = [1, OBJECT_BYTES_MAX][:count]
     return sizes + [int(2 ** draw.uniform(0, 23)) for _ in range(count - len(sizes))]
 
 
 def object_bytes(index: int, size: int, seed: int) -> bytes:
-    """The content of one object; the same at every call."""
+    """Return the content of one object, the same at each call."""
     return random.Random(f"{seed}/{index}").randbytes(size)  # noqa: S311 - test data
 
 
@@ -140,7 +140,7 @@ def remove_bulk(folder: Path) -> None:
 
 @contextlib.contextmanager
 def step(console: Console, text: str) -> Iterator[None]:
-    """Show what is done, and tick it off with its duration."""
+    """Show a step while it runs, and its duration at its end."""
     began = time.monotonic()
     with console.status(text):
         yield
@@ -148,7 +148,7 @@ def step(console: Console, text: str) -> Iterator[None]:
 
 
 class Demo:
-    """The steps of the demonstration; the container trial takes them over and adds its own."""
+    """The steps of the demonstration. The container trial reuses them and adds its own."""
 
     def __init__(
         self,
@@ -307,12 +307,12 @@ async def _in_parallel(work: Callable[[int], Any], count: int) -> None:
         async with asyncio.TaskGroup() as group:
             for _ in range(PARALLEL):
                 group.create_task(worker())
-    except ExceptionGroup as failed:  # the first one tells what is wrong, as if there were no group
+    except ExceptionGroup as failed:  # show only the first error of the group
         raise failed.exceptions[0] from None
 
 
 class _Heads:
-    """The times at which this process saw blocks become final; detection is measured from these times."""
+    """The times at which this process saw finalized blocks. Detection is measured from these times."""
 
     def __init__(self) -> None:
         self._seen: dict[int, float] = {}
@@ -334,7 +334,7 @@ class _Heads:
 
 
 class _Probe:
-    """Reads one object again and again; the longest time between two successes is the downtime."""
+    """Reads one object repeatedly. The longest time between two successful reads is the downtime."""
 
     def __init__(self, node: NodeClient, name: str) -> None:
         self._node, self._name = node, name
@@ -352,7 +352,7 @@ class _Probe:
 
 
 def summary(console: Console, folder: Path, facts: Facts, objects: int) -> None:
-    """Print what was seen and measured; exit with 1 unless every object was verified."""
+    """Print the summary. Exit with 1 unless every object was verified."""
     old, new = facts.old, facts.new
     if old is None or new is None or facts.verified != objects or facts.stored != objects:
         console.print(f"[bold red]only {facts.verified} of {objects} objects were verified[/]")
@@ -382,7 +382,7 @@ def summary(console: Console, folder: Path, facts: Facts, objects: int) -> None:
 
 
 def print_commands(console: Console, folder: Path, commands: tuple[str, ...]) -> None:
-    """Print commands of the agent on this folder, each on a line that can be copied whole."""
+    """Print commands for the agent in this folder, each on one line that can be copied."""
     python = os.path.relpath(sys.executable)
     for command in commands:
         console.print(f"  {python} -m dcupgrade -c {folder / 'dcupgrade.toml'} {command}", soft_wrap=True, markup=False)

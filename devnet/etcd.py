@@ -1,4 +1,4 @@
-"""An etcd of one member for trials: Debian's `etcd-server`, on loopback, with data in a folder of the trial."""
+"""An etcd of one member for trials: Debian's `etcd-server`, on loopback, with its data in the trial's folder."""
 
 import json
 import subprocess

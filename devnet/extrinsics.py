@@ -1,8 +1,8 @@
-"""Submits root calls to a dev chain as //Alice, for tests.
+"""Submit root calls to a dev chain as //Alice, for tests.
 
-This is not the publisher (that is `dcupgrade release`): it signs with the well-known development key, sends each call
-through sudo by substrate-interface, and waits until a block holds it. Arguments follow the chain's metadata, so the
-five-field build of the runtime takes `mirr_cids` as well.
+This is not the publisher (that is `dcupgrade release`). It signs with the well-known development key, sends each call
+through sudo by substrate-interface, and waits until a block contains it. Arguments follow the chain's metadata, so
+`mirr_cids` is sent to the five-field runtime only.
 """
 
 import asyncio
@@ -18,21 +18,21 @@ from .tools import DevnetError
 #: The GRANDPA key (ed25519) of //Alice, which substrate-interface cannot derive.
 ALICE_ED25519 = "0x88dc3417d5058ec4b4503e0c12ea1a0a89be200fe98922423d4334014fa6b0ee"
 _T = TypeVar("_T")
-# set_code weighs as much as a block; sudo runs it under the weight given here.
+# set_code weighs as much as a block; sudo runs it with the weight given here.
 _ANY_WEIGHT = {"ref_time": 1_000_000, "proof_size": 10_000}
 
 
 class _NodeAtHead(SubstrateInterface):  # type: ignore[misc]
-    """Encodes with the runtime that the next block will run.
+    """Encodes extrinsics for the runtime of the next block.
 
-    The library takes the runtime of the head's parent, under which the head itself was made; right after `set_code`
-    that is the old one, and the chain could not decode the extrinsic.
+    The library uses the runtime of the head's parent, which made the head. Right after `set_code` that is the old
+    runtime, and the chain could not decode the extrinsic.
     """
 
     _for_next_block = False
 
     def init_runtime(self, block_hash: str | None = None, block_id: int | None = None) -> None:
-        """Loads the runtime for a block, or without one for the next block."""
+        """Load the runtime of a block, or without a block that of the next block."""
         self._for_next_block = block_hash is None and block_id is None
         try:
             super().init_runtime(block_hash, block_id)
@@ -40,7 +40,7 @@ class _NodeAtHead(SubstrateInterface):  # type: ignore[misc]
             self._for_next_block = False
 
     def rpc_request(self, method: str, params: Any, *arguments: Any, **named: Any) -> Any:
-        """While the runtime is loaded for the next block, the head is shown without parent: it stands for itself."""
+        """Hide the head's parent while the runtime for the next block is loaded, so that the head itself is used."""
         reply = super().rpc_request(method, params, *arguments, **named)
         if self._for_next_block and method == "chain_getHeader" and reply.get("result"):
             reply["result"]["parentHash"] = "0x" + "00" * 32
@@ -50,7 +50,7 @@ class _NodeAtHead(SubstrateInterface):  # type: ignore[misc]
 class Root:
     """Root calls on one chain, blocking; `await root.later(root.set_enclave_id, ...)` from asyncio code.
 
-    Each call connects anew, so it sees the metadata of the moment, also after a runtime upgrade.
+    Each call opens a new connection, so it sees the current metadata, also after a runtime upgrade.
     """
 
     def __init__(self, ws_url: str, uri: str = "//Alice") -> None:
@@ -58,23 +58,23 @@ class Root:
         self._keypair = Keypair.create_from_uri(uri)
 
     async def later(self, call: Callable[..., _T], *args: Any) -> _T:
-        """Runs one of the blocking calls below in a thread."""
+        """Run one of the blocking calls below in a thread."""
         return await asyncio.to_thread(call, *args)
 
     def set_enclave_id(self, enclave_id: str, signature: str) -> str:
-        """Adds a signed enclave id; returns the hash of the block that holds the call."""
+        """Add a signed enclave id; returns the hash of the block that contains the call."""
         return self.sudo("DcNode", "set_enclave_id", {"enclave_id": enclave_id, "signature": signature})
 
     def remove_enclave_id(self, enclave_id: str) -> str:
-        """Removes an enclave id; returns the hash of the block that holds the call."""
+        """Remove an enclave id; returns the hash of the block that contains the call."""
         return self.sudo("DcNode", "remove_enclave_id", {"enclave_id": enclave_id})
 
     def set_dc_program(
         self, origin_url: str, mirror_url: str, enclave_id: str, version: str, mirr_cids: tuple[str, ...] = ()
     ) -> str:
-        """Sets the version to run; returns the hash of the block that holds the call.
+        """Set the version to run; returns the hash of the block that contains the call.
 
-        `mirr_cids` is sent only where the chain's runtime takes it.
+        `mirr_cids` is sent only if the chain's runtime has that field.
         """
         arguments: dict[str, Any] = {
             "origin_url": origin_url,
@@ -86,13 +86,13 @@ class Root:
         return self.sudo("DcNode", "set_dc_program", arguments)
 
     def set_code(self, wasm: Path) -> str:
-        """Replaces the chain's runtime; the new one runs from the next block on. Returns the block's hash."""
+        """Replace the chain's runtime; the new one runs from the next block on. Returns the block's hash."""
         return self.sudo("System", "set_code", {"code": "0x" + wasm.read_bytes().hex()}, unchecked_weight=True)
 
     def together(self, *calls: tuple[str, Mapping[str, Any]]) -> str:
-        """Sends several DcNode calls with consecutive nonces, so that one block can hold them all.
+        """Send several DcNode calls with consecutive nonces, so that one block can contain all of them.
 
-        Returns the hash of the block that holds the last one; the others are in it or in blocks before it.
+        Returns the hash of the block that contains the last call; the others are in it or in earlier blocks.
         """
         with self._connect() as chain:
             nonce = chain.get_account_nonce(self._keypair.ss58_address)
@@ -104,9 +104,9 @@ class Root:
             return str(receipt.block_hash)
 
     def sudo(self, module: str, name: str, arguments: Mapping[str, Any], *, unchecked_weight: bool = False) -> str:
-        """Sends one call as root and waits for its block; returns that block's hash.
+        """Send one call as root and wait for its block; returns that block's hash.
 
-        Raises DevnetError when the chain refuses it or the call itself fails.
+        Raises DevnetError if the chain refuses it or the call itself fails.
         """
         with self._connect() as chain:
             call = self._sudo_call(chain, module, name, arguments, unchecked_weight)

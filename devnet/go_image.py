@@ -1,4 +1,4 @@
-"""Builds the reference node in Go into a static program: the image of a native release."""
+"""Build the reference node in Go as a static program: the image of a native release."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ GO_MINOR_MIN = 26
 
 
 def find_go() -> str | None:
-    """The path of a Go that is new enough, or None."""
+    """Return the path of a Go that is new enough, or None."""
     go = shutil.which("go")
     if go is None:
         return None
@@ -31,9 +31,9 @@ def find_go() -> str | None:
 def build_go_program(
     out: Path, folder: Path, *, package: str = ".", overlay: Mapping[str, bytes] | None = None
 ) -> None:
-    """Build a static program of the module in ``folder``; ``overlay`` replaces files of it. Raises DevnetError.
+    """Build a static program of the module in `folder`; `overlay` replaces files of it. Raises DevnetError.
 
-    The same sources give the same bytes, whatever the folder and user: no paths, stamps or build ids are in them.
+    The same sources give the same bytes for any folder and user: they contain no paths, times or build ids.
     """
     go = find_go()
     if go is None:
@@ -50,5 +50,5 @@ def build_go_program(
 
 
 def build_go_node(out: Path, policy: Mapping[str, Any]) -> None:
-    """Build the node with a policy of its own, which is measured with it."""
+    """Build the node with its policy, which is measured too."""
     build_go_program(out, GO_NODE, overlay={"node_policy.json": json.dumps(policy, sort_keys=True, indent=1).encode()})

@@ -1,6 +1,6 @@
-"""A real kube-apiserver on an etcd of its own, for trials: RBAC, service accounts, TLS, loopback only.
+"""A real kube-apiserver with its own etcd, for trials: RBAC, service accounts, TLS, loopback only.
 
-There is no kubelet and no controller: objects are checked and stored, and no pod runs.
+There is no kubelet and no controller: objects are validated and stored, but no pod runs.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ SERVICE_IPS = "10.96.0.0/24"
 class KubeApiServer:
     """`with KubeApiServer(folder) as api: … api.url …`; `kill` and `start` in between keep the objects.
 
-    `users` are people without any right but what roles give them; the administrator is always there.
+    `users` have only the rights that roles give them. There is always an administrator as well.
     """
 
     def __init__(self, folder: Path, users: tuple[str, ...] = ()) -> None:
@@ -62,17 +62,17 @@ class KubeApiServer:
         return self.kubectl("-n", namespace, "create", "token", account).strip()
 
     def kubectl(self, *arguments: str, stdin: str = "", token: str = "") -> str:
-        """Run kubectl by a token, else as the administrator. Raises DevnetError with what it said."""
+        """Run kubectl with a token, or as the administrator. Raises DevnetError with its output."""
         server = ("--server", self.url, "--certificate-authority", str(self.ca_file))
         return self._run("kubectl", (*server, "--token", token or self._tokens[ADMIN], *arguments), stdin)
 
     def helm(self, *arguments: str) -> str:
-        """Run helm as the administrator; returns its output. Raises DevnetError with what it said."""
+        """Run helm as the administrator; returns its output. Raises DevnetError with its output."""
         server = ("--kube-apiserver", self.url, "--kube-ca-file", str(self.ca_file))
         return self._run("helm", (*server, "--kube-token", self._tokens[ADMIN], *arguments))
 
     def _run(self, tool: str, arguments: tuple[str, ...], stdin: str = "") -> str:
-        # nothing of the user who runs this: no kubeconfig, no plugins, no caches of other clusters
+        # without the user's own kubeconfig, plugins and caches of other clusters
         env = {"HOME": str(self._folder), "PATH": os.environ.get("PATH", ""), "KUBECONFIG": os.devnull}
         argv = [str(ensure_kube_tools() / tool), *arguments]
         done = subprocess.run(argv, input=stdin, env=env, capture_output=True, text=True, check=False, timeout=120)
@@ -142,12 +142,12 @@ class KubeApiServer:
 
 
 def _pem(key: ec.EllipticCurvePrivateKey) -> bytes:
-    form = serialization.PrivateFormat.TraditionalOpenSSL  # the API server reads no PKCS 8 for accounts
+    form = serialization.PrivateFormat.TraditionalOpenSSL  # the API server does not read PKCS 8 for accounts
     return key.private_bytes(serialization.Encoding.PEM, form, serialization.NoEncryption())
 
 
 def _self_signed(key: ec.EllipticCurvePrivateKey) -> bytes:
-    """Make a certificate for loopback that is its own authority, valid for a day."""
+    """Make a self-signed certificate for loopback, valid for a day."""
     name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "dcupgrade devnet")])
     now = datetime.now(UTC)
     here = x509.SubjectAlternativeName([x509.IPAddress(ipaddress.ip_address("127.0.0.1"))])

@@ -1,6 +1,6 @@
-"""Builds kube-apiserver, kubectl and helm from the Go module proxy: the versions and hashes are those of `kubernetes/`.
+"""Build kube-apiserver, kubectl and helm from the Go module proxy, with the versions and hashes in `kubernetes/`.
 
-k8s.io/kubernetes cannot be required as other modules are: its go.mod replaces its own libraries by folders of its
+k8s.io/kubernetes cannot be required like other modules, because its go.mod replaces its own libraries by folders of its
 checkout. `kubernetes/go.mod` repeats that block with the published libraries of the same release.
 """
 
@@ -27,19 +27,19 @@ def _name() -> str:
 
 
 def are_built() -> bool:
-    """Whether the tools are in the cache."""
+    """Tell whether the tools are in the cache."""
     return (cache_dir() / _name()).is_dir()
 
 
 def ensure_kube_tools() -> Path:
-    """The folder of the built tools. Builds them once, at the lowest priority. Raises DevnetError."""
+    """Return the folder of the built tools. Build them once, at the lowest priority. Raises DevnetError."""
 
     def build(part: Path) -> None:
         go = find_go()
         if go is None:
             raise DevnetError(f"building kube-apiserver needs Go 1.{GO_MINOR_MIN}")
         click.echo("devnet: building kube-apiserver, kubectl and helm (once; about 10 minutes)", err=True)
-        # readonly: a module whose hash is not in go.sum ends the build
+        # readonly: the build fails if the hash of a module is not in go.sum
         env = {**os.environ, "GOWORK": "off", "GOFLAGS": "-mod=readonly"}
         argv = ["nice", "-n", "19", go, "build", *FLAGS, "-o", f"{part}/", "tool"]
         run_tool(argv, what="building Kubernetes", cwd=MODULE, env=env)
@@ -52,7 +52,7 @@ def ensure_kube_tools() -> Path:
 def kube_build(apt: bool) -> None:
     """Build kube-apiserver, kubectl and helm into the cache (once; about 10 minutes) and print their folder."""
     try:
-        with interruptible():  # the compiler ends with this command
+        with interruptible():  # the compiler ends together with this command
             if apt:
                 apt_install_missing({"etcd": "etcd-server"}, "etcd")
             click.echo(str(ensure_kube_tools()))

@@ -1,4 +1,4 @@
-"""Two authorities and a full node on loopback: finality that can be stalled, and forks that can be made and dropped.
+"""Two authorities and a full node on loopback: finality can be stalled, and forks can be made and dropped.
 
     async with Network() as network:
         watch(network.full.ws_url)
@@ -36,8 +36,8 @@ class NetworkNode(ChainProcess):
     def __init__(self, name: str) -> None:
         super().__init__()
         self.name = name
-        self.port = free_port()  # reserved, so that it is still there for a killed node that starts again
-        # Key and port of the peer-to-peer network are fixed beforehand, so that each node knows the others from start.
+        self.port = free_port()  # reserved, so that it is still free when a killed node starts again
+        # Key and port of the peer-to-peer network are chosen before the start, so that each node knows the others.
         self._network_key = hashlib.sha256(f"devnet {name}".encode()).digest()
         public = bytes(SigningKey(self._network_key).verify_key)
         # A libp2p peer id: an identity multihash over a protobuf of key type (1: ed25519) and key.
@@ -46,16 +46,16 @@ class NetworkNode(ChainProcess):
         self.address = f"{self._listen}/p2p/{self.peer_id}"
 
     def start_now(self, chain_id: str, peers: Sequence[str]) -> None:
-        """Starts the node, blocking; a killed one starts again with the data and the RPC port it had."""
+        """Start the node, blocking. A killed node starts again with its data and its RPC port."""
         role = [f"--{self.name}", "--validator", "--force-authoring"] if self.name in ("alice", "bob") else []
-        # No slots for others: a peer that is no longer reserved would be kept as an ordinary one.
+        # No slots for others: otherwise a peer that is no longer reserved would stay connected as an ordinary one.
         network = ["--reserved-only", "--in-peers", "0", "--out-peers", "0", "--listen-addr", self._listen]
         known = [argument for address in peers for argument in ("--reserved-nodes", address)]
         key = ["--node-key", self._network_key.hex()]
         spawn_node(self, ["--chain", chain_id, *role, *network, *known, *key], port=self.port)
 
     def pause(self) -> None:
-        """Stops the process where it is (SIGSTOP); its connections stay open and fall silent."""
+        """Stop the process (SIGSTOP). Its connections stay open and become silent."""
         os.kill(self.pid, signal.SIGSTOP)
 
     def resume(self) -> None:
@@ -63,7 +63,7 @@ class NetworkNode(ChainProcess):
         os.kill(self.pid, signal.SIGCONT)
 
     def kill(self) -> None:
-        """Kills the process (SIGKILL); `restart` starts it again."""
+        """Kill the process (SIGKILL); `restart` starts it again."""
         process = self._running()
         process.kill()
         process.wait()
@@ -71,14 +71,14 @@ class NetworkNode(ChainProcess):
             process.stdin.close()
 
     def stop_now(self) -> None:
-        """Ends the node, a paused one too."""
+        """End the node, also if it is paused."""
         if self.is_running():
             with contextlib.suppress(DevnetError):
                 self.resume()
         super().stop_now()
 
     async def best(self) -> tuple[int, str]:
-        """Number and hash of the best block."""
+        """Return number and hash of the best block."""
         header = await self.call("chain_getHeader")
         number = int(header["number"], 16)
         return number, await self.call("chain_getBlockHash", number)
@@ -92,7 +92,7 @@ class NetworkNode(ChainProcess):
 
 
 class Network:
-    """A context manager over nodes `alice`, `bob` and `full`; slots of block_time_ms."""
+    """A context manager for the nodes `alice`, `bob` and `full`, with slots of block_time_ms."""
 
     def __init__(self, *, block_time_ms: int = 2000, runtime: RuntimeName = "base") -> None:
         self._chain_id = f"local{'-moved' if runtime == 'moved' else ''}:{block_time_ms}"
@@ -111,7 +111,7 @@ class Network:
 
     @property
     def full(self) -> NetworkNode:
-        """A node that follows and does not author."""
+        """The full node, which makes no blocks."""
         return self.nodes["full"]
 
     @property
@@ -139,7 +139,7 @@ class Network:
         await asyncio.gather(*(node.stop() for node in self.nodes.values()))
 
     async def part(self, *names: str) -> None:
-        """Cuts these nodes, which stay connected to each other, off from the rest."""
+        """Disconnect these nodes from the rest; they stay connected to each other."""
         apart = [self.nodes[name] for name in names]
         rest = [node for node in self.nodes.values() if node not in apart]
         for here, there in itertools.product(apart, rest):
@@ -152,7 +152,7 @@ class Network:
         await self._wait(parted, "the network did not part")
 
     async def heal(self) -> None:
-        """Connects every node to every other."""
+        """Connect every node to every other."""
         for here, there in itertools.permutations(self.nodes.values(), 2):
             await here.call("system_addReservedPeer", there.address)
         await self._connected()
@@ -164,7 +164,7 @@ class Network:
         await self._wait(healed, "the nodes did not find each other")
 
     async def restart(self, name: str) -> None:
-        """Starts a killed node again, with its data and its port, and connects it."""
+        """Start a killed node again, with its data and its port, and connect it."""
         await self._start(self.nodes[name])
         await self._connected()
 

@@ -18,7 +18,7 @@ _SERVING = re.compile(rb"Running JSON-RPC server: addr=127\.0\.0\.1:(\d+)")
 
 
 def node_sources() -> list[Path]:
-    """Every file the node's binary is made from, in a fixed order."""
+    """Return every file from which the node's binary is built, in a fixed order."""
     folder = DEVNET / "node"
     return [
         folder / "Cargo.toml",
@@ -29,25 +29,25 @@ def node_sources() -> list[Path]:
 
 
 def ensure_node_binary() -> Path:
-    """The node's binary. Built on first use: about 17 minutes on two cores; a second call finds it at once.
+    """Return the node's binary. The first call builds it (about 17 minutes on two cores); later calls find it.
 
-    Raises DevnetError where the toolchain is missing (with the packages to install) or the build fails.
+    Raises DevnetError if the toolchain is missing (with the packages to install) or the build fails.
     """
     return install_once(f"node-{digest_of(node_sources())}", _build) / BINARY
 
 
 def is_built() -> bool:
-    """Whether the binary of these sources is in the cache."""
+    """Tell whether the binary of these sources is in the cache."""
     return (cache_dir() / f"node-{digest_of(node_sources())}" / BINARY).exists()
 
 
 def _tool(name: str) -> str | None:
-    # Debian's own toolchain first: it is what this is known to build with, and it needs apt alone.
+    # Debian's own toolchain first: the build is tested with it, and it needs only apt.
     return f"/usr/bin/{name}" if os.access(f"/usr/bin/{name}", os.X_OK) else shutil.which(name)
 
 
 def install_toolchain() -> None:
-    """Installs what the build needs by apt-get, where something is missing. Raises DevnetError when that fails."""
+    """Install missing packages for the build by apt-get. Raises DevnetError if that fails."""
     if not all(_tool(name) for name in TOOLS):
         apt_install(DEBIAN_PACKAGES, "the toolchain")
 
@@ -57,7 +57,7 @@ def _build(part: Path) -> None:
     if missing := [name for name in TOOLS if name not in tools]:
         packages = " ".join(DEBIAN_PACKAGES)
         raise DevnetError(f"building the node needs {', '.join(missing)}: apt-get install {packages}")
-    # Kept, so that a change in these few files does not build 700 crates again.
+    # Kept, so that a change of these few files does not rebuild 700 crates.
     target = cache_dir() / "node-target"
     env = {
         **os.environ,
@@ -67,8 +67,8 @@ def _build(part: Path) -> None:
     }
     click.echo("devnet: building the node (once, about 17 minutes on two cores)", err=True)
     argv = ["nice", "-n", "10", tools["cargo"], "build", "--release", "--locked", "--quiet"]
-    with locked("node-target"):  # one at a time: builds of other sources put their binary in the same place
-        # Cargo knows changed sources by their dates, and a checkout may bring older dates than those of the last build.
+    with locked("node-target"):  # one at a time: builds of other sources write their binary to the same place
+        # Cargo detects changed sources by their dates, and a checkout may have older dates than the last build.
         for known in (target / "release" / ".fingerprint").glob(f"{BINARY}-*"):
             shutil.rmtree(known)
         run_tool([*argv, "--manifest-path", str(DEVNET / "node" / "Cargo.toml")], what="building the node", env=env)
@@ -76,7 +76,7 @@ def _build(part: Path) -> None:
 
 
 def spawn_node(chain: ChainProcess, arguments: list[str], *, port: int = 0) -> None:
-    """Starts the node for a chain object, with its data in the chain's folder, and waits until it serves RPC."""
+    """Start the node for a chain object, with its data in the chain's folder, and wait until it serves RPC."""
     argv = [
         str(ensure_node_binary()),
         "--exit-with-stdin",

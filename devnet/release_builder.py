@@ -1,7 +1,7 @@
-"""Builds releases of the reference node: measured image, SIGSTRUCT, network signature, archive; good ones and bad ones.
+"""Build releases of the reference node, good and bad ones: measured image, SIGSTRUCT, network signature, archive.
 
-Every key is drawn for the run. A network's real key never meets a build machine: there, ``dcupgrade release sign`` runs
-elsewhere on the enclave id that the build printed.
+Every key is generated for the run. A network's real key is never on a build machine: its owner runs `dcupgrade release
+sign` elsewhere, on the enclave id that the build printed.
 """
 
 from __future__ import annotations
@@ -34,14 +34,14 @@ FORMAT_TAG = "dc object v1"
 
 @dataclass(frozen=True, slots=True)
 class ReleaseKeys:
-    """The network's ed25519 key and the vendor's RSA-3072 key (exponent 3, as SGX wants it)."""
+    """The network's ed25519 key and the vendor's RSA-3072 key (exponent 3, as SGX requires)."""
 
     network: Ed25519PrivateKey
     vendor: RSAPrivateKey
 
     @classmethod
     def draw(cls, folder: Path) -> ReleaseKeys:
-        """Draw both and keep them in ``folder`` as ``network.pem`` and ``vendor.pem``, mode 0600."""
+        """Generate both and store them in `folder` as `network.pem` and `vendor.pem`, mode 0600."""
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         keys = cls(Ed25519PrivateKey.generate(), generate_private_key(public_exponent=3, key_size=3072))
         for name, key in (("network.pem", keys.network), ("vendor.pem", keys.vendor)):
@@ -56,7 +56,7 @@ class ReleaseKeys:
 
     @classmethod
     def load(cls, folder: Path) -> ReleaseKeys:
-        """Both keys as ``draw`` kept them in ``folder``. Raises OSError, ValueError."""
+        """Load both keys that `draw` stored in `folder`. Raises OSError, ValueError."""
         network = serialization.load_pem_private_key((folder / "network.pem").read_bytes(), None)
         vendor = serialization.load_pem_private_key((folder / "vendor.pem").read_bytes(), None)
         if not isinstance(network, Ed25519PrivateKey) or not isinstance(vendor, RSAPrivateKey):
@@ -65,13 +65,13 @@ class ReleaseKeys:
 
     @property
     def network_public(self) -> str:
-        """The network's public key in the multibase form that settings take."""
+        """The network's public key in the multibase form of the settings."""
         return network_key_text(self.network)
 
 
 @dataclass(frozen=True, slots=True)
 class BuiltRelease:
-    """A release on disk: what is published on the chain, and the path of its archive."""
+    """A release on disk: the values to publish on the chain, and the path of its archive."""
 
     name: str
     version: str
@@ -80,7 +80,7 @@ class BuiltRelease:
     archive: Path
 
     def install(self, folder: Path) -> None:
-        """Unpack it into a new folder with the network's signature beside it, as a person without an agent would."""
+        """Unpack it into a new folder and add the network's signature, like an operator without an agent."""
         folder.mkdir(parents=True)
         unpack(self.archive, folder, ArchiveLimits(), None)
         (folder / "network.sig").write_text(self.signature)
@@ -88,7 +88,7 @@ class BuiltRelease:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NodeTraits:
-    """What is measured into a reference node's image besides its code; each field but ``features`` makes it bad."""
+    """Properties of a reference node that are measured with its code. Each field except `features` makes it bad."""
 
     features: tuple[str, ...] = ()
     does_not_start: bool = False
@@ -99,54 +99,54 @@ class NodeTraits:
 
 @dataclass(frozen=True, slots=True)
 class ReleaseBuilder:
-    """Builds into ``folder``; all releases of a builder belong to one network and one chain, and speak one handover."""
+    """Builds into `folder`. All releases of a builder have one network, one chain and one handover version."""
 
     folder: Path
     keys: ReleaseKeys
     genesis_hash: str
     handover: str = "v2"
     upgrader_ids: tuple[str, ...] | None = None
-    """Enclave ids of the vaults that the nodes accept as upgrader; None: whatever the network signed."""
+    """Enclave ids of the vaults that the nodes accept as upgrader; None: any that the network signed."""
     language: str = "python"
-    """ "python", or "go" for the node of ``devnet/go_node``, which knows no bad traits."""
+    """ "python", or "go" for the node of `devnet/go_node`, which knows no bad traits."""
 
     def good(self, version: str) -> BuiltRelease:
-        """A release that works; from 1.1.0 on it has ``GET /stats``."""
+        """Build a release that works; from 1.1.0 on it has `GET /stats`."""
         features = ("stats",) if version != "1.0.0" else ()
         return self.build(version, NodeTraits(features=features))
 
     def build(self, version: str, traits: NodeTraits, *, name: str = "") -> BuiltRelease:
-        """A release whose archive is well formed, whatever the node in it does."""
+        """Build a release with a well-formed archive; the node in it may be bad."""
         name = name or f"reference-node-{version}"
         image, sigstruct, enclave_id = self._image(name, version, traits)
         return self._pack(name, version, enclave_id, {"enclave.pyz": image, "enclave.sig": sigstruct})
 
     def changed_after_signing(self, version: str, name: str = "changed-after-signing") -> BuiltRelease:
-        """An archive whose image is not the one that its SIGSTRUCT measures."""
+        """Build an archive whose image does not match its SIGSTRUCT."""
         image, sigstruct, enclave_id = self._image(name, version, NodeTraits(features=("changed",)))
         return self._pack(name, version, enclave_id, {"enclave.pyz": image + b"\0", "enclave.sig": sigstruct})
 
     def another_program(self, version: str, name: str = "another-program") -> BuiltRelease:
-        """An archive that is sound in itself, but holds another enclave than the one announced."""
+        """Build a valid archive that contains another enclave than the announced one."""
         _, _, announced = self._image(name, version, NodeTraits(features=("announced",)))
         image, sigstruct, _ = self._image(name, version, NodeTraits(features=("instead",)))
         return self._pack(name, version, announced, {"enclave.pyz": image, "enclave.sig": sigstruct})
 
     def bad_rsa_signature(self, version: str, name: str = "bad-rsa-signature") -> BuiltRelease:
-        """A SIGSTRUCT with the right MRENCLAVE whose RSA signature is broken."""
+        """Build an archive whose SIGSTRUCT has the right MRENCLAVE and a broken RSA signature."""
         image, sigstruct, enclave_id = self._image(name, version, NodeTraits(features=("broken",)))
         broken = bytearray(sigstruct)
         broken[600] ^= 1  # inside SIGNATURE, 516:384
         return self._pack(name, version, enclave_id, {"enclave.pyz": image, "enclave.sig": bytes(broken)})
 
     def leaves_its_folder(self, version: str, name: str = "leaves-its-folder") -> BuiltRelease:
-        """A good release, and beside it a member that climbs out of the slot."""
+        """Build an archive of a good release with one more member, whose path leaves the slot."""
         image, sigstruct, enclave_id = self._image(name, version, NodeTraits(features=("climbs",)))
         members = {"../../escaped.txt": b"out", "enclave.pyz": image, "enclave.sig": sigstruct}
         return self._pack(name, version, enclave_id, members)
 
     def links_out(self, version: str, name: str = "links-out") -> BuiltRelease:
-        """A release whose image is a link to a file outside of the archive."""
+        """Build an archive whose image is a link to a file outside the archive."""
         _, sigstruct, enclave_id = self._image(name, version, NodeTraits(features=("links",)))
         return self._pack(name, version, enclave_id, {"enclave.sig": sigstruct}, links={"enclave.pyz": "/etc/passwd"})
 
@@ -200,7 +200,7 @@ class ReleaseBuilder:
 
 
 def node_sources(policy: Mapping[str, Any]) -> dict[str, Path | bytes]:
-    """Return the files of a node image by their names in it: what the node imports, and its policy. All is measured."""
+    """Return the files of a node image by name: the modules that the node imports, and its policy."""
     from attestation.artefact.closure import import_closure
 
     module, _, _ = NODE_MAIN.partition(":")
@@ -210,9 +210,9 @@ def node_sources(policy: Mapping[str, Any]) -> dict[str, Path | bytes]:
 
 
 def build_vault(folder: Path, keys: ReleaseKeys, genesis_hash: str, policy: Mapping[str, Any]) -> tuple[str, str]:
-    """Build ``vault.pyz`` and ``vault.sig`` into ``folder``; returns the vault's enclave id and network signature.
+    """Build `vault.pyz` and `vault.sig` into `folder`; returns the vault's enclave id and network signature.
 
-    ``policy`` holds what differs from the development defaults below; all of it becomes part of the measurement.
+    `policy`: fields that differ from the development defaults below. The whole policy is measured.
     """
     import subprocess
     import sys

@@ -1,4 +1,4 @@
-"""Looks for key material where it may not be: in the memory of processes (Linux, needs ptrace rights) and in files."""
+"""Search for key material where it must not be: in memory of processes (Linux, needs ptrace rights) and in files."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ PIECE_BYTES = 4 * 1024 * 1024
 
 
 def memory_pieces(pid: int, overlap: int) -> Iterator[bytes]:
-    """The readable memory of a process in pieces that overlap by ``overlap`` bytes; raises PermissionError."""
+    """Yield the readable memory of a process in pieces that overlap by `overlap` bytes. Raises PermissionError."""
     maps = Path(f"/proc/{pid}/maps").read_text()
     with open(f"/proc/{pid}/mem", "rb", buffering=0) as memory:
         for line in maps.splitlines():
@@ -24,7 +24,7 @@ def memory_pieces(pid: int, overlap: int) -> Iterator[bytes]:
                 try:
                     memory.seek(start)
                     piece = memory.read(min(PIECE_BYTES, end - start))
-                except OSError:  # a guard page, or a mapping that went away
+                except OSError:  # a guard page, or a mapping that was removed
                     break
                 yield piece
                 if len(piece) <= overlap or start + len(piece) >= end:
@@ -33,7 +33,7 @@ def memory_pieces(pid: int, overlap: int) -> Iterator[bytes]:
 
 
 def find_key_set(pid: int, key_set_id: str) -> KeySet | None:
-    """The key set of that public id out of a process's memory: its hash proves that the bytes are the right ones."""
+    """Return the key set with that id from a process's memory, or None. Its hash proves that the bytes are right."""
     for piece in memory_pieces(pid, KEY_SET_LENGTH):
         at = piece.find(KEY_SET_MAGIC)
         while at >= 0:
@@ -48,14 +48,14 @@ def find_key_set(pid: int, key_set_id: str) -> KeySet | None:
 
 
 def needles(keys: KeySet) -> dict[str, bytes]:
-    """Every form in which a key would be recognised: raw, hex in both cases, base64 at its three alignments."""
+    """Return every searched form of the keys: raw, hex in both cases, base64 at its three alignments."""
     found = {}
     for name, secret in (("data key", keys.data_key), ("name key", keys.name_key)):
         found[f"{name}, raw"] = secret
         found[f"{name}, hex"] = secret.hex().encode()
         found[f"{name}, HEX"] = secret.hex().upper().encode()
         for shift in range(3):
-            # Only the characters that depend on nothing but the key: its neighbours in a longer text are unknown.
+            # Only the characters that depend on the key alone, because the bytes around it are unknown.
             text = base64.b64encode(bytes(shift) + secret)[(0, 2, 3)[shift] :][: (32 - (3 - shift) % 3) // 3 * 4]
             found[f"{name}, base64 +{shift}"] = text
             found[f"{name}, base64url +{shift}"] = text.replace(b"+", b"-").replace(b"/", b"_")
@@ -63,7 +63,7 @@ def needles(keys: KeySet) -> dict[str, bytes]:
 
 
 def search(pieces: Iterable[bytes], wanted: dict[str, bytes]) -> set[str]:
-    """Names of the needles that occur in any of the pieces."""
+    """Return the names of the needles that occur in any of the pieces."""
     found: set[str] = set()
     for piece in pieces:
         found |= {name for name, needle in wanted.items() if name not in found and needle in piece}
@@ -71,12 +71,12 @@ def search(pieces: Iterable[bytes], wanted: dict[str, bytes]) -> set[str]:
 
 
 def search_memory(pid: int, wanted: dict[str, bytes]) -> set[str]:
-    """Names of the needles that occur in a process's memory."""
+    """Return the names of the needles that occur in a process's memory."""
     return search(memory_pieces(pid, max(map(len, wanted.values()))), wanted)
 
 
 def search_files(folder: Path, wanted: dict[str, bytes], *, skip: Iterable[Path] = ()) -> dict[Path, set[str]]:
-    """The files under ``folder`` in which needles occur, except below the folders in ``skip``."""
+    """Return the files under `folder` in which needles occur, except below the folders in `skip`."""
     left_out = tuple(skip)
     found = {}
     for path in folder.rglob("*"):

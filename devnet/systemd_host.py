@@ -30,13 +30,13 @@ NSPAWN_RUN = Path("/run/systemd/nspawn")
 
 
 def missing_tools() -> list[str]:
-    """What this machine lacks to boot a systemd, in words; [] if nothing."""
+    """Return what this machine lacks to boot a systemd, as texts."""
     lacks = [] if os.geteuid() == 0 else ["root (systemd-nspawn makes namespaces and mounts)"]
     return lacks + [f"{tool} (apt-get install {name})" for tool, name in PACKAGES.items() if not find_tool(tool)]
 
 
 def root_folder() -> Path:
-    """A minimal Debian with systemd and Python, made by debootstrap on first use (about a minute) and then cached."""
+    """Return the root of a minimal Debian with systemd and Python, made by debootstrap once (about a minute)."""
 
     def build(part: Path) -> None:
         include = f"--include={','.join(ROOT_PACKAGES)}"
@@ -50,13 +50,13 @@ def root_folder() -> Path:
 
 
 class CannotBootError(DevnetError):
-    """This machine refuses to boot a systemd in a container: systemd-nspawn gave up by itself."""
+    """This machine cannot boot a systemd in a container: systemd-nspawn ended by itself."""
 
 
 class SystemdHost:
-    """Boots on entry and is gone on exit. `binds` and `read_only`: folders of this machine by their place inside.
+    """Boots on entry and is removed on exit. `binds` and `read_only`: folders of this machine by their path inside.
 
-    Raises CannotBootError where this machine does not let it, DevnetError where it takes too long.
+    Raises CannotBootError if this machine cannot boot it, DevnetError if it takes too long.
     """
 
     def __init__(self, binds: Mapping[str, Path], read_only: Mapping[str, Path]) -> None:
@@ -101,18 +101,18 @@ class SystemdHost:
 
     def _is_up(self) -> bool:
         assert self._nspawn is not None  # noqa: S101 - for the type checker
-        # Asked for each time: nspawn's first child only prepares the one that becomes the systemd inside.
+        # Read each time: nspawn's first child only prepares the process that becomes the systemd inside.
         children = Path(f"/proc/{self._nspawn.pid}/task/{self._nspawn.pid}/children").read_text().split()
         if not children:
             return False
         self._init = int(children[-1])
         with contextlib.suppress(DevnetError):
-            # "degraded": one of Debian's own units failed, which does not concern ours.
+            # "degraded": a unit of Debian failed, which does not matter here.
             return self.run("sh", "-c", "systemctl is-system-running || :").strip() in ("running", "degraded")
         return False
 
     def run(self, *argv: str, stdin: str = "") -> str:
-        """Run a program inside as its root, to its end; returns what it printed. Raises DevnetError."""
+        """Run a program inside as root, to its end; returns its output. Raises DevnetError."""
         enter = ["nsenter", "--target", str(self._init), "--mount", "--uts", "--ipc", "--pid", "--cgroup", "--root"]
         path = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
         whole = [*enter, "--wd=/", "env", "-i", path, "LC_ALL=C.UTF-8", *argv]
@@ -123,22 +123,22 @@ class SystemdHost:
         return done.stdout
 
     def write(self, path: str, text: str) -> None:
-        """Write a file inside, with the folders above it."""
+        """Write a file inside, and create its parent folders."""
         self.run("install", "-D", "-m", "644", "/dev/stdin", path, stdin=text)
 
     def shows(self, unit: str, name: str) -> str:
-        """A property of a unit, as `systemctl show` tells it."""
+        """Return a property of a unit, from `systemctl show`."""
         return self.run("systemctl", "show", "--property", name, "--value", unit).strip()
 
     def journal(self, unit: str, lines: int = 60) -> str:
-        """The end of what a unit logged."""
+        """Return the end of a unit's log."""
         return self.run("journalctl", "--no-pager", "--output=cat", f"--lines={lines}", "--unit", unit)
 
     def close(self) -> None:
-        """End everything inside, and the container."""
+        """Power off the system inside, then end the container."""
         nspawn, self._nspawn = self._nspawn, None
         if nspawn is not None:
-            if self._init:  # this signal tells the systemd inside to power off
+            if self._init:  # this signal powers off the systemd inside
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(self._init, signal.SIGRTMIN + 4)
             try:

@@ -1,4 +1,4 @@
-"""A TCP proxy that can cut every connection and refuse new ones, for trials of what a lost chain does."""
+"""A TCP proxy that can cut all connections and refuse new ones, for trials with an unreachable chain."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from .tools import free_port
 
 @dataclass(slots=True)
 class TcpProxy:
-    """Forwards ``port`` on loopback to ``target_port`` as long as it is not cut, and counts the bytes of both ways."""
+    """Forwards `port` on loopback to `target_port` unless it is cut, and counts the bytes in both directions."""
 
     target_port: int
     port: int = 0
@@ -20,15 +20,15 @@ class TcpProxy:
     _tasks: set[asyncio.Task[None]] = field(default_factory=set)
 
     async def start(self) -> None:
-        """Listen on ``port``, which stays the same over cuts.
+        """Listen on `port`, which stays the same after a cut.
 
-        The port is reserved: a port that the kernel chose could be given to an outgoing connection during a cut.
+        The port is reserved: the kernel could give an unreserved one to an outgoing connection during a cut.
         """
         self.port = self.port or free_port()
         self._server = await asyncio.start_server(self._serve, "127.0.0.1", self.port)
 
     async def cut(self) -> None:
-        """Close every connection and refuse new ones until ``start`` is called again."""
+        """Close every connection and refuse new ones until `start` is called again."""
         if self._server is not None:
             self._server.close()
             self._server = None
@@ -41,7 +41,7 @@ class TcpProxy:
         if task is not None:
             self._tasks.add(task)
             task.add_done_callback(self._tasks.discard)
-        # A cut is an ordinary end here: an unhandled cancellation would reach asyncio's log.
+        # A cut is a normal end here; an unhandled cancellation would be logged by asyncio.
         with contextlib.suppress(OSError, asyncio.CancelledError):
             await self._forward(reader, writer)
         writer.transport.abort()

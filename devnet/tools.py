@@ -1,8 +1,8 @@
-"""Finds or installs the tools that run a dev chain: Node.js, Chopsticks, the node's binary.
+"""Find or install the tools of the development network: Node.js, Chopsticks and others; wait, run, reserve ports.
 
-Everything that is installed goes into a cache outside the checkout (`$XDG_CACHE_HOME` or `~/.cache`, then
-`dcupgrade/devnet`), under a name made from what it was built from, and gets that name only when it is complete:
-a second call finds it at once, and two processes that start together install it once.
+Installed tools are in a cache outside the checkout (`$XDG_CACHE_HOME` or `~/.cache`, then `dcupgrade/devnet`). Their
+folder's name is a digest of the sources, and a folder gets its name only when it is complete. So a second call finds it
+at once, and two processes that start together install it once.
 """
 
 import fcntl
@@ -34,10 +34,10 @@ class DevnetError(Exception):
 
 
 def cache_dir() -> Path:
-    """The folder for what devnet installs and builds, made if it is not there."""
+    """Return the folder for everything that devnet installs and builds. Create it if needed."""
     base = Path(os.environ.get("XDG_CACHE_HOME", ""))
     try:
-        if not base.is_absolute():  # a relative one is to be ignored, says its specification; nor would tools find it
+        if not base.is_absolute():  # its specification says to ignore a relative path, and tools would not find it
             home = Path(os.environ.get("HOME", ""))
             base = (home if home.is_absolute() else Path(pwd.getpwuid(os.getuid()).pw_dir)) / ".cache"
         folder = base / "dcupgrade" / "devnet"
@@ -48,7 +48,7 @@ def cache_dir() -> Path:
 
 
 def digest_of(files: list[Path], extra: str = "") -> str:
-    """First 16 hex digits of a SHA-256 over names and contents of files and a text."""
+    """Return the first 16 hex digits of a SHA-256 over a text and the names and contents of files."""
     digest = hashlib.sha256(extra.encode())
     for file in files:
         content = file.read_bytes()
@@ -66,7 +66,7 @@ def locked(name: str) -> Iterator[None]:
 
 
 def install_once(name: str, build: Callable[[Path], None]) -> Path:
-    """The cached folder of that name; where it is missing, `build` fills a new folder that then gets the name."""
+    """Return the cached folder of that name. If it is missing, `build` fills a new folder, which then gets the name."""
     final = cache_dir() / name
     if final.is_dir():
         return final
@@ -85,7 +85,7 @@ def install_once(name: str, build: Callable[[Path], None]) -> Path:
 
 
 def run_tool(argv: list[str], *, what: str, cwd: Path | None = None, env: dict[str, str] | None = None) -> str:
-    """Runs a tool and returns its standard output. Raises DevnetError with the end of what it said."""
+    """Run a tool and return its standard output. Raises DevnetError with the end of its output."""
     done = subprocess.run(argv, cwd=cwd, env=env, capture_output=True, text=True, check=False)
     if done.returncode != 0:
         tail = "\n".join((done.stdout + done.stderr).strip().splitlines()[-15:])
@@ -105,12 +105,12 @@ def wait_ready(
 
 
 def find_tool(name: str) -> str | None:
-    """A program's path, also in the folders of root, which are not on everybody's PATH; None if it is not there."""
+    """Return a program's path, also from root's folders, which may be missing in PATH; None if there is none."""
     return shutil.which(name, path=f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin")
 
 
 def apt_install(packages: Iterable[str], what: str) -> None:
-    """Install Debian packages (as root). Raises DevnetError with what apt-get said."""
+    """Install Debian packages (as root). Raises DevnetError with the output of apt-get."""
     env = {**os.environ, "DEBIAN_FRONTEND": "noninteractive"}
     run_tool(["apt-get", "update", "--quiet"], what="apt-get update", env=env)
     argv = ["apt-get", "install", "--quiet", "--yes", "--no-install-recommends", *packages]
@@ -118,7 +118,7 @@ def apt_install(packages: Iterable[str], what: str) -> None:
 
 
 def apt_install_missing(packages: Mapping[str, str], what: str) -> None:
-    """Install packages, each named by a tool it brings, where a tool is missing and this is root on Debian."""
+    """Install packages if a tool is missing and this is root on Debian. `packages` maps tools to their packages."""
     if os.geteuid() == 0 and find_tool("apt-get") and not all(map(find_tool, packages)):
         apt_install(packages.values(), what)
 
@@ -132,7 +132,7 @@ def _node_is_new_enough(node: str) -> bool:
 
 
 def find_node() -> tuple[Path, list[str]]:
-    """Node.js and the command that runs npm: from the system, else from PyPI into the cache."""
+    """Return Node.js and the command that runs npm: from the system, else from PyPI in the cache."""
     node, npm = shutil.which("node"), shutil.which("npm")
     if node and npm and _node_is_new_enough(node):
         return Path(node), [npm]
@@ -148,7 +148,7 @@ def find_node() -> tuple[Path, list[str]]:
 
 
 def ensure_chopsticks() -> tuple[Path, Path]:
-    """Node.js and the folder whose node_modules holds the pinned Chopsticks; installed on first use (about 30 s)."""
+    """Return Node.js and the folder whose node_modules has the pinned Chopsticks. Installed once (about 30 s)."""
     node, npm = find_node()
     sources = [DEVNET / "chopsticks" / name for name in CHOPSTICKS_FILES]
 
@@ -178,6 +178,6 @@ def free_port() -> int:
         except OSError:
             reservation.close()
             continue
-        reservation.detach()  # stays open, and so the port reserved, as long as this process lives
+        reservation.detach()  # stays open, so the port stays reserved, until this process ends
         return port
     raise DevnetError("no free port was found on loopback")

@@ -1,7 +1,7 @@
 """A whole world in one folder: artefact server, signed releases, measured vault, and the agent as a child process.
 
 Trials and the demonstration use this module. The agent, the vault and the nodes are real, separate processes, and
-releases go through ``python -m dcupgrade release``. Only the TEE is simulated.
+releases go through `python -m dcupgrade release`. Only the TEE is simulated.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ class WorldError(Exception):
 
 
 def toml(settings: Mapping[str, Mapping[str, Any]]) -> str:
-    """Settings as TOML: tables of strings, numbers, booleans and lists, all of which JSON spells alike."""
+    """Encode settings as TOML: tables of strings, numbers, booleans and lists, which look the same in JSON."""
     lines = []
     for section, values in settings.items():
         lines.append(f"[{section}]")
@@ -50,7 +50,7 @@ def toml(settings: Mapping[str, Mapping[str, Any]]) -> str:
 
 @dataclass(slots=True)
 class NodeClient:
-    """Speaks with whatever node listens on the port."""
+    """A client of the node that listens on the port, of any version."""
 
     url: str
     session: aiohttp.ClientSession
@@ -67,13 +67,13 @@ class NodeClient:
             return await answer.read()
 
     async def names(self) -> list[str]:
-        """Names of all objects."""
+        """Return the names of all objects."""
         async with self.session.get(f"{self.url}/objects") as answer:
             answer.raise_for_status()
             return sorted(await answer.json())
 
     async def health(self) -> dict[str, Any] | None:
-        """The node's health, or None if nobody answers."""
+        """Return the node's health, or None if there is no answer."""
         timeout = aiohttp.ClientTimeout(total=10)
         try:
             async with self.session.get(f"{self.url}/health", timeout=timeout) as answer:
@@ -91,7 +91,7 @@ class NodeClient:
 
 @dataclass(slots=True)
 class World:
-    """See the module. Make it with ``World.open``; ``overrides`` are laid over the agent's settings by section."""
+    """See the module. Create it with `World.open`. `overrides` replace the agent's settings, by section."""
 
     folder: Path
     chain_url: str
@@ -123,8 +123,8 @@ class World:
     ) -> AsyncIterator[Self]:
         """Build a world around a running chain, list the vault there, and take everything down at the end.
 
-        ``keys`` are drawn anew where none are given. ``handover`` "v1" makes nodes like those in the field, which speak
-        nothing newer. ``by_command_line``: publish by ``dcupgrade release`` in a process of its own.
+        `keys`: generated if not given. `handover`: "v1" makes nodes like those in the field, which support only v1.
+        `by_command_line`: publish by `dcupgrade release` in a separate process.
         """
         os.makedirs(folder / "archives", exist_ok=True)
         if keys is None:
@@ -165,12 +165,12 @@ class World:
 
     @property
     def state_dir(self) -> Path:
-        """Where the agent keeps journal, slots and logs."""
+        """The agent's folder with journal, slots and logs."""
         return self.folder / "agent"
 
     @property
     def data_dir(self) -> Path:
-        """Where the nodes keep objects and sealed keys."""
+        """The nodes' folder with objects and sealed keys."""
         return self.folder / "data"
 
     @property
@@ -185,11 +185,11 @@ class World:
 
     @property
     def node(self) -> NodeClient:
-        """Client of the node, whichever version listens."""
+        """A client of the node, of any version."""
         return NodeClient(f"http://127.0.0.1:{self.ports['node']}", self.session)
 
     def write_settings(self) -> None:
-        """Write the agent's settings, ``overrides`` included."""
+        """Write the agent's settings, `overrides` included."""
         endpoint = f"ws://127.0.0.1:{self.proxy.port}" if self.proxy is not None else self.chain_url
         image = self.folder / "vault-image"
         settings: dict[str, dict[str, Any]] = {
@@ -234,16 +234,16 @@ class World:
     async def publish(
         self, release: BuiltRelease, *, origin_url: str = "", mirror_url: str = "", cids: tuple[str, ...] = ()
     ) -> dict[str, str]:
-        """Put a release on the chain; returns the blocks that did it, when they are final.
+        """Publish a release on the chain; returns its blocks when they are final.
 
-        ``origin_url`` is where the artefact server has its archive, unless it is given.
+        `origin_url`: by default its archive on the artefact server.
         """
         url = origin_url or self.server.url(release.archive.name)
         told = pallet.Release(release.enclave_id, release.version, url, mirror_url, cids)
         return await self._publish(told, release.signature, list_only=False)
 
     async def list_id(self, enclave_id: str, signature: str) -> dict[str, str]:
-        """Put a signed id on the chain's list without naming it as the version to run."""
+        """Add a signed id to the chain's list without naming it as the version to run."""
         return await self._publish(pallet.Release(enclave_id, "none", "none", ""), signature, list_only=True)
 
     async def _publish(self, release: pallet.Release, signature: str, *, list_only: bool) -> dict[str, str]:
@@ -262,7 +262,7 @@ class World:
             return publishing.publish(chain, release, [signature], account, list_only=list_only)
 
     async def publish_unverified(self, release: BuiltRelease, signature: str | None = None, **program: str) -> None:
-        """Put whatever is given on the chain, past the publisher's own verification; ``program`` overrides fields."""
+        """Publish any values, without the publisher's own verification. `program` overrides fields."""
         root = Root(self.chain_url)
         if signature is not None:
             await root.later(root.set_enclave_id, release.enclave_id, signature)
@@ -276,14 +276,14 @@ class World:
         await root.later(root.set_dc_program, *fields.values())
 
     async def install(self, release: BuiltRelease) -> None:
-        """Publish a first release and let the agent install it; returns when it serves and is committed."""
+        """Publish a first release and let the agent install it. Returns when it serves and is committed."""
         await self.publish(release)
         await self.start_agent(first_install=True)
         await self.wait_committed(release.enclave_id)
         await self.wait_serving(release.enclave_id)
 
     async def dcupgrade(self, *arguments: str) -> str:
-        """Run the command line to its end; raises WorldError with what it said when it fails."""
+        """Run the command line to its end; returns its output. Raises WorldError with the output if it fails."""
         process = await asyncio.create_subprocess_exec(
             *(sys.executable, "-m", "dcupgrade", *arguments),
             cwd=ROOT,
@@ -293,7 +293,7 @@ class World:
         try:
             out, err = await process.communicate()
         finally:
-            if process.returncode is None:  # cancelled: nobody would wait for it any more
+            if process.returncode is None:  # cancelled: end the process too
                 process.kill()
                 await process.wait()
         if process.returncode:
@@ -301,7 +301,7 @@ class World:
         return out.decode()
 
     async def start_agent(self, *, first_install: bool = False) -> None:
-        """Start ``dcupgrade watch`` as a child; its output goes to ``agent_log``."""
+        """Start `dcupgrade watch` as a child process with its output in `agent_log`."""
         command = [sys.executable, "-m", "dcupgrade", "--config", str(self.settings_path), "watch"]
         if first_install:
             command.append("--first-install")
@@ -311,7 +311,7 @@ class World:
             )
 
     async def stop_agent(self, *, kill: bool = False) -> int | None:
-        """TERM (or KILL) the agent and wait; nodes and vault continue."""
+        """Send TERM (or KILL) to the agent and wait for its end. Nodes and vault continue."""
         agent, self.agent = self.agent, None
         if agent is None:
             return None
@@ -336,7 +336,7 @@ class World:
             return None
 
     async def events(self) -> AsyncIterator[dict[str, Any]]:
-        """The agent's events as it sends them: changes of state and progress."""
+        """Yield the agent's events as it sends them: changes of state, and progress."""
         url = f"http://127.0.0.1:{self.ports['agent']}/api/v1/events"
         async with self.session.get(url, timeout=aiohttp.ClientTimeout(total=None)) as answer:
             name = ""
@@ -348,7 +348,7 @@ class World:
                     yield json.loads(text.removeprefix("data: "))
 
     def history(self, after: int = 0) -> list[dict[str, Any]]:
-        """Transitions in the journal after a sequence number, read without touching it."""
+        """Return the journal's transitions after a sequence number, read without changing it."""
         path = self.state_dir / "journal.sqlite3"
         if not path.exists():
             return []
@@ -363,7 +363,7 @@ class World:
     async def wait_for(
         self, what: str, condition: Callable[[list[dict[str, Any]]], bool], *, within_s: float, after: int = 0
     ) -> list[dict[str, Any]]:
-        """Wait until the journal's transitions after ``after`` meet a condition; WorldError with the log otherwise."""
+        """Wait until the transitions after `after` meet a condition. Raises WorldError with the log at the deadline."""
         deadline = time.monotonic() + within_s
         while True:
             rows = self.history(after)
@@ -398,11 +398,11 @@ class World:
             await asyncio.sleep(0.05)
 
     def last_seq(self) -> int:
-        """Sequence number of the newest transition."""
+        """Return the sequence number of the newest transition."""
         return max((row["seq"] for row in self.history()), default=0)
 
     def tail(self, lines: int = 60) -> str:
-        """The end of the agent's log, for messages."""
+        """Return the end of the agent's log, for messages."""
         if not self.agent_log.exists():
             return "(no log)"
         return "\n".join(self.agent_log.read_text("utf-8", "replace").splitlines()[-lines:])
@@ -419,7 +419,7 @@ class World:
         return found
 
     def enclaves(self) -> dict[str, list[int]]:
-        """Pids by what they are: "agent", "vault" and "node" (the enclaves), "cpu" (what runs them)."""
+        """Return pids by kind: "agent", "vault" and "node" (the enclaves), "cpu" (the processes that run them)."""
         found: dict[str, list[int]] = {"agent": [], "vault": [], "node": [], "cpu": []}
         for pid, arguments in self.processes().items():
             if "dcupgrade" in arguments and "watch" in arguments:
@@ -433,7 +433,7 @@ class World:
         return found
 
     async def close(self) -> None:
-        """Stop the agent, then what outlives it by design: nodes and vault; then proxy and server."""
+        """Stop the agent, then nodes and vault, which outlive it by design, then proxy and server."""
         try:
             await self.stop_agent()
         finally:
@@ -462,7 +462,7 @@ class World:
 
 
 async def genesis_hash(session: aiohttp.ClientSession, chain_url: str) -> str:
-    """Genesis hash of a chain, 0x-hex, asked over its websocket."""
+    """Return a chain's genesis hash (0x-hex), requested over its websocket."""
     async with session.ws_connect(chain_url) as socket_:
         await socket_.send_json({"jsonrpc": "2.0", "id": 1, "method": "chain_getBlockHash", "params": [0]})
         while True:

@@ -1,1 +1,1 @@
-"""Containers for trials: a Docker engine of our own, a base image made from Debian's packages, the compose trial."""
+"""Containers for trials: a private Docker engine, a base image from Debian's packages, the compose trial."""

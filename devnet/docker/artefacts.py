@@ -1,4 +1,4 @@
-"""The artefact server as a service of its own: `python -m devnet.docker.artefacts FOLDER PORT`."""
+"""The artefact server as a separate service: `python -m devnet.docker.artefacts FOLDER PORT`."""
 
 import asyncio
 import signal

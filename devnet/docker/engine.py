@@ -1,7 +1,7 @@
-"""A Docker engine for one trial: `with PrivateEngine() as engine: ... engine.url ...`, stopped again at the end.
+"""A Docker engine for one trial: `with PrivateEngine() as engine: ... engine.url ...`. It stops at the end.
 
-It has its own data root, exec root, socket and pid file, and leaves the machine's network alone: no bridge, no
-iptables; containers and builds use the host's network. Needs root, and Debian's packages in `PACKAGES`.
+It has its own data root, exec root, socket and pid file, and does not change the machine's network: no bridge, no
+iptables. Containers and builds use the host's network. Needs root, and Debian's packages in `PACKAGES`.
 """
 
 import contextlib
@@ -43,7 +43,7 @@ STOP_TIMEOUT_S = 30.0
 
 
 def missing_tools() -> list[str]:
-    """What this machine lacks for a private engine, in words; [] if nothing."""
+    """Return what this machine lacks for a private engine, as texts."""
     lacks = [] if os.geteuid() == 0 else ["root (dockerd makes namespaces and mounts)"]
     return lacks + [
         f"{tool} (apt-get install {package})" for tool, package in PACKAGES.items() if find_tool(tool) is None
@@ -51,15 +51,15 @@ def missing_tools() -> list[str]:
 
 
 def _base_tag() -> str:
-    """What the base is made of; the archive and the image of it bear this name, so another base is another image."""
+    """Return a name for the content of the base. Its archive and image have this name."""
     bundle = [CA_BUNDLE] if CA_BUNDLE.is_file() else []
     return f"{SUITE}-{digest_of(bundle, ','.join(BASE_PACKAGES))}"
 
 
 def base_archive() -> Path:
-    """A tar of a minimal Debian with Python, made by debootstrap on first use (about a minute) and then cached.
+    """Return a tar of a minimal Debian with Python, made by debootstrap once (about a minute).
 
-    It trusts the certificate authorities that this machine trusts, so that builds reach the package registries.
+    It trusts this machine's certificate authorities, so that builds reach the package registries.
     """
 
     def build(part: Path) -> None:
@@ -80,9 +80,9 @@ def base_archive() -> Path:
 
 
 class PrivateEngine:
-    """A dockerd of our own. `keep_data`: images and build layers stay in the cache for the next run (one at a time).
+    """A private dockerd. `keep_data`: images and build layers stay in the cache for the next run (one at a time).
 
-    `group` (a number) may use the socket beside root, who owns the machine by that.
+    `group` (a number) may also use the socket, which gives its members root's rights.
     """
 
     def __init__(self, *, keep_data: bool = False, group: int = 0) -> None:
@@ -101,17 +101,17 @@ class PrivateEngine:
 
     @property
     def socket(self) -> Path:
-        """The API's socket; root and the group that was given reach it."""
+        """The API's socket, for root and the given group."""
         return self.folder / "docker.sock"
 
     @property
     def url(self) -> str:
-        """The API's address, as aiodocker and DOCKER_HOST take it."""
+        """The API's address, in the form of aiodocker and DOCKER_HOST."""
         return f"unix://{self.socket}"
 
     @property
     def pid(self) -> int:
-        """The daemon's process. Raises DevnetError when it is not running."""
+        """The daemon's process id. Raises DevnetError if it is not running."""
         if self._process is None:
             raise DevnetError("the Docker engine is not running")
         return self._process.pid
@@ -132,7 +132,7 @@ class PrivateEngine:
         self.close()
 
     def _take_data_root(self) -> None:
-        # A socket's path has 107 characters at most, so it does not go into the test's own deep folder.
+        # A socket's path may have at most 107 characters: too few for the test's own folder.
         self._folder = Path(tempfile.mkdtemp(prefix="dcu-docker-"))
         if self._keep_data:
             self._lock = os.open(cache_dir() / "docker.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
@@ -143,7 +143,7 @@ class PrivateEngine:
         return cache_dir() / "docker" if self._keep_data else self.folder / "data"
 
     def start(self) -> None:
-        """Start the daemon and wait until it answers; also after `stop`, with the same data."""
+        """Start the daemon and wait until it answers. After `stop` it starts again with the same data."""
         argv = [
             *(find_tool("dockerd") or "dockerd", "--data-root", str(self._data_root)),
             *("--exec-root", str(self.folder / "exec"), "--pidfile", str(self.folder / "docker.pid")),
@@ -183,12 +183,12 @@ class PrivateEngine:
         return run_tool(argv, what=what or f"docker {arguments[0]}", env=self.environment())
 
     def environment(self) -> dict[str, str]:
-        """This process's environment with DOCKER_HOST set to this engine, contexts and BuildKit left out."""
+        """Return this process's environment with DOCKER_HOST set to this engine, without contexts and BuildKit."""
         env = {name: value for name, value in os.environ.items() if name not in ("DOCKER_CONTEXT", "DOCKER_TLS_VERIFY")}
         return env | {"DOCKER_HOST": self.url, "DOCKER_BUILDKIT": "0", "COMPOSE_DOCKER_CLI_BUILD": "0"}
 
     def import_base(self) -> str:
-        """Make sure that the base image is there; returns its name."""
+        """Import the base image if it is missing; returns its name."""
         image = f"dcupgrade-base:{_base_tag()}"
         if not self.docker("images", "--quiet", image).strip():
             self.docker("import", str(base_archive()), image, what="importing the base image")
@@ -201,7 +201,7 @@ class PrivateEngine:
             found = self.docker("ps", "--all", "--quiet").split()
             if not found:
                 return
-            # A build that was cut short removes its own at the same time.
+            # An interrupted build removes its own containers at the same time.
             with contextlib.suppress(DevnetError):
                 self.docker("rm", "--force", "--volumes", *found)
             time.sleep(0.25)
@@ -220,7 +220,7 @@ class PrivateEngine:
             process.wait()
 
     def close(self) -> None:
-        """Stop everything and remove what is not kept."""
+        """Stop everything and remove all data that is not kept."""
         try:
             if self._process is not None and self._process.poll() is None:
                 with contextlib.suppress(DevnetError):
@@ -238,7 +238,7 @@ class PrivateEngine:
                 self._lock = None
 
     def _end_leftovers(self) -> None:
-        """A daemon that was killed leaves its containerd and its containers' shims: end those that name this folder."""
+        """End the containerd and the shims that a killed daemon left: processes that name this folder."""
         for _ in range(100):
             left = list(_processes_naming(str(self.folder)))
             if not left:

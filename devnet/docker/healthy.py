@@ -1,4 +1,4 @@
-"""Health checks of the compose file: `python -m devnet.docker.healthy tcp|http|rpc PORT`; exit code 0 if it is."""
+"""Health checks of the compose file: `python -m devnet.docker.healthy tcp|http|rpc PORT`; exit code 0 if healthy."""
 
 import json
 import socket
@@ -9,7 +9,7 @@ TIMEOUT_S = 3.0
 
 
 def main(kind: str, port: int) -> int:
-    """Whether a port of loopback accepts (tcp), answers /healthz (http), or a chain answers its RPC (rpc)."""
+    """Tell whether a loopback port accepts (tcp), answers /healthz (http), or a chain on it answers RPC (rpc)."""
     try:
         if kind == "tcp":
             socket.create_connection(("127.0.0.1", port), TIMEOUT_S).close()

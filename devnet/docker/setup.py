@@ -1,7 +1,7 @@
-"""What has to be there before agent and vault start: `python -m devnet.docker.setup FOLDER`, run by the compose file.
+"""Prepare everything before agent and vault start: `python -m devnet.docker.setup FOLDER`, run by the compose file.
 
-Draws the release keys, builds and lists the vault, builds and publishes 1.0.0, installs it for the old node's service,
-writes the agent's settings and `world.json`. A folder that has a `world.json` is left as it is.
+It generates the release keys, builds and lists the vault, builds and publishes 1.0.0, installs it for the old node's
+service, and writes the agent's settings and `world.json`. A folder with a `world.json` is left unchanged.
 """
 
 import asyncio
@@ -26,7 +26,7 @@ NODE_IMAGE = "dcupgrade-dev-node"
 
 
 def ports_of(environment: Mapping[str, str]) -> dict[str, int]:
-    """The services' ports: DC_CHAIN_PORT and so on."""
+    """Return the services' ports from the environment: DC_CHAIN_PORT and others."""
     return {name: int(environment[f"DC_{name.upper()}_PORT"]) for name in PORTS}
 
 
@@ -38,12 +38,12 @@ def make_world(
     vault_id: str,
     session: aiohttp.ClientSession,
 ) -> World:
-    """A World over services that run apart: it starts and stops nothing."""
+    """A World whose services run separately: it starts and stops nothing."""
     overrides: dict[str, dict[str, Any]] = {
         "node": {"driver": "container", "ready_deadline_s": 30.0, "probation_s": 3.0},
         "container": {"image": NODE_IMAGE},
         "vault": {"start": False},
-        # `docker logs` has the agent's output; the file is what a trial reads.
+        # a trial reads this file; `docker logs` has the same output
         "agent": {"log_format": "json"},
     }
     return World(
@@ -60,7 +60,7 @@ def make_world(
 
 
 async def set_up(folder: Path, ports: Mapping[str, int]) -> None:
-    """See the module."""
+    """Run the module's command."""
     if (folder / WORLD_FILE).exists():
         return
     for name in ("archives", "agent", "data"):

@@ -51,7 +51,7 @@ LABEL_VERSION = "dcupgrade.trial.version"
 
 
 def compose_command() -> list[str]:
-    """`docker compose` where the plugin is, else `docker-compose`. Raises DevnetError."""
+    """Return `docker compose` if the plugin is installed, else `docker-compose`. Raises DevnetError."""
     docker = shutil.which("docker")
     if docker and subprocess.run([docker, "compose", "version"], capture_output=True, check=False).returncode == 0:
         return [docker, "compose"]
@@ -67,12 +67,12 @@ class Compose:
     environment: Mapping[str, str]
 
     def run(self, *arguments: str) -> str:
-        """`docker compose ...`; returns its output. Raises DevnetError."""
+        """Run `docker compose ...`; returns its output. Raises DevnetError."""
         argv = [*compose_command(), "--file", str(COMPOSE_FILE), *arguments]
         return run_tool(argv, what=f"compose {arguments[0]}", env=dict(self.environment))
 
     def docker(self, *arguments: str) -> str:
-        """`docker ...` on the same engine. Raises DevnetError."""
+        """Run `docker ...` on the same engine; returns its output. Raises DevnetError."""
         argv = [shutil.which("docker") or "docker", *arguments]
         return run_tool(argv, what=f"docker {arguments[0]}", env=dict(self.environment)).strip()
 
@@ -82,7 +82,7 @@ class Compose:
         return self.environment.get("DC_NODE_CONTAINER", "dcnode")
 
     def nodes(self) -> dict[str, dict[str, Any]]:
-        """What the engine says of the nodes' containers, by the node's name; the old one's is its container's."""
+        """Return the engine's facts about the nodes' containers, by node (the old node by its container's name)."""
         found = self.docker("ps", "--all", "--quiet", "--no-trunc", "--filter", f"label={LABEL_NODE}").split()
         found += self.docker("ps", "--all", "--quiet", "--no-trunc", "--filter", f"name=^{self.old_node}$").split()
         shown = json.loads(self.docker("inspect", *found)) if found else []
@@ -118,7 +118,7 @@ def compose_trial(objects: int, seed: int, attach: bool, folder: Path | None) ->
 
 @contextlib.contextmanager
 def services(console: Console, folder: Path, *, attach: bool) -> Iterator[Compose]:
-    """The running services, from an engine of our own or of whoever started them."""
+    """Give the running services: of a private engine, or with `attach` those that run already."""
     if attach:
         if "DC_HOME" not in os.environ:
             raise DevnetError("set DC_HOME to the folder that the services run with")
@@ -148,7 +148,7 @@ def services(console: Console, folder: Path, *, attach: bool) -> Iterator[Compos
             _keep_logs(compose, folder)
             with demo.step(console, "services, nodes and engine stopped"):
                 engine.remove_containers()
-                # Releases are of no use after their trial; the services' images are the next run's layer cache.
+                # Releases are useless after their trial; the services' images are the layer cache of the next run.
                 releases = engine.docker("images", "--quiet", "--no-trunc", "dcupgrade/release").split()
                 if releases:
                     engine.docker("rmi", "--force", *sorted(set(releases)))
@@ -157,7 +157,7 @@ def services(console: Console, folder: Path, *, attach: bool) -> Iterator[Compos
 
 
 def _keep_logs(compose: Compose, folder: Path) -> None:
-    """The containers' output, in the folder in which the demonstration keeps the output of its processes."""
+    """Write the containers' output to the folder in which the demonstration stores logs."""
     with contextlib.suppress(DevnetError):
         (folder / "services.log").write_text(compose.run("logs", "--no-color", "--timestamps"))
         (folder / "agent.log").write_text(compose.run("logs", "--no-color", "upgrader"))
@@ -201,7 +201,7 @@ async def _run(console: Console, compose: Compose, objects: int, seed: int) -> N
 
 
 class _Trial(demo.Demo):
-    """The demonstration's steps over services that run already, and the two that only containers can show."""
+    """The demonstration's steps with running services, and two steps that only containers can show."""
 
     async def in_containers(self, world: World, compose: Compose, first: BuiltRelease) -> None:
         facts = self.facts
@@ -225,7 +225,7 @@ class _Trial(demo.Demo):
             await self._agent_killed(world, compose)
 
     async def _does_not_start(self, world: World, compose: Compose, serving: BuiltRelease) -> None:
-        """A release that ends at once is reverted, by the very container that served before."""
+        """Publish a release that ends at once; it is reverted to the same container that served before."""
         before = _node_of(await asyncio.to_thread(compose.nodes), serving)
         broken = await asyncio.to_thread(
             world.builder.build, "1.2.0", NodeTraits(does_not_start=True), name="does-not-start"
@@ -274,7 +274,7 @@ class _Trial(demo.Demo):
 
 
 def _as_image(compose: Compose, release: BuiltRelease) -> BuiltRelease:
-    """The same release as the archive of an image: the nodes' image with the release's files in it."""
+    """Make an image archive of the release: the nodes' image with the release's files."""
     reference = f"dcupgrade-trial/node:{release.version}"
     with tempfile.TemporaryDirectory() as text:
         context = Path(text)

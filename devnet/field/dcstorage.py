@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
-"""The entrypoint of an image like the field's: starts the node in its enclave, or says what of the host it misses.
+"""The entrypoint of an image like the field's: starts the node in its enclave, or reports what the host lacks.
 
-Its settings lie in the folder that the field's manager mounts, its data in the volume. It is no part of the project's
-packages: it runs inside the image, with what `devnet/field/image.py` put there.
+Its settings are in the folder that the field's manager mounts, its data in the volume. It does not belong to the
+project's packages: it runs inside the image, with the files that `devnet/field/image.py` added.
 """
 
 import json
@@ -17,7 +17,7 @@ HERE = Path("/opt/dcstorage")
 
 
 def main() -> None:
-    """Become the node."""
+    """Replace this process by the node."""
     for device in DEVICES:
         if not (os.path.exists(device) and stat.S_ISCHR(os.stat(device).st_mode)):
             sys.exit(f"no SGX: {device} is missing")
@@ -34,7 +34,7 @@ def main() -> None:
 
 
 def settings_version() -> str:
-    """The version that this image holds."""
+    """Return the version of the node in this image."""
     return str(json.loads((HERE / "version.json").read_text())["version"])
 
 

@@ -34,20 +34,20 @@ ENTRYPOINT ["{ENTRYPOINT}"]
 
 @dataclass(frozen=True, slots=True)
 class ImageBuilder:
-    """Builds on one engine; the nodes' image of the development network is the base, made on first use."""
+    """Builds on one engine. The base is the nodes' image of the development network, made on first use."""
 
     engine: PrivateEngine
     keys: ReleaseKeys
 
     def base(self) -> None:
-        """Make the base; from the layers in the engine's cache this takes a second."""
+        """Make the base. With cached layers this takes a second."""
         self.engine.import_base()
         arguments = ("--network", "host", "--build-arg", f"BASE_IMAGE={BASE_IMAGE}", "--target", "node")
         file = str(ROOT / "devnet" / "docker" / "Dockerfile")
         self.engine.docker("build", "--quiet", *arguments, "--file", file, "--tag", NODE_IMAGE, str(ROOT))
 
     def build(self, release: BuiltRelease, *, sigstruct_lies: bool = False, entrypoint: bool = True) -> str:
-        """An image of the release; returns its tag. `sigstruct_lies`: that of the signed enclave names another id."""
+        """Build an image of the release; returns its tag. `sigstruct_lies`: its SIGSTRUCT names another id."""
         tag = f"{REPOSITORY}:{release.version}"
         with tempfile.TemporaryDirectory() as text:
             context = Path(text)

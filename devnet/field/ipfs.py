@@ -1,4 +1,4 @@
-"""An IPFS gateway on loopback, and what `ipfs add` makes of a file: the blocks of its tree, the root first."""
+"""An IPFS gateway on loopback, and the blocks that `ipfs add` makes of a file (a tree, root first)."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ _BASE58 = "123456789ABCDEFGHJKLMNPQRSTUVWXYZabcdefghijkmnopqrstuvwxyz"
 
 
 def varint(number: int) -> bytes:
-    """Unsigned LEB128."""
+    """Encode a number as unsigned LEB128."""
     return bytes([number & 0x7F | 0x80]) + varint(number >> 7) if number > 0x7F else bytes([number])
 
 
 def protobuf(number: int, value: int | bytes) -> bytes:
-    """One field of a protobuf message."""
+    """Encode one field of a protobuf message."""
     if isinstance(value, int):
         return varint(number << 3) + varint(value)
     return varint(number << 3 | 2) + varint(len(value)) + value
@@ -28,7 +28,7 @@ def protobuf(number: int, value: int | bytes) -> bytes:
 
 @dataclass
 class Block:
-    """A block with those below it; `file_bytes` of the file are in them."""
+    """A block with its children; together they contain `file_bytes` bytes of the file."""
 
     cid: bytes
     data: bytes = field(repr=False)
@@ -36,19 +36,19 @@ class Block:
     children: list[Block] = field(default_factory=list, repr=False)
 
     def walk(self) -> Iterator[Block]:
-        """Depth first, as a CAR has them."""
+        """Yield the blocks depth first, in the order of a CAR."""
         yield self
         for child in self.children:
             yield from child.walk()
 
     @property
     def tree_bytes(self) -> int:
-        """The size of all blocks."""
+        """Return the size of all blocks."""
         return sum(len(item.data) for item in self.walk())
 
     @property
     def text(self) -> str:
-        """The CID as people write it."""
+        """The CID as text."""
         if self.cid[0] == 1:
             return "b" + base64.b32encode(self.cid).decode().lower().rstrip("=")
         number, digits = int.from_bytes(self.cid, "big"), ""
@@ -59,7 +59,7 @@ class Block:
 
 
 def unixfs(data: bytes, children: list[Block], version: int, *, kind: int = 2) -> Block:
-    """A dag-pb block: of a file if `kind` is 2."""
+    """Make a dag-pb block: of a file if `kind` is 2."""
     size = len(data) + sum(child.file_bytes for child in children)
     inside = protobuf(1, kind) + (protobuf(2, data) if data else b"") + protobuf(3, size)
     inside += b"".join(protobuf(4, child.file_bytes) for child in children)
@@ -69,12 +69,12 @@ def unixfs(data: bytes, children: list[Block], version: int, *, kind: int = 2) -
 
 
 def raw_block(data: bytes) -> Block:
-    """A leaf that is nothing but its bytes."""
+    """Make a raw leaf, which consists of its bytes only."""
     return Block(b"\1\x55\x12\x20" + hashlib.sha256(data).digest(), data, len(data))
 
 
 def add(data: bytes, *, chunk: int = 262144, width: int = 174, raw: bool = False, version: int = 0) -> Block:
-    """What `ipfs add` does; the defaults are its own of many years, `raw` stands for `--raw-leaves`."""
+    """Make the tree that `ipfs add` makes, with its long-time defaults; `raw` is `--raw-leaves`."""
     pieces = [data[at : at + chunk] for at in range(0, len(data), chunk)] or [b""]
     level = [raw_block(piece) if raw else unixfs(piece, [], version) for piece in pieces]
     while len(level) > 1:
@@ -83,12 +83,12 @@ def add(data: bytes, *, chunk: int = 262144, width: int = 174, raw: bool = False
 
 
 def section(block: Block) -> bytes:
-    """A block as a CAR has it."""
+    """Encode a block for a CAR."""
     return varint(len(block.cid) + len(block.data)) + block.cid + block.data
 
 
 def car(root: Block, blocks: Iterator[Block] | list[Block] | None = None) -> bytes:
-    """A CARv1 of the `blocks`, all of the tree's in its order unless given."""
+    """Make a CARv1 of `blocks`; by default all blocks of the tree in order."""
     link = b"\xd8\x2a\x58" + bytes([len(root.cid) + 1]) + b"\0" + root.cid
     header = b"\xa2\x65roots\x81" + link + b"\x67version\x01"
     return varint(len(header)) + header + b"".join(map(section, blocks if blocks is not None else root.walk()))
@@ -96,7 +96,7 @@ def car(root: Block, blocks: Iterator[Block] | list[Block] | None = None) -> byt
 
 @dataclass
 class Gateway:
-    """Serves files by CID: `/ipfs/<CID>`, as a CAR where it is asked to and `gives_cars`. `asked` has the forms."""
+    """Serves files by CID: `/ipfs/<CID>`, as a CAR on request if `gives_cars`. `asked`: the requested forms."""
 
     files: dict[str, tuple[Block, bytes]] = field(default_factory=dict, repr=False)
     gives_cars: bool = True
@@ -104,7 +104,7 @@ class Gateway:
     url: str = ""
 
     def add(self, data: bytes, **how: int) -> str:
-        """Keep a file; gives its CID."""
+        """Store a file; returns its CID."""
         root = add(data, **how)  # type: ignore[arg-type]
         self.files[root.text] = (root, data)
         return root.text
@@ -128,7 +128,7 @@ class Gateway:
 
 @asynccontextmanager
 async def gateway(**how: bool) -> AsyncIterator[Gateway]:
-    """A gateway that listens."""
+    """Give a gateway that listens."""
     made = Gateway(**how)  # type: ignore[arg-type]
     app = web.Application()
     app.router.add_get("/ipfs/{cid}", made.get)

@@ -1,6 +1,6 @@
-"""The field's manager, as far as it matters to whoever takes its node over: how it starts one, and that it runs.
+"""The field's manager, as far as taking over its node needs it: how it starts a node, and its running daemon.
 
-Facts of the public Go program's release 0.0.55; the container is made by the engine's API and not by our driver.
+It follows the public Go program's release 0.0.55. The container is made by the engine's API, not by our driver.
 """
 
 from __future__ import annotations
@@ -28,18 +28,18 @@ VOLUME = "dcstorage"
 
 @dataclass(frozen=True, slots=True)
 class Host:
-    """A host of the field below `folder`: its disks, settings and devices."""
+    """A host of the field in `folder`: its disks, settings and devices."""
 
     folder: Path
 
     @property
     def disks(self) -> Path:
-        """Where the manager mounts disks, shared with the node."""
+        """The folder in which the manager mounts disks, shared with the node."""
         return self.folder / "opt" / "dcnetio" / "disks"
 
     @property
     def etc(self) -> Path:
-        """Settings of the node; the software CPU lies there too."""
+        """Settings of the node, and its software CPU."""
         return self.folder / "opt" / "dcnetio" / "etc"
 
     @property
@@ -49,7 +49,7 @@ class Host:
 
     @contextlib.contextmanager
     def prepared(self, *, port: int, upgrader: str, makes_keys: str) -> Iterator[None]:
-        """Make folders and devices (as root). The version `makes_keys` is the network's first: it draws its keys."""
+        """Make folders and devices (as root). The version `makes_keys` is the network's first: it generates the keys."""
         for path in (self.disks, self.etc, self.folder / "dev"):
             path.mkdir(parents=True, exist_ok=True)
         for device in self.devices:
@@ -89,9 +89,9 @@ async def start_node(docker: aiodocker.Docker, image: str, host: Host) -> str:
 
 
 async def replace_node(docker: aiodocker.Docker, image: str, host: Host) -> str:
-    """Take the node's container away and start one of the image in its place, as the manager upgrades.
+    """Remove the node's container and start one of the image in its place, as the manager upgrades.
 
-    Whoever makes a container of that name in between loses it too.
+    If another program has just created a container of that name, that one is removed too.
     """
     while True:
         with contextlib.suppress(aiodocker.DockerError):
@@ -104,7 +104,7 @@ async def replace_node(docker: aiodocker.Docker, image: str, host: Host) -> str:
 
 
 async def start_upgrader(docker: aiodocker.Docker, image: str) -> None:
-    """Start something under the Go upgrader's name; it does nothing but run, and ends at TERM."""
+    """Start a process under the Go upgrader's name; it does nothing and ends at TERM."""
     config: dict[str, Any] = {
         "Image": image,
         "Entrypoint": ["sh", "-c", "trap 'exit 0' TERM; while :; do sleep 0.2; done"],
@@ -115,7 +115,7 @@ async def start_upgrader(docker: aiodocker.Docker, image: str) -> None:
 
 
 class Service:
-    """A process that looks like the manager's daemon, `dc upgrade daemon`, and does nothing, as `dc.service` has it."""
+    """A process that looks like the manager's daemon of `dc.service`, `dc upgrade daemon`, and does nothing."""
 
     def __init__(self, folder: Path) -> None:
         self._program = folder / "dc"
@@ -131,16 +131,16 @@ class Service:
 
     @property
     def runs(self) -> bool:
-        """Whether it was started and not stopped."""
+        """Whether it is started."""
         return self._process is not None
 
     async def start(self) -> None:
-        """`systemctl enable --now dc.service`."""
+        """Do what `systemctl enable --now dc.service` does."""
         argv = (str(self._program), "-c", "read -r _", "upgrade", "daemon")
         self._process = await asyncio.create_subprocess_exec(*argv, stdin=asyncio.subprocess.PIPE)
 
     async def stop(self) -> None:
-        """`systemctl disable --now dc.service`; safe to do twice."""
+        """Do what `systemctl disable --now dc.service` does. Safe to call twice."""
         process, self._process = self._process, None
         if process is not None:
             process.kill()

@@ -22,7 +22,7 @@ http:
 
 @contextlib.contextmanager
 def image_registry(folder: Path) -> Iterator[str]:
-    """Run one with its blobs below `folder`; gives its `host:port`, which engines take without TLS on loopback."""
+    """Run one with its blobs in `folder`; gives its `host:port`. Engines use loopback registries without TLS."""
     program = find_tool("docker-registry")
     if program is None:
         raise DevnetError("docker-registry is missing: apt-get install docker-registry")

@@ -1,7 +1,7 @@
-"""A file like those that `oesign` and `ego sign` make: an ELF whose section `.oeinfo` holds the SIGSTRUCT.
+"""A file like those that `oesign` and `ego sign` make: an ELF whose section `.oeinfo` contains the SIGSTRUCT.
 
-It is no program. What it shares with a real one is where the SIGSTRUCT lies (Open Enclave's `sgxproperties.h`), and
-that EGo appends the payload, which the section points to.
+It is not a program. Only the place of the SIGSTRUCT is as in a real one (Open Enclave's `sgxproperties.h`), and the
+payload that EGo appends and the section points to.
 """
 
 import struct
@@ -16,7 +16,7 @@ PAYLOAD_OFFSET = 2048
 
 
 def oeinfo(sigstruct: bytes, payload: tuple[int, int], *, image_info_bytes: int = IMAGE_INFO_BYTES) -> bytes:
-    """Content of the section; `payload` is EGo's, by offset in the file and size. Older headers' image info differs."""
+    """Make the section's content. `payload`: offset and size of EGo's. Older headers have another image info."""
     before = _PROPERTIES.size + CONFIG_BYTES + image_info_bytes
     size = before + len(sigstruct) + 16
     section = _PROPERTIES.pack(size, 2, 1024, 64, 8) + bytes(CONFIG_BYTES + image_info_bytes) + sigstruct
@@ -25,7 +25,7 @@ def oeinfo(sigstruct: bytes, payload: tuple[int, int], *, image_info_bytes: int 
 
 
 def signed_elf(sigstruct: bytes, payload: bytes = b"", *, image_info_bytes: int = IMAGE_INFO_BYTES) -> bytes:
-    """The whole file, the payload appended."""
+    """Make the whole file, with the payload appended."""
     size = len(oeinfo(sigstruct, (0, 0), image_info_bytes=image_info_bytes))
     section_at = _EHDR.size
     names_at = section_at + size

@@ -1,4 +1,4 @@
-"""HTTP face of the reference node: objects, health with canary, version, commit."""
+"""HTTP API of the reference node: objects, health with canary, version, commit."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ STATUS_OF_CODE = {
 
 @dataclass(slots=True)
 class NodeState:
-    """What the node is at the moment; the routes read it, the start-up sequence writes it."""
+    """The node's current state. The start-up sequence writes it, the routes read it."""
 
     enclave_id: str
     version: str
@@ -39,12 +39,12 @@ class NodeState:
     error: NodeError | None = None
 
     def fail(self, error: NodeError) -> None:
-        """Remember why the node does not serve; its health tells it."""
+        """Store why the node does not serve; `/health` shows it."""
         self.status, self.error = "failed", error
 
 
 def add_node_routes(app: web.Application, state: NodeState, commit: Callable[[], Awaitable[None]]) -> None:
-    """Add the routes of the node contract; ``commit`` makes the commitment durable."""
+    """Add the routes of the node contract. `commit` stores the commitment durably."""
     routes = _Routes(state, commit)
     _add_object_routes(app, routes, state.features)
     app.router.add_get("/version", routes.version)
@@ -53,9 +53,9 @@ def add_node_routes(app: web.Application, state: NodeState, commit: Callable[[],
 
 
 def add_field_routes(app: web.Application, state: NodeState) -> None:
-    """What a node that speaks handover v1 alone has: ``/version`` once it has keys, no health, no commit.
+    """Add the routes of a node with handover v1 only: `/version` once it has keys, no health, no commit.
 
-    ``/canary`` is the probe of old data that an operator of such nodes sets.
+    `/canary` is the probe of old data that operators of such nodes configure.
     """
 
     async def never() -> None:
@@ -156,7 +156,7 @@ class _Routes:
             for chunk in chunks:
                 await response.write(chunk)
         except NodeError:
-            # Headers are out: only a broken connection tells the client that what it has is not the object.
+            # The headers are sent already: only a broken connection tells the client that the object is incomplete.
             if request.transport is not None:
                 request.transport.abort()
             raise
@@ -182,7 +182,7 @@ async def _errors(request: web.Request, handler: Callable[[web.Request], Awaitab
     except NodeError as error:
         told = error
     except OSError as error:
-        if isinstance(error, ConnectionError):  # the client's, not the disk's
+        if isinstance(error, ConnectionError):  # of the client's connection, not of the disk
             raise
         told = NodeError("NODE_DISK_FAILED", os.strerror(error.errno) if error.errno else type(error).__name__)
     return web.Response(
@@ -193,7 +193,7 @@ async def _errors(request: web.Request, handler: Callable[[web.Request], Awaitab
 
 
 def add_broken_handover_routes(app: web.Application, fault: str) -> None:
-    """A holder that does not do its part, measured into deliberately bad releases: "refuses", "hangs" or "garbage"."""
+    """A faulty holder for deliberately bad releases; its fault is measured: "refuses", "hangs" or "garbage"."""
 
     async def broken(_: web.Request) -> web.Response:
         if fault == "hangs":

@@ -1,7 +1,7 @@
-"""The reference node's life: lock the data, find or fetch the keys, serve, end gracefully.
+"""The reference node's run: lock the data, unseal or request the keys, serve, end gracefully.
 
-What it owes until it hears ``commit``: no new application keys and no irreversible change of the data's format. It
-makes keys exactly once in the life of a data folder: at a first install into an empty one.
+Before `commit` it makes no new application keys and no irreversible change of the data's format. It makes keys exactly
+once for a data folder: at a first install, in an empty folder.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ EXIT_CRASH = 70
 
 @dataclass(frozen=True, slots=True)
 class Policy:
-    """What is measured into the image beside the code: whom the node trusts, and which version it is."""
+    """The policy that is measured with the code: whom the node trusts, and its version."""
 
     version: str
     network_keys: tuple[str, ...]
@@ -76,7 +76,7 @@ class Policy:
 
     @classmethod
     def load(cls) -> Policy:
-        """Read it out of the image that is running."""
+        """Read it from the running image."""
         data = pkgutil.get_data("devnet.reference_node", POLICY_RESOURCE)
         if data is None:
             raise NodeError("NODE_POLICY_MISSING", "the image holds no policy")
@@ -91,7 +91,7 @@ class Policy:
         )
 
     def of_handover(self, is_listed: Callable[[str], bool] | None) -> NodePolicy:
-        """Whom the node takes for its upgrader."""
+        """The node's acceptance policy for its upgrader."""
         keys = NetworkKeys.parse(self.network_keys, self.threshold)
         genesis_hash = bytes.fromhex(self.genesis_hash.removeprefix("0x"))
         return NodePolicy(keys, genesis_hash, self.upgrader_ids, is_listed=is_listed)
@@ -112,7 +112,7 @@ def _arguments(argv: list[str]) -> argparse.Namespace:
 
 
 class DataLock:
-    """flock on the data folder for the life of the process: never two nodes at work on the same data."""
+    """A flock on the data folder while the process runs, so that two nodes never use the same data."""
 
     def __init__(self, folder: Path) -> None:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -124,7 +124,7 @@ class DataLock:
             raise NodeError("NODE_DATA_LOCKED", f"another node is at work on {folder}") from None
 
     def close(self) -> None:
-        """Let go; the next node may start."""
+        """Release the lock; the next node may start."""
         os.close(self._descriptor)
 
 
@@ -151,11 +151,11 @@ class Node:
         )
 
     def _is_listed(self, enclave_id: str) -> bool:
-        """Whether the chain lists the id. A real node asks its own view of the chain, which no host can alter."""
+        """Tell whether the chain lists the id. A real node uses its own view of the chain, which no host can alter."""
         return enclave_id in self._arguments.enclave_list.read_text("ascii").split()
 
     async def commit(self) -> None:
-        """Remember durably that there is no way back to the predecessor any more."""
+        """Store durably that there is no way back to the predecessor."""
         if not self.state.committed:
             await asyncio.to_thread(write_durably, self._commits / self.state.enclave_id, b"committed\n")
             self.state.committed = True
@@ -163,7 +163,7 @@ class Node:
         await asyncio.to_thread(self.tidy)
 
     def tidy(self) -> None:
-        """Remove what older versions left. Does nothing unless this one is committed and its own copy opens."""
+        """Remove files of older versions. Does nothing unless this version is committed and its own copy opens."""
         if not self.state.committed or self._keys is None:
             return
         try:
@@ -175,7 +175,7 @@ class Node:
             log.warning("copies of older versions stay: %s", error)
 
     def marked(self) -> str | None:
-        """Id of the key set that these data belong to, or None as long as no version ever had keys."""
+        """Return the id of the data's key set, or None if no version ever had keys."""
         try:
             return str(json.loads(self._marker.read_bytes())["key_set_id"])
         except FileNotFoundError:
@@ -184,7 +184,7 @@ class Node:
             raise NodeError("NODE_MARKER_UNREADABLE", f"{self._marker} is damaged; restore it from a backup") from None
 
     def own_keys(self) -> KeySet | None:
-        """The key set that this very enclave sealed, or None."""
+        """Return the key set that this enclave sealed, or None."""
         marked = self.marked()
         mine = {entry.header.name.hex() for entry in self._sealed.entries() if entry.header and not entry.problem}
         if marked is not None:
@@ -196,7 +196,7 @@ class Node:
         return KeySet(bytes(self._sealed.get(KIND_KEY_SET, mine.pop()).payload))
 
     def make_keys(self) -> KeySet:
-        """First install: draw keys. Raises NODE_FIRST_INSTALL_REFUSED beside any data or mark of a key set."""
+        """First install: generate keys. Raises NODE_FIRST_INSTALL_REFUSED if there is data or a mark of a key set."""
         objects = self._data / "objects"
         used = (self._data / "canary.json").exists() or (objects.is_dir() and any(objects.iterdir()))
         if used or self.marked() is not None or self._sealed.entries():
@@ -206,25 +206,25 @@ class Node:
         return keys
 
     def seal(self, keys: KeySet) -> None:
-        """Seal to this enclave; returns after the copy was read back from disk and unsealed."""
+        """Seal to this enclave. Returns after the copy was read back from disk and unsealed."""
         Versions(self._data).put_last(self.state.enclave_id)
         self._sealed.put(KIND_KEY_SET, keys.id, bytes.fromhex(self.state.enclave_id), keys.encoded)
 
     def open_data(self, keys: KeySet) -> None:
-        """Serve with these keys. Raises NODE_CANARY_UNREADABLE, and then the data were not touched."""
+        """Serve with these keys. Raises NODE_CANARY_UNREADABLE, without having changed the data."""
         store = ObjectStore(self._data, keys, self._policy.format_tag.encode())
         marked = self.marked()
         if marked is None and store.is_empty():
             store.write_canary(self._policy.version)
         self.state.store = store
-        # Data whose marker was lost keep the canary that they have: another one would sing for the wrong keys.
+        # Data whose marker was lost keeps its canary: a new one would decrypt under the wrong keys.
         if not store.canary_sings():
             raise NodeError("NODE_CANARY_UNREADABLE", "the canary record does not decrypt in this version")
         if marked is None:
             write_durably(self._marker, json.dumps({"key_set_id": keys.id}).encode())
 
     def serve(self, keys: KeySet) -> None:
-        """Say to the world that objects can be had."""
+        """Report that the node serves."""
         try:
             Versions(self._data).put_last(self.state.enclave_id)
         except OSError as error:
@@ -236,7 +236,7 @@ class Node:
             asyncio.get_running_loop().call_later(self._policy.crash_after_s, os._exit, EXIT_CRASH)
 
     def add_handover(self, app: web.Application) -> None:
-        """The holder's side: hands the keys to an upgrader that the network signed."""
+        """Return the holder's side, which hands the keys to an upgrader that the network signed."""
         if self._policy.handover_fault is not None:
             add_broken_handover_routes(app, self._policy.handover_fault)
         elif self._policy.handover == "v1":
@@ -253,7 +253,7 @@ class Node:
             )
 
     def party(self) -> Party:
-        """This node's side of a handover."""
+        """Return this node's side of a handover."""
         return node_party(self._driver, self._handover, self._signatures)
 
     def _held(self) -> HandoverKeySet:
@@ -267,7 +267,7 @@ class Node:
         return HandoverKeySet(self._keys.encoded)
 
     async def _receive(self, data: bytes) -> bool:
-        """Seal, read back, unseal, open the canary: what ``durable`` says was done."""
+        """Seal, read back, unseal, decrypt the canary: everything that `durable` confirms."""
         keys = KeySet(data)
         self.seal(keys)
         self.open_data(keys)
@@ -293,7 +293,7 @@ class Node:
         return KeySet(data)
 
     async def _ask_over_v1(self, session: aiohttp.ClientSession, upgrader: str) -> KeySet:
-        """As nodes in the field: ask until there are keys, seal them, and restart once. v1 confirms nothing."""
+        """Do as nodes in the field: ask until keys arrive, seal them, and restart once. v1 has no confirmation."""
         while True:
             try:
                 with await fetch_key_set_v1(session, upgrader, self.party()) as received:
@@ -306,7 +306,7 @@ class Node:
             await asyncio.sleep(ASK_AGAIN_V1_S)
 
     async def bring_up(self) -> None:
-        """From an empty process to serving; the node's health reports what stands in the way."""
+        """Run the start-up sequence until the node serves. `/health` reports what prevents it."""
         try:
             keys = self.own_keys()
             if keys is None and self._arguments.first_install:
@@ -329,11 +329,11 @@ class Node:
 
 
 class _RestartError(Exception):
-    """A v1 node ends itself after it sealed what it received; whoever supervises it starts it again."""
+    """End a v1 node after it sealed the received keys; its supervisor starts it again."""
 
 
 class _V1:
-    """The holder's side of handover v1 (``keyvault.handover.v1_http.V1Port``)."""
+    """The holder's side of handover v1 (`keyvault.handover.v1_http.V1Port`)."""
 
     def __init__(self, party: Party, policy: NodePolicy, held: Callable[[], HandoverKeySet]) -> None:
         self._holder = V1Holder(party, policy.network)
@@ -349,13 +349,13 @@ class _V1:
         return self._holder.answer(query, self.hand_out, now_s=time.monotonic())
 
     def hand_out(self, requester_id: str) -> HandoverKeySet:
-        """The key set, for an upgrader that the network signed."""
+        """Return the key set, for an upgrader that the network signed."""
         self._policy.require_listed(requester_id)
         return self._held()
 
 
 async def run(policy: Policy, arguments: argparse.Namespace) -> None:
-    """Serve until SIGTERM or SIGINT; requests under way are finished first."""
+    """Serve until SIGTERM or SIGINT. Requests in progress are finished first."""
     node = Node(policy, arguments, open_driver())
     app = new_app()
     if policy.handover == "v1":

@@ -1,12 +1,12 @@
 """Objects on disk, AES-256-GCM under application keys.
 
-File of one object, its name an HMAC of the object's name so that the folder tells nothing::
+The file of an object; its name is an HMAC of the object's name, so that the folder reveals no names::
 
     magic "DCOBJ\\x01\\0\\0" (8) | salt (32) | length of name frame u16 | name frame | data frames
 
 Every frame is AES-256-GCM under HKDF-SHA256(data key, salt). The nonce is ``kind (1) | zero (6) | index u32 | last
 (1)``, the STREAM construction: frames cannot be reordered, dropped or cut off unnoticed. The associated data of the
-data frames hold magic, salt and the object's name, so that one object's file does not pass for another's.
+data frames contains magic, salt and the object's name, so that a file cannot replace that of another object.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ CANARY_TEXT = b"the canary sings only under the first version's keys"
 
 
 class NodeError(Exception):
-    """What the node could not do, under a stable code."""
+    """A failure of the node, with a stable code."""
 
     def __init__(self, code: str, why: str) -> None:
         super().__init__(f"{code}: {why}")
@@ -49,7 +49,7 @@ class NodeError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class KeySet:
-    """Application keys: ``magic (8) | data key (32) | name key (32)``; made once, by the first version ever started."""
+    """Application keys: `magic (8) | data key (32) | name key (32)`; made once, by the first version ever started."""
 
     encoded: bytes = field(repr=False)
 
@@ -59,17 +59,17 @@ class KeySet:
 
     @classmethod
     def draw(cls) -> KeySet:
-        """New random keys."""
+        """Generate random keys."""
         return cls(KEY_SET_MAGIC + secrets.token_bytes(64))
 
     @property
     def data_key(self) -> bytes:
-        """What the contents are encrypted under."""
+        """The key that encrypts contents."""
         return self.encoded[8:40]
 
     @property
     def name_key(self) -> bytes:
-        """What the names of the files are made with."""
+        """The key from which file names are made."""
         return self.encoded[40:72]
 
     @property
@@ -79,7 +79,7 @@ class KeySet:
 
 
 class ObjectStore:
-    """Encrypted objects under ``folder``. ``format_tag`` is part of the key derivation: another one reads nothing."""
+    """Encrypted objects in `folder`. `format_tag` is part of the key derivation: with another one nothing decrypts."""
 
     def __init__(self, folder: Path, keys: KeySet, format_tag: bytes = b"dc object v1") -> None:
         self._folder = folder / "objects"
@@ -97,7 +97,7 @@ class ObjectStore:
         return AESGCM(HKDF(SHA256(), 32, salt, self._tag).derive(self._keys.data_key))
 
     async def put(self, name: str, body: AsyncIterator[bytes]) -> int:
-        """Store an object and return its size in bytes; atomic and durable: it is there whole, or not at all."""
+        """Store an object and return its size in bytes. Atomic and durable: it is stored whole or not at all."""
         salt = secrets.token_bytes(32)
         cipher = self._cipher(salt)
         aad = OBJECT_MAGIC + salt + name.encode()
@@ -128,7 +128,7 @@ class ObjectStore:
         return size
 
     def open(self, name: str) -> tuple[int, Iterator[bytes]]:
-        """Size and plaintext chunks of an object; NODE_OBJECT_MISSING, or NODE_OBJECT_UNREADABLE while reading."""
+        """Return size and plaintext chunks. Raises NODE_OBJECT_MISSING, and NODE_OBJECT_UNREADABLE while reading."""
         try:
             file = self._path(name).open("rb")
         except FileNotFoundError:
@@ -169,7 +169,7 @@ class ObjectStore:
                 frame, index = following, index + 1
 
     def delete(self, name: str) -> None:
-        """Remove an object; NODE_OBJECT_MISSING if it is not there."""
+        """Remove an object. Raises NODE_OBJECT_MISSING."""
         try:
             self._path(name).unlink()
         except FileNotFoundError:
@@ -177,7 +177,7 @@ class ObjectStore:
         _sync_folder(self._folder)
 
     def sizes(self) -> dict[str, int]:
-        """Names of all objects with their sizes in bytes; every name is decrypted from its own file."""
+        """Return names and sizes (bytes) of all objects. Each name is decrypted from its file."""
         found = {}
         for path in self._folder.iterdir():
             if path.suffix == ".part":
@@ -188,11 +188,11 @@ class ObjectStore:
         return dict(sorted(found.items()))
 
     def is_empty(self) -> bool:
-        """Whether there is neither an object nor a canary."""
+        """Tell whether there is neither an object nor a canary."""
         return not self._canary.exists() and not any(self._folder.iterdir())
 
     def write_canary(self, version: str) -> None:
-        """Write the canary record, once, by the first version: later versions only ever read it."""
+        """Write the canary record. Only the first version does; later versions only read it."""
         salt = secrets.token_bytes(32)
         record = self._cipher(salt).encrypt(_nonce(b"C", 0, True), CANARY_TEXT, OBJECT_MAGIC + salt)
         write_durably(
@@ -200,7 +200,7 @@ class ObjectStore:
         )
 
     def canary_sings(self) -> bool:
-        """Whether the canary record decrypts, read from disk anew."""
+        """Read the canary record from disk and tell whether it decrypts."""
         try:
             data = json.loads(self._canary.read_bytes())
             salt = bytes.fromhex(data["salt"])
@@ -212,7 +212,7 @@ class ObjectStore:
 
 
 def write_durably(path: Path, data: bytes) -> None:
-    """Write aside, fsync, rename, fsync the folder; mode 0600."""
+    """Write a temporary file, fsync, rename, fsync the folder; mode 0600."""
     aside = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
     try:
         with os.fdopen(os.open(aside, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:

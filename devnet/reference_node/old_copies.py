@@ -1,8 +1,8 @@
-"""Removes what earlier versions of the node left in the data folder, so that it does not grow with every upgrade.
+"""Removes files of earlier versions from the data folder, so that it does not grow with every upgrade.
 
-Each version seals the keys for itself. The version that was committed keeps its own copy and that of the version that
-served before it, which can be gone back to. Older ones go, and only after its own copy was read from disk and unsealed.
-Copies of another key set stay, and so do those of versions that are not in the list `versions.json`.
+Each version seals the keys for itself. A committed version keeps its own copy and that of its predecessor, to which a
+revert may go back. It removes older copies, but only after its own copy was read from disk and unsealed. Copies of
+another key set stay, and copies of versions that are not in the list `versions.json`.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ ENCLAVE_ID = re.compile(r"[0-9a-f]{64}")
 
 
 class Versions:
-    """The versions that sealed or served, the last one at the end."""
+    """The versions that sealed or served, the newest last."""
 
     def __init__(self, folder: Path) -> None:
         self._file = folder / "versions.json"
 
     def read(self) -> list[str]:
-        """The list; empty where it cannot be read, so that nothing is removed by it."""
+        """Read the list. Empty if it cannot be read, so that nothing is removed."""
         try:
             ids = json.loads(self._file.read_bytes())
         except (FileNotFoundError, ValueError, RecursionError):
@@ -35,13 +35,13 @@ class Versions:
         return ids if known else []
 
     def put_last(self, enclave_id: str) -> None:
-        """Note that this version seals or serves now."""
+        """Record that this version seals or serves now."""
         ids = self.read()
         if ids[-1:] != [enclave_id]:
             self._write([*(one for one in ids if one != enclave_id), enclave_id])
 
     def forget(self, gone: set[str]) -> None:
-        """Drop versions that left nothing behind any more."""
+        """Drop versions that have no files any more."""
         self._write([one for one in self.read() if one not in gone])
 
     def _write(self, ids: list[str]) -> None:
@@ -51,7 +51,7 @@ class Versions:
 def remove_old_copies(folder: Path, own: str, key_set_id: str) -> set[str]:
     """Remove copies and commitments of versions before the predecessor of `own`; returns their enclave ids.
 
-    Call it once the copy of `own` was proven. `folder` is the data folder.
+    Call it after the copy of `own` was proven to open. `folder`: the data folder.
     """
     versions = Versions(folder)
     ids = versions.read()
@@ -66,7 +66,7 @@ def remove_old_copies(folder: Path, own: str, key_set_id: str) -> set[str]:
                 continue
             if match[2] == key_set_id:
                 disk.remove(name)
-            else:  # the only copy of other keys, for all that is known here
+            else:  # it may be the only copy of other keys
                 gone.discard(match[1])
         disk.sync_folder()
     finally:

@@ -160,7 +160,7 @@ class Entry:
 
 
 class FakeChain:
-    """Blocks by hash, the finalized height, and who votes. ``zero_root`` imitates Chopsticks."""
+    """Blocks by hash, the finalized height, and who votes. `zero_root` imitates Chopsticks."""
 
     def __init__(self, *, zero_root: bool = False, metadata: bytes | None = None, timestamps: bool = True) -> None:
         self.zero_root = zero_root
@@ -243,7 +243,7 @@ class FakeChain:
         return [(bytes(voter.verify_key), 1) for voter in self.voters]
 
     def justify(self, block: Block, *, voters: list[SigningKey] | None = None, set_id: int | None = None) -> bytes:
-        """A justification by all voters (or those given) for ``block``."""
+        """A justification by all voters (or those given) for `block`."""
         round_number = block.number + 7
         message = b"\x01" + block.hash + block.number.to_bytes(4, "little")
         message += round_number.to_bytes(8, "little")
@@ -304,7 +304,7 @@ class RpcFaultError(Exception):
 
 @dataclass
 class FakeNode:
-    """A websocket node for ``chain``. ``overrides`` answer instead; ``frozen`` swallows everything."""
+    """A websocket node for `chain`. `overrides` answer instead; `frozen` swallows everything."""
 
     chain: FakeChain
     proofs: bool = True
@@ -492,7 +492,7 @@ class FakeNode:
         return "0x" + self.chain.metadata[self._block(at).spec_version].hex()
 
     def grandpa_proveFinality(self, number: int) -> str | None:  # noqa: N802
-        """The proof for the last block of the set that finalized ``number``; none in the running set below a vote."""
+        """The proof for the last block of the set that finalized `number`; none in the running set below a vote."""
         last = min((at for at in self.chain.set_ends if at >= number), default=None)
         if last is None:
             last = max((at for at in self.chain.justifications if at >= number), default=None)
@@ -507,7 +507,7 @@ class FakeNode:
 
 
 class ManualClock:
-    """Time that moves when told to; ``sleep`` returns when it has."""
+    """Time that moves when told to; `sleep` returns when it has."""
 
     def __init__(self) -> None:
         self.now = 1000.0
@@ -538,7 +538,7 @@ class ManualClock:
 
 
 async def until(condition: Callable[[], Any], timeout_s: float = 60.0) -> None:
-    """Let the loop run until ``condition`` holds (network included); no fixed waits."""
+    """Let the loop run until `condition` holds (network included); no fixed waits."""
     async with asyncio.timeout(timeout_s):
         while not condition():  # noqa: ASYNC110 - there is no event to wait for
             await asyncio.sleep(0.001)

@@ -19,7 +19,7 @@ EMPTY_ROOT = bytes.fromhex("03170a2e7597b7b7e3d84c05391d139a62b157e78786d8c082f2
 
 
 def code_of(call: Callable[[], Any]) -> str:
-    """Return the code that ``call`` is refused with."""
+    """Return the code that `call` is refused with."""
     with pytest.raises(ChainWatcherError) as caught:
         call()
     assert caught.value.code in CODES
@@ -74,7 +74,7 @@ def node_bytes(
     hashed: bool = False,
     children: Mapping[int, bytes] | None = None,
 ) -> bytes:
-    """Encode one node; ``partial`` holds hex digits, ``value`` is the 32-byte hash when ``hashed``."""
+    """Encode one node; `partial` holds hex digits, `value` is the 32-byte hash when `hashed`."""
     shape = "branch" if children is not None else "leaf"
     prefix, top = _KINDS[shape, "none" if value is None else "hashed" if hashed else "inline"]
     out = bytearray([prefix | min(len(partial), top)])
@@ -93,7 +93,7 @@ def node_bytes(
 
 
 class Trie:
-    """The trie of ``state``; ``version`` 1 stores values over 32 bytes by hash."""
+    """The trie of `state`; `version` 1 stores values over 32 bytes by hash."""
 
     def __init__(self, state: Mapping[bytes, bytes], version: int = 1) -> None:
         self._version = version
@@ -135,7 +135,7 @@ class Trie:
         return list(self._items.values())
 
     def prove(self, keys: Iterable[bytes]) -> list[bytes]:
-        """Return the items on the ways of ``keys``: each item without which an answer changes."""
+        """Return the items on the ways of `keys`: each item without which an answer changes."""
         needed: dict[bytes, bytes] = {}
         for key in keys:
             have: dict[bytes, bytes] = {}

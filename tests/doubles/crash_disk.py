@@ -9,9 +9,9 @@ class PowerCutError(Exception):
 
 @dataclass
 class CrashDisk:
-    """A folder with a page cache: what was not synced may be lost or torn, and power goes after ``steps`` steps.
+    """A folder with a page cache: what was not synced may be lost or torn, and power goes after `steps` steps.
 
-    ``folder_sync`` False: a folder's sync does nothing, as under Gramine. A renamed file's sync makes its name safe.
+    `folder_sync` False: a folder's sync does nothing, as under Gramine. A renamed file's sync makes its name safe.
     """
 
     synced: dict[str, bytes] = field(default_factory=dict)

@@ -22,7 +22,7 @@ NOW_MS = 1_764_000_000_000
 
 
 def entries_value(*rows: tuple[int, str]) -> bytes:
-    """``EnclaveIds`` with one signature for all."""
+    """`EnclaveIds` with one signature for all."""
     text = encode_signature(SIGNATURE)
     encoded = (height.to_bytes(4, "little") + blob(enclave_id.encode()) + blob(text) for height, enclave_id in rows)
     return compact(len(rows)) + b"".join(encoded)
@@ -35,7 +35,7 @@ def program_value(enclave_id: str, fields: int = 5) -> bytes:
 
 @dataclass
 class Case:
-    """Evidence with its parts; change one and call ``json()``."""
+    """Evidence with its parts; change one and call `json()`."""
 
     layout: Layout = field(default_factory=lambda: standard_layout(fields=5))
     changes: tuple[tuple[str, bytes | None], ...] = ()

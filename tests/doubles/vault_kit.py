@@ -92,7 +92,7 @@ KEYS = NetworkKeys((NETWORK.public_key().public_bytes_raw(),))
 
 @dataclass
 class Enclave:
-    """One enclave with its side of the handover; ``expected`` are the peers it accepts (None: any signed one)."""
+    """One enclave with its side of the handover; `expected` are the peers it accepts (None: any signed one)."""
 
     name: str
     flags: int = INIT | MODE64BIT
@@ -161,7 +161,7 @@ def code_of(call: Callable[[], object]) -> str:
 
 
 def codes_raised(sources: Iterable[str]) -> set[str]:
-    """All texts that look like codes in ``code="..."`` or as first argument of a refusal."""
+    """All texts that look like codes in `code="..."` or as first argument of a refusal."""
     import re
 
     found = set()

@@ -136,7 +136,7 @@ class Bench:
         return Artefact(out / CONFORMANCE.image_name, out / CONFORMANCE.sigstruct_name, enclave_id)
 
     def enclave(self, name: str, sources: Mapping[str, Path | bytes], main: str, *, debug: bool = False) -> Artefact:
-        """An image of attestation, keyvault and some sources; ``main`` is "module:function"."""
+        """An image of attestation, keyvault and some sources; `main` is "module:function"."""
         out = self.folder / name
         out.mkdir(exist_ok=True)
         image, sigstruct = out / "enclave.pyz", out / "enclave.sig"

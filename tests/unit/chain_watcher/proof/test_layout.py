@@ -217,7 +217,7 @@ def test_only_two_standard_layouts() -> None:
 
 
 def nested(depth: int, kind: str = "option") -> object:
-    """A type of ``depth`` levels, each around the next."""
+    """A type of `depth` levels, each around the next."""
     tree: object = "u16"
     for _ in range(depth):
         tree = {kind: {"array": [1, tree], "tuple": [tree], "struct": [["a", tree]]}.get(kind, tree)}
