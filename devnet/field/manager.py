@@ -49,7 +49,7 @@ class Host:
 
     @contextlib.contextmanager
     def prepared(self, *, port: int, upgrader: str, makes_keys: str) -> Iterator[None]:
-        """Make folders and devices (as root). The version `makes_keys` is the network's first: it generates the keys."""
+        """Make folders and devices (as root). The version `makes_keys` is the first one, which generates the keys."""
         for path in (self.disks, self.etc, self.folder / "dev"):
             path.mkdir(parents=True, exist_ok=True)
         for device in self.devices:
