@@ -75,7 +75,7 @@ def test_what_cannot_run_is_named_with_its_reason(tmp_path: Path) -> None:
     run.write(tmp_path, facts, {"download": result, "detection": run.Result("detection", ROWS)})
     text = (tmp_path / "README.md").read_text()
     assert "Not measured: no-such-program is not installed." in text
-    assert "2 targets met, 1 missed; ours, tail." in text
+    assert "Targets met: 2 of 3. Missed:\n\n- Detection: ours, tail, 2 ms (at most 1.5 ms)\n" in text
     assert {path.name for path in tmp_path.glob("*.svg")} == {"summary.svg", "detection-ms.svg"}
     assert run.read_results(tmp_path / "results.json")["detection"].rows == ROWS
 
