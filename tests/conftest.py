@@ -1,4 +1,4 @@
-"""Fixtures every folder of tests may use."""
+"""Fixtures for all folders of tests, and hooks for runs with several workers."""
 
 import ast
 import gc
@@ -25,7 +25,7 @@ settings.load_profile("steady")
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """A run of several workers that is ended by SIGTERM ends as with Ctrl-C: its workers are told, and clean up."""
+    """End a run with several workers by SIGTERM as with Ctrl-C: its workers get the signal and clean up."""
     if hasattr(config, "workerinput") or not config.getoption("numprocesses", None):
         return  # `ended_by_signals` of the end-to-end tests
     from xdist.workermanage import NodeManager
@@ -66,7 +66,7 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> object:
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    """Add what was skipped, and why, to the file $SKIPS_FILE: a run of many parts tells it all at its end."""
+    """Append skipped tests and their reasons to the file $SKIPS_FILE: a run of many parts lists them at its end."""
     path = os.environ.get("SKIPS_FILE")
     if path and not hasattr(terminalreporter.config, "workerinput"):  # xdist's workers report to the one process
         with open(path, "a", encoding="utf-8") as file:
@@ -90,7 +90,7 @@ def parsed(path: Path) -> ast.Module:
 
 @pytest.fixture(scope="session")
 def go() -> None:
-    """Skip where Go is missing, with a word; fail where the run says that it must be there ($REQUIRE_GO)."""
+    """Skip if Go is missing, with the reason; fail if the run requires it ($REQUIRE_GO)."""
     if find_go() is None:
         why = f"Go 1.{GO_MINOR_MIN} is not there"
         if os.environ.get("REQUIRE_GO"):
@@ -100,7 +100,7 @@ def go() -> None:
 
 @pytest.fixture(scope="session")
 def vectors() -> Path:
-    """Folder of known answers made elsewhere; the test is skipped, with a word, where they are absent."""
+    """Folder of known answers made elsewhere. The test is skipped, with the reason, if it is absent."""
     if not VECTORS.is_dir():
         pytest.skip("the known-answer vectors are not beside this checkout (../shared/vectors)")
     return VECTORS

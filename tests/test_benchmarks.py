@@ -1,4 +1,4 @@
-"""The page of benchmarks: what is measured, what is aimed at, and whether it was met, from the figures alone."""
+"""The benchmark page: figures, targets, and whether they are met, computed from the results file."""
 
 import json
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""The rules of the house: who may import whom, and what pure modules may not touch."""
+"""The rules of the source tree: allowed imports of each folder, and what pure modules must not use."""
 
 import ast
 import importlib

@@ -1,4 +1,4 @@
-"""Encoders for the tests: tries with their proofs, headers, votes. Written apart from the decoders they test."""
+"""Encoders for the tests: tries with proofs, headers, votes. They share no code with the decoders under test."""
 
 from __future__ import annotations
 

@@ -1,10 +1,10 @@
-"""A disk that loses what was not synced, and whose power is cut at a chosen step."""
+"""A disk that loses unsynced data, with a power cut at a chosen step."""
 
 from dataclasses import dataclass, field
 
 
 class PowerCutError(Exception):
-    """The host lost power."""
+    """Raised at the simulated power cut."""
 
 
 @dataclass

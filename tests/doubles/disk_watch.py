@@ -1,4 +1,4 @@
-"""Names whatever touches files on the thread of a running event loop: a slow disk would stand it still.
+"""Reports file access on the thread of a running event loop, because a slow disk would block the loop.
 
 Judged by the interpreter's audit events and not by time, so a fast disk hides nothing and a busy machine fails nothing.
 What an import reads is left out: it reads where it stands, and looks into every folder of the path.
@@ -30,7 +30,7 @@ class DiskWatch:
         self._report, self._folders = report, folders
 
     def start(self) -> None:
-        """Begin. Audit hooks cannot be taken out again, so there is one, which asks who watches."""
+        """Begin. Audit hooks cannot be removed, so one permanent hook calls the current watches."""
         if not _hooked:
             _hooked.append(True)
             sys.addaudithook(_hook)

@@ -1,4 +1,4 @@
-"""Headers of native programs; there is no code behind them."""
+"""Headers of native programs, without code."""
 
 LOAD, INTERPRETER = 1, 3
 

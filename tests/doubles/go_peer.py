@@ -1,4 +1,4 @@
-"""Programs in Go beside a software CPU of the test's own process, which gives them any identity without an image."""
+"""Programs in Go that use a software CPU in the test's process, which gives them any identity without an image."""
 
 from __future__ import annotations
 

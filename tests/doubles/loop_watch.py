@@ -1,4 +1,4 @@
-"""Names whatever holds an event loop: judged by what the loop's thread does, so that a busy machine fails nothing.
+"""Reports calls that block an event loop, judged by what its thread does, so that a busy machine causes no failure.
 
 A callback holds the loop if it used more than HELD_S_MAX seconds of processor time, or slept so long in a blocking call
 on its stack. A wait for the disk counts by DISK_SHARE: on a busy machine a short one takes long. Time in which the

@@ -1,4 +1,4 @@
-"""V14 metadata made by hand: just enough types, any pallet index, any field order, four or five program fields."""
+"""Minimal V14 metadata: any pallet index, any field order, four or five program fields."""
 
 from __future__ import annotations
 

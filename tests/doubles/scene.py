@@ -1,4 +1,4 @@
-"""A stage for the orchestrator: the simulator's world without its chaos, where a test plays the part of fate."""
+"""The orchestrator in the simulator's world, without random faults: each test decides what happens."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ PATIENCE_S = 300.0
 
 
 class SceneJournal(SimulatedJournal):
-    """Tells whoever waits for a state, at the moment it is stored and before its work begins."""
+    """Wakes tests that wait for a state, when it is stored and before its work begins."""
 
     def __init__(self, world: SimulatedWorld) -> None:
         super().__init__(world)

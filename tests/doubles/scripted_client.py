@@ -1,4 +1,4 @@
-"""A watcher whose endpoints are asked without sockets: what they answer and announce is up to the test."""
+"""A watcher with endpoints without sockets: the test decides what they answer and announce."""
 
 from __future__ import annotations
 

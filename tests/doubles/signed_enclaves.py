@@ -1,4 +1,4 @@
-"""Signed enclaves of others, from the known answers, and a key that signs in tests."""
+"""Signed enclaves from the known-answer vectors, and a signing key for tests."""
 
 import functools
 from dataclasses import replace

@@ -1,4 +1,4 @@
-"""What the tests of staging share: a stand-in for the measurement, requests, and the failure of one."""
+"""Shared by the tests of staging: a stand-in for the measurement, requests, and a failing measurement."""
 
 from pathlib import Path
 

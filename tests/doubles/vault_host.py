@@ -46,7 +46,7 @@ class Clock:
 
 
 def policy_text(**fields: Any) -> bytes:
-    """The file of a policy that takes claims of the agent for evidence."""
+    """Return a policy file that accepts unproven evidence."""
     value = {
         "network_keys": [encode_multibase(NETWORK.public_key().public_bytes_raw())],
         "genesis_hash": GENESIS.hex(),
@@ -81,7 +81,7 @@ def evidence(target: str, listed: dict[str, int], block: int = 10, **fields: Any
 
 @dataclass
 class Host:
-    """What survives a restart of the vault: disk, clock, policy."""
+    """The parts that survive a restart of the vault: disk, clock, policy."""
 
     disk: CrashDisk = field(default_factory=CrashDisk)
     clock: Clock = field(default_factory=Clock)
@@ -138,7 +138,7 @@ async def node_serving(
 
 @dataclass
 class NewNode:
-    """The asking side of a node with a sealed store of its own."""
+    """The requesting side of a node with its own sealed store."""
 
     name: str
     disk: CrashDisk = field(default_factory=CrashDisk)

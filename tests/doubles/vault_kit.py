@@ -128,7 +128,7 @@ class Enclave:
 
 
 def deliver(holder: Holder, request: bytes, secret: bytes = SECRET, now: float = 0.0) -> bytes:
-    """The holder's word on a request, where the release decision is yes."""
+    """Return the holder's delivery for a request, as if the release decision were positive."""
     verified = holder.on_request(request, now)
     with KeySet(secret) as key_set:
         return holder.deliver(verified, key_set, now)

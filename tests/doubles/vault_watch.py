@@ -1,4 +1,4 @@
-"""Names what blocks the event loop of vaults that run as processes of their own, seen from outside.
+"""Reports what blocks the event loop of vaults in separate processes, seen from outside.
 
 A vault runs inside its TEE with nothing but its image, so no watch fits into it. The kernel tells what its loop's
 thread does: a loop with nothing to do waits in epoll, and any other system call that it sleeps in for more than

@@ -1,4 +1,4 @@
-"""What the whole-upgrade trials share: one chain and one set of keys per run, a world of its own for each trial."""
+"""Shared by the end-to-end trials: one chain per run, and for each trial its own keys and its own world."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from tests.e2e.vault_parts.kit import Bench
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Trials of the real node and of Kubernetes need it built, which takes too long to be done on the way."""
+    """Skip trials of the real node and of Kubernetes if these are not built: a build takes too long here."""
     missing = {}
     if not is_built():
         missing["node"] = "the node is not built: python -m devnet node-build (17 minutes, once)"
@@ -37,7 +37,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(scope="session", autouse=True)
 def ended_by_signals() -> Iterator[None]:
-    """A run that is ended by SIGTERM takes down what it started, as with Ctrl-C: nodes and vaults outlive by design."""
+    """Stop everything that a run started when SIGTERM ends it, as with Ctrl-C: nodes and vaults outlive by design."""
     with interruptible():
         yield
 
@@ -64,7 +64,7 @@ def vault_reports(tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[str
 
 @pytest.fixture(autouse=True)
 def nothing_holds_the_loop(loop_reports: Path, vault_reports: list[str]) -> Iterator[None]:
-    """A trial fails whose agent or vault stood still, whatever else it shows."""
+    """Fail a trial if the event loop of its agent or vault was blocked."""
     before, before_vaults = len(read_reports(loop_reports)), len(vault_reports)
     yield
     held = [*map(str, read_reports(loop_reports)[before:]), *vault_reports[before_vaults:]]
@@ -73,7 +73,7 @@ def nothing_holds_the_loop(loop_reports: Path, vault_reports: list[str]) -> Iter
 
 @pytest.fixture(scope="session")
 def shared_chain() -> Iterator[DevChain]:
-    """A chain for trials that follow one another: each world has network keys or releases of its own on it."""
+    """A chain for all trials of a worker: each world has its own network keys or releases on it."""
     with DevChain(block_time_ms=500) as chain:
         yield chain
 

@@ -1,4 +1,4 @@
-"""The agent as it is, but with somebody at its elbow who kills a process at a chosen boundary of the journal.
+"""The real agent, plus code that kills a process at a chosen boundary of the journal.
 
     python -m tests.e2e.killing_agent SETTINGS [--first-install]
 

@@ -1,4 +1,4 @@
-"""A node that somebody else installed and started is taken over, upgraded, and gone back to."""
+"""A node that was installed and started without the agent is taken over, upgraded and reverted."""
 
 from __future__ import annotations
 

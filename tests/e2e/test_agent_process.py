@@ -1,4 +1,4 @@
-"""The agent's process by itself: signals, and a log that nobody reads. No chain and no vault are there."""
+"""The agent's process alone, without chain and vault: signals, and a log that is not read."""
 
 import contextlib
 import fcntl

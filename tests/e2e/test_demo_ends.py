@@ -1,4 +1,4 @@
-"""A demonstration that is ended by a signal, at whatever moment, leaves no process and nothing large behind."""
+"""A demonstration that a signal ends at any moment leaves no process and no large files."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The Substrate node: finality by GRANDPA, proofs, stalls, forks that are dropped, a live runtime upgrade."""
+"""The Substrate node: finality by GRANDPA, proofs, stalled finality, dropped forks, a live runtime upgrade."""
 
 import asyncio
 import time

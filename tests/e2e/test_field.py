@@ -1,4 +1,4 @@
-"""A node of the field: taken over from its manager, upgraded, gone back to; on a real engine and a real registry."""
+"""A node of the field on a real engine and registry: taken over from its manager, upgraded, reverted."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Fleets on a real etcd: never more than the limit, a stop for all, and whatever happens to the server."""
+"""Fleets on a real etcd: the limit of simultaneous upgrades, the halt, and failures of the server."""
 
 import asyncio
 import base64

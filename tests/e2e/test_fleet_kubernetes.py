@@ -1,4 +1,4 @@
-"""Fleets of Leases on a real API server: rights, never more than the limit, and whatever happens to the server."""
+"""Fleets of Leases on a real API server: rights, the limit of simultaneous upgrades, failures of the server."""
 
 import asyncio
 import json

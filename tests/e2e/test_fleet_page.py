@@ -1,4 +1,4 @@
-"""The operator's page "Running a fleet", from two hosts to a halted bad release: its commands give what it shows."""
+"""The operators' page "Running a fleet": its commands give the output that it shows."""
 
 import asyncio
 import os

@@ -1,4 +1,4 @@
-"""The page "Your node in Go in 100 lines", tried literally: its program is built, packed and upgraded as it says."""
+"""The page "Your node in Go in 100 lines", followed literally: its program is built, packed and upgraded."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A node that hangs, and a vault that cannot come back: told within a minute by status, alarm, metric and log."""
+"""A hanging node and a vault that cannot start again are reported within a minute: status, alarm, metric, log."""
 
 from __future__ import annotations
 

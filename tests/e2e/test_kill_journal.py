@@ -1,4 +1,4 @@
-"""The agent without its journal, and two agents at once: the node is never touched."""
+"""An agent without its journal, and two agents at once: the node continues undisturbed."""
 
 import asyncio
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""A part of the kill matrix in every run; the whole of it is `make kill-matrix`."""
+"""A part of the kill matrix. `make kill-matrix` runs all of it."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""The manifests and the chart on a real API server: what they make, and that both make the same."""
+"""The manifests and the chart on a real API server: the objects they make, which are equal."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""A short soak: a few upgrades in a row with kills of everything, and nothing that grows with their number."""
+"""A short soak: a few upgrades in a row, with kills of all processes. Nothing may grow with their number."""
 
 from pathlib import Path
 

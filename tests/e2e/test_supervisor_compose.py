@@ -1,4 +1,4 @@
-"""The compose trial as a user runs it: images built, services up, upgrade, revert, agent killed, all down again."""
+"""The compose trial as a user runs it: images, services, upgrade, revert, a killed agent, clean-up."""
 
 import asyncio
 import os

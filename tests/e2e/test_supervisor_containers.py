@@ -1,4 +1,4 @@
-"""The container driver against a real Docker engine of our own."""
+"""The container driver with a private, real Docker engine."""
 
 import asyncio
 import dataclasses

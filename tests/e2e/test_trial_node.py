@@ -1,4 +1,4 @@
-"""The upgrade trial on a real network with GRANDPA finality, everything proven: agent and vault believe no endpoint."""
+"""The upgrade on a real network with GRANDPA finality and proofs: agent and vault trust no endpoint."""
 
 from __future__ import annotations
 

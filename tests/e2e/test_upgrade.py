@@ -1,4 +1,4 @@
-"""The main job, whole: a signed release upgrades a running node, and the new version reads the old one's data."""
+"""Whole upgrades: a signed release upgrades a running node, and the new version reads the old one's data."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The reference node by itself, as a real process under the simulated TEE: what it refuses without keys or a vault."""
+"""The reference node alone, as a real process under the simulated TEE: refusals without keys or vault."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""Releases that are not what they should be: refused or reverted, and the old version serves its data all the while.
+"""Bad releases are refused or reverted, and the old version continues to serve its data.
 
-One world for all: each trial publishes a release, sees it refused under its code, and reads the old object back. The
-last one publishes a good release, so the refused ones are in nobody's way.
+All trials share one world: each publishes a release, checks the code of its refusal, and reads the old object back. The
+last one publishes a good release, which must succeed after all the refused ones.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Attacks on a vault between real processes under the simulated CPU; each must fail for the reason in its name."""
+"""Attacks on a vault, with real processes under the simulated CPU. Each must fail for the reason in its name."""
 
 import asyncio
 import json

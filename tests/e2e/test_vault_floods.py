@@ -1,4 +1,4 @@
-"""Strangers on the vault's port, without a token and without a TEE: they cost processor time, and nobody's place.
+"""Strangers on the vault's port, without token or TEE: they use processor time, but displace no honest client.
 
 Each trial has its control: the same honest upgrade goes through while the flood lasts.
 """

@@ -1,4 +1,4 @@
-"""Where the bytes of a key set are while a vault collects and delivers it: read from memory and files of processes."""
+"""The places of a key set's bytes while a vault collects and delivers it: memory and files of the processes."""
 
 import base64
 import os

@@ -1,4 +1,4 @@
-"""A vault's process in a rough world: a log that nobody reads, stray signals, folders that would lend it modules."""
+"""A vault's process under bad conditions: a log that is not read, stray signals, foreign modules in its folder."""
 
 import asyncio
 import os

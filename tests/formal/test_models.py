@@ -1,4 +1,4 @@
-"""The symbolic models of docs/formal: each answers as cases.toml says, whole and with planted weaknesses."""
+"""The symbolic models of docs/formal give the results in cases.toml, unchanged and with planted weaknesses."""
 
 import re
 from pathlib import Path

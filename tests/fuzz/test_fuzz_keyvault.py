@@ -1,4 +1,4 @@
-"""Whatever bytes come in, only documented errors come out of the vault's decoders; a planted bug must be found."""
+"""The vault's decoders raise only documented errors, for any bytes. A planted bug must be found."""
 
 import json
 from collections.abc import Callable

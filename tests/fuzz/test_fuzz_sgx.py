@@ -1,4 +1,4 @@
-"""Whatever bytes come in, only documented errors come out of the decoders of attestation."""
+"""The decoders of attestation raise only documented errors, for any bytes."""
 
 import hashlib
 import struct

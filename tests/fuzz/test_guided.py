@@ -1,4 +1,4 @@
-"""The targets of `make fuzz`: their seeds and what was found once pass, and the engine finds a planted bug."""
+"""The targets of `make fuzz`: seeds and earlier finds pass, and the engine finds a planted bug."""
 
 import re
 import subprocess

@@ -1,4 +1,4 @@
-"""What long runs and load measure: processes, disk, and the time in which nobody serves; as Markdown and JSON."""
+"""Measurements of long runs and load: processes, disk, and downtime, as Markdown and JSON."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Planted bugs: each changes the machine in one place, as a careless edit would. The explorer must catch every one."""
+"""Planted bugs: each changes the machine in one place, like a careless edit. The explorer must find each one."""
 
 from __future__ import annotations
 

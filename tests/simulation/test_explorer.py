@@ -1,4 +1,4 @@
-"""The exhaustive explorer finds nothing wrong with the machine, covers its whole table, and catches planted bugs."""
+"""The exhaustive explorer finds no violation, covers the whole table, and finds planted bugs."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""The journal's SQLite file after power cuts in which what was not synced is lost, kept or torn."""
+"""The journal's SQLite file after power cuts in which unsynced data is lost, kept or torn."""
 
 import random
 import shutil

@@ -1,4 +1,4 @@
-"""The sealed store after power cuts, on a disk whose folder sync works, and on one where it does nothing."""
+"""The sealed store after power cuts, on a disk with working folder sync and on one where it does nothing."""
 
 import random
 import shutil

@@ -1,4 +1,4 @@
-"""The seeded simulator finds nothing, replays exactly, and catches planted bugs."""
+"""The seeded simulator finds no violation, replays exactly, and finds planted bugs."""
 
 import asyncio
 import json

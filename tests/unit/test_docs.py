@@ -1,4 +1,4 @@
-"""The documentation and the program say the same."""
+"""The documentation agrees with the program."""
 
 import re
 import runpy

@@ -1,4 +1,4 @@
-"""The watch over event loops names what holds them, and nothing else."""
+"""The watch over event loops reports exactly the calls that block them."""
 
 import asyncio
 import hashlib

@@ -1,4 +1,4 @@
-"""docs/migration.md: what it tells to type is there, and what the trial on an engine does not run says why."""
+"""docs/migration.md: its commands exist, and those that no trial runs give the reason."""
 
 import re
 import shlex

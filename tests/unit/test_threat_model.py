@@ -1,4 +1,4 @@
-"""The threat model is true as written: each attacker's row names the tests that try it, and they exist."""
+"""The threat model: each attacker's row names its tests, and they exist."""
 
 import re
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""A page of the documentation as commands: section by section, run as they stand there."""
+"""The commands of a documentation page, run section by section, unchanged."""
 
 from __future__ import annotations
 

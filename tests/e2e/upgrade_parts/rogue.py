@@ -1,7 +1,7 @@
-"""A program in a (simulated) enclave that tries to get a node's keys; prints one JSON line with how that went.
+"""A program in a (simulated) enclave that tries to get a node's keys. It prints the result as one JSON line.
 
-It is built into a measured image of its own. What it is (debug, unsigned), SIGSTRUCT and signature decide; what it does
-is its argument: "honest", "replayed" (the same request twice), "mistargeted" (a report for another enclave).
+It has its own measured image. SIGSTRUCT and network signature decide what it is (debug, unsigned); its argument decides
+what it does: "honest", "replayed" (the same request twice), "mistargeted" (a report for another enclave).
 """
 
 from __future__ import annotations

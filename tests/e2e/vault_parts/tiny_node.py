@@ -1,4 +1,4 @@
-"""A node reduced to its handover, for trials of the vault; in an enclave image together with attestation and keyvault.
+"""A node with nothing but the handover, for trials of the vault. Its image also has attestation and keyvault.
 
 Arguments: folder, port, upgrader URL, network key (hex), genesis (hex), network signature (hex), upgrader ids, and
 "make" (a first node, keys may follow), "ask" (asks the upgrader for its keys) or "ask-v1" (the same over handover v1).

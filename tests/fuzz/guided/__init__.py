@@ -1,1 +1,1 @@
-"""Coverage-guided fuzzing: every decoder that meets outside bytes, as a function of bytes; `make fuzz` runs them."""
+"""Coverage-guided fuzzing (`make fuzz`): every decoder of outside bytes, as a function of bytes."""

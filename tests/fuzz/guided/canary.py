@@ -1,4 +1,4 @@
-"""A decoder with a planted bug. A fuzzer that does not find it proves nothing by finding nothing elsewhere."""
+"""A decoder with a planted bug. Only a fuzzer that finds it says something by finding nothing elsewhere."""
 
 from __future__ import annotations
 

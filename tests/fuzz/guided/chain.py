@@ -1,4 +1,4 @@
-"""What chain and endpoints send: SCALE, headers, justifications, proofs, metadata, releases, evidence, answers."""
+"""Bytes from chain and endpoints: SCALE, headers, justifications, proofs, metadata, releases, evidence, answers."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What peers, hosts and disks give to enclaves: SGX structures, sealed files, handover messages of both versions."""
+"""Bytes that enclaves get from peers, hosts and disks: SGX structures, sealed files, handover messages (v1, v2)."""
 
 from __future__ import annotations
 

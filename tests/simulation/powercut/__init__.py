@@ -1,1 +1,1 @@
-"""Real SQLite over a disk that forgets: every write and sync of a child is recorded, then power cuts are replayed."""
+"""Real SQLite with simulated power cuts: all writes and syncs of a child are recorded, then cuts are replayed."""

@@ -1,4 +1,4 @@
-"""A disk that forgets, fed with the recorded writes and syncs of a child, and cut from power after any of them."""
+"""A simulated disk that replays the recorded writes and syncs of a child, with a power cut after any of them."""
 
 import os
 import random

@@ -1,4 +1,4 @@
-"""The child: seals value after value in a store on a real folder, and notes each in `acknowledged` once it is put."""
+"""The child: seals one value after another in a real store, and writes each to `acknowledged` after its `put`."""
 
 import os
 import sys

@@ -1,4 +1,4 @@
-"""The child: journals state after state, and notes each one in the file `acknowledged` once the journal has it."""
+"""The child: stores one state after another in the journal, and then writes each to the file `acknowledged`."""
 
 import os
 import sys

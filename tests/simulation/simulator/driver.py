@@ -1,4 +1,4 @@
-"""One seed's life: releases are published, faults strike, and in the end everything must come to rest.
+"""The run of one seed: releases are published, faults happen, and in the end the machine must be idle.
 
 Safety phase: random faults while releases follow one another; the judges of the world watch every step. Liveness phase:
 no faults any more, and within a bounded time the machine must rest with a node that serves.

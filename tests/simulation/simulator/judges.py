@@ -1,4 +1,4 @@
-"""The judges of a simulated world: each stands where the real thing would happen, and knows the design's invariants."""
+"""The judges of a simulated world: checks of the design's invariants at the places where the real effects happen."""
 
 from __future__ import annotations
 

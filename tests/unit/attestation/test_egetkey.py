@@ -1,4 +1,4 @@
-"""The EGETKEY extension, built here with a stand-in for the instruction: this machine need not know SGX."""
+"""The EGETKEY extension, built with a stand-in for the instruction, so that no SGX machine is needed."""
 
 import importlib.util
 import platform

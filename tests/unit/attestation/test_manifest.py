@@ -1,4 +1,4 @@
-"""What the vault's Gramine manifest promises. Whether Gramine takes it, only Gramine can say (docs/gramine.md)."""
+"""The content of the vault's Gramine manifest. Gramine itself is not run here (docs/gramine.md)."""
 
 import re
 import tomllib

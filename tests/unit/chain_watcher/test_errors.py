@@ -1,4 +1,4 @@
-"""Every code that the package raises is listed with its meaning, and every listed code is raised somewhere."""
+"""The listed codes of the package are exactly the raised ones."""
 
 import ast
 import pickle

@@ -1,4 +1,4 @@
-"""What the agent needs of others is what decision 22 lists, and it runs with nothing else installed."""
+"""The agent's dependencies are those of decision 22, and it runs with nothing else installed."""
 
 import re
 import subprocess

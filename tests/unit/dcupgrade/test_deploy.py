@@ -1,4 +1,4 @@
-"""Files for services, clusters and dashboards: valid, and in step with what the program really exposes."""
+"""Files for services, clusters and dashboards: valid, and consistent with what the program exposes."""
 
 import importlib.util
 import json

@@ -1,4 +1,4 @@
-"""The wheel holds what an installation needs, and nothing of the development network."""
+"""The wheel contains everything that an installation needs, and nothing of the development network."""
 
 import subprocess
 import sys

@@ -1,4 +1,4 @@
-"""The compose file's promises, and the small programs that its containers run."""
+"""The compose file's content, and the small programs that its containers run."""
 
 import re
 import socket

@@ -1,4 +1,4 @@
-"""Ports for trials that run side by side: one that was given out is nobody else's, though nobody listens on it yet."""
+"""Ports for simultaneous trials: a reserved port is given to no other trial, even before anything listens on it."""
 
 import random
 import socket

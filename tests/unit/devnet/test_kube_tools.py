@@ -1,4 +1,4 @@
-"""The tools of Kubernetes are built from what the checkout pins."""
+"""The tools of Kubernetes are built from the versions that the checkout pins."""
 
 import re
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Whatever is installed is what was locked: by version and hash, and nothing that a registry calls newest today."""
+"""Installed packages are locked by version and hash; nothing depends on a registry's newest version."""
 
 import json
 import re

@@ -1,4 +1,4 @@
-"""What each lie changes, and that it changes nothing else."""
+"""Each lie changes exactly what it names."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""The reference node: keys are made once in the life of a data folder, and its HTTP face keeps to its contract."""
+"""The reference node: keys are made once for a data folder, and its HTTP API keeps its contract."""
 
 import asyncio
 import errno

@@ -1,4 +1,4 @@
-"""The reference node's store: what goes in comes out, and nothing else is taken for it."""
+"""The reference node's store: objects are read back unchanged, and nothing else is accepted as an object."""
 
 import os
 from collections.abc import AsyncIterator

@@ -1,4 +1,4 @@
-"""The reference node's data folder does not grow with every upgrade, and nothing goes that may be needed."""
+"""The reference node's data folder does not grow with every upgrade, and no needed file is removed."""
 
 import asyncio
 import logging

@@ -1,4 +1,4 @@
-"""The scanner finds what it is to find: a scan that finds nothing means something only then."""
+"""The scanner finds planted keys, so that a scan without finds means something."""
 
 import base64
 import os

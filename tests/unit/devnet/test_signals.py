@@ -1,4 +1,4 @@
-"""Commands of devnet end by one signal, and finish their clean-up whatever signals follow."""
+"""Commands of devnet end at the first signal and finish their clean-up despite further signals."""
 
 import signal
 import subprocess

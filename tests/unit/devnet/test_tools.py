@@ -1,4 +1,4 @@
-"""What devnet installs is complete or not there, and made once."""
+"""Installed tools of devnet are complete or absent, and are made once."""
 
 import fcntl
 import threading

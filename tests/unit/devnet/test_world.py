@@ -1,4 +1,4 @@
-"""What a trial's world ends, and what it leaves alone."""
+"""The processes that a trial's world ends, and those that it leaves running."""
 
 import asyncio
 import os

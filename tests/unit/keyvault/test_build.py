@@ -1,4 +1,4 @@
-"""The vault's image is what the vault imports: no more, since each file is part of the enclave id, and no less."""
+"""The vault's image contains exactly the vault's imports: each additional file would change the enclave id."""
 
 import dis
 import shutil

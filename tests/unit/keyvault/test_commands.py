@@ -1,4 +1,4 @@
-"""What the commands say to a person who gave them the wrong thing: a code and a reason, never a traceback."""
+"""Wrong input of an operator: the commands print a code and a reason, never a traceback."""
 
 import argparse
 import datetime

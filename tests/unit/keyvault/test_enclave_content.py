@@ -1,4 +1,4 @@
-"""What is in the vault's enclave is named, needed, and complete."""
+"""The content of the vault's enclave is listed, needed and complete."""
 
 import importlib.metadata
 import re

@@ -1,4 +1,4 @@
-"""A vault is the same bytes wherever, whenever and by whomever it is built."""
+"""A vault's build is reproducible: the same bytes at any place and time, by any user."""
 
 import os
 import shutil

@@ -1,4 +1,4 @@
-"""A vault's command under the watchdog: its exit code is told, signals reach it, and it is ended once it is silent."""
+"""A vault's command under the watchdog: exit code and signals are passed on, and it is ended if it hangs."""
 
 import os
 import signal

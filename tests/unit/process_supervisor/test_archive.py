@@ -1,4 +1,4 @@
-"""Archives that want out of their folder, or to fill the disk."""
+"""Archives that try to leave their folder or to fill the disk."""
 
 import gzip
 import os

@@ -1,4 +1,4 @@
-"""Files out of CARs: block by block, in order, each what its CID names."""
+"""Files from CARs: block by block, in order, each verified by its CID."""
 
 import hashlib
 import random

@@ -1,4 +1,4 @@
-"""What a container needs of the host is looked for before anything is stopped."""
+"""The host's preconditions for a container are checked before anything is stopped."""
 
 from pathlib import Path
 

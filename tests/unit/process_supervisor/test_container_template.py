@@ -1,4 +1,4 @@
-"""What is taken from a container that runs, what settings make, and what the next image changes."""
+"""Container settings: taken from a running container, made from settings, changed for the next image."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Headers that tell how a download continues and how long a server wants to be left alone."""
+"""HTTP headers about resuming a download and about Retry-After."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""Logs that are rotated under a writing process, whatever was done to their names and however full the disk is."""
+"""Rotation of logs while a process writes, also with renamed files and a full disk."""
 
 import errno
 import os

@@ -1,4 +1,4 @@
-"""What may pass never condemns a release: pages, addresses, busy servers, slow sources, lines that cut, proxies."""
+"""Temporary failures never condemn a release: error pages, addresses, busy servers, slow sources, proxies."""
 
 import asyncio
 from collections.abc import AsyncIterator

@@ -1,4 +1,4 @@
-"""What the host and a node answer when asked."""
+"""Probes of the host and of a node."""
 
 import asyncio
 import os

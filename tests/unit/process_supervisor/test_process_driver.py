@@ -404,7 +404,7 @@ print(asyncio.run(ProcessDriver(base / 'run').start(spec)).pid)
 
 @pytest.mark.parametrize("code", [GENTLE, FORKING])
 async def test_no_file_is_touched_on_the_loop(driver: ProcessDriver, spec: Make, tmp_path: Path, code: str) -> None:
-    """Neither the disk with records and logs nor /proc may stand it still."""
+    """Neither the disk with records and logs nor /proc may block the event loop."""
     other = ProcessDriver(tmp_path / "run")
     with watched_files(str(tmp_path / "run"), str(tmp_path / "logs")) as touched:
         record = await driver.start(spec(code))
@@ -429,7 +429,7 @@ async def test_no_file_is_touched_on_the_loop(driver: ProcessDriver, spec: Make,
 async def test_looking_at_a_node_twice_at_once_gives_one_handle(
     driver: ProcessDriver, spec: Make, tmp_path: Path
 ) -> None:
-    """Two would take the exit status from each other."""
+    """Two handles would take the exit status from each other."""
     record, _ = await running(driver, spec(GENTLE))
     other = ProcessDriver(tmp_path / "run")
     first, second = await asyncio.gather(other.adopt(record), other.adopt(record))

@@ -1,4 +1,4 @@
-"""Sources raced: the next one beside slow ones, the first result wins, the others end."""
+"""Racing sources: a slow one gets a competitor, the first result wins, the others are cancelled."""
 
 import asyncio
 from collections.abc import Awaitable, Callable

@@ -1,4 +1,4 @@
-"""Which registries an engine is told to ask (decision 23)."""
+"""The registries that an engine may contact (decision 23)."""
 
 import asyncio
 import socket

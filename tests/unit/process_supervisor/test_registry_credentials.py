@@ -1,4 +1,4 @@
-"""Credentials are those that `docker login` keeps; what cannot be read is said, and never shown."""
+"""Credentials come from `docker login`; unreadable ones are reported, and none is ever shown."""
 
 import base64
 import json

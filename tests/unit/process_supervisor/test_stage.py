@@ -1,4 +1,4 @@
-"""Slots that only ever hold what was verified, whatever is damaged, cancelled or cut short."""
+"""Slots contain verified files only, also after damage, cancellation or interruption."""
 
 import asyncio
 import json

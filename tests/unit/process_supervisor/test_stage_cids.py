@@ -1,4 +1,4 @@
-"""Releases by CID: from gateways that give the blocks, and from those that give only bytes."""
+"""Releases by CID: from gateways that serve blocks, and from gateways that serve plain bytes."""
 
 import asyncio
 import socket
@@ -47,7 +47,7 @@ async def test_a_cid_of_bytes_is_had_from_a_gateway(server: FaultyServer, slots:
 async def test_a_tree_is_verified_block_by_block(
     gateway: ipfs.Gateway, slots: Path, limits: DownloadLimits, how: dict[str, int]
 ) -> None:
-    """Whatever its layout is."""
+    """For any layout of the tree."""
     cid = gateway.add(RELEASE, **how)
     seen: list[Any] = []
     staged = await stage(request(cids=(cid,)), slots, measure, at(limits, gateway.url), progress=seen.append)

@@ -1,4 +1,4 @@
-"""Downloads from a server with faults: resumed, limited, never glued together, and refused with a reason."""
+"""Downloads from a faulty server: resumed, limited, never mixed, and refused with a reason."""
 
 import asyncio
 import errno

@@ -1,4 +1,4 @@
-"""Which files belong to a program: what it imports, at any depth, and nothing beside it."""
+"""The files of a program: its direct and indirect imports, and nothing else."""
 
 from collections.abc import Mapping
 from pathlib import Path

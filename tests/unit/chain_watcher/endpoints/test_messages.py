@@ -1,4 +1,4 @@
-"""Messages are bounded before they are parsed (case A5); a server's wish to wait is granted within bounds (case C5)."""
+"""Messages are limited before they are parsed (case A5); Retry-After is honoured within limits (case C5)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The follower: every honest answer leads on, every gap in the answers is named, nobody honest is called a forger."""
+"""The follower: honest answers make progress, gaps in answers are reported, no honest node is accused."""
 
 from __future__ import annotations
 

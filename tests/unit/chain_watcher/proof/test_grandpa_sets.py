@@ -1,4 +1,4 @@
-"""Authority sets: what follows from a pinned checkpoint, and the checkpoint's own form."""
+"""Authority sets that follow from a pinned checkpoint, and the form of checkpoints."""
 
 import json
 from dataclasses import replace

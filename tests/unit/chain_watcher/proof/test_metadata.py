@@ -1,4 +1,4 @@
-"""Metadata in, layout out: by names, never by index or order; and everything that is not such metadata."""
+"""The layout from metadata: by names, not by index or order. Malformed metadata is refused."""
 
 from __future__ import annotations
 

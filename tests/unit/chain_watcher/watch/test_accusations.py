@@ -1,4 +1,4 @@
-"""Who is accused: only an endpoint that said what cannot be true, whatever else happened to an honest one."""
+"""Accusations: only an endpoint that sent something impossible is accused, never an honest one with a fault."""
 
 from __future__ import annotations
 

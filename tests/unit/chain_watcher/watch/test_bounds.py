@@ -1,4 +1,4 @@
-"""What endpoints make up must not fill the memory: headers and states are kept by number and by size."""
+"""Invented data of endpoints must not fill the memory: headers and states are limited by number and size."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The reader of states by itself, on a node that is asked without a socket."""
+"""The reader of states alone, with a node without a socket."""
 
 from __future__ import annotations
 

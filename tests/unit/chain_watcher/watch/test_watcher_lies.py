@@ -1,4 +1,4 @@
-"""Liars are never believed, named where that is just, and keep nobody waiting."""
+"""Lying endpoints are never believed, are accused if the lie is provable, and delay no honest endpoint."""
 
 from __future__ import annotations
 

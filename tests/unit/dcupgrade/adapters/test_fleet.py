@@ -1,4 +1,4 @@
-"""A node's place in its fleet: taken before the old node stops, found again after a crash, freed when all is over."""
+"""A node's slot in its fleet: taken before the old node stops, found again after a crash, freed at the end."""
 
 import asyncio
 from dataclasses import replace

@@ -1,4 +1,4 @@
-"""The journal: what was appended is there after a restart; damage is named; operator commands are taken up once."""
+"""The journal: entries survive a restart, damage is reported, operator commands are executed once."""
 
 import hashlib
 import json

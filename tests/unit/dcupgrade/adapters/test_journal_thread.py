@@ -1,4 +1,4 @@
-"""The journal in a thread of its own: the loop continues while a disk is slow, and order and durability are kept."""
+"""The journal's thread: the event loop continues during slow disk access; order and durability stay."""
 
 import asyncio
 import sqlite3

@@ -1,4 +1,4 @@
-"""Nodes as containers: what a launch is made from, and what speaks against one."""
+"""Nodes as containers: the parts of a launch, and reasons to refuse it."""
 
 from __future__ import annotations
 

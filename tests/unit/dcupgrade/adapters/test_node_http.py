@@ -1,4 +1,4 @@
-"""A node's health report is somebody else's JSON: whatever it holds, it is a report or silence."""
+"""A node's health report is untrusted JSON: any content is either a valid report or counts as no answer."""
 
 import json
 from collections.abc import AsyncIterator

@@ -1,4 +1,4 @@
-"""Processes of nodes over a driver of the test: never two versions on one data folder, whatever was left behind."""
+"""Node processes with the test's driver: never two versions on one data folder, whatever earlier runs left."""
 
 import asyncio
 import os

@@ -1,4 +1,4 @@
-"""The vault's process under the agent: started again when it ends or falls silent, and how it ended is told."""
+"""The vault's process under the agent: restarted if it ends or hangs; the cause of its end is reported."""
 
 import asyncio
 import contextlib

@@ -1,4 +1,4 @@
-"""What `adopt` refuses before it looks at anything; the rest is tried with real nodes (tests/e2e/test_adopt.py)."""
+"""Refusals of `adopt` before it looks at the host. tests/e2e/test_adopt.py tests the rest with real nodes."""
 
 from pathlib import Path
 

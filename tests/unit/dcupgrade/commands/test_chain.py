@@ -1,4 +1,4 @@
-"""`dcupgrade chain` against a node: what it prints is what the settings and a vault's policy take."""
+"""`dcupgrade chain` with a node: settings and a vault's policy accept its output."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The nodes of a host, and what two of them must not share."""
+"""The nodes of a host, and the settings that two nodes must not share."""
 
 import json
 import re

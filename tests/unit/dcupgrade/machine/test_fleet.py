@@ -1,4 +1,4 @@
-"""Who may upgrade now, from what an engine says."""
+"""Who may upgrade now, from the engine's state."""
 
 import pytest
 

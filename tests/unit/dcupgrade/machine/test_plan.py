@@ -1,4 +1,4 @@
-"""The plan judges gates as they are, also where there is nothing to upgrade (case F7)."""
+"""The plan evaluates the current gates, also if there is nothing to upgrade (case F7)."""
 
 from dataclasses import replace
 

@@ -1,4 +1,4 @@
-"""How the publisher reads a chain and judges what became of its extrinsics, on made-up answers."""
+"""How the publisher reads a chain and evaluates the results of its extrinsics, with invented answers."""
 
 from __future__ import annotations
 

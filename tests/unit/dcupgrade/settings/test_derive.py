@@ -1,4 +1,4 @@
-"""What other parts get of the settings."""
+"""Values that other parts derive from the settings."""
 
 from dcupgrade.settings.derive import download_limits
 from dcupgrade.settings.load import structure

@@ -1,4 +1,4 @@
-"""What the log tells of the chain's endpoints."""
+"""The log's lines about the chain's endpoints."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""The answers that an operator reads first, from facts as the agent gives them."""
+"""The overview that an operator reads first, from the agent's facts."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The page's HTML: what is in it, that nothing of strangers becomes markup, and what can be done when."""
+"""The page's HTML: its content, escaping of untrusted text, and the actions that each state offers."""
 
 from __future__ import annotations
 

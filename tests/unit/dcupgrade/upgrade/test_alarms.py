@@ -1,4 +1,4 @@
-"""Alarms name what needs a person now: they come within a minute, and they end with their cause."""
+"""Alarms name conditions that need an operator: they appear within a minute and end with their cause."""
 
 import asyncio
 from typing import Any

@@ -1,4 +1,4 @@
-"""Early fetches: only of what may be asked for, never in the machine's way, and nothing of them stays indefinitely."""
+"""Early fetches: only of allowed sources, never delaying the machine; their files do not stay indefinitely."""
 
 import asyncio
 from typing import Any, cast

@@ -1,4 +1,4 @@
-"""What a host or a registry of the field may lack, and a manager that begins in mid-upgrade: the old node serves on."""
+"""Missing parts of a field host or registry, and a manager that starts during an upgrade: the old node continues."""
 
 import asyncio
 from collections.abc import Awaitable, Callable

@@ -1,4 +1,4 @@
-"""Disk use does not grow with the number of upgrades, and nothing that may be needed is removed (case G1)."""
+"""Disk use does not grow with the number of upgrades, and no file that may be needed is removed (case G1)."""
 
 import asyncio
 from dataclasses import replace

@@ -1,4 +1,4 @@
-"""The work that was stored with a state is compared with what the state wants when the agent starts again."""
+"""When the agent starts again, the work stored with a state is compared with the work that the state needs."""
 
 import pytest
 

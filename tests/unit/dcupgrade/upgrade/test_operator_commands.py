@@ -1,4 +1,4 @@
-"""Operators' words: what is said is heard, in every state, and holds for the release that it names."""
+"""Operator commands: they are accepted in every state and apply to the release that they name."""
 
 import asyncio
 from typing import Any

@@ -1,4 +1,4 @@
-"""Awkward starts and turns: each told as a small act on a simulated clock, with the real orchestrator and machine."""
+"""Difficult situations at a start or during an upgrade, on a simulated clock, with the real orchestrator."""
 
 import asyncio
 from collections.abc import Awaitable, Callable

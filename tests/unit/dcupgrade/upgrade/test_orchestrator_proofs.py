@@ -1,4 +1,4 @@
-"""What a new version must prove before the old one is given up; each with a version that all but proves it."""
+"""Proofs that a new version must give before commit. Each test has a version that fails exactly one of them."""
 
 import asyncio
 from dataclasses import replace

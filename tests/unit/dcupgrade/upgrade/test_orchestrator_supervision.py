@@ -1,4 +1,4 @@
-"""What the agent does for the running node whatever else is wrong: it keeps it up, and stops it only when allowed."""
+"""Supervision of the running node during other failures: the agent keeps it running and stops it only when allowed."""
 
 import asyncio
 from dataclasses import replace
@@ -141,7 +141,7 @@ def test_a_disk_that_is_full_from_any_state_on_for_a_while_loses_nothing(name: N
 
 @pytest.mark.parametrize("what", ["port_taken", "locked_by_other"])
 def test_the_old_version_comes_back_by_itself_when_what_kept_it_down_has_passed(what: str) -> None:
-    """Nobody need be woken for a port that was taken, a full disk, or a vault that was away."""
+    """No operator is needed for a taken port, a full disk, or an unreachable vault."""
 
     async def act(scene: Scene) -> None:
         first = await scene.installed()

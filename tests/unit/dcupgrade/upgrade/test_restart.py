@@ -1,4 +1,4 @@
-"""An operator's `restart`: the node that is kept is stopped and started again, and only where it could come back."""
+"""An operator's `restart`: the node is stopped and started again, but only if it could start again."""
 
 import asyncio
 from dataclasses import replace

@@ -1,4 +1,4 @@
-"""Every retry pauses, what fails unexpectedly again and again has an end, and queues stay small (cases A2, A3)."""
+"""Every retry has a pause, repeated unexpected failures end, and queues stay small (cases A2, A3)."""
 
 import asyncio
 from collections.abc import Callable

@@ -1,4 +1,4 @@
-"""Wrong artefacts: a wrong mirror looks the same, so only what every attempt brings condemns a release (case C1)."""
+"""Wrong artefacts: a bad mirror looks the same, so only a failure of every attempt condemns a release (case C1)."""
 
 from collections.abc import Awaitable, Callable
 

@@ -1,4 +1,4 @@
-"""Strangers' connections take nobody's place: silent ones give way to newcomers, and are cut off in time."""
+"""Strangers' connections displace no honest client: silent ones are replaced by new ones, and closed in time."""
 
 import asyncio
 import errno

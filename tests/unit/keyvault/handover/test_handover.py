@@ -1,4 +1,4 @@
-"""Handover v2 between enclaves on one software CPU: what it does, and the attacks that fail, named by their reason."""
+"""Handover v2 between enclaves on one software CPU: honest runs, and attacks that fail with the right code."""
 
 import base64
 import json
@@ -26,7 +26,7 @@ def begun(node: Enclave = NODE, vault: Enclave = VAULT) -> tuple[Any, Holder, by
 
 
 def unguarded(requester: Any) -> None:
-    """An attacker's requester: it may look at a challenge again, and does not care whether its MAC is good."""
+    """An attacker's requester: it accepts a challenge repeatedly and does not verify its MAC."""
     requester._step = "challenge"
     requester._party.tee.verify = lambda report: None
 

@@ -1,4 +1,4 @@
-"""The known-answer transcript of docs/protocol.md, recomputed here from the document's words and not from the code."""
+"""The known-answer transcript of docs/protocol.md, recomputed from the document's text, not from the code."""
 
 import base64
 import hashlib

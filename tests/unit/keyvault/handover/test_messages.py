@@ -1,4 +1,4 @@
-"""Strict messages: what is not exactly as written down is refused, and only under the documented codes."""
+"""Strict messages: any deviation from the protocol is refused, with documented codes only."""
 
 import base64
 import json

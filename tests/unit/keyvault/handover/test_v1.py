@@ -1,4 +1,4 @@
-"""Handover v1: both roles against each other, and what the field's programs let pass but ours refuse."""
+"""Handover v1: both roles with each other, and messages that the field's programs accept but ours refuse."""
 
 import json
 from collections.abc import Callable

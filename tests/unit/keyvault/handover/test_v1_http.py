@@ -1,4 +1,4 @@
-"""Handover v1 over HTTP: what managers and nodes of the field ask, and what ours refuses."""
+"""Handover v1 over HTTP: requests of the field's managers and nodes, and refusals."""
 
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
@@ -89,7 +89,7 @@ async def test_a_challenge_from_before_a_restart_is_answered_as_the_field_does(c
 
 @asynccontextmanager
 async def field_holder(status: int, text: str) -> AsyncIterator[str]:
-    """Somebody else's holder, which refuses with a status and a text."""
+    """A foreign holder, which refuses with a status and a text."""
     app = web.Application()
 
     async def teerandom(_: web.Request) -> web.Response:

@@ -1,4 +1,4 @@
-"""The sealed store: its format, and what is left of it after crashes, torn and unsynced writes, other enclaves."""
+"""The sealed store: its format, and its state after crashes, torn or unsynced writes, and other enclaves."""
 
 import os
 from collections.abc import Callable

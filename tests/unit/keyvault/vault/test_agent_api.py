@@ -141,7 +141,7 @@ async def test_who_listens_in_the_vaults_place_learns_neither_the_token_nor_what
 
 
 async def test_an_answer_that_the_vault_did_not_make_is_not_believed() -> None:
-    """The agent stops the old node on the vault's word that the keys are sealed."""
+    """The agent stops the old node because the vault reports that the keys are sealed."""
     async with serving(Host().vault()) as vault:
         squatter = Squatter(base_url(vault))
         async with squatter.listening() as url, VaultClient(url, TOKEN) as client:

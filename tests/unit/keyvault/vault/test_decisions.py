@@ -1,4 +1,4 @@
-"""Who may have which keys: every rule of the release decision, each refusal by its code."""
+"""The release decision: every rule, each with the code of its refusal."""
 
 from dataclasses import replace
 from typing import Any

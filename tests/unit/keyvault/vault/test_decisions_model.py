@@ -1,4 +1,4 @@
-"""The release decision under random histories, judged by a checker that keeps its own books and shares no code with it.
+"""The release decision under random histories, judged by an independent checker that shares no code with it.
 
 Rules that must hold in every history: keys go to nobody but the exact source of a set, or a target that a verified
 block named, listed and signed as newer; never to an id seen removed; never over the bound of instances; and what was
@@ -35,7 +35,7 @@ START = 1_700_000_000
 
 @dataclass
 class Book:
-    """What the checker saw with its own eyes about one permitted pair of key set and target."""
+    """The checker's own record of one permitted pair of key set and target."""
 
     valid_until: int
     handed_out: int = 0
@@ -62,7 +62,7 @@ class History:
     # the world
 
     def step(self) -> None:
-        """One random thing happens; a whole publication is more likely than its parts in a useless order."""
+        """Do one random step. A whole publication is more likely than its parts in a useless order."""
         one, other, key_set = self.random.choice(IDS), self.random.choice(IDS), self.random.choice(SETS)
         happenings: list[tuple[int, Callable[[], None]]] = [
             (4, lambda: self.time_passes(self.random.randint(1, 40))),

@@ -1,4 +1,4 @@
-"""Key material in memory: what is locked, forbidden and hidden, each with a control that sees the opposite."""
+"""Key material in memory: locked, not dumpable, hidden. Each test has a control without the protection."""
 
 import ctypes
 import json

@@ -1,4 +1,4 @@
-"""Log lines never block whoever writes them; what is lost is counted and reported."""
+"""Log lines never block their writer; lost lines are counted and reported."""
 
 import fcntl
 import logging

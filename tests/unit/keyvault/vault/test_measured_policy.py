@@ -1,4 +1,4 @@
-"""The measured policy: strict, all mistakes at once, and a host that can only tighten it."""
+"""The measured policy: strict decoding, all mistakes in one report, and a host that can only make it stricter."""
 
 import json
 from typing import Any

@@ -1,4 +1,4 @@
-"""What a vault makes of its store at start: an id binds key sets and facts, and earlier files continue to open."""
+"""Opening the store at start: an id binds key sets and facts, and files of earlier formats still open."""
 
 import os
 

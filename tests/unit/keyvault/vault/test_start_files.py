@@ -1,4 +1,4 @@
-"""What the host may say when a vault starts."""
+"""Values that the host may give when a vault starts."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""The vault's steps: one after another in a thread of their own, whatever the disk does and whoever gives up."""
+"""The vault's steps: one after another in one thread, also with a slow disk and cancelled callers."""
 
 import asyncio
 import threading

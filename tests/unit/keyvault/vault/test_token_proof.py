@@ -1,4 +1,4 @@
-"""Known answers of the proof of the agent's token, recomputed from the words of its module, and what it keeps apart."""
+"""Known answers of the token proof, recomputed from its module's text; different calls have different proofs."""
 
 import hashlib
 import hmac

@@ -1,4 +1,4 @@
-"""The vault over a disk that fails, and over time: nothing that serving does not need keeps it from serving."""
+"""The vault with a failing disk, and over time: only failures that prevent serving stop it from serving."""
 
 from dataclasses import replace
 

@@ -1,4 +1,4 @@
-"""Who else answers and asks: other enclaves and impostors in a node's place, and several instances at once."""
+"""Other peers of the vault: other enclaves, impostors in a node's place, several instances at once."""
 
 import asyncio
 
