@@ -210,7 +210,7 @@ def test_nothing_names_a_machine() -> None:
 
 @pytest.mark.parametrize("name", [".ci/setup", ".ci/install", ".ci/fuzz", "devnet/docker/Dockerfile"])
 def test_locks_are_installed_without_asking_what_is_newest(name: str) -> None:
-    """A pip that resolves refuses a complete lock once a package that is named with an extra has a newer release."""
+    """A resolving pip refuses a complete lock if a package named with an extra has a newer release."""
     installs = [
         line for line in (ROOT / name).read_text(encoding="utf-8").splitlines() if ".lock" in line and "-m pip" in line
     ]

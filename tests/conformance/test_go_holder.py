@@ -50,7 +50,7 @@ async def test_python_takes_keys_from_go_over_v2_and_v1() -> None:
 
 
 class V1Port:
-    """A v1 holder of SECRET for whoever the network signed."""
+    """A v1 holder that gives SECRET to any enclave that the network signed."""
 
     def __init__(self) -> None:
         self._holder = V1Holder(Enclave("vault").party)

@@ -139,7 +139,7 @@ def any_chain(port: Any) -> None:
 
 
 def skips(name: str) -> Callable[[Any], None]:
-    """A holder that leaves one of its checks out."""
+    """A holder without one of its checks."""
 
     def change(port: Any) -> None:
         party = port._holder._party

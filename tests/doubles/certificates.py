@@ -12,7 +12,7 @@ from cryptography.x509.oid import NameOID
 
 
 def certificate(folder: Path) -> tuple[Path, ssl.SSLContext]:
-    """A certificate of 127.0.0.1 and chain.invalid signed by itself, and a server context that shows it."""
+    """A self-signed certificate of 127.0.0.1 and chain.invalid, and a server context with it."""
     key = ec.generate_private_key(ec.SECP256R1())
     name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "test")])
     day = datetime.timedelta(days=1)

@@ -304,7 +304,7 @@ class RpcFaultError(Exception):
 
 @dataclass
 class FakeNode:
-    """A websocket node for `chain`. `overrides` answer instead; `frozen` swallows everything."""
+    """A websocket node for `chain`. `overrides` replace answers; `frozen` answers nothing."""
 
     chain: FakeChain
     proofs: bool = True
@@ -507,7 +507,7 @@ class FakeNode:
 
 
 class ManualClock:
-    """Time that moves when told to; `sleep` returns when it has."""
+    """A clock that the test advances; `sleep` returns when its time is reached."""
 
     def __init__(self) -> None:
         self.now = 1000.0

@@ -63,7 +63,7 @@ class CrashDisk:
         self.moved.clear()
 
     def _torn(self) -> dict[str, bytes]:
-        """All names as they are now; a file whose bytes were not synced has lost its second half."""
+        """Return all current names; a file with unsynced bytes has lost its second half."""
         return {
             name: content
             if content in (self.data_synced.get(name), self.synced.get(name))
@@ -72,6 +72,6 @@ class CrashDisk:
         }
 
     def after_power_cut(self, keep_names: bool) -> "CrashDisk":
-        """What the next start finds: the names of the last folder sync, or all of them; unsynced bytes are torn."""
+        """Return what the next start finds: names of the last folder sync, or all names; unsynced bytes are torn."""
         left = self._torn() if keep_names else self.synced
         return CrashDisk(dict(left), dict(left), folder_sync=self.folder_sync)

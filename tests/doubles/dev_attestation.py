@@ -60,7 +60,7 @@ class DevAttestationDouble:
 
 
 class EgetkeyDouble:
-    """What the C extension does, by the software CPU."""
+    """Does the work of the C extension with the software CPU."""
 
     def __init__(self, cpu: SoftwareCpu, secs: Secs) -> None:
         self.cpu, self.secs = cpu, secs

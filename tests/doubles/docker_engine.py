@@ -24,7 +24,7 @@ MANIFEST = member("manifest.json", json.dumps([{"Config": f"{'2' * 64}.json", "R
 
 @dataclass
 class FakeEngine:
-    """The part of the Engine API that images and removals need. A load gives `loads` (tag to id), then says `says`.
+    """The part of the Engine API for images and removals. A load adds `loads` (tag to id) and answers `says`.
 
     An image that loses its last tag is gone.
     """
@@ -163,7 +163,7 @@ async def served(fake: FakeEngine) -> AsyncIterator[aiodocker.Docker]:
 
 
 def archive(folder: Path) -> Path:
-    """Make an archive of an image, as far as it is looked into."""
+    """Make an archive of an image, with the parts that are read."""
     path = folder / "image.tar"
     path.write_bytes(tar_bytes(MANIFEST, compress=False))
     return path

@@ -97,6 +97,6 @@ def go_holder(name: str = "node", **options: Any) -> Iterator[str]:
 
 
 def go_asks(url: str, how: str = "ask", name: str = "node", identity: Secs | None = None, **options: Any) -> Any:
-    """What a requester in Go says in the end: the id of the key set it got, or the code of a refusal."""
+    """Return the result of a requester in Go: the id of its key set, or the code of a refusal."""
     with in_software_tee(peer_command(name, how, url, **options), identity or secs(name)) as requester:
         return requester.says()

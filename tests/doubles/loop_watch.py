@@ -102,7 +102,7 @@ class LoopWatch:
                     self._report(Held(how, held_s, _stack(frame)))
 
     def _share_asleep(self) -> float:
-        """How much its sleep in a system call counts, 0 to 1. In a page fault there is none: the kernel shows -1."""
+        """The weight of its sleep in a system call, 0 to 1. In a page fault there is no call: the kernel shows -1."""
         try:
             text = (self._task / "stat").read_text(encoding="ascii", errors="replace")
             call = (self._task / "syscall").read_text(encoding="ascii", errors="replace")

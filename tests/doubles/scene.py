@@ -86,7 +86,7 @@ class Scene:
             self.notes.append(fact)
 
     async def kill_agent(self) -> None:
-        """End the agent as a crash does."""
+        """End the agent as in a crash."""
         tasks = [task for task in (self._task, self._listener) if task is not None]
         if self._task is not None and self._task.done() and not self._task.cancelled():
             self._task.result()
@@ -124,7 +124,7 @@ class Scene:
         return self._numbers
 
     async def outcome(self, number: int) -> Outcome:
-        """What a command came to, once the agent has taken it up."""
+        """Wait for the outcome of a command."""
         await self.until(lambda _: number in self.journal.outcomes, "an outcome")
         outcome = self.journal.outcomes[number]
         assert outcome is not None
@@ -140,7 +140,7 @@ class Scene:
         return self.agent.state
 
     async def until(self, condition: Callable[[State], bool], what: str = "it") -> State:
-        """Wait for a state; the agent's failure is raised, patience ends."""
+        """Wait for a state. Raises the agent's failure, and an error after a limit of simulated time."""
         began = self.world.monotonic()
         while not condition(self.state):
             if self._task is not None and self._task.done():
@@ -179,5 +179,5 @@ class Scene:
         return [after for before, after in names if before != after]
 
     def with_limits(self, **changes: Any) -> None:
-        """Other limits from the next start of the agent on."""
+        """Set other limits for the next start of the agent."""
         self.limits = replace(self.limits, **changes)

@@ -17,14 +17,14 @@ SIGNATURE = {"network.sig": b"bsignature"}
 
 
 class OtherPackageError(Exception):
-    """Stands for the error of whoever measures the artefact."""
+    """Stands for an error of the measurement."""
 
     code = "SIGSTRUCT_MRENCLAVE_MISMATCH"
     kind = "rejected"
 
 
 def measure(folder: Path) -> str:
-    """Stands for the measurement: an image that begins with `image` is ENCLAVE, one that begins with `bad` is not."""
+    """Stands for the measurement: an image that begins with `image` measures as ENCLAVE, others differ."""
     image = (folder / "enclave.pyz").read_bytes()
     if image.startswith(b"bad"):
         raise OtherPackageError("the SIGSTRUCT names another MRENCLAVE")
@@ -36,7 +36,7 @@ def request(*sources: str, cids: tuple[str, ...] = ()) -> StageRequest:
 
 
 def part_of(slots: Path) -> Path:
-    """The one part file that there is."""
+    """Return the only part file."""
     (part,) = (slots / ".incoming").glob(f"{ENCLAVE}.*.part")
     return part
 

@@ -22,7 +22,7 @@ EPOLL, LOCKS = ("232", "281"), ("202",)
 
 @dataclass(slots=True)
 class _Loop:
-    """What is known of one process's main thread."""
+    """Facts about one process's main thread."""
 
     place: str = ""
     held_s: float = 0.0
@@ -92,7 +92,7 @@ class VaultWatch:
 
 
 def _has_loop(pid: int) -> bool:
-    """Whether it has begun to serve: before that a vault opens its store, and nobody waits for it."""
+    """Tell whether it serves. Before that a vault opens its store, and no client waits."""
     try:
         files = [os.readlink(path) for path in Path(f"/proc/{pid}/fd").iterdir()]
     except OSError:

@@ -50,7 +50,7 @@ class Watching:
         self._views: asyncio.Queue[ChainView] = asyncio.Queue()
 
     async def take(self) -> None:
-        """Take the news until cancelled."""
+        """Consume the watcher's events until cancelled."""
         async for news in self.watcher.news():
             if isinstance(news, Announced):
                 self.announced.append(news.release)
@@ -62,7 +62,7 @@ class Watching:
             return await self._views.get()
 
     async def until_problem(self, code: str) -> None:
-        """Wait for that problem; before it there can be others, such as that no endpoint is connected yet."""
+        """Wait for that problem. Others may come first, for example that no endpoint is connected yet."""
         await until(lambda: self.watcher.problem is not None and self.watcher.problem.code == code)
 
     @property

@@ -35,7 +35,7 @@ CELL_S_MAX = 90.0
 
 @dataclass(frozen=True, slots=True)
 class Cell:
-    """One kill: whom, at which boundary, before or after the journal holds it."""
+    """One kill: the victim, the boundary, and whether before or after the journal stores it."""
 
     victim: str
     boundary: str
@@ -44,7 +44,7 @@ class Cell:
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """How it ended, how long it took in seconds, and what is wrong ("" for nothing)."""
+    """The result of a kill: outcome, seconds, and the problem ("" for none)."""
 
     ending: str
     seconds: float
@@ -60,7 +60,7 @@ def all_cells() -> Iterable[Cell]:
 
 
 class Matrix:
-    """A world that is killed in, cell after cell."""
+    """A world for one kill after another."""
 
     def __init__(self, world: World) -> None:
         self.world = world
@@ -167,7 +167,7 @@ class Matrix:
 
 @asynccontextmanager
 async def matrix(folder: Path, chain_url: str) -> AsyncIterator[Matrix]:
-    """A world, ready to be killed in."""
+    """Give a world that is ready for kills."""
     overrides = {"upgrade": {"attempts": 5, "backoff_s": 0.2, "backoff_max_s": 1.0, "failure_budget": 1}}
     async with World.open(folder, chain_url, overrides=overrides) as world:
         made = Matrix(world)
@@ -195,7 +195,7 @@ async def run_cells(cells: Sequence[Cell], chain_url: str, folder: Path) -> dict
 
 
 def table(results: dict[Cell, Result]) -> str:
-    """Boundaries down, victims across."""
+    """Return the table: a row for each boundary, a column for each victim."""
     columns = [("agent", "before"), ("agent", "after"), ("vault", "after"), ("old", "after"), ("new", "after")]
     lines = ["boundary    " + "".join(f"{victim + ' ' + when:<16}" for victim, when in columns)]
     for boundary in BOUNDARIES:

@@ -29,7 +29,7 @@ from keyvault.vault.log_writer import LogWriter
 
 
 class ElbowJournal:
-    """A journal that kills when it is told to."""
+    """A journal that kills a process on request."""
 
     def __init__(self, journal: JournalThread, state_dir: Path) -> None:
         self._journal, self._state_dir = journal, state_dir

@@ -45,7 +45,7 @@ class Field:
         return self.world.builder.build(version, traits or NodeTraits(features=("stats",)), name=f"field-{version}")
 
     async def push(self, release: BuiltRelease, **how: bool) -> str:
-        """Build the release's image and push it; gives the reference by its tag. Nothing of it stays at the engine."""
+        """Build the release's image and push it; returns the reference by tag. Nothing stays at the engine."""
         tag = await asyncio.to_thread(self.images.build, release, **how)
         reference = f"{self.registry}/{REPOSITORY}:{release.version}"
 
@@ -58,7 +58,7 @@ class Field:
         return reference
 
     async def archive_cid(self, release: BuiltRelease) -> str:
-        """Build the release's image and put its archive on IPFS; gives its CID. Nothing of it stays at the engine."""
+        """Build the release's image and add its archive to IPFS; returns its CID. Nothing stays at the engine."""
         tag = await asyncio.to_thread(self.images.build, release)
         path = self.world.folder / f"{release.version}.image.tar"
         await asyncio.to_thread(self.images.save, tag, path)
@@ -84,7 +84,7 @@ class Field:
 
 @pytest.fixture(scope="module")
 def five_field_chain() -> Iterator[DevChain]:
-    """As the network's newer chain: its program names CIDs."""
+    """A chain like the network's newer one, whose program names CIDs."""
     with DevChain(runtime="moved", block_time_ms=500) as chain:
         yield chain
 
@@ -237,7 +237,7 @@ def _page(field: Field, service: manager.Service, monkeypatch: pytest.MonkeyPatc
 
 
 async def _by_reference(field: Field, first_id: str) -> None:
-    """By its tag, which moves after it was resolved: what was resolved first is what runs."""
+    """By tag. The tag moves after it was resolved; the first resolved image runs."""
     world, second = field.world, field.release("0.0.2")
     seq = world.last_seq()
     reference = await field.push(second)
@@ -315,7 +315,7 @@ async def _manager_runs(field: Field, serving: BuiltRelease) -> BuiltRelease:
 
 
 async def _manager_begins_in_mid_upgrade(field: Field, serving: BuiltRelease) -> None:
-    """It takes the new version's container away and puts its own in its place, which the agent never touches.
+    """It replaces the new version's container by its own, which the agent never touches.
 
     Once that one is gone, the version of before serves again.
     """

@@ -63,7 +63,7 @@ def gate(engine: EtcdFleet, node: str, reverts_max: int = 2) -> FleetGate:
 
 
 def put(server: EtcdServer, key: str, value: bytes) -> None:
-    """Write a value as a hand with etcdctl would."""
+    """Write a value as an operator with etcdctl would."""
     body = {"key": base64.b64encode(key.encode()).decode(), "value": base64.b64encode(value).decode()}
     request = urllib.request.Request(f"{server.url}/v3/kv/put", json.dumps(body).encode())  # noqa: S310
     with urllib.request.urlopen(request, timeout=10):  # noqa: S310 - our own loopback address

@@ -74,7 +74,7 @@ class Cluster:
 
     @asynccontextmanager
     async def fleet(self, token: str = "", port: int = 0, name: str = "dcupgrade") -> AsyncIterator[KubernetesFleet]:
-        """The fleet as an agent sees it, or who has another token; by another way where a port is named."""
+        """The fleet as an agent sees it. Another token or port may be given."""
         token_file = self.folder / f"{self.namespace}-token-{hash(token)}"
         token_file.write_text(token or self.agent_token)
         url = f"https://127.0.0.1:{port or self.api.port}"

@@ -43,7 +43,7 @@ class Clock:
 
 @dataclass
 class Host:
-    """What an agent asks of the fleet, without the agent."""
+    """An agent's requests to the fleet, without the agent."""
 
     gate: FleetGate
     running: Release = OLD
@@ -67,7 +67,7 @@ class Host:
 
 @dataclass
 class Story:
-    """What happens between the page's commands, by the bold words that tell it there."""
+    """Events between the page's commands, by the bold words that describe them there."""
 
     one: Host
     two: Host

@@ -31,7 +31,7 @@ def test_the_program_has_100_lines_and_is_formatted(tmp_path: Path) -> None:
 
 
 def built(folder: Path, world: World, version: str) -> BuiltRelease:
-    """Follow the page in a folder of one's own."""
+    """Follow the page in a separate folder."""
     folder.mkdir(exist_ok=True)
     for name, code in zip(("main.go", "note.go"), blocks("go"), strict=True):
         (folder / name).write_text(code)

@@ -62,7 +62,7 @@ def kustomization(folder: Path, namespace: str, *components: str) -> Path:
 
 
 def normal(value: Any) -> Any:
-    """The same for objects that differ in the order of named items only."""
+    """Return equal values for objects that differ only in the order of named items."""
     if isinstance(value, dict):
         return {key: normal(item) for key, item in value.items()}
     if isinstance(value, list):

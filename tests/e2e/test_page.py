@@ -55,7 +55,7 @@ def address(world: World) -> str:
 
 
 async def audit(page: Page) -> list[str]:
-    """What axe-core finds wrong with the page, as ids."""
+    """Return the ids of axe-core's findings on the page."""
     found = await Axe().run(page)
     return [f"{one['id']}: {one['nodes'][0]['html'][:120]}" for one in found.response["violations"]]
 

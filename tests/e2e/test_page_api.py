@@ -21,7 +21,7 @@ def schema(name: str) -> Any:
 
 
 async def refused(world: World, *arguments: str) -> str:
-    """What a command says that must fail."""
+    """Return the output of a command that must fail."""
     with pytest.raises(WorldError) as caught:
         await world.dcupgrade(*arguments)
     return str(caught.value)

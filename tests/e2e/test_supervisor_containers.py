@@ -381,7 +381,7 @@ async def test_a_node_is_stopped_by_its_images_signal_and_with_the_patience_that
 async def test_the_settings_of_a_container_make_the_next_one(
     driver: ContainerDriver, docker: aiodocker.Docker, private_engine: PrivateEngine, tmp_path: Path
 ) -> None:
-    """As the field's manager runs its node: the second container is the twin of the first but for its restarts."""
+    """As the field's manager runs its node. The second container differs from the first only in its restart policy."""
     run = (
         "run",
         "--detach",

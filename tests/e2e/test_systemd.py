@@ -59,7 +59,7 @@ OBJECTS = {f"object-{index}": os.urandom(1 << (2 * index)) for index in range(10
 
 
 def install(host: SystemdHost, world: World) -> None:
-    """What docs/operators/install.md tells an operator to do."""
+    """Do the steps of docs/operators/install.md."""
     # systemd-nspawn invents a boot id, which a unit with a /proc of its own does not see: on a host there is only one
     host.run("umount", "/proc/sys/kernel/random/boot_id")
     host.run("make", "-C", "/src", "install")
@@ -127,7 +127,7 @@ async def see_the_vault_come_back(host: SystemdHost, world: World) -> None:
 
 
 def follow(host: SystemdHost, page: str, fragment: str, *, without: str = "") -> str:
-    """Run a block of an operators' page as it stands there, but for one line; returns what it printed."""
+    """Run a block of an operators' page unchanged, except for one line; returns its output."""
     return run_lines(host, block(f"docs/operators/{page}", fragment), without=without)
 
 
@@ -137,7 +137,7 @@ def run_lines(host: SystemdHost, commands: str, *, without: str = "", folder: st
 
 
 async def until_status(world: World, wanted: Callable[[dict[str, Any]], bool]) -> None:
-    """Wait for what the agent says: it takes up its state, and looks at the node, a moment after it was started."""
+    """Wait for an answer of the agent: it loads its state and checks the node shortly after its start."""
     async with asyncio.timeout(90):
         while (status := await world.status()) is None or not wanted(status):  # noqa: ASYNC110 - another process
             await asyncio.sleep(0.2)
@@ -157,7 +157,7 @@ async def see_the_way_back_and_forward(host: SystemdHost, world: World, old: Bui
 
 
 async def see_the_node_stopped_and_started(host: SystemdHost, world: World, running: str) -> None:
-    """The commands of stop-and-reboot.md, but for the reboot itself."""
+    """The commands of stop-and-reboot.md, without the reboot."""
     page = "stop-and-reboot.md"
     node = node_pid(host)
     assert "serves, as pid" in follow(host, page, "node restart --reason")
@@ -254,7 +254,7 @@ async def listens(port: int) -> bool:
 
 
 async def see_an_operators_hold_wait_for_the_agent(host: SystemdHost, world: World) -> None:
-    """Root's commands reach the agent of another user, also when they were said while it was down."""
+    """Root's commands reach the agent of another user, also if they were given while it was down."""
     host.run("systemctl", "stop", AGENT)
     host.run("dcupgrade", "hold", "--reason", "trial")
     host.run("systemctl", "start", AGENT)

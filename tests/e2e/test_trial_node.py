@@ -27,7 +27,7 @@ SLOT_MS = 1000
 
 @asynccontextmanager
 async def proven_world(folder: Path, node: ChainProcess) -> AsyncIterator[World]:
-    """A world whose agent and vault were pinned to a checkpoint of this chain and take nothing without proof."""
+    """A world whose agent and vault pin a checkpoint of this chain and accept nothing without proof."""
     await node.wait_finalized(1)
     answer = await find_checkpoint([node.ws_url])
     checkpoint: dict[str, Any] = answer.checkpoint.to_json()

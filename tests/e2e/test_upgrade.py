@@ -64,16 +64,16 @@ def key_set_in(pid: int, key_set_id: str) -> KeySet:
 
 
 async def timed(work: Awaitable[object]) -> float:
-    """How many seconds it took."""
+    """Return how many seconds it took."""
     began = time.monotonic()
     await work
     return time.monotonic() - began
 
 
 async def found_passing_through(world: World, source_id: str, wanted: dict[str, bytes]) -> bool:
-    """The vault holds keys in memory only while it works with them: stop it at such moments and look.
+    """The vault has keys in memory only while it uses them: stop it at such moments and search.
 
-    The agent is looked at in the same moments; what is found there fails the test.
+    The agent is searched at the same moments; a find there fails the test.
     """
     token = (world.state_dir / "vault.token").read_text()
     draw = random.Random(1)

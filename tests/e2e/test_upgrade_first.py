@@ -18,7 +18,7 @@ pytestmark = [pytest.mark.e2e]
 
 
 async def says(world: World, words: str) -> None:
-    """Wait until status, journal or log of the agent hold these words."""
+    """Wait until the agent's status, journal or log contains these words."""
     deadline = time.monotonic() + 90
     while words not in json.dumps([await world.status(), world.history()]) + world.tail():
         assert time.monotonic() < deadline, f"{words} was not said\n{world.tail()}"

@@ -68,7 +68,7 @@ class Upgrade:
             process.stop()
 
     def ask(self, artefact: Artefact, **more: Any) -> dict[str, Any]:
-        """Start a node that asks for keys; returns what it says at the end."""
+        """Start a node that asks for keys; returns its result."""
         process = self.bench.start_node(artefact, self.port, "ask", **more)
         self.running.append(process)
         assert process.event()["event"] == "listening"
@@ -127,7 +127,7 @@ async def test_a_replaced_vault_build_does_not_open_the_store_and_the_old_build_
 
 
 def start(bench: Bench, artefact: Artefact, store: str, *more: str) -> str:
-    """Start a vault that must refuse to start; returns what it says."""
+    """Start a vault that must refuse to start; returns its output."""
     process = bench.start_vault(artefact, free_port(), store=store, more=more)
     assert process.popen.wait(60) == 1
     process.stop()

@@ -64,7 +64,7 @@ async def test_collect_permit_deliver_durable_and_return_to_the_source(bench: Be
 
 @asynccontextmanager
 async def before_secret(vault_port: int, act: Callable[[], Awaitable[None]]) -> AsyncIterator[tuple[int, list[str]]]:
-    """A way to the vault on which something is done once, before the first `/secret`; its port, and what came back."""
+    """A proxy to the vault that does something once, before the first `/secret`. Gives its port and the answers."""
     told: list[str] = []
 
     async def relay(request: web.Request) -> web.Response:

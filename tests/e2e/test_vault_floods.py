@@ -89,7 +89,7 @@ async def upgrade(bench: Bench, store: str) -> AsyncIterator[Upgrade]:
 
 @asynccontextmanager
 async def flood(strangers: int, one: Callable[[], Awaitable[None]]) -> AsyncIterator[list[int]]:
-    """Have some strangers repeat something until the end; gives how often they did, a number for each."""
+    """Let strangers repeat something until the end; returns how often each did it."""
     counts = [0] * strangers
 
     async def repeat(index: int) -> None:
@@ -139,7 +139,7 @@ def teerandom(enclave_id: str) -> bytes:
 
 @pytest.mark.parametrize("protocol", ["v2", "v1"])
 async def test_a_flood_in_the_targets_name_pushes_nobody_out(bench: Bench, protocol: str) -> None:
-    """The table of sessions outlasts an exchange many times over, at the rate at which the port takes hellos."""
+    """At the rate at which the port accepts hellos, filling the session table takes much longer than an exchange."""
     async with upgrade(bench, f"store-{protocol}") as made:
         request = (hello if protocol == "v2" else teerandom)(made.new.enclave_id)
         async with flood(3, lambda: ask(made.port, request, 50)) as counts:

@@ -17,7 +17,7 @@ STRAY = (signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
 
 
 def fill(pipe_end: int) -> None:
-    """Write into a pipe until it takes nothing more, by a description of its own."""
+    """Fill a pipe by a separate file description."""
     own = os.open(f"/proc/self/fd/{pipe_end}", os.O_WRONLY | os.O_NONBLOCK)
     try:
         while True:

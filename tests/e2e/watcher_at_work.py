@@ -44,7 +44,7 @@ class AtWork:
         raise AssertionError
 
     async def until(self, holds: Callable[[dict[str, Any]], bool], timeout_s: float = 60.0) -> dict[str, Any]:
-        """Wait until the watcher's health is such; return it."""
+        """Wait until the watcher's health meets the condition; returns it."""
         async with asyncio.timeout(timeout_s):
             while not holds(health := self.watcher.health()):  # noqa: ASYNC110
                 await asyncio.sleep(0.05)
@@ -55,7 +55,7 @@ class AtWork:
 
 
 async def _views(watcher: Watcher, announced: list[VerifiedRelease]) -> AsyncIterator[ChainView]:
-    """Views; what is announced before finality is put aside."""
+    """Yield views; early announcements are stored separately."""
     async for news in watcher.news():
         if isinstance(news, Announced):
             announced.append(news.release)

@@ -68,7 +68,7 @@ FORK = CHAIN.child(CHAIN.main[2], publish(CHAIN, "33" * 32, 3), salt=5)
 
 
 def changed(draw: Any, value: Any) -> Any:
-    """A true value with one part of it replaced."""
+    """Return a true value with one part replaced."""
     if isinstance(value, dict) and value and draw(st.integers(0, 5)):
         name = draw(st.sampled_from(sorted(value)))
         return {**value, name: changed(draw, value[name])}
@@ -82,7 +82,7 @@ def changed(draw: Any, value: Any) -> Any:
 
 
 async def one_run(finality: str, unproven: bool, draw: Any) -> None:
-    """Two endpoints that answer and announce what they like, and what is true now and then."""
+    """Two endpoints that send arbitrary answers and announcements, and sometimes true ones."""
     truth = draw(st.sampled_from([0.0, 0.5, 0.9]))
     nodes = [FakeNode(CHAIN, grandpa=True, proofs=not unproven) for _ in range(2)]
 

@@ -68,7 +68,7 @@ def test_decoders(name: str, data: bytes) -> None:
 
 
 def test_the_canary_is_found() -> None:
-    """A decoder that believes a length in a long value does not get through this harness."""
+    """This harness finds a decoder that trusts a length in a long value."""
 
     def broken(data: bytes) -> int:
         return data[33 + data[32]] if len(data) > 64 else 0

@@ -88,7 +88,7 @@ def test_cars(data: bytes, piece: int) -> None:
 
 
 def test_a_planted_bug_is_found() -> None:
-    """The canary: a reader that does not compare a block with its CID does not pass this kind of test."""
+    """The canary: this kind of test finds a reader that does not compare a block with its CID."""
 
     class Trusting(CarFile):
         def _take_block(self, section: bytes) -> bytes:

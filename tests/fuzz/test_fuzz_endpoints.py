@@ -86,7 +86,7 @@ def test_metadata_with_bytes_changed(data: bytes, at: int, count: int) -> None:
 
 
 def test_the_canary_is_found() -> None:
-    """A reader that gives an endpoint's number to `bytes` does not get through this harness."""
+    """This harness finds a reader that passes an endpoint's number to `bytes`."""
 
     def broken(value: Any) -> bytes:
         return bytes(value["justifications"][0][1])

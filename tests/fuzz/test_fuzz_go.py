@@ -116,7 +116,7 @@ async def test_both_holders_say_the_same(step: str, mangle: Callable[[bytes, Ran
 
 
 async def test_a_session_is_used_up_by_the_same_messages() -> None:
-    """What a holder says of the good message after a mangled one tells whether that one consumed the session."""
+    """The answer to a good message after a mangled one shows whether that one consumed the session."""
     async with holders() as (python, go):
         for number in range(ROUNDS // 2):
             said = []

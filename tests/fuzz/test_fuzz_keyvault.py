@@ -93,7 +93,7 @@ def mangle(data: bytes, random: Random) -> bytes:
 
 
 def escaped(name: str, take: Callable[[bytes], object], seed: bytes, rounds: int) -> str | None:
-    """The first undocumented error, with what it takes to see it again; None if there is none."""
+    """Return the first undocumented error with its input, or None."""
     random = Random(name)
     for number in range(rounds):
         body = mangle(seed, random)

@@ -141,7 +141,7 @@ def test_the_software_cpus_messages(message: bytes) -> None:
 
 
 def test_a_planted_bug_is_found() -> None:
-    """The canary: a decoder with a bug in one case of many does not pass this kind of test."""
+    """The canary: this kind of test finds a decoder with a bug in one case of many."""
 
     def buggy(data: bytes) -> None:
         report = Report.decode(data)

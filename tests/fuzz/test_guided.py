@@ -21,7 +21,7 @@ def test_seeds_and_kept_inputs_end_in_documented_errors_only(name: str) -> None:
 
 @pytest.mark.parametrize("name", HARMLESS)
 def test_seeds_reach_what_is_behind_the_first_refusal(name: str) -> None:
-    """A target whose good input is longer than what is tried would never be let in."""
+    """A target's good input must not be longer than the tried inputs, or it would never be used."""
     assert max(len(seed) for seed in ALL[name].seeds) <= ALL[name].bytes_max
 
 

@@ -74,7 +74,7 @@ def _request(line: bytes, body: bytes, headers: bytes = b"") -> bytes:
 
 
 async def _send(port: int, data: bytes) -> None:
-    """Send, take what comes for a moment, and leave."""
+    """Send, read for a moment, and disconnect."""
     with contextlib.suppress(OSError, TimeoutError):
         async with asyncio.timeout(10):
             reader, writer = await asyncio.open_connection("127.0.0.1", port)
@@ -98,7 +98,7 @@ async def _many(count: int, work: Callable[[int], Awaitable[None]]) -> None:
 
 @dataclass(slots=True)
 class Honest:
-    """What is done beside the load: whole handovers to the vault, and questions to the agent."""
+    """Honest work during the load: whole handovers to the vault, and requests to the agent."""
 
     handovers_s: list[float] = field(default_factory=list)
     asked_s: list[float] = field(default_factory=list)
@@ -212,7 +212,7 @@ class Load:
         await asyncio.gather(*(one(number) for number in range(count)))
 
     async def _idle(self, port: int, count: int) -> None:
-        """Connections that ask once and then stay; they are held while honest work is done beside."""
+        """Open connections that send one request and stay open during honest work."""
         held: list[asyncio.StreamWriter] = []
         for _ in range(count):
             with contextlib.suppress(OSError, TimeoutError):
@@ -235,7 +235,7 @@ async def load(folder: Path, chain_url: str, *, requests: int, slow: int, idle: 
 
 
 def allow_descriptors() -> None:
-    """As many descriptors as this user may have: each held connection is one."""
+    """Raise the limit of descriptors to the maximum: each held connection needs one."""
     hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 

@@ -148,7 +148,7 @@ async def downtime_of(url: str) -> AsyncIterator[Downtime]:
 
 
 def machine() -> str:
-    """The machine of the figures, in a line."""
+    """Describe this machine in one line."""
     load = os.getloadavg()[0]
     return f"{os.cpu_count()} cores, Linux {platform.release()}, Python {platform.python_version()}, load {load:.1f}"
 

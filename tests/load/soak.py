@@ -72,7 +72,7 @@ class Sample:
 
 
 class Soak:
-    """One world that is upgraded again and again. Raises AssertionError where an object is lost or changed."""
+    """One world with many upgrades in a row. Raises AssertionError if an object is lost or changed."""
 
     def __init__(self, world: World, tasks_folder: Path) -> None:
         self._world, self._tasks_folder = world, tasks_folder
@@ -124,7 +124,7 @@ class Soak:
         return upgrade_s, killed
 
     async def _publish(self, release: BuiltRelease) -> None:
-        """Publish, again where the connection to the chain was lost; what was there by then is not published twice."""
+        """Publish; repeat after a lost connection to the chain, without publishing anything twice."""
         for tries_left in reversed(range(PUBLISH_TRIES)):
             try:
                 await self._world.publish(release)
@@ -191,7 +191,7 @@ def _row(part: Sequence[Sample]) -> dict[str, object]:
 
 
 def grown(table: Sequence[Mapping[str, object]]) -> list[str]:
-    """What the last row has more of than the second one allows; the journal keeps history, and is left out."""
+    """Return the values that grew from the second row to the last, without the journal, which stores history."""
     if len(table) < 3:
         return []
     early_row, late_row = table[1], table[-1]

@@ -26,7 +26,7 @@ from keyvault.node import NodePolicy, node_party
 
 
 class _AimsElsewhere:
-    """A TEE whose reports are made for their own maker, whoever asked."""
+    """A TEE that targets its reports at itself instead of at the peer."""
 
     def __init__(self, driver: TeeDriver) -> None:
         self._driver = driver
@@ -39,7 +39,7 @@ class _AimsElsewhere:
 
 
 async def attempt(behaviour: str, url: str, policy: NodePolicy, signature: bytes) -> dict[str, object]:
-    """Run the requester's part as far as the node lets it."""
+    """Run the requester's steps until the node refuses."""
     driver = open_driver()
     party = node_party(driver, policy, (signature,))
     if behaviour == "mistargeted":

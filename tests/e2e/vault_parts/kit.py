@@ -32,7 +32,7 @@ DATE = datetime.date(2026, 1, 1)
 
 
 async def ready(client: VaultClient) -> dict[str, Any]:
-    """The health of a vault that was just started, as soon as it listens."""
+    """Wait until a started vault listens; returns its health."""
     deadline = time.monotonic() + 90
     while True:
         try:
@@ -95,7 +95,7 @@ class Process:
 
 @dataclass
 class Bench:
-    """One host: a simulated CPU, a network key, artefacts, and what runs."""
+    """One host: a simulated CPU, a network key, artefacts, and running processes."""
 
     folder: Path
     rsa: RSAPrivateKey = field(default_factory=lambda: generate_private_key(3, 3072))

@@ -37,7 +37,7 @@ def say(**facts: object) -> None:
 async def request_v1(
     session: aiohttp.ClientSession, upgrader: str, tee: TeeDriver, policy: NodePolicy, signed: bytes
 ) -> bytes:
-    """Ask over v1 until there are keys, as nodes in the field do; what may pass is tried again, a refusal ends it."""
+    """Ask over v1 until keys arrive, as nodes in the field do. Retry temporary failures; a refusal ends it."""
     party = node_party(tee, policy, [signed])
     while True:
         try:

@@ -95,7 +95,7 @@ def _become_fuzzer(target: Target, log: Path, options: Sequence[str]) -> None:
 
 
 def _finds_the_planted_bug(targets: Mapping[str, Target], out: Path) -> bool:
-    """Whether the engine is guided by coverage at all. The same mutations each time, ended by their number alone."""
+    """Check that coverage guides the engine, with the same mutations each time and a fixed number of runs."""
     options = ["-runs=500000", "-seed=1", "-print_final_stats=1", "-max_len=16"]
     return "IndexError" in fuzz(CANARY, targets[CANARY], out / "canary", options, 0).found
 

@@ -40,7 +40,7 @@ NOW = datetime(2026, 1, 1, tzinfo=UTC)
 
 
 def _proof(data: bytes) -> object:
-    """A proof whose first item is the input and hashes to the root that is asked for, so that it is walked into."""
+    """Read a proof whose first item is the input and has the requested root hash, so that it is decoded."""
     items = [data, *CASE.proof]
     values = read_proof(makers.hash256(data), items, [LAYOUT.proof_keys[0], b"", data[:8]])
     return values, ReadProof(items).finish(makers.hash256(data))

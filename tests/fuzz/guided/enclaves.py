@@ -44,7 +44,7 @@ SHAPES = {
 def _round_trip(
     decode: Callable[[bytes], Report | TargetInfo | KeyRequest | Attributes | SigStruct],
 ) -> Callable[[bytes], None]:
-    """What decodes must encode to the same bytes: an unchecked field could carry a second meaning."""
+    """Decoded values must encode to the same bytes: an unchecked field could have a second meaning."""
 
     def take(data: bytes) -> None:
         if decode(data).encode() != data:
@@ -54,7 +54,7 @@ def _round_trip(
 
 
 def _holder(step: str) -> Callable[[bytes], object]:
-    """A holder that gets the input in place of a message of a conversation that is under way."""
+    """A holder that gets the input in place of a message, in the middle of a conversation."""
 
     def take(body: bytes) -> object:
         requester, holder = Enclave("node").requester(), Enclave("vault").holder()

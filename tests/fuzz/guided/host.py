@@ -68,7 +68,7 @@ def _tar(kind: int) -> bytes:
 
 
 def _with_checksums(data: bytes) -> bytes:
-    """The same with the checksum of every header made right: else nearly no change would get past it."""
+    """The same with correct checksums of all headers: without them nearly every change would be refused at once."""
     out = bytearray(data)
     for at in range(0, len(out) - BLOCK + 1, BLOCK):
         block = out[at : at + BLOCK]
@@ -112,7 +112,7 @@ def _uneven(end: int) -> list[int]:
 
 
 def _car_with_right_digests(data: bytes) -> object:
-    """Blocks, each after its length in two bytes, as a CAR whose CIDs name them: else none would be looked into."""
+    """Make a CAR with correct CIDs from blocks (length in two bytes, content): otherwise none would be decoded."""
     blocks = []
     while len(data) > 2:
         size = int.from_bytes(data[:2], "big")

@@ -153,7 +153,7 @@ def _stranger(make: Callable[[], web.Application]) -> Callable[[bytes], object]:
 
 
 def _proven_call(data: bytes) -> object:
-    """A body under the agent's own proof, so that it is decoded: the vault does not trust the agent either."""
+    """A body with the agent's valid proof, so that it is decoded: the vault does not trust the agent either."""
     port, path = _port(_vault), PROVEN_PATHS[data[0] % len(PROVEN_PATHS)] if data else "/vault/permit"
     body, agent = data[1:], bytes(32)
     challenge = b"GET %s?nonce=%s HTTP/1.1\r\n%s\r\n" % (

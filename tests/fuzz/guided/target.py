@@ -55,7 +55,7 @@ class Target:
     bytes_max: int = 4096
 
     def __call__(self, data: bytes) -> None:
-        """Run once; whatever comes out of here is a find."""
+        """Run once. Any exception from here is a find."""
         try:
             self.take(data)
         except DOCUMENTED as error:
@@ -66,12 +66,12 @@ class Target:
 
 
 def of_text(take: Callable[[str], object]) -> Callable[[bytes], object]:
-    """A decoder of text as one of bytes: every string that can come over a wire, and lone surrogates as of a header."""
+    """Make a decoder of bytes from a decoder of text: any string from a network, and lone surrogates as in headers."""
     return lambda data: take(data.decode("utf-8", "surrogateescape"))
 
 
 def of_json(take: Callable[[object], object]) -> Callable[[bytes], object]:
-    """A decoder of a JSON value as one of bytes; what is no JSON is not its business."""
+    """Make a decoder of bytes from a decoder of JSON values. Input that is not JSON is ignored."""
 
     def run(data: bytes) -> object:
         try:

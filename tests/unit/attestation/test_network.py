@@ -166,7 +166,7 @@ def test_multibase_is_base32_of_rfc_4648(data: str, text: str) -> None:
 
 
 def test_the_longest_text_is_read_in_a_time_that_nobody_notices() -> None:
-    """Strangers send such texts: a decoder of quadratic time held the vault's loop for most of a second."""
+    """Strangers send such texts: a decoder of quadratic time blocked the vault's loop for most of a second."""
     data = bytes(range(256)) * 300
     assert decode_multibase(encode_multibase(data)) == data
 

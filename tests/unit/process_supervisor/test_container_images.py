@@ -51,7 +51,7 @@ async def test_what_an_archive_names_is_what_the_engine_has(
     info: dict[str, object],
     accepted: bool,
 ) -> None:
-    """Somebody moved the tag between the load and the look at it; containerd's store has ids of another kind."""
+    """The tag moved between the load and the inspection; containerd's store has ids of another kind."""
     fake.loads = {"dc/node:2": THIRD}
     fake.says = [{"stream": "Loaded image: dc/node:2\n"}]
     fake.about, fake.info = about, info

@@ -37,7 +37,7 @@ async def docker(fake: FakeEngine) -> AsyncIterator[aiodocker.Docker]:
 async def test_an_archive_neither_moves_the_machines_tags_nor_leaves_its_own(
     fake: FakeEngine, docker: aiodocker.Docker, tmp_path: Path, says: list[dict[str, object] | str], code: str | None
 ) -> None:
-    """Not even one whose manifest.json, as we read it, names other tags than the engine finds in it."""
+    """Also an archive whose manifest.json names other tags for us than for the engine."""
     here = {"python:3": OLD, "other:1": THIRD}
     fake.tags = dict(here)
     fake.loads = {"dc/node:2": NEW, "python:3": NEW, "alpine:latest": NEW, "dcupgrade/release:other": NEW}
@@ -86,7 +86,7 @@ async def test_what_others_tag_during_a_load_stays(fake: FakeEngine, docker: aio
 
 
 class AgentKilled(BaseException):
-    """The end of the agent in the middle of a load, as far as the engine can tell."""
+    """Stands for the end of the agent in the middle of a load."""
 
 
 def notes(folder: Path) -> list[Path]:

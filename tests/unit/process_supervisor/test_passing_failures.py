@@ -306,7 +306,7 @@ async def test_a_redirect_of_a_public_host_into_the_own_network_is_not_followed(
 async def follow(
     monkeypatch: pytest.MonkeyPatch, outbound: Outbound, limits: DownloadLimits, *urls: str, own: bool
 ) -> list[bool]:
-    """Ask for the first of `urls`, each of which redirects to the next; which of them had to be public."""
+    """Request the first of `urls`, each redirecting to the next; returns which of them had to be public."""
     hops: list[bool] = []
 
     class Answer:

@@ -297,7 +297,7 @@ async def test_a_pid_that_went_on_to_a_thread_of_another_process(driver: Process
 
 
 def test_processes_that_proc_hides_are_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
-    """/proc mounted with hidepid=1: the folders of other users' processes are listed, their files cannot be read."""
+    """/proc mounted with hidepid=1: folders of other users' processes are visible, their files are not readable."""
     real, own = Path.read_bytes, os.getpid()
 
     def read_bytes(path: Path) -> bytes:
@@ -462,7 +462,7 @@ async def test_names_that_lead_elsewhere(driver: ProcessDriver, spec: Make) -> N
 
 
 class Crash(BaseException):
-    """The end of the agent, as far as the driver can tell."""
+    """Stands for the end of the agent."""
 
 
 async def test_no_node_runs_without_its_record(

@@ -170,7 +170,7 @@ async def test_malformed_requests(slots: Path, limits: DownloadLimits, req: Stag
 
 
 class Crash(BaseException):
-    """The end of the process, as far as the code under test can tell."""
+    """Stands for the end of the process."""
 
 
 STEPS = ["unpack", "write_file", "sync_folder", "rename", "discard_part"]

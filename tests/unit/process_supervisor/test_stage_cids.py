@@ -153,7 +153,7 @@ async def test_the_settings_say_where_in_a_gateways_address_the_cid_goes(
 async def test_a_gateway_exempts_only_what_is_asked_of_it(
     server: FaultyServer, slots: Path, limits: DownloadLimits, monkeypatch: pytest.MonkeyPatch, host: str
 ) -> None:
-    """Case B7: a release that names another program beside the gateway does not have it asked."""
+    """Case B7: a release cannot use the gateway's exemption for another program on its host."""
     resolve = socket.getaddrinfo
     monkeypatch.setattr(socket, "getaddrinfo", lambda _, *args, **kwargs: resolve("127.0.0.1", *args, **kwargs))
     server.content = release_tar()
@@ -194,7 +194,7 @@ def test_a_mismatch_at_a_gateway_is_not_taken_for_one_that_condemns_whichever_ca
 async def test_the_plain_bytes_and_the_car_of_one_url_have_a_part_file_each(
     server: FaultyServer, slots: Path, limits: DownloadLimits
 ) -> None:
-    """The release names the very URL at which our gateway is asked for the CAR; both come at once."""
+    """The release names the URL from which our gateway's CAR is requested; both requests run at once."""
     root = ipfs.add(RELEASE)
     url = server.url.removesuffix("/release.tar") + f"/ipfs/{root.text}?format=car&car-order=dfs&car-dups=y"
     parts: list[set[Path]] = []

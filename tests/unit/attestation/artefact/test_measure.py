@@ -29,7 +29,7 @@ from tests.doubles.signed_enclaves import ENARX, FORTANIX
 
 
 def plain_mrenclave(size: int, pages: list[tuple[int, int, bytes]]) -> bytes:
-    """MRENCLAVE by the book, record by record."""
+    """Compute MRENCLAVE as in the manual, record by record."""
     log = struct.pack("<8sIQ44x", b"ECREATE", 1, size)
     for offset, flags, page in pages:
         log += struct.pack("<8sQQ40x", b"EADD", offset, flags)

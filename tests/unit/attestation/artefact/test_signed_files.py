@@ -50,7 +50,7 @@ def test_a_section_that_lies_does_not_pass(sigstruct: bytes) -> None:
 
 
 def test_two_that_look_like_one_are_none(sigstruct: bytes) -> None:
-    """Where the header's place does not hold it, which of two is meant nobody can say."""
+    """If it is not at the header's offset, two candidates are ambiguous."""
     elf = signed_elf(sigstruct, image_info_bytes=24)
     assert sigstruct_in(elf) == sigstruct
     hidden = at(elf, 64 + PAYLOAD_OFFSET - 100, sigstruct[:40])

@@ -122,7 +122,7 @@ async def test_a_wrong_genesis_is_refused_and_left_alone() -> None:
 
 @pytest.mark.parametrize("genesis", [None, "", "0x", "genesis", "0x" + "zz" * 32, ["0x"]])
 async def test_a_genesis_that_is_no_hash_is_refused(genesis: Any) -> None:
-    """Nothing is pinned here, so that the first answer would be taken for the chain's."""
+    """Nothing is pinned here, so the first answer would be accepted as the chain's."""
     clock = ManualClock()
     async with FakeNode(FakeChain()) as node, pool_of(node, clock=clock) as pool:
         node.overrides["chain_getBlockHash"] = lambda _number: genesis

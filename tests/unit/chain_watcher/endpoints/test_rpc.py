@@ -125,7 +125,7 @@ async def test_a_message_over_the_limit(client: RpcClient, node: FakeNode) -> No
 
 
 async def test_a_notification_over_its_limit(session: aiohttp.ClientSession, node: FakeNode) -> None:
-    """Many of them may wait to be heard, so each has to be small; answers come one at a time."""
+    """Many of them may be queued, so each must be small; answers come one at a time."""
     client = await RpcClient.connect(session, node.url, RpcLimits(notification_bytes_max=1000))
     heads = await client.subscribe(*FINALIZED)
     await heads.next()
@@ -164,7 +164,7 @@ async def test_a_close_that_is_cancelled_closes_all_the_same(client: RpcClient, 
 
 async def test_a_half_open_socket_is_found_by_the_heartbeat(session: aiohttp.ClientSession) -> None:
     async def swallow(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        """Shake hands like a websocket, then be a black hole."""
+        """Do the websocket handshake, then answer nothing."""
         request = await reader.readuntil(b"\r\n\r\n")
         key = next(line for line in request.split(b"\r\n") if line.lower().startswith(b"sec-websocket-key")).split()[1]
         import base64
@@ -250,7 +250,7 @@ async def test_a_redirect_is_not_followed(node: FakeNode) -> None:
 
 
 async def test_a_handshake_that_breaks_says_nothing_of_the_certificate(session: aiohttp.ClientSession) -> None:
-    """A gateway that restarts is tried again soon; only a certificate that was refused is left alone for long."""
+    """A restarting gateway is retried soon; only a refused certificate causes a long pause."""
 
     async def alert(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await reader.read(100)

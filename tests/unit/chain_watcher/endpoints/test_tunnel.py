@@ -20,7 +20,7 @@ LIMITS = RpcLimits(connect_timeout_s=5.0, request_timeout_s=5.0)
 
 
 class Proxy:
-    """An HTTP proxy that takes CONNECT alone and leads every name to `port` of loopback."""
+    """An HTTP proxy with CONNECT only; it connects every name to `port` on loopback."""
 
     def __init__(self, port: int, answer: str = "200 Connection established") -> None:
         self.port, self.answer = port, answer
@@ -94,7 +94,7 @@ async def test_credentials_of_the_proxy_are_sent() -> None:
 
 
 async def test_a_wss_endpoint_is_verified_by_its_own_name_through_the_tunnel(tmp_path: Path) -> None:
-    """TLS is spoken with the endpoint, inside of the tunnel: the proxy sees a name and a port."""
+    """TLS ends at the endpoint, inside the tunnel: the proxy sees only a name and a port."""
     ca, context = certificate(tmp_path)
     async with (
         FakeNode(FakeChain(), tls=context) as node,

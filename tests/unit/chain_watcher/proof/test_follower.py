@@ -175,7 +175,7 @@ def test_a_forged_justification_is_called_one_only_where_nothing_can_be_hidden()
 @pytest.mark.parametrize("target", [10, 12, 20])
 @pytest.mark.parametrize("gap_max", [512, 3])
 def test_a_change_by_force_has_a_name_of_its_own(delay: int, target: int, gap_max: int) -> None:
-    """Case D4: the old set never finalizes its block, and nobody who sees headers can tell it from a made-up one."""
+    """Case D4: the old set never finalizes its block, and headers alone do not distinguish it from an invented one."""
     chain = ChainOfSets(20, forced={10: delay})
     follower = follower_of(chain, gap_max)
     prove(follower, chain, 5)

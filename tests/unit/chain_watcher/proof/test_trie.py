@@ -306,7 +306,7 @@ def test_superfluous_items_are_searched_through_inline_nodes() -> None:
 
 
 def test_a_value_that_looks_like_a_node_is_not_walked() -> None:
-    """Whoever writes a value over 32 bytes chooses bytes whose hash is in the trie; it is no child there."""
+    """The writer of a value over 32 bytes chooses bytes whose hash is in the trie; it is not a child there."""
     fake = node_bytes("", children={1: hash256(b"x" * 40), 2: hash256(b"y" * 40)})
     state = Trie({b"\x01": fake, b"\x02": b"z" * 40})
     assert read(state.root, state.items, b"\x01") == fake

@@ -72,7 +72,7 @@ async def test_states_read_ahead_are_kept_by_number_and_by_size() -> None:
 
 
 async def test_an_endpoint_is_not_blamed_for_proofs_that_were_not_followed_yet() -> None:
-    """After a long absence a turn may be given up many times before the chain is caught up with."""
+    """After a long absence, a turn may be cancelled many times before the watcher has caught up with the chain."""
     config = WatcherConfig(("ws://slow", "ws://other"), "single", limits=WatchLimits(patience_s=0.001, given_up_max=2))
     watcher = Watcher(config, lambda _id, _signatures: None)
     slow, other = watcher.pool.endpoints

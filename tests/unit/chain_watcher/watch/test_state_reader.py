@@ -52,7 +52,7 @@ def header_of(block: Block) -> Header:
 
 
 async def test_reading_metadata_continues_when_somebody_gives_up_waiting() -> None:
-    """A long download and parse would else begin anew with each turn, and never end."""
+    """Otherwise a long download and parse would start again with each turn and never end."""
     chain = FakeChain()
     chain.grow(publish(chain, ID_1, 1))
     endpoint = direct(chain)
@@ -204,7 +204,7 @@ async def test_a_read_proof_that_is_refused_is_no_lie(code: int) -> None:
 
 
 async def test_metadata_is_compared_by_its_layout_and_not_by_its_bytes() -> None:
-    """Builds differ in their documentation; one against one is nobody's lie."""
+    """Builds differ in their documentation; a difference between two endpoints proves no lie."""
     chain = FakeChain()
     chain.grow(publish(chain, ID_1, 1))
     endpoint, same, other = direct(chain), direct(chain), direct(chain)

@@ -334,7 +334,7 @@ async def test_another_history_than_the_journalled_one_is_a_lie(chain: FakeChain
 async def test_only_a_newer_release_is_announced(
     chain: FakeChain, node: FakeNode, entries: list[Entry], named: str, announced: bool
 ) -> None:
-    """A best block is one endpoint's word: it may be made up, with an old signed id."""
+    """A best block is the claim of one endpoint: it may be invented, with an old signed id."""
     await chain.advance(chain.change(program(ID_3), [entry(1, ID_3)]))
     async with watching(node) as watch:
         await watch.view()

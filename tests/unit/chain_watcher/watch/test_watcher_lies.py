@@ -19,7 +19,7 @@ from tests.doubles.watching import ID_1, ID_2, ID_3, program, publish
 
 
 async def believed(chain: ProvenChain, liar: FakeNode, honest: FakeNode, code: str, **settings: Any) -> None:
-    """Only the truth comes out, and the liar is named."""
+    """Only true views are published, and the liar is accused."""
     async with proven(chain, liar, honest, speculate=False, layout_hashes=(PINNED,), **settings) as watch:
         await until(lambda: len(watch.watcher.pool.usable()) == 2)
         await chain.advance(publish(chain, ID_1, 1))
@@ -115,7 +115,7 @@ async def test_metadata_with_the_other_standard_layout_is_found_out(
 async def test_values_that_no_metadata_fits_are_the_chains_own_fault(
     chain: ProvenChain, node: FakeNode, honest: FakeNode
 ) -> None:
-    """A runtime upgrade that forgets to migrate: nobody is cut off, and the next proper value is read."""
+    """A runtime upgrade without migration: no endpoint is disconnected, and the next valid value is read."""
     await chain.advance(publish(chain, ID_1, 1))
     async with proven(chain, node, honest, speculate=False) as watch:
         await watch.view()
@@ -151,7 +151,7 @@ async def test_metadata_under_a_version_that_is_not_yet_is_forgotten(chain: Prov
 async def test_a_slow_liar_does_not_keep_the_others_waiting(
     chain: ProvenChain, node: FakeNode, honest: FakeNode
 ) -> None:
-    """It makes up a long line of blocks and answers each question just within the deadline."""
+    """It invents a long chain of blocks and answers each question just within the deadline."""
     await chain.advance()
     line = [chain.main[1]]
     for _ in range(400):
@@ -271,7 +271,7 @@ async def test_an_error_that_nobody_foresaw_is_the_endpoints_and_not_the_end(
     chain: ProvenChain, node: FakeNode, honest: FakeNode, place: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     class PlantedError(RuntimeError):
-        """Stands for a mistake in this program that one endpoint can reach."""
+        """Stands for a bug in this program that one endpoint can trigger."""
 
     from chain_watcher.endpoints import answers
     from chain_watcher.watch.grandpa_follower import ProvenDecider

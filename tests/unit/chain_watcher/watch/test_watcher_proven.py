@@ -305,7 +305,7 @@ async def test_a_vault_that_is_far_behind_is_led_to_the_running_set_in_steps(
 
 
 async def test_evidence_that_cannot_be_completed_accuses_nobody(chain: ProvenChain, node: FakeNode) -> None:
-    """A node that keeps no old justifications has not lied, nor has one whose chain left the vault far behind."""
+    """A node without old justifications has not lied, nor has one whose chain is far ahead of the vault."""
     state = {"chain": {"authorities": chain.start.to_json()}}
     await chain.advance()
     async with proven(chain, node) as watch:

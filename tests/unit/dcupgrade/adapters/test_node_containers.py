@@ -74,7 +74,7 @@ class Engine:
 
 
 class Untouched(Engine):
-    """An engine that nobody may ask for anything."""
+    """An engine that must not get any request."""
 
     def __getattribute__(self, name: str) -> Any:
         assert name.startswith("_") or name == "images", f"{name} was asked of the engine"

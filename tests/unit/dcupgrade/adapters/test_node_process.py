@@ -50,7 +50,7 @@ async def test_no_node_is_started_on_data_that_a_stranger_holds(data_dir: Path, 
 
 
 async def test_a_start_that_is_cut_short_is_found_by_the_stop_after_it(data_dir: Path) -> None:
-    """A container engine finishes what it was asked for, whether anybody waits for its answer or not."""
+    """A container engine completes a request even if no client waits for the answer."""
     driver = Driver()
     nodes = port_over(driver, data_dir)
     launch = asyncio.ensure_future(nodes.start(NEW, first_install=False))
@@ -110,7 +110,7 @@ async def test_no_node_may_make_keys_beside_the_marker_of_a_key_set(
 async def test_a_port_that_another_program_took_is_no_failure_of_the_stop(
     data_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Case B4: the way back halted over it, and nothing tried again."""
+    """Case B4: it halted the way back, and there was no retry."""
     monkeypatch.setattr("dcupgrade.adapters.node_process.PORT_WAIT_STEPS", 1)
     driver = Driver()
     driver.run(NEW)

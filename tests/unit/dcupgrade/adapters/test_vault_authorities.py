@@ -103,7 +103,7 @@ async def test_a_vault_without_a_checkpoint_has_nothing_to_advance() -> None:
 
 
 class StuckVault:
-    """A vault that takes a step and stays where it is."""
+    """A vault that accepts a step but does not advance."""
 
     def __init__(self, problem: Exception | None = None) -> None:
         self.steps, self.problem = 0, problem

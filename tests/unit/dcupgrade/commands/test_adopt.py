@@ -30,7 +30,7 @@ def settings_in(folder: Path) -> Settings:
 
 @pytest.mark.parametrize(("name", "free"), [(Name.STAGED, True), (Name.HALTED, False), (Name.PROBATION, False)])
 def test_a_first_install_under_way_is_not_passed_over(tmp_path: Path, name: Name, free: bool) -> None:
-    """`watch` would go on with it, and never look at what was taken over."""
+    """`watch` would continue with it and ignore the node that was taken over."""
     journal = Journal(tmp_path / "journal.sqlite3")
     journal.append(Entry(State(), ChainSeen(ChainFacts()), State(name, target=OURS, first_install=True), ()))
     journal.close()

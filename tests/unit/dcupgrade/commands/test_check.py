@@ -133,7 +133,7 @@ async def test_an_engine_that_is_away_is_told_by_its_code(tmp_path: Path) -> Non
 
 
 async def test_what_the_host_lacks_for_the_nodes_container_is_a_fault(tmp_path: Path) -> None:
-    """Found while there is time, and not only when the next version waits for it."""
+    """Found early, and not only when the next version needs it."""
 
     async def answer(request: web.Request) -> web.Response:
         what = request.path.rpartition("/")[2]

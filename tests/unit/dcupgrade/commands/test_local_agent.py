@@ -14,7 +14,7 @@ from tests.doubles.command_line import run
 
 
 class Answering(socketserver.ThreadingTCPServer):
-    """Something that listens where the agent should be: keeps what it was asked and says `reply`."""
+    """A server in the agent's place: stores the requests and answers `reply`."""
 
     daemon_threads = True
 

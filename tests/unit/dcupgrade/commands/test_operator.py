@@ -65,7 +65,7 @@ def take_up(journal: Journal, before: State, after: State) -> None:
 
 @pytest.fixture
 def agent_takes(monkeypatch: pytest.MonkeyPatch, journal: Journal) -> Callable[[State, State], None]:
-    """Have an agent answer that is in the first state, and in the second one after each command."""
+    """Simulate an agent that is in the first state, and in the second one after each command."""
 
     def set_up(before: State, after: State) -> None:
         def asked(*_: object) -> dict[str, bool]:

@@ -18,7 +18,7 @@ RELEASE = Release(ID, "1.1.0", "http://h/a", "", ("bafy",))
 
 
 class FakeSubstrate:
-    """As much of substrate-interface as the publisher uses, over a pallet of any name."""
+    """The part of substrate-interface that the publisher uses, with a pallet of any name."""
 
     def __init__(self, *, arguments: tuple[str, ...] = ("origin_url",), sudo: bool = True, calls: Any = None) -> None:
         names = pallet.CALLS if calls is None else calls

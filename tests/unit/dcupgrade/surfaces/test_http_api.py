@@ -285,7 +285,7 @@ async def test_readers_of_the_journal_take_turns_and_their_number_is_bounded(age
 
 
 async def test_a_reader_who_is_gone_when_its_turn_comes_is_not_read_for(agent: FakeAgent) -> None:
-    """A program that asks and closes at once would else have the journal read without end."""
+    """Otherwise a client that sends requests and closes at once could keep the journal busy."""
     slow, taken = SlowJournal(), asyncio.Semaphore(0)
 
     async def status() -> dict[str, Any]:

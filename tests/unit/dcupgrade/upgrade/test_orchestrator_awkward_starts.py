@@ -69,7 +69,7 @@ def test_an_old_node_that_is_dead_is_started_again_to_collect_its_keys(scene: Sc
 
 
 def broken(scene: Scene, enclave_id: str) -> None:
-    """From now on this version dies at its start."""
+    """Let this version end at its start from now on."""
     release = scene.world.chain.releases[enclave_id]
     scene.world.chain.releases[enclave_id] = replace(release, trait="dies")
 
@@ -503,7 +503,7 @@ def test_a_crash_loop_raises_an_alarm_until_the_node_is_steady(scene: Scene) -> 
 
 @pytest.mark.parametrize("alive", [True, False])
 def test_a_node_of_somebody_else_is_taken_over_while_it_runs(scene: Scene, alive: bool) -> None:
-    """An agent that was refused a first install; then the node was named to it, by `adopt`."""
+    """An agent whose first install was refused, and which then got the node by `adopt`."""
 
     async def act(scene: Scene) -> None:
         await scene.installed()

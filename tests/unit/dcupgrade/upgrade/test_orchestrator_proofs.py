@@ -13,7 +13,7 @@ from tests.doubles.scene import Scene
 
 @pytest.mark.parametrize("state", ["received", "waiting"])
 def test_keys_that_were_not_confirmed_durable_are_not_delivered(state: str) -> None:
-    """The node serves, and says that it is another key set: nothing shows that it would outlive a restart."""
+    """The node serves with another key set: nothing proves that it would survive a restart."""
 
     async def act(scene: Scene) -> None:
         first = await scene.installed()

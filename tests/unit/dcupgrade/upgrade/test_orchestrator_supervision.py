@@ -23,7 +23,7 @@ def only_node(scene: Scene) -> Node:
 
 @pytest.mark.parametrize("crashes", [1, 3])
 def test_a_node_that_crashes_while_the_journal_cannot_be_written_is_started_again(crashes: int) -> None:
-    """The journal holds already that it is to run; that it crashed is stored when there is room again."""
+    """The journal already contains that it must run; the crash is stored when there is space again."""
 
     async def act(scene: Scene) -> None:
         await scene.installed()

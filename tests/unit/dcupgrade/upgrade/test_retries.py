@@ -30,7 +30,7 @@ PORTS = (
 
 
 def failing(world: SimulatedWorld, owner: str, name: str, error: Exception, calls: list[float]) -> Callable[[], None]:
-    """Have a port raise at once, and count; returns what fixes it."""
+    """Make a port raise at once and count the calls; returns a function that repairs it."""
     port = getattr(world, owner)
     real = getattr(port, name)
 
@@ -47,7 +47,7 @@ def failing(world: SimulatedWorld, owner: str, name: str, error: Exception, call
 def test_no_port_that_fails_is_asked_without_a_pause_and_nothing_is_lost(
     owner: str, name: str, error: Exception
 ) -> None:
-    """The port raises where it is called, not where it is awaited; for ten minutes, in the middle of an upgrade."""
+    """The port raises at the call, not at the await, for ten minutes in the middle of an upgrade."""
 
     async def act(scene: Scene) -> None:
         await scene.installed()
@@ -148,7 +148,7 @@ def test_the_way_back_never_gives_up_on_a_mirror(down_s: float) -> None:
 
 
 def test_a_source_without_any_address_comes_back_once_its_files_are_put_back() -> None:
-    """Case C3, of a version that was taken over: nothing says where its files are; a person brings them."""
+    """Case C3 for an adopted version: the source of its files is unknown, so an operator restores them."""
 
     async def act(scene: Scene) -> None:
         first = await scene.installed()

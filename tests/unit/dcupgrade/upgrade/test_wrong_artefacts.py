@@ -44,7 +44,7 @@ def test_a_mirror_that_is_wrong_less_often_than_there_are_attempts_condemns_noth
 
 
 def test_one_wrong_artefact_after_downloads_that_broke_off_condemns_nothing() -> None:
-    """The last failure of a staging is not all that happened in it."""
+    """A staging may have had other failures than its last one."""
     scene = Scene()
 
     async def act(scene: Scene) -> None:

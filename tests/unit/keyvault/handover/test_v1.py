@@ -124,7 +124,7 @@ NEW_KEYS = NetworkKeys((NEW_KEY.public_key().public_bytes_raw(),))
 
 
 def test_of_two_network_signatures_the_holder_sends_the_one_that_the_requester_knows() -> None:
-    """The network changed its key: the vault is signed by both, the node of the field knows the old one alone."""
+    """The network changed its key: both keys signed the vault, the field's node knows only the old one."""
     holder_enclave = replace(NODE, signatures=(sign(NODE.id, NEW_KEY), sign(NODE.id)))
     both = NetworkKeys((*NEW_KEYS.keys, *KEYS.keys))
     requester, holder = v1.V1Requester(UPGRADER.party), v1.V1Holder(holder_enclave.party, both)

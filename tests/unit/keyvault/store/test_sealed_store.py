@@ -188,7 +188,7 @@ def test_enclaves_share_a_folder_without_being_in_each_others_way() -> None:
 
 
 def test_the_files_of_earlier_versions_are_listed_without_being_read() -> None:
-    """A node's folder has one more of them with each upgrade: its start must not take longer for it."""
+    """A node's folder gets one more of them with each upgrade; they must not delay its start."""
     disk = CrashDisk()
     for number in range(50):
         put(store(disk, f"node {number}"))
@@ -405,7 +405,7 @@ def test_a_real_folder_has_private_modes_and_follows_no_links(tmp_path: Path) ->
 
 
 def test_a_file_is_overwritten_where_it_lies_on_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Truncating first would free its blocks, and zeros written afterwards would go to others."""
+    """Truncating first would free its blocks, and the zeros would be written to other blocks."""
     disk = FolderDisk(tmp_path)
     disk.write("file", b"sealed keys")
     flags = []

@@ -102,7 +102,7 @@ async def test_a_nonce_of_another_vault_process_or_an_expired_one_is_refused(mon
 
 
 class Squatter:
-    """A program on the vault's port that keeps what it is sent; `answers` by path, else what a relay got."""
+    """A program on the vault's port that stores requests. It answers from `answers` by path, or as a relay."""
 
     def __init__(self, relay_to: str | None = None) -> None:
         self.seen: list[bytes] = []

@@ -86,7 +86,7 @@ async def test_a_step_that_fails_says_so_to_its_caller_and_leaves_the_thread_alo
 
 
 async def test_health_says_so_once_a_step_hangs_and_is_well_again_after_it(gate: Gate) -> None:
-    """Before it, the vault answered "ok" forever over a disk that did not, and nobody started it again."""
+    """Without it, the vault answered "ok" indefinitely with a hanging disk and was not restarted."""
     host = Host()
     vault = host.vault()
     async with serving(vault) as client:
@@ -103,7 +103,7 @@ async def test_health_says_so_once_a_step_hangs_and_is_well_again_after_it(gate:
 
 
 async def test_what_strangers_ask_over_v1_is_answered_on_the_loop_and_queues_no_step(gate: Gate) -> None:
-    """While the disk is slow, "GET, close" would else queue steps without a bound before those of the agent."""
+    """Otherwise "GET, close" during slow disk access would queue an unlimited number of steps before the agent's."""
     vault = Host(policy=policy(allow_v1=True)).vault()
     stranger, requester = V1Holder(Enclave("another holder").party), V1Requester(Enclave("node 2").party)
     unverified = requester.secret_query(stranger.challenge(requester.random_query(), now_s=0.0))

@@ -114,7 +114,7 @@ async def test_a_newer_cpu_security_version_on_a_full_disk_loses_neither_facts_n
 
 
 async def test_no_permit_is_given_over_a_sealed_copy_that_no_longer_opens() -> None:
-    """The agent stops the old node on the permit, and that node may hold the last good copy."""
+    """The agent stops the old node after the permit, and that node may have the last good copy."""
     host = Host()
     async with serving(host.vault()) as client:
         await collect(client)
