@@ -169,7 +169,9 @@ def accept(
     """
     if expected is None and role is not Role.UPGRADER:
         raise AttestationError(
-            code="POLICY_INVALID", what="no peer was accepted", why=f"nobody said who may be the {role.name.lower()}"
+            code="POLICY_INVALID",
+            what="no peer was accepted",
+            why=f"no enclave id is given for the {role.name.lower()}",
         )
     _need_attributes(policy, report)
     _need_identity(policy, report)

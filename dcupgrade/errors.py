@@ -69,7 +69,7 @@ CODES: dict[str, str] = {
     "JOURNAL_WORK_DIFFERS": "the stored state wants other work than was stored with it",
     "JOURNAL_TOO_NEW": "the journal was written by a newer version of the program",
     "JOURNAL_UNREADABLE": "the journal's file cannot be opened",
-    "JOURNAL_WRITE_FAILED": "the journal cannot be written; nothing is done that it does not hold",
+    "JOURNAL_WRITE_FAILED": "the journal cannot be written; the agent does nothing that is not stored in it",
     "UNEXPECTED": "the program met an error that it does not know; the log has the details",
     "VAULT_START_FAILED": "the vault's process could not be started",
     "VAULT_ENDED": "the vault's process ended; it is started again",

@@ -139,7 +139,7 @@ def _command_inspect(args: argparse.Namespace) -> int:
 
     if not args.store.is_dir():
         raise KeyvaultError(
-            code="STORE_READ_FAILED", what=f"{args.store} cannot be read", why="it is no folder", kind="invariant"
+            code="STORE_READ_FAILED", what=f"{args.store} cannot be read", why="it is not a folder", kind="invariant"
         )
     found = []
     for path in sorted(args.store.glob("*.sealed*")):

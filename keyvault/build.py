@@ -115,6 +115,6 @@ def policy_of(image: Path) -> bytes:
         raise KeyvaultError(
             code="VAULT_POLICY_INVALID",
             what=f"{image} was not verified",
-            why="it is no vault image: it holds no measured policy",
+            why="it is not a vault image: it contains no measured policy",
             action=f"Give the {VAULT.image_name} that keyvault build made.",
         ) from None

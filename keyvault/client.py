@@ -91,9 +91,9 @@ class VaultClient:
     def _not_proven(self, why: str) -> KeyvaultError:
         return KeyvaultError(
             code="VAULT_NOT_PROVEN",
-            what=f"what listens at {self._base_url} was not taken for the vault",
+            what=f"the program at {self._base_url} was not accepted as the vault",
             why=why,
-            action="See what listens there, and give the vault and the agent the same token file.",
+            action="Check which program listens there, and give the vault and the agent the same token file.",
             kind="transient",
         )
 
@@ -106,7 +106,7 @@ class VaultClient:
                 code="VAULT_ANSWER_MALFORMED",
                 what=f"{what} failed",
                 why=error.why,
-                action="See what listens there.",
+                action="Check which program listens there.",
             ) from None
 
     async def health(self) -> dict[str, Any]:

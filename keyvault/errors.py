@@ -72,7 +72,7 @@ CODES: Final[dict[str, str]] = {
     "HANDOVER_VERSION_UNSUPPORTED": "the two sides share no version of the handover protocol",
     "HANDOVER_GENESIS_MISMATCH": "the two sides belong to different chains",
     "HANDOVER_SESSION_UNKNOWN": "the session does not exist, was already used, or is older than its 60 seconds",
-    "HANDOVER_HOST_REFUSED": "the request's Host header is no loopback name",
+    "HANDOVER_HOST_REFUSED": "the request's Host header is not a loopback name",
     "HANDOVER_OUT_OF_ORDER": "a step of the handover was called before the step it follows",
     "HANDOVER_REPORTDATA_MISMATCH": "a report does not carry this very conversation in its REPORTDATA",
     "HANDOVER_PEER_CHANGED": "a later report comes from another enclave than the one that began the session",
@@ -144,7 +144,7 @@ CODES: Final[dict[str, str]] = {
     "CONFORMANCE_FAILED": "a node does not follow the handover protocol",
     # handover v1
     "V1_MESSAGE_INVALID": "a v1 message has another form, length or encoding than the protocol gives it",
-    "V1_KEY_INVALID": "a v1 requester's key is no point of ed25519, or one of low order",
+    "V1_KEY_INVALID": "a v1 requester's key is not a point of ed25519, or is of low order",
     "V1_DECRYPT_FAILED": "a v1 answer's ciphertext does not open with the key of this session",
     "V1_HOLDER_CHANGED": "a v1 answer comes from another enclave than the challenge",
     "V1_SIGNATURE_BAD": "a v1 answer's REPORTDATA is not its key's signature over the ciphertext",

@@ -253,7 +253,7 @@ def einit(sigstruct: SigStruct, measured: bytes, attributes: Attributes, miscsel
         )  # fmt: skip
     if flags & ~(DEBUG | MODE64BIT | KSS):
         raise _forbidden(
-            sigstruct, "EINIT_FORBIDDEN", "this CPU gives these attributes to nobody",
+            sigstruct, "EINIT_FORBIDDEN", "this CPU never grants these attributes",
             flag_text(DEBUG | MODE64BIT | KSS), flag_text(flags),
         )  # fmt: skip
     mask, wanted = sigstruct.attribute_mask, sigstruct.attributes

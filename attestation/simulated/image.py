@@ -61,7 +61,7 @@ def _fill(copy: int, source: int, image: Path) -> None:
         raise AttestationError(
             code="ARTEFACT_TOO_LARGE",
             what=f"{image} cannot be loaded",
-            why=f"it is no regular file of at most {IMAGE_BYTES_MAX} bytes",
+            why=f"it is not a regular file of at most {IMAGE_BYTES_MAX} bytes",
         )
     for view in read_chunks(source, size, bytearray(READ_BYTES)):
         while view:

@@ -25,7 +25,7 @@ def open_driver() -> TeeDriver:
             raise AttestationError(
                 code="TEE_MISSING",
                 what="the software CPU cannot be reached",
-                why=f"DC_TEE_FD={text!r} is no open socket",
+                why=f"DC_TEE_FD={text!r} is not an open socket",
                 action="Start the enclave with python -m attestation.simulated run.",
             ) from error
     if os.path.exists("/dev/attestation/report"):

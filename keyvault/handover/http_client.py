@@ -81,7 +81,7 @@ async def send(
             code="VAULT_UNREACHABLE" if who == "VAULT" else "HANDOVER_PEER_UNREACHABLE",
             what=f"{method} {url.partition('?')[0]} failed",
             why=type(error).__name__,
-            action="See whether the process runs and listens there.",
+            action="Check that the process runs and listens there.",
             kind="transient",
         ) from error
 
@@ -99,7 +99,7 @@ def accepted(answer: Answer, what: str, who: str = "HANDOVER") -> bytes:
         code="VAULT_ANSWER_MALFORMED" if who == "VAULT" else "HANDOVER_ANSWER_MALFORMED",
         what=f"{what} failed",
         why=f"status {answer.status} with an answer that is not of the protocol{shown}",
-        action="See what listens there.",
+        action="Check which program listens there.",
         kind=known_kind or ("transient" if answer.status >= 500 else "rejected"),
     )
 

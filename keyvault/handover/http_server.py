@@ -48,7 +48,7 @@ def as_keyvault_error(error: Exception) -> KeyvaultError:
         code="VAULT_INTERNAL",
         what="the request failed",
         why=type(error).__name__,
-        action="Look into the log; nothing was handed out.",
+        action="Look at the log; no key was delivered.",
         kind="invariant",
     )
 
@@ -74,7 +74,7 @@ def refuse_other_hosts(request: web.Request) -> None:
         raise KeyvaultError(
             code="HANDOVER_HOST_REFUSED",
             what=f"{shown_path(request)} was refused",
-            why="its Host header is no loopback name",
+            why="its Host header is not a loopback name",
             action="Address this port as 127.0.0.1, [::1] or localhost.",
         )
 

@@ -305,7 +305,9 @@ def _x25519_public(ed25519_public: bytes) -> nacl.public.PublicKey:
     try:
         return nacl.public.PublicKey(nacl.bindings.crypto_sign_ed25519_pk_to_curve25519(ed25519_public))
     except (nacl.exceptions.CryptoError, nacl.exceptions.RuntimeError, ValueError) as error:
-        raise _rejected("V1_KEY_INVALID", "the requester's key is no point of ed25519, or one of low order") from error
+        raise _rejected(
+            "V1_KEY_INVALID", "the requester's key is not a point of ed25519, or is of low order"
+        ) from error
 
 
 def _invalid(part: str, why: str) -> KeyvaultError:
@@ -331,6 +333,6 @@ def _refused(path: str) -> KeyvaultError:
         code="V1_REFUSED",
         what=f"v1 {path}",
         why="the holder answered with an empty body: it refused, or has no secret yet",
-        action="Look into the holder's log; v1 does not say why.",
+        action="Look at the holder's log; v1 does not say why.",
         kind="transient",
     )

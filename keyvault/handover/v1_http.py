@@ -120,6 +120,6 @@ async def _get(session: aiohttp.ClientSession, url: URL, limit: int) -> bytes:
         code="V1_REFUSED",
         what=f"{what} was refused",
         why=f"the holder answered 400: {text}",
-        action="Look into the holder's log.",
+        action="Look at the holder's log.",
         kind="rejected" if known and text not in _MAY_PASS else "transient",
     )

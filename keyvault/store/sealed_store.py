@@ -151,7 +151,7 @@ class SealedStore:
             code="STORE_OTHER_ENCLAVE",
             what=f"{file} cannot be opened",
             why=f"it was sealed by {sealer}, this is {self._own.enclave_id}",
-            action="Run the build that sealed it; builds stand side by side, each with its own store.",
+            action="Run the build that sealed it; several builds can run side by side, each with its own store.",
             kind="invariant",
         )
 
@@ -194,7 +194,7 @@ class SealedStore:
             try:
                 self.put(kind, name, best.header.source, best.payload, best.header.store_id)
             except KeyvaultError as error:
-                log.warning("%s was not sealed anew for the newer CPU security version: %s", base, error)
+                log.warning("%s was not sealed again for the newer CPU security version: %s", base, error)
         return best
 
     def put(

@@ -134,7 +134,7 @@ class _AgentApi:
         if vault.steps.running_s > _STEP_S_MAX:
             raise KeyvaultError(
                 code="VAULT_STEP_HANGS",
-                what="the vault does nothing more",
+                what="the vault no longer works",
                 why=f"a step has run for {vault.steps.running_s:.0f} s",
                 action="Look at the disk of the vault's store; the vault is started again.",
                 kind="transient",

@@ -258,7 +258,9 @@ def _check_target(
     signatures = tuple(entry.signature for entry in state.entries if entry.enclave_id == target_id)
     if not signatures:
         raise _refuse(
-            "PERMIT_TARGET_NOT_LISTED", what, f"EnclaveIds at block {state.block_number} does not list it: revoked?"
+            "PERMIT_TARGET_NOT_LISTED",
+            what,
+            f"EnclaveIds at block {state.block_number} does not list it (never added, or revoked)",
         )
     try:
         verify(target_id, signatures)

@@ -241,7 +241,7 @@ def tighten(policy: VaultPolicy, data: bytes) -> VaultPolicy:
     decoded: dict[str, Any] = {}
     for name, given in value.items():
         if name not in _TIGHTER:
-            raise _loosens(name, "only the measured policy can say it")
+            raise _loosens(name, "only the measured policy may contain it")
         try:
             decoded[name] = _DECODERS[name](given)
         except _Mistakes as mistake:

@@ -104,9 +104,9 @@ def _adopted(facts: Facts, key_sets: Iterable[Header]) -> Facts:
 def _facts_missing(why: str) -> KeyvaultError:
     return KeyvaultError(
         code="VAULT_FACTS_MISSING",
-        what="the vault gives out no permits",
+        what="the vault issues no permits",
         why=f"sealed key sets are there, but {why}",
-        action="Restore the store's folder. Sources can still have their key sets back.",
+        action="Restore the store's folder. Sources still get their key sets back.",
         kind="invariant",
     )
 
@@ -116,6 +116,6 @@ def _replaced(sealers: list[str]) -> KeyvaultError:
         code="VAULT_REPLACED",
         what="the vault neither collects nor permits",
         why=f"its store was sealed by another build: {', '.join(sealers)}",
-        action="Run that build until its store is empty, or give this one a store of its own.",
+        action="Run that build until its store is empty, or give this one another store.",
         kind="invariant",
     )

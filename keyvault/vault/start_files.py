@@ -62,7 +62,7 @@ def measured_policy(tighten_file: Path | None) -> VaultPolicy:
         raise KeyvaultError(
             code="VAULT_POLICY_INVALID",
             what="the vault does not start",
-            why="this is no vault image: it holds no measured policy",
+            why="this is not a vault image: it contains no measured policy",
             action="Build one with python -m keyvault build, and start it with --image and --sigstruct.",
         ) from None
     policy = parse_policy(data)

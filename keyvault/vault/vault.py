@@ -446,7 +446,7 @@ class Vault:
                 code="RELEASE_KEY_SET_UNREADABLE",
                 what=f"key set {key_set_id} cannot be handed out",
                 why=f"{error.code}: {error.why}",
-                action="Everything is kept. `keyvault inspect` on the store shows what is wrong.",
+                action="Everything is kept. `keyvault inspect` on the store shows the problem.",
                 kind="invariant",
             ) from error
         try:

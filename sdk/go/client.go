@@ -159,7 +159,7 @@ func (c *client) post(ctx context.Context, path string, body []byte) ([]byte, er
 	return nil, &Error{
 		CodeAnswerMalformed, "POST " + c.base + path + " failed",
 		"status " + http.StatusText(status) + " with an answer that is not of the protocol",
-		"See what listens there.", kind,
+		"Check which program listens there.", kind,
 	}
 }
 
@@ -212,6 +212,6 @@ func (c *client) unreachable(method, path string, err error) *Error {
 	}
 	return &Error{
 		CodePeerUnreachable, method + " " + c.base + path + " failed", printable(err.Error(), 200),
-		"See whether the process runs and listens there.", Transient,
+		"Check that the process runs and listens there.", Transient,
 	}
 }

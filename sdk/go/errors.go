@@ -128,7 +128,7 @@ func told(err error) *Error {
 	}
 	return &Error{
 		Code: codeInternal, What: "the request failed", Why: "an internal error",
-		Action: "Look into the log; nothing was handed out.", Kind: Invariant,
+		Action: "Look at the log; no key was delivered.", Kind: Invariant,
 	}
 }
 

@@ -175,12 +175,12 @@ func (c *client) getV1(ctx context.Context, path string, query url.Values, limit
 	case status == http.StatusOK && content != nil:
 		return nil, &Error{
 			CodeV1Refused, "v1 " + path, "the holder answered with an empty body: it refused, or has no secret yet",
-			"Look into the holder's log; v1 does not say why.", Transient,
+			"Look at the holder's log; v1 does not say why.", Transient,
 		}
 	case status == http.StatusBadRequest && content != nil:
 		return nil, &Error{
 			CodeV1Refused, "v1 " + path, "the holder refused: " + printable(string(content), 200),
-			"Look into the holder's log.", Rejected,
+			"Look at the holder's log.", Rejected,
 		}
 	}
 	kind := Rejected
@@ -189,6 +189,6 @@ func (c *client) getV1(ctx context.Context, path string, query url.Values, limit
 	}
 	return nil, &Error{
 		CodeAnswerMalformed, "GET " + c.base + path + " failed", "the answer is not of the protocol, or too long",
-		"See what listens there.", kind,
+		"Check which program listens there.", kind,
 	}
 }

@@ -45,7 +45,7 @@ func openSimulated(number string) (handover.TEE, error) {
 			}
 		}
 	}
-	return nil, missing(fmt.Sprintf("DC_TEE_FD=%q is no open socket", number))
+	return nil, missing(fmt.Sprintf("DC_TEE_FD=%q is not an open socket", number))
 }
 
 func (s *simulated) Kind() string { return "simulated" }

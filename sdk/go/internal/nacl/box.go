@@ -16,8 +16,8 @@ const (
 )
 
 var (
-	// ErrKey is returned for a public key that is no point of the main subgroup of edwards25519.
-	ErrKey = errors.New("nacl: the key is no point of ed25519, or one of low order")
+	// ErrKey is returned for a public key that is not a point of the main subgroup of edwards25519.
+	ErrKey = errors.New("nacl: the key is not a point of ed25519, or is of low order")
 	// ErrOpen is returned for a box that does not open.
 	ErrOpen = errors.New("nacl: the box does not open")
 )
