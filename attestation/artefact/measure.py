@@ -11,6 +11,7 @@ of pages are joined by one call, and what differs from line to line is then writ
 import hashlib
 import struct
 from collections.abc import Iterable
+from functools import lru_cache
 
 from attestation.errors import AttestationError
 
@@ -36,9 +37,7 @@ _EADD_LINE, *_EEXTEND_LINES = (0, *range(_LINE, _PAGE_LOG, _LINE + CHUNK))
 _HIGH_PAGES = (1 << 16) // PAGE
 _ALL_CHUNKS = (1 << PAGE // CHUNK) - 1
 _PAGE_LINES = 1 + PAGE // CHUNK
-_REST_LOG = BATCH_PAGES * _PAGE_LOG - _LINE  # the log of a batch behind its first line
 _CHUNK_LINES = f"{_LINE}s{CHUNK}x" * (PAGE // CHUNK)
-_REST_LINES = struct.Struct(_CHUNK_LINES + f"{_LINE}s{_CHUNK_LINES}" * (BATCH_PAGES - 1))
 _HIGH_PLACES = [slice(line + 10, None, _PAGE_LOG) for line in (_EADD_LINE, *_EEXTEND_LINES)]
 
 
@@ -272,6 +271,18 @@ class _SgxsReader:
             self._held = memoryview(b"".join(parts))
         return self._held[:count]
 
+    def pages(self, most: int) -> memoryview:
+        """Give the rest of the next pages, of which the first line was taken, and leave it there.
+
+        There are at most `most` and `BATCH_PAGES` of them. Nothing is copied
+        but for a page that lies in two pieces. Fewer bytes mean that the stream ends.
+        """
+        rest = self.peek(_PAGE_LOG - _LINE)
+        if len(self._held) > len(rest):
+            count = min(most, BATCH_PAGES, (len(self._held) + _LINE) // _PAGE_LOG)
+            rest = self._held[: count * _PAGE_LOG - _LINE]
+        return rest
+
     def skip(self, count: int) -> None:
         """Pass over `count` bytes that `peek` gave."""
         self._held = self._held[count:]
@@ -285,10 +296,18 @@ class _SgxsReader:
         return taken
 
 
-class _PlainPages:
-    """Recognises `BATCH_PAGES` pages as most streams have them: in a row, of one kind, measured whole and in order.
+@lru_cache(maxsize=BATCH_PAGES)
+def _rest_lines(pages: int) -> struct.Struct:
+    """What takes the EEXTENDs and EADDs, but for the first EADD, out of the log of so many pages."""
+    return struct.Struct(_CHUNK_LINES + f"{_LINE}s{_CHUNK_LINES}" * (pages - 1))
 
-    Looking at their records one by one takes ten times as long as hashing them.
+
+class _PlainPages:
+    """Recognises pages as most streams have them: in a row, of one kind, measured whole and in order.
+
+    Looking at their records one by one takes ten times as long as hashing them. `rest` is what comes after the EADD
+    `line` of the first page, at `offset`, to the end of the last one. Only the first page may begin at a
+    multiple of `_CARRY`.
     """
 
     def __init__(self) -> None:
@@ -300,24 +319,29 @@ class _PlainPages:
         self._low = bytearray(low * (BATCH_PAGES // _HIGH_PAGES + 1))
         self._high = bytearray().join(bytes([number]) * _HIGH_PAGES * _PAGE_LINES for number in range(256))
 
-    def follow(self, line: bytes, offset: int, flags: int, rest: memoryview) -> bool:
-        """Tell whether the EADD `line` of the page at `offset` and the `rest` behind it are such pages."""
-        if len(rest) < _REST_LOG or offset % _CARRY > _CARRY - BATCH:
+    def end(self, offset: int, flags: int, rest: memoryview) -> bool:
+        """Tell whether `rest` may be such pages, by the EADD of the last one: the cheap look first."""
+        size = (len(rest) + _LINE) // _PAGE_LOG * PAGE
+        if size < PAGE:
             return False
-        if rest[-_PAGE_LOG:][:_LINE] != _EADD.pack(b"EADD", offset + BATCH - PAGE, flags, b""):
-            return False  # the cheap look first, at the last page's EADD
-        return b"".join((line, *_REST_LINES.unpack(rest))) == self._expected(offset, flags)
+        return size == PAGE or rest[-_PAGE_LOG:][:_LINE] == _EADD.pack(b"EADD", offset + size - PAGE, flags, b"")
 
-    def _expected(self, offset: int, flags: int) -> bytearray:
+    def follow(self, line: bytes, offset: int, flags: int, rest: memoryview) -> bool:
+        """Tell whether `line` and `rest` are such pages, all of them; `end` must have said that they may be."""
+        pages = (len(rest) + _LINE) // _PAGE_LOG
+        return b"".join((line, *_rest_lines(pages).unpack(rest))) == self._expected(offset, flags, pages)
+
+    def _expected(self, offset: int, flags: int, pages: int) -> bytearray:
         """Give all lines of such pages from `offset` on."""
         high, page = offset // _CARRY * _CARRY, offset % _CARRY // PAGE
         if self._kind != (high, flags):
             self._kind = high, flags
-            lines = [_EADD.pack(b"EADD", high, flags, b""), _EEXTEND.pack(b"EEXTEND", high, b"") * (PAGE // CHUNK)]
-            self._lines = bytearray().join(lines * BATCH_PAGES)
+            kind = [_EADD.pack(b"EADD", high, flags, b""), _EEXTEND.pack(b"EEXTEND", high, b"") * (PAGE // CHUNK)]
+            self._lines = bytearray().join(kind * BATCH_PAGES)
+        lines = self._lines[: pages * _PAGE_LINES * _LINE]
         for at, offsets, first in ((9, self._low, page % _HIGH_PAGES), (10, self._high, page)):
-            self._lines[at::_LINE] = offsets[first * _PAGE_LINES : (first + BATCH_PAGES) * _PAGE_LINES]
-        return self._lines
+            lines[at::_LINE] = offsets[first * _PAGE_LINES : (first + pages) * _PAGE_LINES]
+        return lines
 
 
 def measure_sgxs(chunks: Iterable[bytes]) -> bytes:
@@ -350,12 +374,16 @@ def measure_sgxs(chunks: Iterable[bytes]) -> bytes:
             _need_secinfo(offset, flags)
             pages[offset] = 0
             digest.update(line)
-            rest = reader.peek(_REST_LOG)
-            batch = range(offset + PAGE, offset + BATCH, PAGE)
-            if batch[-1] < size and plain.follow(line, offset, flags, rest) and pages.keys().isdisjoint(batch):
-                pages.update(dict.fromkeys((offset, *batch), _ALL_CHUNKS))
-                digest.update(rest)
-                reader.skip(_REST_LOG)
+            rest = reader.pages((_CARRY - offset % _CARRY) // PAGE)
+            if plain.end(offset, flags, rest):
+                with_rest = digest.copy()
+                with_rest.update(rest)  # first, since it brings the rest near, and looking at it is then faster
+                batch = range(offset, offset + (len(rest) + _LINE) // _PAGE_LOG * PAGE, PAGE)
+                new = batch[-1] < size and pages.keys().isdisjoint(batch[1:])
+                if new and plain.follow(line, offset, flags, rest):
+                    pages.update(dict.fromkeys(batch, _ALL_CHUNKS))
+                    digest = with_rest
+                    reader.skip(len(rest))
         elif tag in (b"EEXTEND\0", b"UNMEASRD"):
             page = offset - offset % PAGE
             if offset % CHUNK or page not in pages or any(line[16:]):
