@@ -2,7 +2,7 @@
 
 
 def one_line(text: str) -> str:
-    """The text with everything that does not print, line ends included, as escapes such as ``\\x1b`` and ``\\n``.
+    """The text with everything that does not print, line ends included, as escapes such as `\\x1b` and `\\n`.
 
     A terminal would obey control characters, and a log would take a line end for the beginning of another entry.
     """
@@ -15,7 +15,7 @@ def lines(text: str) -> str:
 
 
 def storable(text: str) -> str:
-    """The text with surrogates that stand alone as escapes such as ``\\ud800``.
+    """The text with surrogates that stand alone as escapes such as `\\ud800`.
 
     JSON and file names may hold them. They have no UTF-8 form, so neither SQLite nor a response takes them.
     """

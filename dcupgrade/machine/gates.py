@@ -1,7 +1,8 @@
-"""Gates: whether an upgrade may begin now, and if not, why not and when to judge again. Pure; time comes in.
+"""Gates: whether an upgrade may begin now; if not, why, and when to check again. Pure: time is an argument.
 
-Windows are weekly, in local time of an IANA zone, and may pass midnight. Where the clock is set forward over an opening
-time, the window opens as late as without that (02:30 at what is then 03:30); where a time comes twice, at the first.
+Windows are weekly, in local time of an IANA zone, and may span midnight. If the clock is set forward over an opening
+time, the window opens at the same instant as without the change (02:30 at 03:30). If a local time occurs twice, it
+opens at the first.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from .state import Hold
 
 DAYS = ("mon", "tue", "wed", "thu", "fri", "sat", "sun")
 RECHECK_MAX_S = 60.0
-"""The longest wait before the gates are judged again, whatever they say."""
+"""The longest wait before the gates are checked again."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,7 +33,7 @@ class Window:
 
 @dataclass(frozen=True, slots=True)
 class GateRules:
-    """What the settings say: the same for every release."""
+    """The gates' settings, which are the same for every release."""
 
     node_id: str = ""
     approval: bool = False
@@ -42,9 +43,9 @@ class GateRules:
 
 @dataclass(frozen=True, slots=True)
 class Shut:
-    """One shut gate: a stable code, the reason for a reader, and when it opens by itself (None: it does not).
+    """One shut gate: a stable code, the reason for an operator, and when it opens by itself (None: never).
 
-    Also what the host's preflight or the fleet has against an upgrade: each has a code of its own.
+    Objections of the host's preflight and of the fleet are also such values; each has its own code.
     """
 
     code: str
@@ -52,7 +53,7 @@ class Shut:
     opens_unix_s: float | None = None
 
     def to_json(self) -> dict[str, Any]:
-        """JSON form: {"code", "detail", "opens_unix_s"}."""
+        """Return the JSON form: {"code", "detail", "opens_unix_s"}."""
         return asdict(self)
 
 
@@ -66,7 +67,7 @@ def shut_gates(
     approved: str,
     override: str,
 ) -> tuple[Shut, ...]:
-    """All gates that are shut for this release now; none means go. An override opens every gate of this function."""
+    """Return the gates that are shut for this release now. An override opens all gates of this function."""
     if override and override == enclave_id:
         return ()
     shut: list[Shut] = []
@@ -78,20 +79,20 @@ def shut_gates(
     if opened is None:
         shut.append(Shut("GATE_WINDOW_SHUT", "outside the maintenance windows", opens_next))
     turn = turn_at(rules, enclave_id, since_unix_s, opened if opened is not None else opens_next, closes)
-    # a release that was seen in the future was seen before the clock was set back: staggering is not worth waiting for
+    # If the release was first seen in the future, the clock was set back since: do not wait for the staggering.
     if rules.stagger_s and since_unix_s <= now_unix_s < turn:
         shut.append(Shut("GATE_NOT_MY_TURN", "this node's turn comes later", turn))
     return tuple(shut)
 
 
 def recheck_after_s(shut: Sequence[Shut], now_unix_s: float) -> float:
-    """How long to wait before judging them again, seconds: until the next gate opens, at most RECHECK_MAX_S."""
+    """Return the seconds until the gates must be checked again: until the next one opens, at most RECHECK_MAX_S."""
     waits = [item.opens_unix_s - now_unix_s for item in shut if item.opens_unix_s is not None]
     return max(0.05, min([RECHECK_MAX_S, *(wait for wait in waits if wait > 0)]))
 
 
 def fraction(node_id: str, enclave_id: str) -> float:
-    """This node's place among all nodes for this release: in [0, 1), from SHA-256 of both ids."""
+    """Return this node's position among all nodes for this release: in [0, 1), from SHA-256 of both ids."""
     digest = hashlib.sha256(b"dcupgrade turn v1\0" + node_id.encode() + b"\0" + enclave_id.encode()).digest()
     return int.from_bytes(digest[:6], "big") / 2**48
 
@@ -99,9 +100,9 @@ def fraction(node_id: str, enclave_id: str) -> float:
 def turn_at(
     rules: GateRules, enclave_id: str, since_unix_s: float, opened: float | None, closes: float | None
 ) -> float:
-    """When this node's turn begins: its fraction of the staggering time after the release or the window's opening.
+    """Return when this node's turn begins: its fraction of the staggering time after the release or the opening.
 
-    Within a window the staggering is compressed so that every node's turn comes before it closes.
+    Within a window, the staggering is shortened so that every node's turn comes before the window closes.
     """
     base = max(since_unix_s, opened) if opened is not None else since_unix_s
     spread = rules.stagger_s if closes is None else min(rules.stagger_s, max(0.0, closes - base))
@@ -109,7 +110,7 @@ def turn_at(
 
 
 def window_at(windows: Sequence[Window], now_unix_s: float) -> tuple[float | None, float | None, float | None]:
-    """(opened, closes, opens next), Unix seconds. No windows: always open, (0, None, None)."""
+    """Return (opened, closes, opens next), Unix seconds. Without windows it is always open: (0, None, None)."""
     if not windows:
         return 0.0, None, None
     current: list[tuple[float, float]] = []
@@ -128,7 +129,7 @@ def window_at(windows: Sequence[Window], now_unix_s: float) -> tuple[float | Non
 
 
 def _openings(window: Window, now_unix_s: float) -> list[float]:
-    """Openings from two weeks before now (windows may last a week) to eight days after it."""
+    """Return the openings from eight days before now (a window may last a week) to eight days after it."""
     zone = ZoneInfo(window.zone)
     hour, minute = (int(part) for part in window.start.split(":"))
     today = datetime.fromtimestamp(now_unix_s, zone).date()

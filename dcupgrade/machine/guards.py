@@ -16,11 +16,11 @@ from .state import ChainFacts, Name, Release, State
 
 @dataclass(frozen=True, slots=True)
 class Budgets:
-    """How often things may be tried before the machine gives up.
+    """Limits of attempts before the machine gives up.
 
-    `attempts`: abandoned tries of a release before it is quarantined. `failures`: reverted tries of it. `launches`:
-    starts of the new version within one upgrade. `crashes`: failed starts of the running version in a row before an
-    upgrade that needs it stops. `retention_s`: how long the previous version may be gone back to.
+    `attempts`: abandoned attempts of a release before it is quarantined. `failures`: reverted attempts of it.
+    `launches`: starts of the new version within one upgrade. `crashes`: failed starts of the running version in a row
+    before an upgrade that needs it stops. `retention_s`: how long a revert to the previous version is possible.
     """
 
     attempts: int = 5
@@ -36,14 +36,14 @@ N = Name
 
 
 MAY_PASS = ("SOURCE_WONT_START", "SOURCE_SLOT_DAMAGED", "KEYS_UNREACHABLE", "NO_KEYS_ANYWHERE", "DATA_LOCKED")
-"""Conditions of the way back in which the source may still come up: a mirror that is good again, a vault that is back.
+"""Conditions during a revert in which the source may still start later, for example when a mirror or the vault is back.
 
-They raise an alarm, and meanwhile the source is tried indefinitely.
+They raise an alarm; meanwhile the machine retries the source indefinitely.
 """
 
 
 def newer_release(state: State) -> Release | None:
-    """The release on the chain, if it is signed, and newer than the running one."""
+    """Return the release on the chain if it is signed and newer than the running one."""
     program = state.chain.program if state.chain else None
     if program is None or state.chain is None or not state.chain.lists(program.enclave_id):
         return None
@@ -56,13 +56,13 @@ def newer_release(state: State) -> Release | None:
 
 
 def is_newer(release: Release, running: Release | None, listed: Mapping[str, int]) -> bool:
-    """Whether a release that may not be final yet is newer than the running one; `listed` has final lowest heights."""
+    """Tell whether a release, perhaps not final, is newer than the running one. `listed`: final lowest heights."""
     height = listed.get(release.enclave_id, release.added_height)
     return newer(listed.get(running.enclave_id) if running else None, height)
 
 
 def offered(state: State) -> Release | None:
-    """The newer release on the chain, unless it is quarantined or its backoff is not over."""
+    """Return the newer release on the chain, unless it is quarantined or in backoff."""
     program = newer_release(state)
     if program is None:
         return None
@@ -71,7 +71,7 @@ def offered(state: State) -> Release | None:
 
 
 def chain_now(state: State, event: Event) -> ChainFacts | None:
-    """What the chain says as of this event; None before the first finalized block was seen."""
+    """Return the chain's facts at this event; None before the first finalized block."""
     return event.facts if isinstance(event, ChainSeen) else state.chain
 
 
@@ -90,29 +90,29 @@ def target_revoked(state: State, event: Event, _: Budgets) -> bool:
 
 
 def must_turn_back(state: State, event: Event, budgets: Budgets) -> bool:
-    """Between permit and stop the target was revoked, or an operator asked to go back."""
+    """Between permit and stop, the target was revoked or an operator requested a revert."""
     return state.revert_requested or target_revoked(state, event, budgets)
 
 
 def first_install(state: State, _event: Event, _: Budgets) -> bool:
-    """There is no running version whose keys the target would need."""
+    """No version runs whose keys the target would need."""
     return state.first_install
 
 
 def no_source(state: State, _event: Event, _: Budgets) -> bool:
-    """There is nothing to go back to."""
+    """There is no version to revert to."""
     return state.running is None
 
 
 def source_revoked(state: State, event: Event, _: Budgets) -> bool:
-    """The version to go back to is revoked, and no operator has accepted that."""
+    """The version to revert to is revoked, and no operator has accepted that."""
     facts = chain_now(state, event)
     revoked = state.running is not None and facts is not None and not facts.lists(state.running.enclave_id)
     return revoked and not state.revoked_accepted
 
 
 def needs_a_person(_state: State, event: FailureEvent, _: Budgets) -> bool:
-    """The failure is a condition with a name: trying again would not help."""
+    """The failure is a named condition: a retry would not help."""
     return event.code in HALTED_CODES
 
 
@@ -138,18 +138,18 @@ def has_previous(state: State, event: RevertCommand, _: Budgets) -> bool:
 
 
 def waits_for_serving(state: State, _event: Event, _: Budgets) -> bool:
-    """A condition that ends by itself: the running version was down over something that passed, and serves again."""
+    """The condition has ended by itself: the running version was down for a temporary reason and serves again."""
     return state.halted in MAY_PASS and state.resume_to == N.IDLE
 
 
 def source_may_return(state: State) -> bool:
-    """The way back halted with the new version gone, over something that may pass: the source is tried indefinitely."""
+    """The revert halted for a reason that may pass, and the new version has stopped: retry the source indefinitely."""
     allowed = state.revoked_accepted or not state.revoked(state.running)
     return allowed and state.resume_to == N.REVERTING and state.target_stopped and state.halted in MAY_PASS
 
 
 def target_may_stop(state: State) -> bool:
-    """The way back halted because the new version could not be stopped: it is tried until it is gone."""
+    """The revert halted because the new version could not be stopped: retry until it has stopped."""
     return state.resume_to == N.REVERTING and not state.target_stopped and state.halted != "PREVIOUS_REVOKED"
 
 
@@ -160,7 +160,7 @@ def only_locked(state: State, event: FailureEvent, budgets: Budgets) -> bool:
 
 
 def source_returned(state: State, _event: Event, _: Budgets) -> bool:
-    """The source serves after all, and that is what the way back was for."""
+    """The source serves, so the revert is complete."""
     return source_may_return(state)
 
 
@@ -170,13 +170,13 @@ def halted_otherwise(state: State, event: Event, budgets: Budgets) -> bool:
 
 
 def revoked_while_waiting(state: State, event: Event, budgets: Budgets) -> bool:
-    """The source is revoked while it is being tried indefinitely: that is what a person must know now."""
+    """The source was revoked during the indefinite retries: an operator must know that now."""
     waits = state.resume_to == N.REVERTING and state.target_stopped and state.halted != "PREVIOUS_REVOKED"
     return waits and source_revoked(state, event, budgets)
 
 
 def back_to(name: Name) -> Guard[Event]:
-    """A guard that holds where the halted upgrade is to continue at `name`."""
+    """Return a guard that holds if the halted upgrade must continue in state `name`."""
 
     def guard(state: State, _event: Event, _: Budgets) -> bool:
         return state.resume_to == name
@@ -186,7 +186,7 @@ def back_to(name: Name) -> Guard[Event]:
 
 
 def install_revoked(state: State, event: Event, budgets: Budgets) -> bool:
-    """The first install failed and its release is revoked meanwhile."""
+    """The first install failed, and its release was revoked since."""
     return state.resume_to == N.LAUNCHING and target_revoked(state, event, budgets)
 
 
@@ -198,19 +198,19 @@ def install_superseded(state: State, _event: Event, _: Budgets) -> bool:
 
 
 def can_turn_back(state: State, event: Event, budgets: Budgets) -> bool:
-    """The halted upgrade was on its way back, and that is not what it halted for."""
+    """The halted upgrade was reverting, and halted for another reason."""
     return state.resume_to == N.REVERTING and not source_revoked(state, event, budgets)
 
 
 def need(release: Release | None, state: State, event: Event) -> Release:
-    """The release, or MACHINE_NO_TRANSITION where the state should name one and does not."""
+    """Return the release. Raises MACHINE_NO_TRANSITION if the state should name one and does not."""
     if release is None:
         raise broken(state, event, "the state names no release for it")
     return release
 
 
 def broken(state: State, event: Event, why: str) -> DcupgradeError:
-    """The error for what the machine does not know."""
+    """Make the error for an event without a transition."""
     return DcupgradeError(
         code="MACHINE_NO_TRANSITION",
         what=f"event {event.kind} in state {state.name.value}",

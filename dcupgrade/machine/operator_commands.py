@@ -1,6 +1,6 @@
-"""Operator commands (hold, approve, …): which there are, what each may carry, and the event that each means. Pure.
+"""Operator commands (hold, approve, …): their arguments and their events. Pure.
 
-Command line and HTTP API check a command here before they queue it.
+The command line and the HTTP API check a command here before they queue it.
 """
 
 from __future__ import annotations
@@ -41,11 +41,11 @@ ARGUMENTS = {
     "revert": ("reason",),
     "restart": ("reason",),
 }
-"""The commands, and what each may carry."""
+"""The commands and their arguments."""
 LIFETIME_S = 300.0
-"""A queued command that acts is refused when it is older: the situation that it was given for has passed."""
+"""A queued command that acts is refused if it is older, because the situation may have changed."""
 LASTING = ("hold", "unhold")
-"""These never expire: they say how things are to be, not what to do now."""
+"""These commands never expire: they describe a wanted condition, not an action."""
 TEXT_CHARS_MAX = 1000
 _ENCLAVE_ID = re.compile(r"[0-9a-f]{64}\Z")
 
@@ -89,7 +89,7 @@ OF_A_RELEASE: dict[str, type[ReleaseCommand]] = {
 class Command:
     """An operator command, queued in the journal by the command line or the HTTP API.
 
-    Of one that `is_damaged` in the journal nothing is known but its number: it is refused.
+    If `is_damaged`, the journal's row is damaged: only its number is known, and the command is refused.
     """
 
     id: int
@@ -101,11 +101,11 @@ class Command:
 
     @property
     def expires_unix_s(self) -> float | None:
-        """When the command is refused if it still waits; None for one that never is."""
+        """Time at which the command expires if it still waits; None for one that never does."""
         return None if self.kind in LASTING else self.at_unix_s + LIFETIME_S
 
     def to_json(self) -> dict[str, Any]:
-        """JSON form, for a list of what waits."""
+        """Return the JSON form, for the list of waiting commands."""
         return {
             "id": self.id,
             "kind": self.kind,
@@ -118,19 +118,19 @@ class Command:
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What became of a command: `text` for a reader, and where it was refused, `code`."""
+    """The outcome of a command: `text` for an operator, and `code` if it was refused."""
 
     accepted: bool
     code: str
     text: str
 
     def to_json(self) -> dict[str, Any]:
-        """JSON form, as the journal stores it."""
+        """Return the JSON form, as the journal stores it."""
         return {"accepted": self.accepted, "code": self.code, "text": self.text}
 
 
 def event_of(command: Command, state: State, now_unix_s: float) -> CommandEvent:
-    """The event that a queued command means; CommandRefused for one that is damaged, invalid or too old.
+    """Return the event of a queued command. Raises CommandRefused if it is damaged, invalid or too old.
 
     An invalid command is rejected without blocking the commands behind it.
     """
@@ -146,7 +146,7 @@ def event_of(command: Command, state: State, now_unix_s: float) -> CommandEvent:
 
 
 def in_time(event: CommandEvent, given_unix_s: float, now_unix_s: float) -> CommandEvent:
-    """The event of a command that is taken only now, long after it was understood: refused if it is too old by now."""
+    """Return the event of a command that had to wait for the machine; CommandRefused if it has expired since."""
     lasts = isinstance(event, CommandRefused) or event.kind in LASTING
     return event if lasts or now_unix_s <= given_unix_s + LIFETIME_S else _expired(event.kind, event.who)
 
@@ -182,7 +182,7 @@ def _meaning_of(command: Command, state: State) -> CommandEvent:
 
 
 def outcome_of(before: State, event: Event, after: State) -> Outcome:
-    """What the command that became `event` came to."""
+    """Return the outcome of the command that became `event`."""
     match event:
         case HoldCommand():
             return _done("no upgrade is begun from now on")
@@ -217,7 +217,7 @@ def _outcome_of_restart(before: State, event: RestartCommand) -> Outcome:
 
 
 def refusal_of_restart(state: State) -> Outcome | None:
-    """Why nobody may start the node, or start it again, in this state; None where it may be."""
+    """Return why the node must not be started or restarted in this state; None if it may be."""
     if keeps_node(state):
         return None
     if state.running is None and state.name is Name.IDLE:

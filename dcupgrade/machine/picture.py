@@ -33,9 +33,9 @@ STYLE = (
 
 
 def machine_svg(*, styled: bool = True) -> str:
-    """An SVG with a group ``data-state`` for each state and an arrow for each pair of states that the table joins.
+    """An SVG with a group `data-state` for each state and an arrow for each pair of states that the table joins.
 
-    ``styled`` False leaves colours to the page's style sheet.
+    `styled` False leaves colours to the page's style sheet.
     """
     arrows: dict[tuple[str, str], list[str]] = {}
     for edge in edges():

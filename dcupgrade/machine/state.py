@@ -1,4 +1,4 @@
-"""Values of the upgrade machine: releases, what the chain says, the machine's state, and their JSON form.
+"""Values of the upgrade machine: releases, the chain's facts, the machine's state, and their JSON form.
 
 Everything here is frozen and JSON-able, because the journal stores it and the status page shows it.
 """
@@ -13,7 +13,7 @@ from typing import Any
 import cattrs
 
 STATE_FORMAT = 1
-"""Version of the JSON form of State. A journal written by a newer program is refused, not guessed at."""
+"""Version of the JSON form of State. A journal of a newer program is refused."""
 
 MAX_RECORDS = 64
 
@@ -55,26 +55,26 @@ class Release:
 
     @property
     def sources(self) -> tuple[str, ...]:
-        """Where its files may be had: URLs, then CIDs."""
+        """The sources of its files: URLs, then CIDs."""
         return (self.origin_url, self.mirror_url, *self.cids)
 
 
 @dataclass(frozen=True, slots=True)
 class ChainFacts:
-    """What the finalized chain says: the version to run and the listed ids with their lowest heights."""
+    """Facts of the finalized chain: the version to run, and the listed ids with their lowest heights."""
 
     program: Release | None = None
     listed: tuple[tuple[str, int], ...] = ()
     block_number: int = field(default=0, compare=False)
 
     def lists(self, enclave_id: str) -> bool:
-        """Whether the id carries the network's signature at this block."""
+        """Tell whether the network's signature for the id is listed at this block."""
         return any(item == enclave_id for item, _ in self.listed)
 
 
 @dataclass(frozen=True, slots=True)
 class Hold:
-    """An operator's order to start no upgrade; `until_unix_s` 0 means until it is lifted."""
+    """An operator's hold: no upgrade starts. `until_unix_s` 0: until it is lifted."""
 
     reason: str
     who: str = ""
@@ -83,7 +83,7 @@ class Hold:
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """What is remembered of a release that was tried, and whether it may be tried again."""
+    """The history of a release that was tried, and whether it may be tried again."""
 
     enclave_id: str
     abandoned: int = 0
@@ -94,11 +94,11 @@ class Record:
 
 @dataclass(frozen=True, slots=True)
 class State:
-    """The whole state of the machine; what the journal stores.
+    """The whole state of the machine, as the journal stores it.
 
-    `running` is the release that owns the data: the source while an upgrade is under way, the target from `committed`
-    on. `target` is the release on its way in, or the one on its way out while reverting. `previous` is what `running`
-    replaced, kept for a revert by hand until `previous_until_unix_s`.
+    `running`: the release that owns the data (during an upgrade the source, from `committed` on the target). `target`:
+    the release that is being installed or, in `reverting`, removed. `previous`: the release that `running` replaced,
+    kept until `previous_until_unix_s` so that an operator can revert to it.
     """
 
     name: Name = Name.IDLE
@@ -126,24 +126,24 @@ class State:
     records: tuple[Record, ...] = ()
 
     def record(self, enclave_id: str) -> Record:
-        """What is remembered of a release; an empty record when nothing is."""
+        """Return the record of a release; an empty one if there is none."""
         for item in self.records:
             if item.enclave_id == enclave_id:
                 return item
         return Record(enclave_id)
 
     def with_record(self, record: Record) -> State:
-        """The state with one release's record replaced; blank and oldest records are dropped."""
+        """Return the state with one release's record replaced. Empty and oldest records are dropped."""
         rest = tuple(item for item in self.records if item.enclave_id != record.enclave_id)
         blank = record == Record(record.enclave_id)
         return replace(self, records=(rest if blank else (*rest, record))[-MAX_RECORDS:])
 
     def revoked(self, release: Release | None) -> bool:
-        """Whether the chain, as far as it was seen, no longer lists the release."""
+        """Tell whether the chain, as last seen, does not list the release."""
         return release is not None and self.chain is not None and not self.chain.lists(release.enclave_id)
 
     def to_json(self) -> dict[str, Any]:
-        """JSON form, the inverse of `state_from_json`."""
+        """Return the JSON form, the inverse of `state_from_json`."""
         return {"format": STATE_FORMAT, **_CONVERTER.unstructure(self)}
 
 
@@ -153,12 +153,12 @@ _CONVERTER.register_structure_hook(bytes, lambda text, _: bytes.fromhex(text))
 
 
 def value_to_json(value: ChainFacts | Hold) -> dict[str, Any]:
-    """JSON form of a value of the state: lists for tuples, hexadecimal text for bytes."""
+    """Return the JSON form of a value of the state: lists for tuples, hexadecimal text for bytes."""
     return _CONVERTER.unstructure(value)  # type: ignore[no-any-return]
 
 
 def state_from_json(data: Mapping[str, Any]) -> State:
-    """Rebuild a State; raises KeyError, TypeError or ValueError when the JSON is not one of this format."""
+    """Rebuild a State. Raises KeyError, TypeError or ValueError if the JSON is not of this format."""
     if data["format"] != STATE_FORMAT:
         raise ValueError(f"state format {data['format']!r}, this program knows {STATE_FORMAT}")
     if missing := {item.name for item in fields(State)} - set(data):

@@ -1,9 +1,8 @@
 """The upgrade machine: one table of transitions, and pure functions over it.
 
 `step(state, event)` finds the first row of TABLE for the state's name and the event's class whose guard holds, and
-returns the new state with the effects that are newly wanted. What is not in the table raises. `activity(state)` says
-which effects are wanted in a state at all: since it depends on nothing else, a restart needs only the stored state to
-take up the work where it was left.
+returns the new state with the newly wanted effects. It raises if no row applies. `activity(state)` returns all effects
+that a state wants. It depends on the state alone, so after a restart the stored state is enough to continue the work.
 """
 
 from __future__ import annotations
@@ -44,14 +43,14 @@ def row(
     guard: Guard[EventT] | None = None,
     action: Action[EventT] | None = None,
 ) -> Row:
-    """A row whose guard and action take that very event: mypy refuses any other."""
+    """Make a row. The types ensure that guard and action accept this class of event."""
     return Row(source, event, target, guard, action)
 
 
 DEFAULT_BUDGETS = Budgets()
 N, F = Name, EffectKind
 BEFORE_STOP = (N.IDLE, N.STAGING, N.STAGED, N.COLLECTING, N.SEALED, N.ABANDONED)
-"""States in which the running node is kept up and restarted when it crashes."""
+"""States in which the running node is supervised, and restarted after a crash."""
 KEEPS_NODE = (*BEFORE_STOP, N.COMMITTED, N.REVERTED)
 
 
@@ -66,7 +65,7 @@ def _rows() -> Iterable[Row]:
     yield row(N.IDLE, e.PreviousRetired, N.IDLE, None, t.retired)
     yield row(N.IDLE, e.RevertCommand, N.REVERTING, guards.has_previous, t.turn_back_by_hand)
     yield row(N.IDLE, e.RevertCommand, N.IDLE)
-    # before the old node is touched, whatever goes wrong is abandoned
+    # before the old node is stopped, any failure leads to abandoned
     yield row(N.STAGING, e.Staged, N.STAGED)
     yield row(N.STAGING, e.StageFailed, N.ABANDONED, None, t.abandon)
     yield row(N.STAGED, e.GatesOpen, N.LAUNCHING, guards.first_install)
@@ -75,7 +74,7 @@ def _rows() -> Iterable[Row]:
     yield row(N.COLLECTING, e.CollectFailed, N.HALTED, guards.needs_a_person, t.halt("VAULT_REPLACED", N.IDLE))
     yield row(N.COLLECTING, e.CollectFailed, N.ABANDONED, None, t.abandon)
     yield row(N.SEALED, e.Permitted, N.STOPPING, None, t.note_permit)
-    # the gates are judged again just before downtime: the window may have closed while the agent or the vault was away
+    # the gates are checked again just before the downtime: a window may have closed while agent or vault was down
     yield row(N.SEALED, e.GatesShut, N.STAGED)
     yield row(N.SEALED, e.PermitFailed, N.HALTED, guards.needs_a_person, t.halt("VAULT_REPLACED", N.IDLE))
     yield row(N.SEALED, e.PermitFailed, N.ABANDONED, None, t.abandon)
@@ -83,7 +82,7 @@ def _rows() -> Iterable[Row]:
         yield row(name, e.RevertCommand, N.ABANDONED, None, t.abandon_by_hand)
     yield row(N.ABANDONED, e.SourceServing, N.IDLE, None, t.settle)
     yield row(N.ABANDONED, e.RevertCommand, N.ABANDONED)
-    # from here on the old node is down, and whatever goes wrong is reverted
+    # from here on the old node is down, and any failure leads to reverting
     yield row(N.STOPPING, e.NodeStopped, N.REVERTING, guards.must_turn_back, t.turn_back_after_stop)
     yield row(N.STOPPING, e.NodeStopped, N.LAUNCHING)
     yield row(N.STOPPING, e.StopFailed, N.REVERTING, None, t.turn_back)
@@ -102,7 +101,7 @@ def _rows() -> Iterable[Row]:
     for name in (N.LAUNCHING, N.DELIVERING, N.PROBATION):
         yield row(name, e.RevertCommand, N.REVERTING, None, t.turn_back_on_request)
     yield row(N.COMMITTED, e.CommitDone, N.IDLE, None, t.settle_committed)
-    # a version that never takes the commit must not keep its operator from going back
+    # a version that never acknowledges the commit must not prevent a revert by the operator
     yield row(N.COMMITTED, e.RevertCommand, N.REVERTING, guards.has_previous, t.turn_back_by_hand)
     yield row(N.COMMITTED, e.RevertCommand, N.COMMITTED)
     yield from _rows_of_reverting()
@@ -170,7 +169,7 @@ _INDEX: dict[tuple[Name, type[e.Event]], tuple[Row, ...]] = {
 
 
 def find_row(state: State, event: e.Event, budgets: Budgets) -> Row:
-    """The row that applies; raises DcupgradeError MACHINE_NO_TRANSITION where there is none."""
+    """Return the row that applies. Raises DcupgradeError MACHINE_NO_TRANSITION if there is none."""
     for found in _INDEX.get((state.name, type(event)), ()):
         if found.guard is None or found.guard(state, event, budgets):
             return found
@@ -178,7 +177,7 @@ def find_row(state: State, event: e.Event, budgets: Budgets) -> Row:
 
 
 def state_after(state: State, event: e.Event, budgets: Budgets = DEFAULT_BUDGETS) -> State:
-    """One transition: the new state.
+    """Return the state after one transition.
 
     Raises DcupgradeError MACHINE_NO_TRANSITION for an event that the table does not know in this state.
     """
@@ -188,14 +187,14 @@ def state_after(state: State, event: e.Event, budgets: Budgets = DEFAULT_BUDGETS
 
 
 def step(state: State, event: e.Event, budgets: Budgets = DEFAULT_BUDGETS) -> tuple[State, tuple[Effect, ...]]:
-    """As `state_after`, with the effects that the new state wants and the old one did not."""
+    """Return the state after one transition, and the effects that it wants and the old state did not."""
     after = state_after(state, event, budgets)
     before = activity(state)
     return after, tuple(effect for effect in activity(after) if effect not in before)
 
 
 def activity(state: State) -> tuple[Effect, ...]:
-    """The effects wanted in a state, in no order: started when newly wanted, stopped when wanted no more."""
+    """Return the effects that a state wants, unordered. The orchestrator starts new ones and stops unwanted ones."""
     running = state.running.enclave_id if state.running else ""
     target = state.target.enclave_id if state.target else ""
     waits = state.name is N.HALTED and (state.resume_to == N.IDLE or guards.source_may_return(state))
@@ -221,7 +220,7 @@ def activity(state: State) -> tuple[Effect, ...]:
 
 
 def keeps_node(state: State) -> bool:
-    """Whether the running version is to be kept up in this state, and so may be started again at any time."""
+    """Tell whether the running version is supervised in this state, so that it may be restarted at any time."""
     return any(effect.kind is F.KEEP_NODE for effect in activity(state))
 
 

@@ -46,7 +46,7 @@ def require_publishing() -> None:
 
 @dataclass(frozen=True, slots=True)
 class Release:
-    """The arguments of `set_dc_program`. ``cids`` is used only by chains whose call has that argument."""
+    """The arguments of `set_dc_program`. `cids` is used only by chains whose call has that argument."""
 
     enclave_id: str
     version: str
@@ -78,7 +78,7 @@ def _field_bad(name: str, why: str) -> DcupgradeError:
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """One element of ``EnclaveIds``: height at which it was added, enclave id, raw network signature text."""
+    """One element of `EnclaveIds`: height at which it was added, enclave id, raw network signature text."""
 
     height: int
     enclave_id: str
@@ -100,7 +100,7 @@ class PalletState:
 
 @dataclass(frozen=True, slots=True)
 class PreparedCall:
-    """A call of the pallet, encoded. ``data`` is the hex that a governance motion or preimage takes."""
+    """A call of the pallet, encoded. `data` is the hex that a governance motion or preimage takes."""
 
     name: str
     data: str
@@ -118,7 +118,7 @@ class PublisherChain:
     @classmethod
     @contextmanager
     def connect(cls, url: str) -> Iterator[PublisherChain]:
-        """Open ``url`` (ws:// or wss://); PUBLISH_CHAIN_UNREACHABLE if it cannot be had, breaks off or is not one."""
+        """Open `url` (ws:// or wss://); PUBLISH_CHAIN_UNREACHABLE if it cannot be had, breaks off or is not one."""
         require_publishing()
         from substrateinterface import SubstrateInterface
         from substrateinterface.exceptions import SubstrateRequestException
@@ -172,11 +172,11 @@ class PublisherChain:
         return PalletState(head, entries, decoded)
 
     def list_call(self, enclave_id: str, signature: str) -> PreparedCall:
-        """``set_enclave_id``: adds an id with its network signature to the list."""
+        """`set_enclave_id`: adds an id with its network signature to the list."""
         return self._call("set_enclave_id", {"enclave_id": enclave_id, "signature": signature})
 
     def revoke_calls(self, state: PalletState, enclave_id: str) -> list[PreparedCall]:
-        """``remove_enclave_id``: takes an id out of the list.
+        """`remove_enclave_id`: takes an id out of the list.
 
         The call of some runtimes also takes the signature and removes only that entry: then there is one for each.
         """
@@ -190,7 +190,7 @@ class PublisherChain:
         ]
 
     def program_call(self, release: Release) -> PreparedCall:
-        """``set_dc_program``: names the version to run."""
+        """`set_dc_program`: names the version to run."""
         return self._call(
             "set_dc_program",
             {
@@ -223,10 +223,10 @@ class PublisherChain:
         return PreparedCall(f"{self.pallet}.{name}", f"0x{encoded.hex()}", f"0x{digest}", call)
 
     def submit(self, call: PreparedCall, account: Any, *, finalized: bool) -> str:
-        """Send ``call`` through sudo, wait for its block (or finality) and return that block's hash.
+        """Send `call` through sudo, wait for its block (or finality) and return that block's hash.
 
         PUBLISH_EXTRINSIC_REFUSED if the pool does not take it, PUBLISH_DISPATCH_FAILED if the call failed inside:
-        a sudo extrinsic succeeds even when what it carries fails, and only the ``Sudid`` event tells.
+        a sudo extrinsic succeeds even when what it carries fails, and only the `Sudid` event tells.
         """
         from substrateinterface.exceptions import SubstrateRequestException
 
@@ -282,7 +282,7 @@ def _text(value: Any) -> Any:
 
 
 def _plain(item: Any) -> Any:
-    """Plain Python values with raw bytes: ``.value`` cannot tell the text ``0xab`` from the byte ``ab``."""
+    """Plain Python values with raw bytes: `.value` cannot tell the text `0xab` from the byte `ab`."""
     from scalecodec.base import ScaleType
 
     if isinstance(item, ScaleType):

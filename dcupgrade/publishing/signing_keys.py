@@ -16,7 +16,7 @@ from dcupgrade.errors import DcupgradeError, why_of
 def load_signing_key(path: Path, passphrase: Callable[[], str] | None = None) -> Ed25519PrivateKey:
     """Network key from a file: 32 raw bytes, 64 hex digits, or PKCS#8 PEM of an ed25519 key.
 
-    ``passphrase`` is called only for an encrypted PEM. Raises RELEASE_KEY_UNREADABLE.
+    `passphrase` is called only for an encrypted PEM. Raises RELEASE_KEY_UNREADABLE.
     """
     try:
         data = path.read_bytes()

@@ -1,4 +1,4 @@
-"""What a value of the settings must be. Each check is a validator of attrs and raises ValueError with the reason."""
+"""Checks of the settings' values. Each check is an attrs validator and raises ValueError with the reason."""
 
 import difflib
 import re
@@ -16,11 +16,11 @@ WEEK_S = 7 * 86400
 COMMAND_FIELDS = frozenset(
     {"python", "cpu_dir", "slot", "data_dir", "port", "vault_url", "enclave_id", "network_signature_file"}
 ) | {"first_install_flag"}
-"""What `node.command` may name in braces; nodes.py fills it in."""
+"""Names that `node.command` may contain in braces."""
 
 
 def at_most(high: float) -> Check:
-    """A number that is no more than ``high``."""
+    """Require a number of at most `high`."""
 
     def check(_: Any, field: Any, value: Any) -> None:
         if value > high:
@@ -30,7 +30,7 @@ def at_most(high: float) -> Check:
 
 
 def at_least(low: float) -> Check:
-    """A number that is no less than ``low``, where there is one."""
+    """Require a number of at least `low`, or no value."""
 
     def check(_: Any, field: Any, value: Any) -> None:
         if value is not None and value < low:
@@ -40,13 +40,13 @@ def at_least(low: float) -> Check:
 
 
 def port(_: Any, field: Any, value: int) -> None:
-    """A TCP port."""
+    """Require a TCP port."""
     if not 1 <= value <= 65535:
         raise ValueError(f"{value!r} is not a TCP port (1 to 65535)")
 
 
 def urls(*schemes: str) -> Check:
-    """A URL, or a list of them, of one of the schemes."""
+    """Require a URL, or a list of URLs, with one of the schemes."""
 
     def check(_: Any, field: Any, value: Any) -> None:
         for url in (value,) if isinstance(value, str) else value:
@@ -57,13 +57,13 @@ def urls(*schemes: str) -> Check:
 
 
 def proxy(_: Any, field: Any, value: str) -> None:
-    """A proxy's URL, `off`, or nothing."""
+    """Require a proxy's URL, `off`, or an empty text."""
     if value not in ("", "off") and not re.match(r"https?://[^/]", value):
         raise ValueError(f"{value!r} is neither a URL of http or https nor `off`")
 
 
 def optional(check: Check) -> Check:
-    """``check``, where there is a value."""
+    """Apply `check` if there is a value."""
 
     def checked(instance: Any, field: Any, value: Any) -> None:
         if value is not None:
@@ -73,13 +73,13 @@ def optional(check: Check) -> Check:
 
 
 def not_empty(_: Any, field: Any, value: Any) -> None:
-    """Something is there."""
+    """Require a value that is not empty."""
     if not value:
         raise ValueError("must not be empty")
 
 
 def network_keys(_: Any, field: Any, value: tuple[str, ...]) -> None:
-    """Ed25519 keys that the vault would take too."""
+    """Require ed25519 keys that the vault accepts too."""
     from attestation.errors import AttestationError
     from attestation.network import NetworkKeys
 
@@ -90,21 +90,21 @@ def network_keys(_: Any, field: Any, value: tuple[str, ...]) -> None:
 
 
 def hex32(_: Any, field: Any, value: str | None) -> None:
-    """32 bytes in hex, or nothing."""
-    # with its prefix, as endpoints say it: it is compared as text
+    """Require 32 bytes in hex, or no value."""
+    # with the prefix, as endpoints send it, because it is compared as text
     if value is not None and not re.fullmatch(r"0x[0-9a-f]{64}", value):
         raise ValueError(f"{value!r} is not 0x and 64 lower-case hexadecimal digits")
 
 
 def listen(_: Any, field: Any, value: str) -> None:
-    """An address to listen on, or `off`."""
+    """Require an address to listen on, or `off`."""
     host, _colon, port = value.rpartition(":")
     if value != "off" and (not host or not re.fullmatch(r"[0-9]{1,5}", port) or int(port) > 65535):
         raise ValueError(f"{value!r} is neither host:port nor `off`")
 
 
 def loopback_url(_: Any, field: Any, value: str) -> None:
-    """The agent's token crosses this connection in the clear: it must not leave the host."""
+    """Require a loopback URL: this connection is not encrypted, so it must not leave the host."""
     try:
         parts = urlsplit(value)
         host, port = parts.hostname or "", parts.port
@@ -115,7 +115,7 @@ def loopback_url(_: Any, field: Any, value: str) -> None:
 
 
 def events(_: Any, field: Any, value: tuple[str, ...]) -> None:
-    """Names of events that a webhook can be sent."""
+    """Require names of events for webhooks."""
     known = [f"upgrade.{name.value}" for name in Name]
     for event in value:
         if event not in known:
@@ -125,19 +125,19 @@ def events(_: Any, field: Any, value: tuple[str, ...]) -> None:
 
 
 def fleet_name(_: Any, field: Any, value: str) -> None:
-    """A name that is a part of etcd's keys and of the names of Kubernetes objects."""
+    """Require a name that can be part of etcd keys and of names of Kubernetes objects."""
     if not re.fullmatch(r"[a-z0-9]([-a-z0-9]{0,40}[a-z0-9])?", value):
         raise ValueError(f"{value!r} is not 1 to 42 of a-z, 0-9 and -, beginning and ending with a letter or digit")
 
 
 def time_of_day(_: Any, field: Any, value: str) -> None:
-    """HH:MM."""
+    """Require a time of day, HH:MM."""
     if not re.fullmatch(r"([01][0-9]|2[0-3]):[0-5][0-9]", value):
         raise ValueError(f"{value!r} is not a time of day, HH:MM")
 
 
 def zone(_: Any, field: Any, value: str) -> None:
-    """An IANA time zone that this host knows."""
+    """Require an IANA time zone that this host knows."""
     try:
         zoneinfo.ZoneInfo(value)
     except (OSError, ValueError, zoneinfo.ZoneInfoNotFoundError):
@@ -145,7 +145,7 @@ def zone(_: Any, field: Any, value: str) -> None:
 
 
 def command(_: Any, field: Any, value: tuple[str, ...]) -> None:
-    """Arguments that name only what nodes.py fills in."""
+    """Require arguments whose names in braces are in COMMAND_FIELDS."""
     for item in value:
         try:
             names = {name for _text, name, _form, _conversion in string.Formatter().parse(item) if name is not None}
@@ -158,7 +158,7 @@ def command(_: Any, field: Any, value: tuple[str, ...]) -> None:
 
 
 def inner_path(_: Any, field: Any, value: str) -> None:
-    """An absolute path in an image, or nothing."""
+    """Require an absolute path in an image, or an empty text."""
     if value and (not value.startswith("/") or ".." in value.split("/")):
         raise ValueError(f"{value!r} is not an absolute path in the image")
 

@@ -4,7 +4,7 @@ from dcupgrade.errors import DcupgradeError
 
 
 class SettingsError(DcupgradeError):
-    """The settings cannot be used; ``mistakes`` holds every one of them, each naming its key."""
+    """The settings cannot be used; `mistakes` holds every one of them, each naming its key."""
 
     def __init__(self, mistakes: list[str], *, path: str, code: str = "SETTINGS_INVALID") -> None:
         self.mistakes = mistakes

@@ -1,6 +1,6 @@
 """Settings: one TOML file, environment overrides, every mistake reported at once.
 
-The classes below are the reference: each field carries its meaning, and ``dcupgrade config example`` and
+The classes below are the reference: each field carries its meaning, and `dcupgrade config example` and
 docs/configuration.md are generated from them. Units stand in the names. What the key vault enforces (network keys,
 genesis hash, evidence) is part of the vault's own measurement: the values here can only tighten it.
 """

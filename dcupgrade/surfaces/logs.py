@@ -13,7 +13,7 @@ PLAIN = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "tas
 
 
 class HumanFormatter(logging.Formatter):
-    """``2026-01-31T12:00:00Z INFO text (key=value …)``; an exception adds its class and text, never a traceback."""
+    """`2026-01-31T12:00:00Z INFO text (key=value …)`; an exception adds its class and text, never a traceback."""
 
     def format(self, record: logging.LogRecord) -> str:
         """One line."""

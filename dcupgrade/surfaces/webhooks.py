@@ -38,7 +38,7 @@ class Queue(Protocol):
         """Return the last event that the receiver has; for a new receiver, the newest event."""
 
     async def set_webhook_seq(self, url: str, seq: int) -> None:
-        """Remember durably that the receiver has everything up to ``seq``."""
+        """Remember durably that the receiver has everything up to `seq`."""
 
 
 class ClockPort(Protocol):
@@ -54,7 +54,7 @@ def event_name(row: dict[str, Any]) -> str:
 
 
 def signed(body: bytes, secret: bytes | None) -> dict[str, str]:
-    """Headers of a delivery: HMAC-SHA-256 over the body, as ``sha256=<hex>``, where there is a secret."""
+    """Headers of a delivery: HMAC-SHA-256 over the body, as `sha256=<hex>`, where there is a secret."""
     headers = {"Content-Type": "application/json", "User-Agent": "dcupgrade"}
     if secret is not None:
         headers[SIGNATURE_HEADER] = "sha256=" + hmac.new(secret, body, hashlib.sha256).hexdigest()
