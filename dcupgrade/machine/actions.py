@@ -30,11 +30,11 @@ from .state import Name, Record, Release, State
 Action = Callable[[State, EventT, Budgets], State]
 N = Name
 TRIES_COUNTED_MAX = 32
-"""Enough for the longest pause; the count need not grow beyond."""
+"""The count stops here, because it is enough for the longest pause."""
 
 
 def remember_chain(state: State, event: ChainSeen, _: Budgets) -> State:
-    """Keep what the chain says of the releases that matter here. New addresses of a release are a new try of it."""
+    """Store the chain's facts about the relevant releases. New addresses of a release allow a new attempt."""
     facts = event.facts
     before, program = state.chain.program if state.chain else None, facts.program
     if program is not None:
@@ -52,12 +52,12 @@ def remember_chain(state: State, event: ChainSeen, _: Budgets) -> State:
 
 
 def _readdressed(release: Release | None, program: Release) -> Release | None:
-    """The release as the chain names it now, if it is the one that the chain names."""
+    """Return the chain's current form of the release, if the chain names it."""
     return program if release is not None and release.enclave_id == program.enclave_id else release
 
 
 def _forgive_sources(state: State, enclave_id: str) -> State:
-    """Forget failures that were those of the addresses; not those of the version itself, nor an operator's revert."""
+    """Forget failures caused by the addresses, but not failures of the version itself or an operator's revert."""
     record = state.record(enclave_id)
     of_the_version = record.reverted or record.quarantine == "OPERATOR_REVERT"
     return state if of_the_version else state.with_record(Record(enclave_id))
@@ -88,7 +88,7 @@ def _may_be_tried(state: State, event: ReleaseCommand) -> bool:
 
 
 def release_quarantine(state: State, event: ReleaseCommand, _: Budgets) -> State:
-    """Forget what failed about a release: it may be tried again, at once."""
+    """Forget the failures of a release: it may be tried again at once."""
     return state.with_record(Record(event.enclave_id))
 
 
@@ -98,7 +98,7 @@ def count_crash(state: State, event: NodeExited | NodeStartFailed, budgets: Budg
 
 
 def note_serving(state: State, _event: Event, _: Budgets) -> State:
-    """The running version serves: crashes in a row begin anew."""
+    """The running version serves: the count of crashes in a row restarts at 0."""
     return replace(state, crashes=0, detail="" if state.crashes and not state.reason else state.detail)
 
 
@@ -135,9 +135,9 @@ def count_launch(state: State, _event: Event, _: Budgets) -> State:
 
 
 def abandon(state: State, event: FailureEvent, budgets: Budgets) -> State:
-    """Give up before the old node noticed, and count the failure against the release.
+    """Give up before the old node was affected, and count the failure of the release.
 
-    What may pass (an unreachable mirror or vault) is tried again indefinitely, at growing pauses; a refusal is not.
+    Temporary failures (an unreachable mirror or vault) are retried indefinitely with growing pauses; refusals are not.
     """
     target = need(state.target, state, event)
     record = state.record(target.enclave_id)
@@ -151,7 +151,7 @@ def abandon(state: State, event: FailureEvent, budgets: Budgets) -> State:
 
 
 def abandon_for_the_chain(state: State, event: ChainSeen, budgets: Budgets) -> State:
-    """Give up because the chain names another version, or no longer lists the target. That is no failure of it."""
+    """Give up because the chain names another version or no longer lists the target. Not a failure of the target."""
     target = need(state.target, state, event)
     state = remember_chain(state, event, budgets)
     listed = state.chain is not None and state.chain.lists(target.enclave_id)
@@ -159,14 +159,14 @@ def abandon_for_the_chain(state: State, event: ChainSeen, budgets: Budgets) -> S
 
 
 def abandon_by_hand(state: State, event: RevertCommand, _: Budgets) -> State:
-    """Give up because an operator said so: the release is quarantined."""
+    """Give up because of an operator command: the release is quarantined."""
     target = need(state.target, state, event)
     record = replace(state.record(target.enclave_id), quarantine="OPERATOR_REVERT")
     return replace(withdraw(state.with_record(record)), reason="OPERATOR_REVERT", detail=event.reason)
 
 
 def withdraw(state: State) -> State:
-    """Approval and override of the target end with it: a new try needs a new command."""
+    """Drop approval and override of the target: a new attempt needs a new command."""
     about = state.target.enclave_id if state.target else ""
     return replace(
         state,
@@ -176,7 +176,7 @@ def withdraw(state: State) -> State:
 
 
 def turn_back(state: State, event: FailureEvent | NodeExited, _: Budgets) -> State:
-    """Note what failed; the upgrade is undone."""
+    """Store the failure and undo the upgrade."""
     return replace(state, reason=event.code, detail=event.detail)
 
 
@@ -186,17 +186,17 @@ def turn_back_for_the_chain(state: State, event: ChainSeen, budgets: Budgets) ->
 
 
 def turn_back_on_request(state: State, event: RevertCommand, _: Budgets) -> State:
-    """Undo the upgrade because an operator said so."""
+    """Undo the upgrade because of an operator command."""
     return replace(state, reason="OPERATOR_REVERT", detail=event.reason, revert_requested=True)
 
 
 def turn_back_after_stop(state: State, _event: NodeStopped, _: Budgets) -> State:
-    """Undo the upgrade for what became known while the old node was being stopped."""
+    """Undo the upgrade for a reason that became known while the old node was being stopped."""
     return replace(state, reason="OPERATOR_REVERT" if state.revert_requested else "TARGET_REVOKED")
 
 
 def turn_back_by_hand(state: State, event: RevertCommand, _: Budgets) -> State:
-    """After commit: what runs is on its way out, what ran before comes back."""
+    """Revert after commit: remove the running version and start the previous one again."""
     return replace(
         clean(state),
         target=state.running,
@@ -210,7 +210,7 @@ def turn_back_by_hand(state: State, event: RevertCommand, _: Budgets) -> State:
 
 
 def note_target_stopped(state: State, _event: Event, _: Budgets) -> State:
-    """The new version is gone; the source may start."""
+    """The new version has stopped; the source may start."""
     return replace(state, target_stopped=True)
 
 
@@ -227,7 +227,7 @@ def reverted(state: State, event: Event, budgets: Budgets) -> State:
 
 
 def returned(state: State, event: Event, budgets: Budgets) -> State:
-    """The source came up by itself after the way back had halted."""
+    """The source started by itself after the revert had halted."""
     return replace(reverted(state, event, budgets), halted="", resume_to="")
 
 
@@ -244,9 +244,9 @@ def commit(state: State, event: Event, budgets: Budgets) -> State:
 
 
 def clean(state: State) -> State:
-    """Forget what belonged to one upgrade; keep why the last one ended.
+    """Forget the values of one upgrade, but keep the reason for its end.
 
-    An approval or override names a release and stays valid when a try of it comes to nothing.
+    An approval or override names a release and stays valid if an attempt is abandoned.
     """
     return replace(
         state,
@@ -280,22 +280,22 @@ def backoff_over(state: State, event: BackoffOver, _: Budgets) -> State:
 
 
 def retired(state: State, _event: Event, _: Budgets) -> State:
-    """The previous version is no longer there to go back to."""
+    """A revert to the previous version is no longer possible."""
     return replace(state, previous=None, previous_until_unix_s=0.0)
 
 
 def target_gone_meanwhile(state: State, event: Event, budgets: Budgets) -> State:
-    """The new version ended after all: continue on the way back."""
+    """The new version has ended: continue the revert."""
     return note_target_stopped(replace(state, halted="", resume_to=""), event, budgets)
 
 
 def halt_locked(state: State, event: FailureEvent, budgets: Budgets) -> State:
-    """The new version is gone, but the data is held by another process: the source waits for that."""
+    """The new version has stopped, but another process uses the data: the source waits for its end."""
     return note_target_stopped(halt("DATA_LOCKED", N.REVERTING)(state, event, budgets), event, budgets)
 
 
 def halt(code: str, resume_to: Name) -> Action[Event]:
-    """An action that halts in the event's own condition, else in `code`; `resume` then continues at `resume_to`."""
+    """Make an action that halts with the event's condition, else with `code`. `resume` continues at `resume_to`."""
 
     def action(state: State, event: Event, budgets: Budgets) -> State:
         found = event.code if event.code in HALTED_CODES else code
@@ -308,7 +308,7 @@ def halt(code: str, resume_to: Name) -> Action[Event]:
 
 
 def resume_revert(state: State, event: CommandEvent, _: Budgets) -> State:
-    """Continue to revert. Only `resume` accepts a revoked version, and only where that was the condition."""
+    """Continue to revert. Only `resume` accepts a revoked version, and only if that was the condition."""
     accepted = state.revoked_accepted or (isinstance(event, ResumeCommand) and state.halted == "PREVIOUS_REVOKED")
     return replace(state, halted="", resume_to="", revoked_accepted=accepted)
 
@@ -324,5 +324,5 @@ def resume_idle(state: State, _event: Event, _: Budgets) -> State:
 
 
 def give_up_install(state: State, _event: Event, _: Budgets) -> State:
-    """A revoked first version is not tried again. What it left in the data folder stays, and the gates say so."""
+    """Do not try a revoked first version again. Its files in the data folder stay, and the gates report them."""
     return replace(clean(withdraw(state)), crashes=0)

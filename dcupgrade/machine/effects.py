@@ -1,4 +1,4 @@
-"""Effects: what the machine asks the orchestrator to do."""
+"""Effects: the work that the machine wants from the orchestrator."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 
 class EffectKind(StrEnum):
-    """The kinds of work. Each is idempotent: doing it twice is as good as doing it once."""
+    """The kinds of work. Each is idempotent: doing it twice has the same result as doing it once."""
 
     KEEP_NODE = "keep_node"
     BEGIN = "begin"
@@ -30,10 +30,10 @@ class EffectKind(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Effect:
-    """Something to do. Two equal effects are the same piece of work, which is how a running one is recognised.
+    """One piece of work. Equal effects are the same work, so a running one is found by equality.
 
-    `enclave_id` is the node or release it is about. `depends_on` is what else it depends on, so that a change restarts
-    the work: for GATES the operator commands in force, for STAGE the addresses of the release.
+    `enclave_id`: the node or release that it is about. `depends_on`: other inputs, whose change restarts the work: for
+    GATES the operator commands in force, for STAGE the addresses of the release.
     """
 
     kind: EffectKind
@@ -42,7 +42,7 @@ class Effect:
     depends_on: tuple[str, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
-        """Journal form, without the empty fields. `depends_on` is stored as "words", its name in journal schema 1."""
+        """Return the journal form, without empty fields. `depends_on` is named "words", as in journal schema 1."""
         out: dict[str, Any] = {"kind": self.kind.value}
         if self.enclave_id:
             out["enclave_id"] = self.enclave_id

@@ -1,7 +1,7 @@
 """Events: what can happen to the machine. One frozen class per event, with the values that the event proves.
 
-`kind` is the stable name of an event: in the journal, on the status page, in the picture of the table. The classes
-without one are families: they hold what their events have in common, and are never created themselves.
+`kind` is the stable name of an event in the journal, on the status page and in the picture of the table. Classes
+without `kind` are base classes of several events and are never created.
 """
 
 from __future__ import annotations
@@ -20,34 +20,34 @@ from .state import ChainFacts, Hold, value_to_json
 
 @dataclass(frozen=True, slots=True)
 class Event:
-    """Something that happened. `at_unix_s` is the wall clock, for the record; it does not count in comparisons."""
+    """Something that happened. `at_unix_s` is the wall clock, for the journal only; comparisons ignore it."""
 
     kind: ClassVar[str] = ""
     at_unix_s: float = field(default=0.0, compare=False, kw_only=True)
 
     @property
     def code(self) -> str:
-        """The stable code of what went wrong; empty where nothing did."""
+        """The stable code of the failure; empty if there is none."""
         return ""
 
     @property
     def detail(self) -> str:
-        """What a reader should know besides; may be empty."""
+        """Details for an operator; may be empty."""
         return ""
 
     def to_json(self) -> dict[str, Any]:
-        """Journal form: one flat object, without the empty fields."""
+        """Return the journal form: one flat object without empty fields."""
         values = {"code": self.code, "detail": self.detail, **self._values(), "at_unix_s": self.at_unix_s}
         return {"kind": self.kind, **{name: value for name, value in values.items() if value}}
 
     def _values(self) -> dict[str, Any]:
-        """The fields of this event under their names in the journal."""
+        """Return the fields of this event by their names in the journal."""
         return {}
 
 
 @dataclass(frozen=True, slots=True)
 class ReleaseEvent(Event):
-    """An event about one version, and nothing else."""
+    """An event whose only value is the version it is about."""
 
     enclave_id: str
 
@@ -94,7 +94,7 @@ class CommandEvent(Event):
 
 @dataclass(frozen=True, slots=True)
 class ReleaseCommand(CommandEvent):
-    """An operator command about one version; `enclave_id` is empty where the chain names none to be meant."""
+    """An operator command about one version. `enclave_id`: empty if none was given and the chain names none."""
 
     enclave_id: str = ""
 
@@ -104,7 +104,7 @@ class ReleaseCommand(CommandEvent):
 
 @dataclass(frozen=True, slots=True)
 class StartingCommand(CommandEvent):
-    """An operator command that starts a version. `files_damaged` says why that would fail; empty where it would not."""
+    """An operator command that starts a version. `files_damaged`: why that would fail; empty if it would not."""
 
     files_damaged: str = ""
 
@@ -124,7 +124,7 @@ class StartingCommand(CommandEvent):
 
 @dataclass(frozen=True, slots=True)
 class ChainSeen(Event):
-    """The finalized chain says this now."""
+    """The finalized chain has these facts now."""
 
     kind: ClassVar[str] = "chain"
     facts: ChainFacts
@@ -167,7 +167,7 @@ class OverrideCommand(ReleaseCommand):
 
 @dataclass(frozen=True, slots=True)
 class RetryCommand(ReleaseCommand):
-    """`retry`: forget what failed about the release."""
+    """`retry`: forget the failures of the release."""
 
     kind: ClassVar[str] = "retry"
 
@@ -181,14 +181,14 @@ class ResumeCommand(CommandEvent):
 
 @dataclass(frozen=True, slots=True)
 class RevertCommand(StartingCommand):
-    """`revert`: go back."""
+    """`revert`: go back to the previous version."""
 
     kind: ClassVar[str] = "revert"
 
 
 @dataclass(frozen=True, slots=True)
 class RestartCommand(StartingCommand):
-    """`restart`: stop the running node and start it again. The machine never gets it: it changes nothing wanted."""
+    """`restart`: stop the running node and start it again. The machine never gets it, because it changes no state."""
 
     kind: ClassVar[str] = "restart"
 
@@ -239,7 +239,7 @@ class NodeServing(ReleaseEvent):
 
 @dataclass(frozen=True, slots=True)
 class NodeExited(Event):
-    """The version's process ended; `rebooted` where it ended with the host."""
+    """The version's process ended. `rebooted`: it ended because the host restarted."""
 
     kind: ClassVar[str] = "node_exited"
     enclave_id: str
@@ -351,7 +351,7 @@ class Collected(Event):
 
 @dataclass(frozen=True, slots=True)
 class CollectFailed(FailureEvent):
-    """The vault could not take the running node's key set."""
+    """The vault could not collect the running node's key set."""
 
     kind: ClassVar[str] = "collect_failed"
 

@@ -1,8 +1,8 @@
-"""How many nodes of a fleet may upgrade at once, and when none may. Pure: an engine's answer in, a decision out.
+"""How many nodes of a fleet may upgrade at once, and when none may. Pure: the engine's state in, a decision out.
 
 A fleet has a number of slots. A node takes one before its old version stops and frees it when its upgrade has ended. A
 slot is never taken over: an agent that died in the middle of an upgrade keeps it, so that a bad release stops after as
-many hosts as there are slots. A person frees it (`dcupgrade fleet release`).
+many hosts as there are slots. An operator frees it (`dcupgrade fleet release`).
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ OUTCOMES_KEPT = 100
 VERSIONS_SHOWN, WAITING_SHOWN = 20, 100
 """How many versions and waiting nodes status, page and metrics name."""
 LAST_UNIX_S = 253_402_300_799.0
-"""The last second of the year 9999: what a hand wrote beyond it is no time."""
+"""The last second of the year 9999: a larger number, written by hand, is not a valid time."""
 TEXT_MAX = 200
-"""Characters of a name or reason that is kept; engines are shared with others."""
+"""Largest length of a stored name or reason, because engines are shared with others."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +56,7 @@ class Outcome:
 
 @dataclass(frozen=True, slots=True)
 class Member:
-    """What a node says of itself: the version that it runs, and the one for which it waits for a slot, or nothing."""
+    """A node's own report: the version that it runs, and the version for which it waits for a slot, if any."""
 
     node: str
     version: str
@@ -66,7 +66,7 @@ class Member:
 
 @dataclass(frozen=True, slots=True)
 class Fleet:
-    """What an engine says of one fleet: a place for each slot (None: free), the stop, and the outcomes it kept."""
+    """An engine's state of one fleet: the holder of each slot (None: free), the halt, and the stored outcomes."""
 
     slots: tuple[Slot | None, ...]
     halt: Halt | None = None
@@ -91,17 +91,17 @@ class Fleet:
 
 @dataclass(frozen=True, slots=True)
 class Take:
-    """Go: the slot with this number is the node's already (`held`), or is to be taken."""
+    """The node may upgrade: it has the slot with this number already (`held`), or must take it."""
 
     number: int
     held: bool
 
 
 def decide(fleet: Fleet, node: str, enclave_id: str, *, reverts_max: int, draw: float) -> Take | Shut:
-    """Whether a node may upgrade now. `draw` in [0, 1) picks among free slots, so that nodes do not race for the first.
+    """Decide whether a node may upgrade now. `draw` in [0, 1) selects a free slot: nodes do not race for the first.
 
-    Reverts are counted, not announced: once `reverts_max` nodes went back from a release, nobody begins it any more.
-    So no agent needs the right to stop a fleet.
+    Once `reverts_max` nodes have reverted a release, no other node starts it. Each agent counts the reverts itself, so
+    no agent needs the right to halt a fleet.
     """
     if fleet.halt is not None:
         return Shut("FLEET_HALTED", f"{fleet.halt.who or 'an operator'}: {fleet.halt.why}")
@@ -121,14 +121,14 @@ def decide(fleet: Fleet, node: str, enclave_id: str, *, reverts_max: int, draw: 
 
 
 def versions(fleet: Fleet, members: tuple[Member, ...]) -> dict[str, int]:
-    """How many nodes run each version, most first: by their own word, else by how their last upgrade ended."""
+    """Count the nodes of each version, most first: by their own report, else by their last outcome."""
     runs = {item.node: item.version for item in reversed(fleet.newest()) if item.outcome == "committed"}
     runs |= {member.node: member.version for member in members}
     return dict(Counter(version for version in runs.values() if version).most_common(VERSIONS_SHOWN))
 
 
 def summary(fleet: Fleet, members: tuple[Member, ...]) -> dict[str, Any]:
-    """What status, page and metrics show of a fleet; JSON-able."""
+    """Return the fleet for status, page and metrics; JSON-able."""
     return {
         "slots": [None if slot is None else to_json(slot) for slot in fleet.slots],
         "halt": None if fleet.halt is None else to_json(fleet.halt),
@@ -139,38 +139,38 @@ def summary(fleet: Fleet, members: tuple[Member, ...]) -> dict[str, Any]:
 
 
 def to_json(value: Slot | Halt | Outcome | Member) -> dict[str, Any]:
-    """The JSON form of a slot, a halt, an outcome or a member."""
+    """Return the JSON form of a slot, a halt, an outcome or a member."""
     return asdict(value)
 
 
 def slot_from_json(data: Mapping[str, Any]) -> Slot:
-    """Decode a slot. Raises ValueError for what is none."""
+    """Decode a slot. Raises ValueError if it is malformed."""
     texts = (_text(data, "holder"), _text(data, "enclave_id"), _text(data, "version"))
     return Slot(*texts, _number(data, "since_unix_s"))
 
 
 def halt_from_json(data: Mapping[str, Any]) -> Halt:
-    """Decode a halt. Raises ValueError for what is none."""
+    """Decode a halt. Raises ValueError if it is malformed."""
     return Halt(_text(data, "who"), _text(data, "why"), _number(data, "at_unix_s"))
 
 
 def outcome_from_json(data: Mapping[str, Any]) -> Outcome:
-    """Decode an outcome. Raises ValueError for what is none."""
+    """Decode an outcome. Raises ValueError if it is malformed."""
     texts = (_text(data, "node"), _text(data, "enclave_id"), _text(data, "version"), _text(data, "outcome"))
     return Outcome(*texts, _number(data, "at_unix_s"))
 
 
 def member_from_json(data: Mapping[str, Any]) -> Member:
-    """Decode a member. Raises ValueError for what is none."""
+    """Decode a member. Raises ValueError if it is malformed."""
     texts = (_text(data, "node"), _text(data, "version"), _text(data, "waits_for"))
     return Member(*texts, _number(data, "at_unix_s"))
 
 
 def worth_keeping(outcomes: tuple[Outcome, ...], most: int = OUTCOMES_KEPT) -> tuple[Outcome, ...]:
-    """The outcomes that stay where there is room for so many; they come and stay in the order of their arrival.
+    """Return the outcomes to keep if there is room for so many, in the order of their arrival.
 
-    An outcome goes first where the same node ended the same release again later. Reverts stay longest, since they stop
-    a release. No host's clock decides: it may be years off.
+    Outcomes with a later one of the same node and release are dropped first. Reverts stay longest, because they stop a
+    release. Clocks of hosts do not matter, because they may be years off.
     """
     spare = len(outcomes) - most
     if spare <= 0:

@@ -1,4 +1,4 @@
-"""The plan: what would be done now, and why not yet. Pure."""
+"""The plan: the next action, and why it does not happen yet. Pure."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ GATES = ("GATE_HELD", "GATE_APPROVAL_MISSING", "GATE_WINDOW_SHUT", "GATE_NOT_MY_
 
 @dataclass(frozen=True, slots=True)
 class Gate:
-    """One gate as it stands: open, or shut for a reason."""
+    """The current state of one gate: open, or shut with a reason."""
 
     code: str
     shut: Shut | None = None
 
     def to_json(self) -> dict[str, Any]:
-        """JSON form: {"name", "open", "why", "opens_unix_s"}."""
+        """Return the JSON form: {"name", "open", "why", "opens_unix_s"}."""
         return {
             "name": self.code,
             "open": self.shut is None,
@@ -40,11 +40,11 @@ class Gate:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What would be done now.
+    """The next action.
 
-    `action`: "none", "upgrade", "install", "wait", "under_way" or "halted". `lines` say it to a reader. `target` is the
-    enclave id that it is about, or "". `identity` is how that id is proven ("" where it is not staged), `changes` is
-    what its container would have that the running one has not.
+    `action`: "none", "upgrade", "install", "wait", "under_way" or "halted". `lines`: the explanation for an operator.
+    `target`: the enclave id that it is about, or "". `identity`: how that id is proven ("" if it is not staged).
+    `changes`: differences of its container from the running one.
     """
 
     action: str
@@ -55,7 +55,7 @@ class Plan:
     changes: tuple[str, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
-        """JSON form, the answer of /api/v1/plan."""
+        """Return the JSON form, the answer of /api/v1/plan."""
         return {
             "action": self.action,
             "lines": list(self.lines),
@@ -69,10 +69,10 @@ class Plan:
 def plan(
     state: State, rules: GateRules, now_unix_s: float, since_unix_s: float, found_shut: Sequence[Shut] = ()
 ) -> Plan:
-    """What would be done in this state. `since_unix_s` is when the release was first seen.
+    """Return the plan for this state. `since_unix_s`: when the release was first seen.
 
-    `found_shut` are the gates that the agent last found shut, with what the host and the fleet have against it. These
-    two are asked only once the other gates are open.
+    `found_shut`: the gates that the agent last found shut, including objections of host and fleet. The agent asks host
+    and fleet only once the other gates are open.
     """
     target = state.target if state.name in (Name.STAGING, Name.STAGED) else newer_release(state)
     shut = shut_gates(
@@ -111,7 +111,7 @@ def plan(
 
 
 def with_launch(found: Plan, identity: str, changes: Sequence[str]) -> Plan:
-    """The plan with what is known of a staged version: how its id is proven, and what its container has otherwise."""
+    """Return the plan with facts of a staged version: how its id is proven, and differences of its container."""
     lines = list(found.lines)
     if identity in IDENTITY_NOTES:
         lines.append(IDENTITY_NOTES[identity])
@@ -120,14 +120,14 @@ def with_launch(found: Plan, identity: str, changes: Sequence[str]) -> Plan:
 
 
 def _until(shut: Shut) -> str:
-    """When the gate opens by itself, for a reader; UTC, as in the log."""
+    """Return when the gate opens by itself, as text; UTC, as in the log."""
     if shut.opens_unix_s is None:
         return ""
     return f" (opens at {datetime.fromtimestamp(shut.opens_unix_s, UTC):%Y-%m-%d %H:%M:%S} UTC)"
 
 
 def _of_host(found: Sequence[Shut]) -> tuple[Shut, ...]:
-    """The preflight as one gate. The other gates that were found shut are left out: they have been judged anew."""
+    """Return the preflight as one gate. Other gates in `found_shut` are ignored: they were checked again."""
     reasons = [
         item.detail if item.code == PREFLIGHT else f"{item.code}: {item.detail}"
         for item in found
@@ -146,7 +146,7 @@ def _why_nothing(state: State) -> str:
 
 
 def _answer(action: str, lines: Sequence[str], target: str, shut: Sequence[Shut]) -> Plan:
-    """The plan; without a target only the gates that are the same for every release."""
+    """Return the plan. Without a target it has only the gates that are the same for every release."""
     by_code = {item.code: item for item in shut}
     gates = tuple(Gate(code, by_code.get(code)) for code in (GATES if target else GATES_OF_ALL))
     return Plan(action, tuple(lines), target, gates)

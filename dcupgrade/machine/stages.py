@@ -1,7 +1,7 @@
 """What an upgrade has achieved so far: one value per stage, in the order of docs/concepts.md.
 
-Only the port that did and verified the work makes such a value, and the event that ends the work carries it. Code that
-holds one need not check again.
+Only the port that did and verified the work makes such a value, and the event that ends the work carries it. Code with
+such a value need not check again.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ class StagedRelease:
 
 @dataclass(frozen=True, slots=True)
 class SealedKeys:
-    """A key set that the vault took from the node `source_id` and has sealed. `key_set_id` is its SHA-256 id, hex."""
+    """A key set that the vault collected from the node `source_id` and sealed. `key_set_id`: SHA-256 id, hex."""
 
     source_id: str
     key_set_id: str
@@ -41,6 +41,6 @@ class RunningNode:
 
 @dataclass(frozen=True, slots=True)
 class AttestedNode:
-    """A running version that has attested itself and holds the key set: it is confirmed, and the node serves."""
+    """A running version that attested itself, confirmed the key set, and serves."""
 
     enclave_id: str
