@@ -68,9 +68,13 @@ log = logging.getLogger("dcupgrade")
 ENDING_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT)
 IGNORED_SIGNALS = (
     *(signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2, signal.SIGALRM, signal.SIGVTALRM, signal.SIGPROF, signal.SIGIO),
-    *(signal.SIGPWR, signal.SIGXCPU, signal.SIGXFSZ),
+    *(signal.SIGPWR, signal.SIGXCPU, signal.SIGXFSZ, signal.SIGSTKFLT),
 )
-"""Their default would end the agent without a line. There is no log file to open anew: the log is standard error."""
+REALTIME_SIGNALS = range(signal.SIGRTMIN, signal.SIGRTMAX + 1)
+"""Ignored too: the default of all of these would end the agent without a line.
+
+There is no log file to open anew: the log is standard error.
+"""
 
 HTTP_CONNECTIONS_MAX = 256
 """Well below the limit of descriptors, of which the node, the vault and downloads need some."""
@@ -86,7 +90,8 @@ WrapJournal = Callable[[JournalThread], JournalPort]
 def run(settings: Settings, *, first_install: bool = False) -> int:
     """Run the agent until SIGTERM or SIGINT; returns the exit code. Raises DcupgradeError when it cannot begin."""
     logs.configure(LogWriter(), settings.agent.log_format, settings.agent.log_level)
-    for number in IGNORED_SIGNALS:  # until the loop runs; a handler and not SIG_IGN, which the nodes would inherit
+    # until the loop runs; a handler and not SIG_IGN, which the nodes would inherit
+    for number in (*IGNORED_SIGNALS, *REALTIME_SIGNALS):
         signal.signal(number, lambda *_: None)
     gc.collect()
     gc.freeze()  # the program itself stays: without this every full collection stops the loop for 11 ms to look at it
@@ -104,8 +109,8 @@ async def serve(settings: Settings, *, first_install: bool = False, wrap_journal
     loop.set_default_executor(ThreadPoolExecutor(THREADS, thread_name_prefix="worker"))
     for number in ENDING_SIGNALS:
         loop.add_signal_handler(number, _end, stop, number)
-    for number in IGNORED_SIGNALS:
-        loop.add_signal_handler(number, _ignore, number)
+    for ignored in (*IGNORED_SIGNALS, *REALTIME_SIGNALS):
+        loop.add_signal_handler(ignored, _ignore, ignored)
     async with AsyncExitStack() as stack:
         await in_thread(lock_folders, settings, stack)
         journal = await stack.enter_async_context(open_journal(settings.agent.state_dir / "journal.sqlite3"))
@@ -152,8 +157,9 @@ def _end(stop: asyncio.Event, number: signal.Signals) -> None:
     stop.set()
 
 
-def _ignore(number: signal.Signals) -> None:
-    log.info("%s is ignored; SIGTERM stops the agent", number.name)
+def _ignore(number: int) -> None:
+    name = signal.Signals(number).name if number in set(signal.Signals) else f"signal {number}"
+    log.info("%s is ignored; SIGTERM stops the agent", name)
 
 
 class _Parts:

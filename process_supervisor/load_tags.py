@@ -14,6 +14,7 @@ from pathlib import Path
 import aiodocker
 
 from .engine_client import engine_errors
+from .plain_file import read_plain
 from .slots import write_file
 from .sources import is_enclave_id
 from .threads import in_thread
@@ -144,8 +145,7 @@ class LoadTags:
         if self._notes is None:
             return None
         try:
-            with self._path(self._notes, enclave_id).open("rb") as file:
-                values = json.loads(file.read(NOTE_BYTES_MAX))
+            values = json.loads(read_plain(self._path(self._notes, enclave_id), NOTE_BYTES_MAX))
             tags = {str(tag): str(image_id) for tag, image_id in values["tags"].items()}
             return TagsBefore(str(values["image_id"]), tags, tags)
         except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError):

@@ -140,12 +140,13 @@ def staging_lock(slots: Path, enclave_id: str) -> Iterator[None]:
 def remove_leftovers(slots: Path, now: float) -> None:
     """Remove files of unfinished downloads that have not changed for LEFTOVER_S before `now` (Unix time). Blocking.
 
-    Locks and pins stay: both are small, and a pin records the digest to which a reference was resolved.
+    Lock and pin of a release that has a slot stay: a pin records the digest to which a reference was resolved.
     """
     old: dict[str, list[Path]] = {}
     for path in (slots / ".incoming").iterdir():
         enclave_id = path.name.partition(".")[0]
-        if path.suffix not in (".lock", ".pin") and is_enclave_id(enclave_id):
+        has_slot = os.path.lexists(slots / enclave_id)
+        if is_enclave_id(enclave_id) and not (has_slot and path.suffix in (".lock", ".pin")):
             old.setdefault(enclave_id, []).append(path)
     for enclave_id, paths in old.items():
         if any(_age_s(path, now) < LEFTOVER_S for path in paths):

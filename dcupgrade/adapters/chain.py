@@ -19,6 +19,7 @@ from dcupgrade.machine.state import ChainFacts, Release
 from dcupgrade.settings.derive import proxies
 from dcupgrade.settings.schema import Settings
 from dcupgrade.upgrade.ports import Announcement
+from process_supervisor.plain_file import read_plain
 
 from .journal_thread import JournalThread
 
@@ -71,6 +72,7 @@ def release_of(program: VerifiedRelease) -> Release:
 
 
 RPC_TIMEOUT_S = 4.0
+CHECKPOINT_BYTES_MAX = 64 * 1024 * 1024
 PROGRESS_EVERY_BLOCKS = 10
 
 
@@ -105,7 +107,7 @@ def watcher_config(settings: Settings, progress: Mapping[str, Any] | None = None
 def read_checkpoint(path: Path) -> Any:
     """Return the JSON of a checkpoint file. Blocking; raises CHECKPOINT_UNREADABLE."""
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        return json.loads(read_plain(path, CHECKPOINT_BYTES_MAX))
     except (OSError, ValueError, RecursionError) as error:
         raise DcupgradeError(
             code="CHECKPOINT_UNREADABLE",

@@ -23,6 +23,7 @@ from process_supervisor import data_lock
 from process_supervisor import host as probe
 from process_supervisor.driver import LaunchSpec, NodeDriver, NodeHandle, NodeRecord
 from process_supervisor.errors import ProcessSupervisorError
+from process_supervisor.plain_file import read_plain
 from process_supervisor.procfs import ProcessFacts, boot_id, session_members
 from process_supervisor.threads import in_thread
 
@@ -210,8 +211,7 @@ def folder_names(folder: Path) -> list[str]:
 def key_set_id_of(data_dir: Path) -> str:
     """The key-set id in the data folder's marker; "" when there is none. Blocking."""
     try:
-        with (data_dir / KEY_SET_MARKER).open("rb") as file:
-            content = file.read(MARKER_BYTES_MAX + 1)
+        content = read_plain(data_dir / KEY_SET_MARKER, MARKER_BYTES_MAX)
         return str(strict_json(content, MARKER_BYTES_MAX, KEY_SET_MARKER).get("key_set_id", ""))
     except (OSError, KeyvaultError):
         return ""

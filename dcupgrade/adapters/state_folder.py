@@ -10,6 +10,9 @@ from pathlib import Path
 
 from dcupgrade.errors import DcupgradeError
 from dcupgrade.settings.schema import Settings
+from process_supervisor.plain_file import read_plain
+
+TOKEN_BYTES_MAX = 4096
 
 
 def lock_folders(settings: Settings, stack: AsyncExitStack) -> None:
@@ -51,7 +54,7 @@ def read_or_draw_token(path: Path) -> str:
         try:
             fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
         except FileExistsError:
-            token = path.read_text(encoding="ascii").strip()
+            token = read_plain(path, TOKEN_BYTES_MAX).decode("ascii").strip()
             if len(token) < 16:
                 raise ValueError("it is too short to be a token") from None
             return token

@@ -74,10 +74,11 @@ def agent(folder: Path, stderr: int) -> Iterator[Agent]:
 def test_a_signal_that_means_nothing_to_the_agent_does_not_end_it(tmp_path: Path) -> None:
     log = tmp_path / "log"
     with log.open("wb") as file, agent(tmp_path, file.fileno()) as running:
-        for number in IGNORED_SIGNALS:
+        for number in (*IGNORED_SIGNALS, signal.SIGRTMIN + 3):
             running.process.send_signal(number)
+        ignored = [*(number.name for number in IGNORED_SIGNALS), f"signal {signal.SIGRTMIN + 3}"]
         deadline = time.monotonic() + DEADLINE_S
-        while not all(f"{number.name} is ignored" in log.read_text() for number in IGNORED_SIGNALS):
+        while not all(f"{name} is ignored" in log.read_text() for name in ignored):
             assert running.process.poll() is None, log.read_text()
             assert time.monotonic() < deadline, log.read_text()
             time.sleep(0.05)

@@ -1,5 +1,6 @@
 """The files of tokens that the service reads or draws."""
 
+import os
 import stat
 from pathlib import Path
 
@@ -25,3 +26,16 @@ def test_a_token_that_cannot_be_used_is_an_error_with_a_code(tmp_path: Path, con
         state_folder.read_or_draw_token(path)
     assert caught.value.code == "AGENT_STATE_UNUSABLE"
     assert str(path) in str(caught.value)
+
+
+@pytest.mark.parametrize("kind", ["fifo", "device", "folder"])
+def test_a_token_file_that_is_no_plain_file_is_an_error_and_is_not_waited_for(tmp_path: Path, kind: str) -> None:
+    path = tmp_path / "token"
+    if kind == "fifo":
+        os.mkfifo(path)
+    elif kind == "device":
+        path.symlink_to("/dev/zero")
+    else:
+        path.mkdir()
+    with pytest.raises(DcupgradeError, match=r"AGENT_STATE_UNUSABLE.*not a plain file"):
+        state_folder.read_or_draw_token(path)

@@ -154,6 +154,7 @@ async def test_what_a_release_that_was_given_up_left_is_removed(
         OTHER: ["0.part", "0.part.json", "new", "files", "removed", "pin", "lock"],
         "ef" * 32: ["part", "lock"],
         "12" * 32: ["0.part", "lock"],
+        "34" * 32: ["0.part", "pin", "lock"],
     }
     for enclave_id, ends in names.items():
         for end in ends:
@@ -169,7 +170,7 @@ async def test_what_a_release_that_was_given_up_left_is_removed(
     (incoming / "notes").write_text("not ours")
     with slots_module.staging_lock(slots, "ef" * 32):
         await stage(request(server.url), slots, measure, limits)
-    kept = {f"{ENCLAVE}.lock", f"{OTHER}.pin", f"{OTHER}.lock", "notes"}
+    kept = {f"{ENCLAVE}.lock", f"{'34' * 32}.pin", f"{'34' * 32}.lock", "notes"}
     kept |= {f"{'ef' * 32}.part", f"{'ef' * 32}.lock", f"{'12' * 32}.0.part", f"{'12' * 32}.lock"}
     assert {path.name for path in incoming.iterdir()} == kept
     assert (slots / ("34" * 32)).is_dir()

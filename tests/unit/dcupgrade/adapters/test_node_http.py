@@ -1,6 +1,7 @@
 """A node's health report is untrusted JSON: any content is either a valid report or counts as no answer."""
 
 import json
+import os
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -82,4 +83,21 @@ async def test_a_good_report_is_taken_as_it_is(node: Node, asked: NodeHttp) -> N
 @pytest.mark.parametrize("content", [b"[" * 5000, b"[]", b"{", b'{"key_set_id": "' + b"k" * 5000 + b'"}', b"\xff"])
 def test_a_marker_that_is_none_names_no_key_set(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "keyset.json").write_bytes(content)
+    assert key_set_id_of(tmp_path) == ""
+
+
+@pytest.mark.parametrize("kind", ["fifo", "device", "folder", "huge"])
+def test_a_marker_that_is_no_plain_file_names_no_key_set_and_holds_up_nothing(tmp_path: Path, kind: str) -> None:
+    """Case A6, of the other file that is read in the data folder."""
+    marker = tmp_path / "keyset.json"
+    match kind:
+        case "fifo":
+            os.mkfifo(marker)
+        case "device":
+            marker.symlink_to("/dev/zero")
+        case "folder":
+            marker.mkdir()
+        case "huge":
+            marker.touch()
+            os.truncate(marker, 3 << 30)
     assert key_set_id_of(tmp_path) == ""
