@@ -43,7 +43,11 @@ They raise an alarm; meanwhile the machine retries the source indefinitely.
 
 
 def newer_release(state: State) -> Release | None:
-    """Return the release on the chain if it is signed and newer than the running one."""
+    """Return the release on the chain if it is signed and newer than the running one.
+
+    A running version that is not listed counts by the height that it had when it was begun: an endpoint may show a
+    state of the chain from before that.
+    """
     program = state.chain.program if state.chain else None
     if program is None or state.chain is None or not state.chain.lists(program.enclave_id):
         return None
@@ -51,7 +55,7 @@ def newer_release(state: State) -> Release | None:
         return program
     if program.enclave_id == state.running.enclave_id:
         return None
-    height = dict(state.chain.listed).get(state.running.enclave_id)
+    height = dict(state.chain.listed).get(state.running.enclave_id, state.running.added_height or None)
     return program if newer(height, program.added_height) else None
 
 

@@ -27,7 +27,7 @@ from dcupgrade.machine.guards import Budgets
 from dcupgrade.machine.operator_commands import OF_A_RELEASE
 from dcupgrade.machine.state import Hold, Name, State, state_from_json
 
-from .model import REVOKED_START, Traits, World, beginning, effect_moves, faults, own_moves
+from .model import HEIGHTS, REVOKED_START, Traits, World, agent_moves, beginning, effect_moves, faults, own_moves
 
 BUDGETS = Budgets(attempts=2, failures=2, launches=2, crashes=2, retention_s=100.0)
 COMMANDS = ("hold", "unhold", "approve", "override", "resume", "revert", "retry")
@@ -44,7 +44,8 @@ class Scenario:
 
     def __str__(self) -> str:
         traits = self.traits
-        extra = "".join([" dead" * traits.source_dead, " remove" * traits.remove_previous])
+        named = {" dead": traits.source_dead, " remove": traits.remove_previous, " lags": traits.lags}
+        extra = "".join(text for text, holds in {**named, " fleet": traits.fleet}.items() if holds)
         return f"target {traits.target}, source {traits.source}{extra}: {self.crashes}c {self.faults}f {self.commands}w"
 
 
@@ -167,7 +168,7 @@ class Explorer:
 
     def _find_options(self, place: Place) -> Iterator[Option]:
         number, state, world = place.state, self._state_of[place.state], self._world_of[place.world]
-        for move in own_moves(world):
+        for move in (*own_moves(world), *agent_moves(state, world)):
             yield Option(move.name, (), number, self._number(move.worlds[-1]), False, "", True)
         for move in faults(world) if self.scenario.faults else ():
             yield Option(move.name, (), number, self._number(move.worlds[-1]), True, "", False)
@@ -188,11 +189,15 @@ class Explorer:
                 yield Option(f"operator: {command}", (), ends, place.world, False, given, False)
 
     def _observe_chain(self, place: Place, state: State, world: World) -> Iterator[Option]:
-        ends = self._step(place, state, e.ChainSeen(world.facts()), "the agent sees the chain")
-        if ends is not None and ends != place.state:
-            gone = frozenset(name for name in "ab" if name not in world.listed)
-            end = self._number(replace(world, knew_revoked=gone))
-            yield Option("the agent sees the chain", (), ends, end, False, "", True)
+        for label, facts, calm in (
+            ("the agent sees the chain", world.facts(), True),
+            ("the agent sees the chain as it was", world.older, False),
+        ):
+            ends = self._step(place, state, e.ChainSeen(facts), label) if facts is not None else None
+            if facts is not None and ends is not None and ends != place.state:
+                gone = frozenset(name for name in "ab" if not facts.lists(name))
+                end = self._number(replace(world, knew_revoked=gone))
+                yield Option(label, (), ends, end, not calm, "", calm)
 
     def _step(self, place: Place, state: State, event: e.Event, label: str) -> int | None:
         try:
@@ -253,6 +258,8 @@ class Explorer:
         ending = f"halted {state.halted}" if state.halted else f"{state.name.value} {running or '-'}"
         self.report.endings[ending] = self.report.endings.get(ending, 0) + 1
         cannot_run = running == "a" and world.traits.source in ("broken", "forgetful")
+        if world.slot and (state.name is Name.IDLE or state.hold is not None):
+            self._complain("keeps a slot of the fleet while nothing is upgraded", place)
         serves = world.phase(running) == "serving" if running else not world.nodes
         if state.name is Name.HALTED:
             if state.halted not in HALTED_CODES:
@@ -324,7 +331,9 @@ def judge(state: State, world: World, given: frozenset[str]) -> Iterator[str]:
         yield f"4: {world.broken_rule}"
     if "b" in world.told_commit and world.traits.target == "blind":
         yield "8: a version that cannot decrypt the old data was told to commit"
-    running = state.running
+    running, target = state.running, state.target
+    if running and target and state.name in BEGUN and HEIGHTS[target.enclave_id] < HEIGHTS[running.enclave_id]:
+        yield "12: an upgrade to an older version was begun"
     if running and running.enclave_id not in world.slots | world.lost:
         yield "9: the files of the running version are gone"
     if running and running.enclave_id < max(world.told_commit, default="") and "revert" not in given:
@@ -333,7 +342,7 @@ def judge(state: State, world: World, given: frozenset[str]) -> Iterator[str]:
         yield "10: an operator's revert was ignored"
     by_hand = state.record("b").quarantine == "OPERATOR_REVERT"
     if "b" in world.told_commit and running and running.enclave_id == "a" and "revert" in given:
-        begun = state.target is not None and state.target.enclave_id == "b" and state.name in BEGUN
+        begun = target is not None and target.enclave_id == "b" and state.name in BEGUN
         if begun and "retry" not in given and not by_hand and not state.revert_requested:
             yield "11: what an operator went back from was begun again without `retry`"
     if world.went_back and "revert" not in given:
@@ -358,6 +367,9 @@ def scenarios(*, thorough: bool) -> Iterator[Scenario]:
     yield Scenario(Traits("good", "good", source_dead=True), crashes=2, faults=1)
     yield Scenario(Traits("good", remove_previous=True), crashes=2, faults=1)
     yield Scenario(Traits("good", remove_previous=True), crashes=1, faults=0, commands=1)
+    yield Scenario(Traits("good", lags=True), crashes=0, faults=2)
+    yield Scenario(Traits("good", fleet=True), crashes=1, faults=1)
+    yield Scenario(Traits("good", fleet=True), crashes=1, faults=0, commands=1)
     for target in ("good", "blind"):
         yield Scenario(Traits(target), crashes=1, faults=0, commands=1)
         yield Scenario(Traits(target), crashes=0, faults=1, commands=1)
@@ -366,6 +378,8 @@ def scenarios(*, thorough: bool) -> Iterator[Scenario]:
     yield Scenario(Traits("good", "broken", source_dead=True), crashes=0, faults=1, commands=1)
     if thorough:
         yield Scenario(Traits("blind", "forgetful"), crashes=0, faults=1, commands=1)
+        yield Scenario(Traits("blind", fleet=True), crashes=2, faults=1)
+        yield Scenario(Traits("good", fleet=True), crashes=1, faults=0, commands=2)
         for target in TARGETS:
             yield Scenario(Traits(target), crashes=2, faults=2)
             yield Scenario(Traits(target), crashes=0, faults=3)

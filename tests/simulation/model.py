@@ -31,13 +31,16 @@ class Traits:
 
     target: good, bad (its artefact is refused), misplaced (its first address gives something else), dies (at start),
     mute (never ready), blind (cannot decrypt the canary), frail (dies in probation). source: good, broken (does not
-    start again), forgetful (cannot unseal its own keys any more), gone (none: first install).
+    start again), forgetful (cannot unseal its own keys any more), gone (none: first install). `lags`: an endpoint may
+    show the chain as it was before its last change. `fleet`: an upgrade needs one of the fleet's slots.
     """
 
     target: str = "good"
     source: str = "good"
     source_dead: bool = False
     remove_previous: bool = False
+    lags: bool = False
+    fleet: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +67,12 @@ class World:
     """Releases whose files a fault took away."""
     unseen_exit: str = ""
     knew_revoked: frozenset[str] = frozenset()
+    older: ChainFacts | None = None
+    """What an endpoint that lags shows: the chain before its last change."""
+    slot: bool = False
+    """Whether this node holds one of the fleet's slots."""
+    fleet_full: bool = False
+    """Whether other nodes hold all of the fleet's slots."""
     broken_rule: str = ""
     """The first rule that an act of the agent broke at the moment of the act."""
     went_back: bool = False
@@ -129,6 +138,14 @@ def own_moves(world: World) -> Iterator[Move]:
         yield Move("the vault comes back", (replace(world, vault="up"),))
     if world.locked:
         yield Move("the data lock is let go", (replace(world, locked=False),))
+    if world.fleet_full:
+        yield Move("another node frees its slot", (replace(world, fleet_full=False),))
+
+
+def agent_moves(state: State, world: World) -> Iterator[Move]:
+    """What the agent does beside its effects: it frees the fleet's slot once the machine is idle."""
+    if world.slot and state.name is Name.IDLE:
+        yield Move("the slot is freed", (replace(world, slot=False),))
 
 
 def _boot(world: World, name: str) -> Iterator[Move]:
@@ -162,7 +179,11 @@ def faults(world: World) -> Iterator[Move]:
         )
     if not world.locked and not world.nodes:
         yield Move("another process locks the data", (replace(world, locked=True),), fault=True)
-    yield from chain_moves(world)
+    if world.traits.fleet and not world.slot and not world.fleet_full:
+        yield Move("other nodes take all slots", (replace(world, fleet_full=True),), fault=True)
+    for move in chain_moves(world):
+        older = world.facts() if world.traits.lags else None
+        yield replace(move, worlds=(replace(move.worlds[-1], older=older),))
 
 
 def chain_moves(world: World) -> Iterator[Move]:
@@ -170,7 +191,7 @@ def chain_moves(world: World) -> Iterator[Move]:
     if world.program == "b" and not world.moved and world.traits.target == "bad":
         yield Move("b is published elsewhere", (replace(world, moved=True),), fault=True)
     if world.program == "b":
-        yield Move("c is published", (replace(world, program="c"),), fault=True)
+        yield Move("c is published", (replace(world, program="c", listed=world.listed | {"c"}),), fault=True)
         yield Move("the program is withdrawn", (replace(world, program=""),), fault=True)
     for name in sorted(world.listed & {"a", "b"}):
         program = "" if world.program == name else world.program
@@ -258,7 +279,12 @@ def _stage(effect: Effect, _state: State, world: World) -> Iterator[Move]:
 
 def _gates(effect: Effect, state: State, world: World) -> Iterator[Move]:
     if state.hold is None and not (state.first_install and world.sealed):
-        yield Move("gates open", (world,), e.GatesOpen(effect.enclave_id))
+        if not world.traits.fleet:
+            yield Move("gates open", (world,), e.GatesOpen(effect.enclave_id))
+        elif world.slot or not world.fleet_full:  # the slot bears this node's name: taking it again finds it
+            yield Move("gates open", (replace(world, slot=True),), e.GatesOpen(effect.enclave_id))
+    elif world.slot:
+        yield Move("the slot is given back", (replace(world, slot=False),))
 
 
 def _collect(effect: Effect, _state: State, world: World) -> Iterator[Move]:
@@ -307,6 +333,8 @@ def _stop(effect: Effect, state: State, world: World) -> Iterator[Move]:
         backward = any(HEIGHTS[slot] < HEIGHTS[name] for slot in (world.slots | world.lost) & world.sealed)
         if name == world.owner() and not forward and not backward:
             gone = gone.breaking("the node was stopped before release and keys were safe")
+        if state.name is Name.STOPPING and world.traits.fleet and not world.slot:
+            gone = gone.breaking("the node was stopped for an upgrade without a slot of the fleet")
         yield Move("stop", (world, gone), done)
     elif world.locked:
         if state.name is not Name.HALTED:
@@ -419,5 +447,6 @@ def beginning(traits: Traits) -> tuple[State, World]:
         world = World(traits, (), frozenset(), frozenset())
         return State(name=Name.IDLE, chain=world.facts()), world
     nodes = () if traits.source_dead else (("a", "serving"),)
-    world = World(traits, nodes, frozenset("a"), frozenset("a"))
+    listed = frozenset("ab" if traits.lags else "abc")  # what shows that a view is old: "c" is not listed in it
+    world = World(traits, nodes, frozenset("a"), frozenset("a"), listed=listed)
     return State(name=Name.IDLE, running=RELEASES["a"], chain=world.facts()), world

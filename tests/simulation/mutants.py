@@ -113,6 +113,12 @@ def _keeps_records(state: State, event: e.ChainSeen, budgets: guards.Budgets) ->
     return replace(t.remember_chain(state, event, budgets), records=state.records)
 
 
+def _forgets_the_height_of_what_runs(state: State, event: e.ChainSeen, budgets: guards.Budgets) -> State:
+    after = t.remember_chain(state, event, budgets)
+    running = replace(after.running, added_height=0) if after.running else None
+    return replace(after, running=running)
+
+
 def _lifts_every_quarantine(state: State, _event: e.Event, _: guards.Budgets) -> State:
     return replace(state, records=())
 
@@ -189,6 +195,11 @@ MUTANTS: dict[str, tuple[Rows, Activity, Scenario]] = {
     "takes a resume for an end of the quarantine": (
         _edge(N.IDLE, e.ResumeCommand, _act(_lifts_every_quarantine)), _keep_activity,
         Scenario(Traits("good"), commands=2)),
+    "takes what an endpoint that lags shows for a newer release": (
+        _edge(N.IDLE, e.ChainSeen, _act(_forgets_the_height_of_what_runs)), _keep_activity,
+        Scenario(Traits("good", lags=True), faults=2)),
+    "passes the fleet's gate by": (
+        _edge(N.STAGING, e.Staged, _to(N.COLLECTING)), _keep_activity, Scenario(Traits("good", fleet=True), faults=1)),
     "takes a hold for an order to stop": (
         _edge(N.COLLECTING, e.HoldCommand, _to(N.STOPPING)), _keep_activity, COMMANDED),
 }  # fmt: skip

@@ -139,6 +139,15 @@ def test_only_a_signed_and_newer_version_is_begun(
     assert (Effect(F.BEGIN, B.enclave_id) in activity(state)) is offered
 
 
+def test_what_an_endpoint_that_lags_names_is_not_begun_over_a_newer_version() -> None:
+    """It shows the chain from before the running version was listed, so that looks like one that was removed."""
+    older = e.ChainSeen(ChainFacts(B, ((A.enclave_id, 1), (B.enclave_id, 2))))
+    begin = Effect(F.BEGIN, B.enclave_id)
+    assert begin not in activity(step(State(running=C), older)[0])
+    unknown = replace(C, added_height=0)  # taken over by hand: nobody knows since when it is listed
+    assert begin in activity(step(State(running=unknown), older)[0])
+
+
 def fail(state: State, code: str, failure: str, budgets: Budgets) -> State:
     state, _ = step(state, e.UpgradeBegun(B.enclave_id), budgets)
     state, _ = step(state, e.StageFailed(B.enclave_id, Failure(code, failure, "")), budgets)
