@@ -91,6 +91,7 @@ CODES: dict[str, str] = {
     "FIRST_INSTALL_REFUSED": "nothing runs here, and a first install is not allowed or not safe",
     # answers of the status page and API
     "HTTP_HOST_REFUSED": "a request names the status page by a host name that it does not answer to",
+    "HTTP_PORT_TAKEN": "another program listens where the status page is to be served",
     "HTTP_TOKEN_REFUSED": "an action came without the operator's token, or with a wrong one",
     "HTTP_REFUSED": "a request to the status page or API cannot be served as it is",
     "HTTP_BUSY": "as many readers follow the agent's events, or wait for its history, as it serves at once",

@@ -6,6 +6,7 @@ The agent may die or be restarted at any time: nodes and the vault are processes
 from __future__ import annotations
 
 import asyncio
+import errno
 import gc
 import logging
 import os
@@ -44,6 +45,7 @@ from dcupgrade.settings.schema import Settings
 from dcupgrade.surfaces.chain_log import log_chain_news
 from dcupgrade.surfaces.http_api import Site, make_app
 from dcupgrade.surfaces.webhooks import run_all, webhooks
+from dcupgrade.upgrade.feed import Feed
 from dcupgrade.upgrade.orchestrator import Orchestrator
 from dcupgrade.upgrade.ports import JournalPort, NoFleet, Ports
 from keyvault.client import VaultClient
@@ -51,6 +53,7 @@ from keyvault.handover.guarded_server import GuardedServer
 from keyvault.vault.log_writer import LogWriter
 from process_supervisor.driver import NodeDriver
 from process_supervisor.errors import ProcessSupervisorError
+from process_supervisor.host import port_is_free, port_owner
 from process_supervisor.outbound import Outbound
 from process_supervisor.process_driver import ProcessDriver
 from process_supervisor.threads import in_thread
@@ -83,6 +86,7 @@ THREADS = 64
 """Of the pool for blocking work. asyncio's own has 6 on two processors; each look-up of a name holds one."""
 
 TEND_EVERY_S = 30.0
+LISTEN_AGAIN_S = 5.0
 
 WrapJournal = Callable[[JournalThread], JournalPort]
 
@@ -325,18 +329,51 @@ async def _face(settings: Settings, journal: JournalThread, parts: _Parts) -> As
         allowed_hosts=frozenset(settings.agent.allowed_hosts),
     )
     host, _, port = settings.agent.http_listen.rpartition(":")
+    address = (host.strip("[]"), int(port))
+    async with AsyncExitStack() as opened:
+        try:
+            await _listen(site, address, opened)
+        except DcupgradeError as error:
+            if error.code != "HTTP_PORT_TAKEN":
+                raise
+            later = asyncio.create_task(_listen_later(site, address, opened, orchestrator.feed, error))
+            opened.callback(later.cancel)
+        yield
+
+
+async def _listen(site: Site, address: tuple[str, int], opened: AsyncExitStack) -> None:
+    """Serve the page until `opened` ends. Raises HTTP_PORT_TAKEN; AGENT_STATE_UNUSABLE if nobody could listen there."""
     server = GuardedServer(make_app(site), connections_max=HTTP_CONNECTIONS_MAX, shutdown_timeout_s=1.0)
     try:
-        await server.start(host.strip("[]"), int(port))
+        await server.start(*address)
     except OSError as error:
         await server.stop()
+        taken = error.errno == errno.EADDRINUSE
+        owner = await in_thread(port_owner, address[1]) if taken else ""
         raise DcupgradeError(
-            code="AGENT_STATE_UNUSABLE",
-            what=f"agent.http_listen {settings.agent.http_listen}",
-            why=str(error),
-            action="Choose another port, or `off`.",
+            code="HTTP_PORT_TAKEN" if taken else "AGENT_STATE_UNUSABLE",
+            what=f"agent.http_listen, {address[0]} port {address[1]}",
+            why=f"{owner} listens there" if owner else str(error),
+            action="End that program, or choose another port." if taken else "Choose another port, or `off`.",
+            kind="transient" if taken else "rejected",
         ) from error
-    try:
-        yield
-    finally:
-        await server.stop()
+    opened.push_async_callback(server.stop)
+
+
+async def _listen_later(
+    site: Site, address: tuple[str, int], opened: AsyncExitStack, feed: Feed, error: DcupgradeError
+) -> None:
+    """Serve the page once its port is free. Whoever took it must not keep the node without its agent."""
+    host, port = address
+    with feed.alarm() as alarm:
+        while True:
+            alarm(error.code, str(error))
+            await asyncio.sleep(LISTEN_AGAIN_S)
+            if await in_thread(port_is_free, port, host):
+                try:
+                    await _listen(site, address, opened)
+                except DcupgradeError as again:
+                    error = again
+                else:
+                    log.info("the page is served at port %d now", port)
+                    return

@@ -5,10 +5,12 @@ import contextlib
 import json
 import os
 import signal
+import socket
 import threading
 from pathlib import Path
 from types import SimpleNamespace
 
+import aiohttp
 import pytest
 
 from dcupgrade import service
@@ -84,3 +86,38 @@ def test_no_file_is_touched_on_the_loop_from_the_start_to_the_end(
         with contextlib.suppress(OSError, ValueError):
             os.kill(json.loads((tmp_path / "state" / "run" / "vault.json").read_text())["pid"], signal.SIGKILL)
     assert not touched, "\n".join(map(str, touched))
+
+
+def test_a_port_that_another_program_took_keeps_the_page_away_and_not_the_agent(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Case B4, of the agent's own port: without its agent a node that ends is not started again."""
+    monkeypatch.setattr(service, "LISTEN_AGAIN_S", 0.01)
+    squatter = socket.create_server(("127.0.0.1", 0))
+    port = squatter.getsockname()[1]
+    config = tmp_path / "dcupgrade.toml"
+    config.write_text(
+        f'[agent]\nstate_dir = "{tmp_path}/state"\nhttp_listen = "127.0.0.1:{port}"\n'
+        f'[chain]\nendpoints = ["ws://127.0.0.1:9"]\nnetwork_keys = ["{KEY}"]\nfinality = "single"\n'
+        f'[node]\nid = "n1"\ndata_dir = "{tmp_path}/data"\n[vault]\nstart = false\n'
+    )
+
+    async def act() -> None:
+        told = asyncio.Queue[str]()
+        monkeypatch.setattr("sdnotify.SystemdNotifier", lambda: SimpleNamespace(notify=told.put_nowait))
+        serving = asyncio.create_task(service.serve(load.load(config)))
+        while "READY=1" not in await told.get():
+            pass
+        assert f"HTTP_PORT_TAKEN: agent.http_listen, 127.0.0.1 port {port}: pid {os.getpid()}" in caplog.text
+        squatter.close()
+        async with aiohttp.ClientSession() as session:
+            while True:
+                with contextlib.suppress(aiohttp.ClientError):
+                    async with session.get(f"http://127.0.0.1:{port}/healthz") as answer:
+                        assert answer.status == 200
+                        break
+                await asyncio.sleep(0.01)
+        os.kill(os.getpid(), signal.SIGTERM)
+        await serving
+
+    asyncio.run(act())
