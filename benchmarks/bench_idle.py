@@ -31,7 +31,7 @@ from devnet.tcp_proxy import TcpProxy  # noqa: E402
 from devnet.world import World  # noqa: E402
 
 BLOCK_MS = 6000
-SETTLE_S = 12.0
+SETTLE_S = 8.0
 AGENT_MIB_AT_MOST, WATCHER_MIB_AT_MOST = 48.0, 40.0
 CPU_PEER = "substrate-interface"
 
