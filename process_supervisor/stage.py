@@ -47,7 +47,7 @@ from .threads import in_thread
 
 EXTRA_FILE_BYTES_MAX = 64 * 1024
 Plan = list[tuple[UrlSource | ImageReference, tuple[ContentId, ...]]]
-"""The sources in the order in which they are tried, each with the CIDs that its content must match."""
+"""The sources in the order of the attempts, each with the CIDs that its content must match."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -74,28 +74,28 @@ class StageRequest:
 
 @dataclass(frozen=True, slots=True)
 class ReleaseImage:
-    """An image at the engine: its id, and the reference (pinned to a digest where one is known) that it came by."""
+    """An image at the engine: its id and its reference (pinned to a digest if one is known)."""
 
     image_id: str
     reference: str
 
 
 class Images(Protocol):
-    """What staging needs from a container engine; implemented by `container_images.ImageStore`."""
+    """The part of a container engine that staging uses; implemented by `container_images.ImageStore`."""
 
     async def has(self, image_id: str) -> bool:
-        """Whether the engine has this very image."""
+        """Tell whether the engine has this image."""
 
     async def pull(
         self, reference: ImageReference, pinned: str | None, limits: DownloadLimits, progress: ProgressFn
     ) -> ReleaseImage:
-        """Bring an image here, by `pinned` where its reference was resolved to that digest before."""
+        """Pull an image, by the digest `pinned` if its reference was resolved to that before."""
 
     async def load(self, archive: Path, limits: DownloadLimits, enclave_id: str) -> ReleaseImage | None:
-        """Load an archive of one image and keep that; None if the file is no such archive."""
+        """Load an archive of one image and keep the image. None if the file is not such an archive."""
 
     async def keep(self, image_id: str, enclave_id: str) -> str:
-        """Keep the engine from pruning the image, by a tag of ours; returns that."""
+        """Tag the image, so that the engine does not prune it; returns the tag."""
 
     async def release_files(self, image_id: str, path: Path, limits: DownloadLimits) -> bool:
         """Write the image's release folder to `path` as a tar; False if the image has none."""
@@ -226,7 +226,7 @@ def _needs_containers(text: str) -> ProcessSupervisorError:
 
 @dataclass(slots=True)
 class _Staging:
-    """One run through the sources of a release. Several may download at once; one at a time is unpacked."""
+    """One run through the sources of a release. Several may download at once; only one is unpacked at a time."""
 
     request: StageRequest
     slots: Path
@@ -243,7 +243,7 @@ class _Staging:
         return self.slots / ".incoming" / self.request.enclave_id
 
     def _part(self, source: UrlSource) -> Path:
-        """One for each source: trying the mirror must not discard what the other source gave.
+        """Return a part file for each source, so that trying the mirror keeps the other source's part.
 
         One URL may be several sources, as plain bytes and as a CAR for instance, and two may download at once.
         """
@@ -251,7 +251,7 @@ class _Staging:
         return self._incoming.with_name(f"{self.request.enclave_id}.{mark}.part")
 
     async def run(self, plan: Plan, refusals: list[Exception]) -> StagedRelease:
-        """Stage from the first source that gives a good artefact."""
+        """Stage from the first source with a good artefact."""
         if self.request.image_id:
             digest = self.request.image_id.removeprefix("sha256:")
             return await self._from_image(ReleaseImage(self.request.image_id, self.request.image_id), digest, 0, "")
@@ -350,7 +350,7 @@ class _Staging:
         return await self._unpack_and_name(Fetched(path, size, digest, source), facts)
 
     async def _take_proof(self, images: Images, image: ReleaseImage, path: Path) -> Identity:
-        """Copy to `path` what proves the image's enclave id, the strongest proof that it has; gives its grade."""
+        """Copy the strongest proof of the image's enclave id to `path`; returns the kind of proof."""
         request = self.request
         if await images.release_files(image.image_id, path, self.limits):
             return "measured"
@@ -376,7 +376,7 @@ class _Staging:
         raise ProcessSupervisorError(
             code="CONTAINER_SIGNED_ENCLAVE_MISSING",
             what=f"image {image.reference}",
-            why="nobody said which of its files is the signed enclave",
+            why="the settings do not name its signed enclave",
             action="Set container.signed_enclave to its path in the image",
         )
 
@@ -406,7 +406,7 @@ def _facts(fetched: Fetched) -> StageFacts:
 
 
 def _read_pins(path: Path) -> dict[str, str]:
-    """The digests that references of this release were resolved to, by reference."""
+    """Return the digests to which references of this release were resolved, by reference."""
     try:
         pins = json.loads(path.read_bytes())
         return {name: digest for name, digest in pins.items() if isinstance(digest, str)}

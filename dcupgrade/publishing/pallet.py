@@ -32,7 +32,7 @@ STORAGE = frozenset({"EnclaveIds", "DcProgram"})
 
 
 def require_publishing() -> None:
-    """Raise PUBLISH_EXTRA_MISSING where the packages that write to the chain are not installed."""
+    """Raise PUBLISH_EXTRA_MISSING if the packages that write to the chain are not installed."""
     try:
         importlib.import_module("substrateinterface")
     except ImportError as error:
@@ -46,7 +46,7 @@ def require_publishing() -> None:
 
 @dataclass(frozen=True, slots=True)
 class Release:
-    """The arguments of `set_dc_program`. `cids` is used only by chains whose call has that argument."""
+    """The arguments of `set_dc_program`. `cids`: only for chains whose call has that argument."""
 
     enclave_id: str
     version: str
@@ -55,7 +55,7 @@ class Release:
     cids: tuple[str, ...] = ()
 
     def verify_fields(self) -> None:
-        """Raise RELEASE_ID_MALFORMED or RELEASE_FIELD_BAD for what clients of the chain would refuse anyway."""
+        """Raise RELEASE_ID_MALFORMED or RELEASE_FIELD_BAD for values that clients of the chain would refuse."""
         require_enclave_id(self.enclave_id)
         if self.version != NO_VERSION and not _VERSION.fullmatch(self.version):
             raise _field_bad(
@@ -94,13 +94,13 @@ class PalletState:
     program: dict[str, Any] | None
 
     def height_of(self, enclave_id: str) -> int | None:
-        """Lowest height at which an id was added: that is the one clients count."""
+        """Return the lowest height at which an id was added, which is the one that clients use."""
         return lowest_heights((entry.enclave_id, entry.height) for entry in self.entries).get(enclave_id)
 
 
 @dataclass(frozen=True, slots=True)
 class PreparedCall:
-    """A call of the pallet, encoded. `data` is the hex that a governance motion or preimage takes."""
+    """An encoded call of the pallet. `data`: the hex text for a governance motion or preimage."""
 
     name: str
     data: str
@@ -118,7 +118,7 @@ class PublisherChain:
     @classmethod
     @contextmanager
     def connect(cls, url: str) -> Iterator[PublisherChain]:
-        """Open `url` (ws:// or wss://); PUBLISH_CHAIN_UNREACHABLE if it cannot be had, breaks off or is not one."""
+        """Open `url` (ws:// or wss://). Raises PUBLISH_CHAIN_UNREACHABLE without a connection or a valid answer."""
         require_publishing()
         from substrateinterface import SubstrateInterface
         from substrateinterface.exceptions import SubstrateRequestException
@@ -155,11 +155,11 @@ class PublisherChain:
 
     @property
     def has_sudo(self) -> bool:
-        """Whether root calls can be made through Sudo; otherwise they go through governance."""
+        """Whether the chain has Sudo for root calls; otherwise they need governance."""
         return any(pallet.name == "Sudo" for pallet in self._substrate.metadata.pallets)
 
     def state(self) -> PalletState:
-        """The pallet's storage at the finalized head."""
+        """Return the pallet's storage at the finalized head."""
         head = self._substrate.get_chain_finalised_head()
         listed = self._substrate.query(self.pallet, "EnclaveIds", block_hash=head)
         program = self._substrate.query(self.pallet, "DcProgram", block_hash=head)
@@ -172,13 +172,13 @@ class PublisherChain:
         return PalletState(head, entries, decoded)
 
     def list_call(self, enclave_id: str, signature: str) -> PreparedCall:
-        """`set_enclave_id`: adds an id with its network signature to the list."""
+        """Make `set_enclave_id`, which adds an id with its network signature to the list."""
         return self._call("set_enclave_id", {"enclave_id": enclave_id, "signature": signature})
 
     def revoke_calls(self, state: PalletState, enclave_id: str) -> list[PreparedCall]:
-        """`remove_enclave_id`: takes an id out of the list.
+        """Make `remove_enclave_id`, which removes an id from the list.
 
-        The call of some runtimes also takes the signature and removes only that entry: then there is one for each.
+        In some runtimes the call also needs the signature and removes only that entry; then there is one for each.
         """
         signatures = [entry.signature for entry in state.entries if entry.enclave_id == enclave_id]
         function = self._substrate.get_metadata_call_function(self.pallet, "remove_enclave_id")
@@ -190,7 +190,7 @@ class PublisherChain:
         ]
 
     def program_call(self, release: Release) -> PreparedCall:
-        """`set_dc_program`: names the version to run."""
+        """Make `set_dc_program`, which names the version to run."""
         return self._call(
             "set_dc_program",
             {
@@ -225,8 +225,8 @@ class PublisherChain:
     def submit(self, call: PreparedCall, account: Any, *, finalized: bool) -> str:
         """Send `call` through sudo, wait for its block (or finality) and return that block's hash.
 
-        PUBLISH_EXTRINSIC_REFUSED if the pool does not take it, PUBLISH_DISPATCH_FAILED if the call failed inside:
-        a sudo extrinsic succeeds even when what it carries fails, and only the `Sudid` event tells.
+        Raises PUBLISH_EXTRINSIC_REFUSED if the pool refuses it, PUBLISH_DISPATCH_FAILED if the call inside failed: a
+        sudo extrinsic succeeds even then, and only its `Sudid` event shows the failure.
         """
         from substrateinterface.exceptions import SubstrateRequestException
 

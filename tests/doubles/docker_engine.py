@@ -14,7 +14,7 @@ from aiohttp import web
 
 from process_supervisor.engine_client import engine
 from process_supervisor.limits import DownloadLimits
-from tests.unit.process_supervisor.conftest import ENCLAVE, member, release_tar, tar_bytes
+from tests.doubles.release_archives import ENCLAVE, member, release_tar, tar_bytes
 
 OLD, NEW, THIRD = ("sha256:" + digit * 64 for digit in "123")
 LIMITS = DownloadLimits()

@@ -7,7 +7,7 @@ import pytest
 from process_supervisor.errors import ProcessSupervisorError
 from process_supervisor.limits import DownloadLimits
 from process_supervisor.stage import StageRequest, stage
-from tests.unit.process_supervisor.conftest import ENCLAVE
+from tests.doubles.release_archives import ENCLAVE
 
 # Above what the client's socket buffers hold (aiohttp drops those when a connection breaks), so that a part remains.
 BIG = b"image" * 200_000

@@ -1,78 +1,16 @@
-"""Archives, a file server with faults, and limits without waiting, for the supervisor's tests."""
+"""A faulty file server, a stand-in for a Docker engine, and limits without waiting, for the supervisor's tests."""
 
-import gzip
-import hashlib
-import io
-import tarfile
-from collections.abc import AsyncIterator, Callable
-from dataclasses import dataclass, field
+from collections.abc import AsyncIterator
 from pathlib import Path
 
+import aiodocker
 import pytest
 from aiohttp import web
 
 from process_supervisor.limits import DownloadLimits
 from process_supervisor.outbound import Outbound
-
-ENCLAVE = "ab" * 32
-
-
-def member(
-    name: str, data: bytes = b"", kind: bytes = tarfile.REGTYPE, link: str = ""
-) -> tuple[tarfile.TarInfo, bytes]:
-    info = tarfile.TarInfo(name)
-    info.size, info.type, info.linkname = len(data), kind, link
-    return info, data
-
-
-def tar_bytes(*members: tuple[tarfile.TarInfo, bytes], compress: bool = True, fmt: int = tarfile.USTAR_FORMAT) -> bytes:
-    buffer = io.BytesIO()
-    with tarfile.open(fileobj=buffer, mode="w", format=fmt) as tar:
-        for info, data in members:
-            tar.addfile(info, io.BytesIO(data))
-    return gzip.compress(buffer.getvalue(), mtime=0) if compress else buffer.getvalue()
-
-
-def release_tar(image: bytes = b"image" * 4000, name: str = "node") -> bytes:
-    text = f'{{"name":"{name}","version":"1.0.0","enclave_id":"{ENCLAVE}"}}'.encode()
-    return tar_bytes(
-        member("release.json", text), member("enclave.pyz", image), member("enclave.sig", b"s" * 1808), compress=False
-    )
-
-
-@dataclass
-class FaultyServer:
-    """Serves `content` at any path, the way `behave` says; `requests` keeps the headers that came."""
-
-    content: bytes = b""
-    etag: str | None = '"v1"'
-    content_type: str = "application/octet-stream"
-    requests: list[dict[str, str]] = field(default_factory=list)
-    cut_after: list[int] = field(default_factory=list)
-    behave: Callable[[web.Request], web.StreamResponse | None] | None = None
-    url: str = ""
-
-    async def handle(self, request: web.Request) -> web.StreamResponse:
-        self.requests.append({**request.headers, ":path": request.path_qs})
-        special = self.behave(request) if self.behave else None
-        if special is not None:
-            return special
-        first, status = 0, 200
-        headers = {"ETag": self.etag} if self.etag else {}
-        range_ = request.headers.get("Range", "")
-        if range_.startswith("bytes=") and request.headers.get("If-Range") == self.etag:
-            first, status = int(range_[6:].rstrip("-")), 206
-            headers["Content-Range"] = f"bytes {first}-{len(self.content) - 1}/{len(self.content)}"
-        body = self.content[first:]
-        response = web.StreamResponse(status=status, headers=headers)
-        response.content_length, response.content_type = len(body), self.content_type
-        await response.prepare(request)
-        cut = self.cut_after.pop(0) if self.cut_after else None
-        await response.write(body if cut is None else body[:cut])
-        if cut is not None and request.transport is not None:
-            # What was written is still sent before the connection goes down.
-            request.transport.close()
-        return response
+from tests.doubles.docker_engine import FakeEngine, served
+from tests.doubles.faulty_server import FaultyServer
 
 
 @pytest.fixture
@@ -113,5 +51,12 @@ def slots(tmp_path: Path) -> Path:
     return tmp_path / "state" / "slots"
 
 
-def sha256(data: bytes) -> str:
-    return hashlib.sha256(data).hexdigest()
+@pytest.fixture
+def fake() -> FakeEngine:
+    return FakeEngine()
+
+
+@pytest.fixture
+async def docker(fake: FakeEngine) -> AsyncIterator[aiodocker.Docker]:
+    async with served(fake) as client:
+        yield client

@@ -12,8 +12,7 @@ from hypothesis import strategies as st
 from process_supervisor.archive import safe_member_path, unpack
 from process_supervisor.errors import CODES, ProcessSupervisorError
 from process_supervisor.limits import ArchiveLimits
-
-from .conftest import member, release_tar, tar_bytes
+from tests.doubles.release_archives import member, release_tar, tar_bytes
 
 LIMITS = ArchiveLimits(members_max=8, member_bytes_max=10_000, total_bytes_max=15_000, header_bytes_max=2048)
 

@@ -4,7 +4,6 @@ import base64
 import gzip
 import hashlib
 import json
-from collections.abc import AsyncIterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,20 +16,8 @@ from process_supervisor.container_images import ImageStore, image_in
 from process_supervisor.errors import ProcessSupervisorError
 from process_supervisor.limits import ArchiveLimits
 from process_supervisor.sources import ImageReference
-from tests.doubles.docker_engine import LIMITS, MANIFEST, NEW, OLD, THIRD, FakeEngine, archive, served
-
-from .conftest import ENCLAVE, member, release_tar, tar_bytes
-
-
-@pytest.fixture
-def fake() -> FakeEngine:
-    return FakeEngine()
-
-
-@pytest.fixture
-async def docker(fake: FakeEngine) -> AsyncIterator[aiodocker.Docker]:
-    async with served(fake) as client:
-        yield client
+from tests.doubles.docker_engine import LIMITS, MANIFEST, NEW, OLD, THIRD, FakeEngine, archive
+from tests.doubles.release_archives import ENCLAVE, member, release_tar, tar_bytes
 
 
 @pytest.mark.parametrize(

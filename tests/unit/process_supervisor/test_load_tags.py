@@ -1,6 +1,5 @@
 """Loading an archive changes no tag at the engine but ours, whatever ends the load."""
 
-from collections.abc import AsyncIterator
 from pathlib import Path
 
 import aiodocker
@@ -9,20 +8,8 @@ import pytest
 from process_supervisor.container_images import ImageStore
 from process_supervisor.errors import ProcessSupervisorError
 from process_supervisor.load_tags import LoadTags
-from tests.doubles.docker_engine import KEPT, LIMITS, NEW, OLD, THIRD, FakeEngine, archive, served
-
-from .conftest import ENCLAVE
-
-
-@pytest.fixture
-def fake() -> FakeEngine:
-    return FakeEngine()
-
-
-@pytest.fixture
-async def docker(fake: FakeEngine) -> AsyncIterator[aiodocker.Docker]:
-    async with served(fake) as client:
-        yield client
+from tests.doubles.docker_engine import KEPT, LIMITS, NEW, OLD, THIRD, FakeEngine, archive
+from tests.doubles.release_archives import ENCLAVE
 
 
 @pytest.mark.parametrize(

@@ -16,9 +16,9 @@ from process_supervisor.outbound import Outbound
 from process_supervisor.proxies import Proxies
 from process_supervisor.sources import UrlSource, decode_source
 from process_supervisor.stage import stage
+from tests.doubles.faulty_server import FaultyServer
+from tests.doubles.release_archives import member, release_tar, sha256, tar_bytes
 from tests.doubles.staging import BIG, CUT, failure, measure, request
-
-from .conftest import FaultyServer, member, release_tar, sha256, tar_bytes
 
 PAGE = b"<html>" + b"sorry " * 1000 + b"</html>"
 

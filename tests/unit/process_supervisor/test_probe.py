@@ -25,8 +25,7 @@ from process_supervisor.host import (
     require_ports_free,
 )
 from process_supervisor.http_probe import probe
-
-from .conftest import FaultyServer
+from tests.doubles.faulty_server import FaultyServer
 
 
 async def test_probes(server: FaultyServer) -> None:

@@ -2,7 +2,6 @@
 
 import asyncio
 import socket
-from collections.abc import AsyncIterator
 from dataclasses import replace
 from urllib.parse import urlsplit
 
@@ -12,18 +11,7 @@ import pytest
 from process_supervisor.container_images import ImageStore
 from process_supervisor.errors import ProcessSupervisorError
 from process_supervisor.sources import ImageReference
-from tests.doubles.docker_engine import LIMITS, OLD, FakeEngine, served
-
-
-@pytest.fixture
-def fake() -> FakeEngine:
-    return FakeEngine()
-
-
-@pytest.fixture
-async def docker(fake: FakeEngine) -> AsyncIterator[aiodocker.Docker]:
-    async with served(fake) as client:
-        yield client
+from tests.doubles.docker_engine import LIMITS, OLD, FakeEngine
 
 
 @pytest.fixture

@@ -18,9 +18,9 @@ from process_supervisor.outbound import Outbound
 from process_supervisor.slots import open_slot, remove_slot
 from process_supervisor.sources import UrlSource
 from process_supervisor.stage import StageRequest, stage
+from tests.doubles.faulty_server import FaultyServer
+from tests.doubles.release_archives import ENCLAVE, member, release_tar, sha256, tar_bytes
 from tests.doubles.staging import OTHER, SIGNATURE, OtherPackageError, failure, measure, request
-
-from .conftest import ENCLAVE, FaultyServer, member, release_tar, sha256, tar_bytes
 
 
 async def test_a_release_gets_its_slot(server: FaultyServer, slots: Path, limits: DownloadLimits) -> None:

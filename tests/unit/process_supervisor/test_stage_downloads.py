@@ -19,9 +19,9 @@ from process_supervisor.http_headers import strong_validator
 from process_supervisor.limits import DownloadLimits
 from process_supervisor.outbound import Outbound
 from process_supervisor.stage import stage
+from tests.doubles.faulty_server import FaultyServer
+from tests.doubles.release_archives import ENCLAVE, release_tar, sha256
 from tests.doubles.staging import BIG, CUT, OTHER, failure, measure, part_of, request
-
-from .conftest import ENCLAVE, FaultyServer, release_tar, sha256
 
 
 async def test_a_broken_download_goes_on_where_it_stopped(

@@ -13,8 +13,8 @@ from process_supervisor.limits import DownloadLimits
 from process_supervisor.slots import StageFacts
 from process_supervisor.sources import ImageReference
 from process_supervisor.stage import ReleaseImage, StageRequest, stage
-
-from .conftest import ENCLAVE, FaultyServer, member, release_tar, tar_bytes
+from tests.doubles.faulty_server import FaultyServer
+from tests.doubles.release_archives import ENCLAVE, member, release_tar, tar_bytes
 
 IMAGE_ID = "sha256:" + "1" * 64
 DIGEST = "sha256:" + "2" * 64
