@@ -56,6 +56,15 @@ def urls(*schemes: str) -> Check:
     return check
 
 
+def hosts(_: Any, field: Any, value: tuple[str, ...]) -> None:
+    """Require names or addresses of hosts, as they stand in a URL: a scheme, port or path would match nothing."""
+    for host in value:
+        if not re.fullmatch(
+            r"[A-Za-z0-9_]([A-Za-z0-9._-]*[A-Za-z0-9_])?|[0-9A-Fa-f]*:[0-9A-Fa-f:.]*:[0-9A-Fa-f.]*", host
+        ):
+            raise ValueError(f"{host!r} is not the name or address of a host alone, without scheme, port and path")
+
+
 def proxy(_: Any, field: Any, value: str) -> None:
     """Require a proxy's URL, `off`, or an empty text."""
     if value not in ("", "off") and not re.match(r"https?://[^/]", value):

@@ -20,6 +20,7 @@ def overlapping_folders(settings: Settings) -> list[str]:
     named = {
         "node.data_dir": data,
         "vault.store_dir": store,
+        "vault.cpu_dir": settings.cpu_dir,
         **{f"agent.state_dir/{name}": state / name for name in ("slots", "logs", "run")},
     }
     return [

@@ -229,6 +229,8 @@ def _to_bool(value: Any, _: Any) -> bool:
 
 def _to_path(value: Any, _: Any) -> Path:
     text = _to_str(value, None)
+    if not text.isprintable():  # such as the line break at the end of what a command printed
+        raise ValueError(f"{text!r} holds characters that no path here has")
     if not os.path.isabs(text):  # relative to what, differs between the service and the shell of its operator
         raise ValueError(f"{text!r} is not an absolute path")
     return Path(text)

@@ -251,6 +251,7 @@ class DownloadSettings:
     )
     early_hosts: tuple[str, ...] = _doc(
         "Hosts that are asked for a release before its block is final, beside those that final releases name.",
+        checks.hosts,
         default=(),
     )
     ipfs_gateways: tuple[str, ...] = _doc(

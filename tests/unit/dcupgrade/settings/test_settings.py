@@ -209,6 +209,38 @@ def test_only_absolute_paths_are_taken(tmp_path: Path, value: str) -> None:
     assert mistakes_of(tmp_path, text) == [f"agent.state_dir: {value!r} is not an absolute path"]
 
 
+@pytest.mark.parametrize("value", ["/data\n", "/da\tta", "/data\x00"])
+def test_a_path_with_characters_that_nobody_meant_is_a_mistake(tmp_path: Path, value: str) -> None:
+    found = mistakes_of(tmp_path, GOOD, {"DCUPGRADE_NODE__DATA_DIR": value})
+    assert found == [f"node.data_dir: {value!r} holds characters that no path here has"]
+
+
+@pytest.mark.parametrize(
+    ("host", "good"),
+    [
+        *(("mirror.lan", True), ("registry", True), ("10.1.2.3", True), ("::1", True), ("fd00::5", True)),
+        *(("mirror.lan:5000", False), ("https://mirror.lan", False), ("mirror.lan/", False), ("[::1]", False)),
+        *((" mirror.lan", False), ("*.lan", False), ("", False)),
+    ],
+)
+def test_a_host_that_could_match_nothing_is_a_mistake(tmp_path: Path, host: str, good: bool) -> None:
+    text = GOOD + f'[download]\nearly_hosts = ["{host}"]\n'
+    if good:
+        assert load.load(write(tmp_path, text), {}).download.early_hosts == (host,)
+    else:
+        assert [mistake.split(":")[0] for mistake in mistakes_of(tmp_path, text)] == ["download.early_hosts"]
+
+
+@pytest.mark.parametrize(
+    "folder", ["/srv/dcnode", "/srv/dcnode/cpu", "/var/lib/dcupgrade/slots/cpu", "/var/lib/dcupgrade/run"]
+)
+def test_the_simulated_cpu_has_a_folder_of_its_own(tmp_path: Path, folder: str) -> None:
+    text = GOOD.replace("[vault]", f'[vault]\ncpu_dir = "{folder}"')
+    found = mistakes_of(tmp_path, text)
+    assert len(found) == 1
+    assert "cpu_dir" in found[0]
+
+
 def test_an_empty_environment_variable_counts_as_not_set(tmp_path: Path) -> None:
     names = ("AGENT__STATE_DIR", "CHAIN__ENDPOINTS", "NODE__PORT", "VAULT__START", "CHAIN__FINALITY", "VAULT__IMAGE")
     environ = {f"DCUPGRADE_{name}": empty for name in names for empty in ("", " ")}
