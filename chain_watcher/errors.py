@@ -57,7 +57,7 @@ _PURE_CODES: Final[dict[str, str]] = {
     "AUTHORITY_SET_INVALID": "a GRANDPA authority set is empty, too large or of unusable weight",
     "AUTHORITY_CHANGE_INVALID": "an authority set change cannot follow from the known set",
     "FINALITY_BEFORE_CHECKPOINT": "a block to prove is not above the block where the known authority set begins",
-    "FINALITY_FORKED": "a block is said to be final that does not descend from one that is final",
+    "FINALITY_FORKED": "a block that is claimed to be final does not descend from the last final one",
     "FINALITY_NOT_PROVEN": "a proof that is needed to follow finality is not to be had",
     "AUTHORITY_SET_UNKNOWN": "finality is signed by an authority set that does not follow from the known one",
     "METADATA_UNREADABLE": "the chain's metadata could not be parsed",

@@ -1,4 +1,4 @@
-"""The overview for operators, derived from the agent's facts: is all well, and what must a person do. Pure.
+"""The overview for operators, from the agent's facts: whether all is well, and what an operator must do. Pure.
 
 The command line, the status page and the HTTP API show the same overview in different layouts.
 """
@@ -14,17 +14,17 @@ from dcupgrade.machine.state import Name
 from .times import iso, span
 
 Explain = Callable[[str], tuple[str, str]]
-"""Code to what it means and what to do about it."""
+"""Returns the meaning and the remedy of a code."""
 Facts = Mapping[str, Any]
 Card = dict[str, Any]
 
 LEVELS = ("good", "busy", "attention", "bad")
-"""From best to worst. `bad`: no node serves that should, or the machine is halted."""
+"""From best to worst. `bad`: the node should serve and does not, or the machine is halted."""
 EXIT_CODES = {"good": 0, "busy": 0, "attention": 3, "bad": 4}
 """Exit codes of `dcupgrade status --exit-code`."""
 FINALITY_OLD_S = 300.0
 FLEET_SHOWN = 5
-"""How many nodes of the fleet are named of each kind."""
+"""Largest number of nodes of the fleet that are named for each kind."""
 
 DOING = {
     Name.STAGING: "downloading and verifying",
@@ -40,7 +40,7 @@ DOING = {
     Name.REVERTING: "going back to the old version",
     Name.REVERTED: "the old version serves again",
 }
-"""What each state of an upgrade means to somebody who does not know the machine."""
+"""The meaning of each state of an upgrade, for operators who do not know the machine."""
 IDENTITY = {
     "measured": "measured: its files are those that the network signed",
     "sigstruct": "sigstruct: the SIGSTRUCT in its image names it; the files were not measured",
@@ -48,11 +48,11 @@ IDENTITY = {
 }
 """How a version's enclave id was proven before it was started."""
 TROUBLE = {"retry": "tried again", "journal_failed": "journal", "chain_lost": "chain lost"}
-"""Notes of the agent about what fails for now, and how they are called here."""
+"""The agent's notes about temporary failures, and their names in the overview."""
 NODE_AWAY = (Name.STOPPING, Name.LAUNCHING, Name.DELIVERING, Name.REVERTING)
-"""States in which no serving node is what the machine wants."""
+"""States in which the machine wants no serving node."""
 OF_TARGET = (Name.LAUNCHING, Name.DELIVERING, Name.PROBATION)
-"""States in which the node that is to serve is the new version."""
+"""States in which the new version must serve."""
 NODE_STATUS = {
     "serving": ("good", "serving"),
     "starting": ("attention", "starting"),
@@ -65,11 +65,11 @@ NODE_STATUS = {
 
 
 def overview(status: Facts, plan: Facts | None, explain: Explain) -> dict[str, Any]:
-    """{"level", "headline", "cards": [{"name", "level", "headline", "facts"}], "attention": […]}; JSON-able.
+    """Return {"level", "headline", "cards": [{"name", "level", "headline", "facts"}], "attention": […]}; JSON-able.
 
-    `status` is the status answer without this overview, `plan` the plan answer, None where there is no agent to ask.
-    `facts` of a card are pairs of name and text. `attention` has for each alarm its `code`, `detail`, what it means
-    (`what`) and what to do (`remedy`). `queued` has for each operator command that waits its `id` and a `text`.
+    `status`: the status answer without this overview. `plan`: the plan answer, None if no agent answers. `facts` of a
+    card are pairs of name and text. `attention` has for each alarm its `code`, `detail`, meaning (`what`) and `remedy`.
+    `queued` has for each waiting operator command its `id` and a `text`.
     """
     cards = [_node(status), _vault(status), _chain(status), _release(status, plan)]
     if "fleet" in status:
@@ -82,7 +82,7 @@ def overview(status: Facts, plan: Facts | None, explain: Explain) -> dict[str, A
 
 
 def named(release: Facts | None) -> str:
-    """Return a release's version, else the beginning of its id."""
+    """Return a release's version, or the beginning of its id if it has none."""
     if not release:
         return "nothing"
     return str(release["version"] or f"{release['enclave_id'][:12]}…")
