@@ -4,7 +4,6 @@ import asyncio
 import contextlib
 import ipaddress
 import socket
-from urllib.parse import urlsplit
 
 from .errors import ProcessSupervisorError
 from .limits import DownloadLimits
@@ -22,8 +21,7 @@ async def require_registry_allowed(repository: str, limits: DownloadLimits) -> N
     registry = registry_of(repository)
     if registry == DOCKER_HUB or limits.private_addresses:
         return
-    parts = urlsplit(f"//{registry}")
-    host = parts.hostname or ""
+    host = (registry[1:].partition("]")[0] if registry.startswith("[") else registry.partition(":")[0]).lower()
     if host in limits.own_hosts:
         return
     found = [str(address)] if (address := literal_address(host)) is not None else await _addresses(host, limits)

@@ -56,7 +56,9 @@ async def test_no_registry_at_a_private_address_is_asked_unless_the_settings_say
         assert (await store.pull(reference, None, limits, lambda _: None)).image_id == OLD
 
 
-@pytest.mark.parametrize("name", ["dc/node", "docker.io/dc/node", "public.example/dc/node", "unknown.example/dc/node"])
+@pytest.mark.parametrize(
+    "name", ["dc/node", "docker.io/dc/node", "public.example/dc/node", "unknown.example/dc/node", "[1::2::3]:5/dc/node"]
+)
 async def test_other_registries_are_the_engines_to_reach(
     fake: FakeEngine, docker: aiodocker.Docker, names: dict[str, list[str]], name: str
 ) -> None:
