@@ -16,6 +16,7 @@ import pytest
 from dcupgrade import service
 from dcupgrade.errors import DcupgradeError
 from dcupgrade.settings import load
+from devnet.tools import free_port
 from tests.doubles.command_line import KEY
 from tests.doubles.disk_watch import watched_files
 from tests.doubles.proving import ProvenChain
@@ -93,8 +94,8 @@ def test_a_port_that_another_program_took_keeps_the_page_away_and_not_the_agent(
 ) -> None:
     """Case B4, of the agent's own port: without its agent a node that ends is not started again."""
     monkeypatch.setattr(service, "LISTEN_AGAIN_S", 0.01)
-    squatter = socket.create_server(("127.0.0.1", 0))
-    port = squatter.getsockname()[1]
+    port = free_port()
+    squatter = socket.create_server(("127.0.0.1", port))
     config = tmp_path / "dcupgrade.toml"
     config.write_text(
         f'[agent]\nstate_dir = "{tmp_path}/state"\nhttp_listen = "127.0.0.1:{port}"\n'
