@@ -1,11 +1,14 @@
 """The benchmark page: figures, targets, and whether they are met, computed from the results file."""
 
 import json
+import os
 from pathlib import Path
 
-from benchmarks import run
+from benchmarks import bench_idle, bench_journal, run
 from benchmarks.plots import LABEL_CHARACTERS, shortened, summary_plot, unit_plots
 from benchmarks.report import Row, emit, missing_peers, percentile, read_rows, table
+from dcupgrade.adapters.journal import Journal
+from devnet.tcp_proxy import TcpProxy
 from tests.conftest import ROOT
 
 ROWS = [
@@ -78,6 +81,25 @@ def test_what_cannot_run_is_named_with_its_reason(tmp_path: Path) -> None:
     assert "Targets met: 2 of 3. Missed:\n\n- Detection: ours, tail, 2 ms (at most 1.5 ms)\n" in text
     assert {path.name for path in tmp_path.glob("*.svg")} == {"summary.svg", "detection-ms.svg"}
     assert run.read_results(tmp_path / "results.json")["detection"].rows == ROWS
+
+
+def test_the_journal_of_the_benchmark_is_one_that_an_agent_could_have_written(tmp_path: Path) -> None:
+    path = tmp_path / "journal.sqlite3"
+    bench_journal.fill(path, 20)
+    journal = Journal(path)
+    assert journal.damaged_rows() == []
+    assert journal.counts()["idle>staged"] == 3
+    assert len(journal.history()) == 20
+    journal.close()
+
+
+def test_what_a_client_costs_is_read_from_its_process_and_its_relay() -> None:
+    relay = TcpProxy(1, forwarded_bytes=7)
+    found = bench_idle.usage(os.getpid(), relay)
+    assert found.rss_mib > 1
+    assert found.cpu_s > 0
+    assert found.switches > 0
+    assert found.wire_bytes == 7
 
 
 def test_every_benchmark_is_in_the_run() -> None:
