@@ -57,7 +57,7 @@ def test_an_image_that_is_no_vault_is_told_as_such(tmp_path: Path) -> None:
             with ZipFile(image, "w") as archive:
                 archive.writestr("__main__.py", "")
         sigstruct.write_bytes(build_sigstruct(image, key, isvsvn=0, date=datetime.date(2026, 1, 1)))
-        assert "no vault image" in why(lambda: command._command_verify(args), "VAULT_POLICY_INVALID")
+        assert "not a vault image" in why(lambda: command._command_verify(args), "VAULT_POLICY_INVALID")
 
 
 def test_a_store_that_cannot_be_one_is_told_as_such(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
