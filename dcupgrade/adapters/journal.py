@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from dcupgrade.errors import DcupgradeError
+from dcupgrade.machine.events import ChainSeen
 from dcupgrade.machine.operator_commands import Command, Outcome
 from dcupgrade.machine.state import STATE_FORMAT, Name, State, state_from_json
 from dcupgrade.printable import storable
@@ -325,9 +326,24 @@ def _event_row(entry: Entry) -> tuple[Any, ...]:
         event.detail,
         after.running.enclave_id if after.running else "",
         after.target.enclave_id if after.target else "",
-        _dump({**event.to_json(), **_for_readers(entry)}),
+        _dump({**_without_the_list(entry), **_for_readers(entry)}),
     )
     return (event.at_unix_s, *map(storable, texts))
+
+
+def _without_the_list(entry: Entry) -> dict[str, Any]:
+    """Return the event; of the ids that a chain lists, only those that the entry is about, and the number of all.
+
+    The list may hold ten thousand ids, and each of its changes is a row. The state, stored once, has all of them.
+    """
+    values = entry.event.to_json()
+    if isinstance(entry.event, ChainSeen):
+        facts, after = entry.event.facts, entry.after
+        named = {one.enclave_id for one in (facts.program, after.running, after.target) if one is not None}
+        listed = [[enclave_id, height] for enclave_id, height in facts.listed if enclave_id in named]
+        if len(listed) < len(facts.listed):
+            values["chain"] = {**values["chain"], "listed": listed, "listed_count": len(facts.listed)}
+    return values
 
 
 def _for_readers(entry: Entry) -> dict[str, Any]:

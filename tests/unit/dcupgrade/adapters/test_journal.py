@@ -12,7 +12,7 @@ import pytest
 from dcupgrade.adapters.journal import Journal
 from dcupgrade.adapters.journal_file import EVENTS, SCHEMA_VERSION, SIGNED
 from dcupgrade.errors import DcupgradeError
-from dcupgrade.machine.events import NodeExited, NodeServing, RevertCommand, Settled, UpgradeBegun
+from dcupgrade.machine.events import ChainSeen, NodeExited, NodeServing, RevertCommand, Settled, UpgradeBegun
 from dcupgrade.machine.operator_commands import Outcome
 from dcupgrade.machine.state import STATE_FORMAT, ChainFacts, Name, Release, State
 from dcupgrade.machine.table import activity, step
@@ -334,6 +334,23 @@ def test_a_reader_never_blocks_the_agent(path: Path) -> None:
     assert len(reader.execute("SELECT * FROM events").fetchall()) == 2
     reader.close()
     journal.close()
+
+
+def test_a_row_names_only_the_listed_ids_that_it_is_about(path: Path) -> None:
+    about = ((A.enclave_id, 3), (B.enclave_id, 7))
+    facts = ChainFacts(B, (*about, *((f"{number:064x}", number) for number in range(10_000))), 42)
+    after = State(running=A, chain=facts)
+    journal = Journal(path)
+    journal.append(Entry(State(running=A), ChainSeen(facts), after, ()))
+    assert journal.load() == after
+    assert journal.damaged_rows() == []
+    journal.close()
+    db = sqlite3.connect(path)
+    [(text,)] = db.execute("SELECT json FROM events").fetchall()
+    db.close()
+    chain = json.loads(text)["chain"]
+    assert (chain["listed"], chain["listed_count"]) == ([list(pair) for pair in about], 10_002)
+    assert len(text) < 2000
 
 
 def test_old_events_are_dropped(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
