@@ -70,23 +70,25 @@ async def detected(client: Client, enclave_id: str, origin: Client) -> float:
     return 1000 * float(line["release_at"] - head["at"])
 
 
-async def measure(command: list[str], releases: int, publisher: Publisher, origin: Client) -> list[float]:
+async def measure(command: list[str], releases: int, publisher: Publisher, port: int) -> list[float]:
     """What one client takes for each release, milliseconds. Raises TimeoutError."""
-    client = await Client.start_ready(command)
     taken = []
-    try:
+    async with AsyncExitStack() as stack:
+        origin = await Client.start_ready([*peer_clients.socket_client(), str(port)])
+        stack.push_async_callback(origin.stop)
+        client = await Client.start_ready(command)
+        stack.push_async_callback(client.stop)
         for _ in range(releases):
             async with asyncio.timeout(DETECTION_S):
                 enclave_id = await publisher.publish()
                 taken.append(await detected(client, enclave_id, origin))
-    finally:
-        await client.stop()
     return taken
 
 
 async def compare(releases: int, nodelay: bool) -> None:
     """Measure one client after the other on one node, and print and report the figures."""
     ensure_node_binary()
+    peer_clients.socket_client()
     peer_clients.commands()  # what has to be built is built before anything is measured
     chain = DevChain("node", block_time_ms=BLOCK_MS)
     async with AsyncExitStack() as stack:
@@ -96,14 +98,12 @@ async def compare(releases: int, nodelay: bool) -> None:
         await chain.wait_finalized(2)
         publisher = Publisher(chain.ws_url)
         await publisher.publish()
-        origin = await Client.start_ready([*peer_clients.socket_client(), str(chain.port)])
-        stack.push_async_callback(origin.stop)
         own, (others, missing) = await watcher_commands(chain), other_commands(chain.ws_url)
         medians: dict[str, float] = {}
         for name, command in {**own, **others}.items():
             began = time.monotonic()
             try:
-                taken = await measure(command, releases, publisher, origin)
+                taken = await measure(command, releases, publisher, chain.port)
             except TimeoutError:
                 missing[name] = f"it did not report a release within {DETECTION_S} s"
                 continue

@@ -17,6 +17,7 @@ int main(int argc, char **argv) {
     struct sockaddr_in address = {.sin_family = AF_INET};
     int on = 1, sock = socket(AF_INET, SOCK_STREAM, 0);
     static char buffer[1 << 16];
+    static const char PONG[6] = {(char)0x8a, (char)0x80}; /* empty, masked with zeros */
     char frame[256] = {(char)0x81, (char)(0x80 | (sizeof ASK - 1))}; /* one text frame, masked with zeros */
     if (argc < 2)
         return 2;
@@ -47,5 +48,7 @@ int main(int argc, char **argv) {
             printf("{\"number\": %ld, \"at\": %ld.%09ld}\n", strtol(found, NULL, 16), (long)now.tv_sec, now.tv_nsec);
             fflush(stdout);
         }
+        if (write(sock, PONG, sizeof PONG) < 0) /* the node closes connections that answer none of its pings */
+            return 1;
     }
 }
