@@ -181,10 +181,11 @@ def _row(part: Sequence[Sample]) -> dict[str, object]:
         "agent descriptors": size("agent", lambda item: item.descriptors),
         "agent tasks": last.tasks,
         "journal KiB": last.journal_bytes // 1024,
-        "agent files KiB": last.agent_bytes // 1024,
+        # removals come in intervals: the least of the part is what they leave
+        "agent files KiB": min(item.agent_bytes for item in part) // 1024,
         "node files KiB": last.node_bytes // 1024,
-        "slots": last.slots,
-        "logs": last.logs,
+        "slots": min(item.slots for item in part),
+        "logs": min(item.logs for item in part),
         "kills": sum(bool(item.killed) for item in part),
         "load": f"{statistics.mean(item.load for item in part):.1f}",
     }
