@@ -179,9 +179,10 @@ class Nodes:
             await asyncio.sleep(self.world.rng.uniform(0.01, 0.3))
             if self.stop_hangs:
                 raise DcupgradeError(code="NODE_STOP_FAILED", what="stop", why="hangs", kind="invariant")
-            node.kill("signal 15")
-            owner = self.world.told_commit[-1:] == [enclave_id]
-            self.world.stopped_for_upgrade = owner and not self.world.by_hand and not self.world.restart_asked
+            if self.living(enclave_id) is node:  # else another stop of the same node has ended it already
+                node.kill("signal 15")
+                owner = self.world.told_commit[-1:] == [enclave_id]
+                self.world.stopped_for_upgrade = owner and not self.world.by_hand and not self.world.restart_asked
         if self.locked_by_other:
             raise DcupgradeError(code="DATA_LOCKED", what="stop", why="another process", kind="transient")
 
