@@ -32,6 +32,8 @@ from .measure import ProcessSize, changed_environment, count_tasks, disk_bytes, 
 OBJECTS = 10
 KILL_EVERY = 3
 PUBLISH_TRIES = 5
+BLOCK_TIME_MS = 500
+"""The development chain stopped making blocks at number 5,614, after 26 minutes of 200 ms: a long soak needs fewer."""
 VICTIMS = ("agent", "vault", "node", "connection")
 #: Columns that may not grow with the number of upgrades, and by how much they may still differ: a part and a constant.
 FLAT = {
@@ -233,7 +235,7 @@ def main() -> int:
 
     with tempfile.TemporaryDirectory(prefix="soak-") as folder:
         try:
-            asyncio.run(soak(Path(folder), arguments.upgrades, tell))
+            asyncio.run(soak(Path(folder), arguments.upgrades, tell, BLOCK_TIME_MS))
         finally:
             if samples:
                 table = rows(samples)
