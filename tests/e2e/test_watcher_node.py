@@ -121,7 +121,7 @@ async def test_a_liar_is_never_believed_and_named(chain: DevChain, name: str) ->
     before = bytes.fromhex(old[2:])[24:88].decode()
     assert len(before.strip("0123456789abcdef")) == 0
     lies: dict[str, tuple[Lie, str]] = {
-        # What is forged is in every program that these tests publish: the lie is told whenever the endpoint is asked.
+        # Every program published here has this URL, so each proof that the endpoint sends is forged.
         "value": (ForgedValue(PROGRAM_KEY, OTHER_URL, ORIGIN_URL), "ENDPOINT_PROOF_FORGED"),
         "header": (ForgedHeader({"stateRoot": "0x" + "11" * 32}), "ENDPOINT_HEADER_FORGED"),
         "old state": (OldState(old_hash), "ENDPOINT_PROOF_FORGED"),

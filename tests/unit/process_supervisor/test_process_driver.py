@@ -7,7 +7,6 @@ import json
 import os
 import queue
 import signal
-import socket
 import subprocess
 import sys
 import threading
@@ -23,7 +22,7 @@ from process_supervisor.errors import ProcessSupervisorError
 from process_supervisor.log_files import LogPolicy, tail_log
 from process_supervisor.process_driver import ProcessDriver
 from process_supervisor.process_handle import ProcessHandle
-from process_supervisor.procfs import listener_of, process_facts, session_members
+from process_supervisor.procfs import process_facts, session_members
 from tests.doubles.disk_watch import watched_files
 
 GENTLE = (
@@ -226,31 +225,6 @@ async def test_what_is_not_taken_over(driver: ProcessDriver, monkeypatch: pytest
     assert await driver.find("node") is None
 
 
-def test_who_listens_on_a_port() -> None:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        port = listener.getsockname()[1]
-        assert listener_of(port) is None
-        listener.listen()
-        assert listener_of(port) == os.getpid()
-
-
-@pytest.mark.parametrize(
-    ("text", "unit"),
-    [
-        ("0::/system.slice/dcnode.service\n", "dcnode.service"),
-        ("2:cpu:/\n1:name=systemd:/system.slice/dcnode.service/inner\n", "dcnode.service"),
-        ("0::/user.slice/user-0.slice\n", ""),
-    ],
-)
-def test_which_unit_a_process_belongs_to(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str, unit: str) -> None:
-    monkeypatch.setattr(procfs, "PROC", tmp_path)
-    assert procfs.unit_of(7) == ""
-    (tmp_path / "7").mkdir()
-    (tmp_path / "7" / "cgroup").write_text(text)
-    assert procfs.unit_of(7) == unit
-
-
 async def test_letting_go_leaves_the_node_running(driver: ProcessDriver, spec: Make) -> None:
     record, _ = await running(driver, spec(GENTLE))
     await driver.close()
@@ -294,21 +268,6 @@ async def test_a_pid_that_went_on_to_a_thread_of_another_process(driver: Process
     finally:
         done.set()
         thread.join()
-
-
-def test_processes_that_proc_hides_are_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
-    """/proc mounted with hidepid=1: folders of other users' processes are visible, their files are not readable."""
-    real, own = Path.read_bytes, os.getpid()
-
-    def read_bytes(path: Path) -> bytes:
-        if path.name == "stat" and path.parent.name != str(own):
-            raise PermissionError(1, "Operation not permitted", str(path))
-        return real(path)
-
-    monkeypatch.setattr(Path, "read_bytes", read_bytes)
-    facts = process_facts(own)
-    assert facts is not None
-    assert {item.pid for item in session_members(facts.session)} == {own}
 
 
 @pytest.mark.parametrize("damage", ["", "\udcff\udcfe", "{}", "[" * 10_000, "folder", "pipe", "sparse"])
@@ -533,27 +492,3 @@ async def test_logs_are_rotated_under_a_writing_node(driver: ProcessDriver, spec
     assert made.log_path.stat().st_size == 0
     assert tail_log(made.log_path.with_name("node.1"), 1) == ["up"]
     assert await driver.logs("none", 5) == []
-
-
-@pytest.mark.parametrize(
-    "text",
-    ["", "[]", "{}", "null", '{"kind": "process"}', "[" * 100_000, "x" * 70_000],
-)
-def test_malformed_records_are_refused(text: str) -> None:
-    with pytest.raises(ProcessSupervisorError) as caught:
-        NodeRecord.from_json(text)
-    assert (caught.value.code, caught.value.kind) == ("NODE_RECORD_INVALID", "invariant")
-
-
-def test_records_survive_json() -> None:
-    record = NodeRecord(kind="process", name="n", started_unix_s=1.5, command_digest="d", pid=1, boot_id="b")
-    assert NodeRecord.from_json(record.to_json()) == record
-    for name, value in (("pid", "1"), ("pid", True), ("kind", "thread"), ("pid", -1), ("started_unix_s", "x")):
-        with pytest.raises(ProcessSupervisorError):
-            NodeRecord.from_json(json.dumps({**json.loads(record.to_json()), name: value}))
-
-
-def test_statuses_read_well() -> None:
-    texts = [str(ExitStatus(code=1)), str(ExitStatus(signal=9))]
-    assert texts == ["ended with exit code 1", "ended by signal 9"]
-    assert "not known" in str(ExitStatus())

@@ -183,7 +183,7 @@ async def test_a_slot_is_good_only_while_the_engine_has_its_image(tmp_path: Path
 
 @pytest.mark.parametrize("command", [[], ["python3", "{slot}/enclave.pyz"]])
 async def test_no_image_is_pulled_before_its_release_is_final(tmp_path: Path, command: list[str]) -> None:
-    """Case B7: an endpoint may invent a best block, and the engine asks any registry that it is told to."""
+    """Case B7: an endpoint can invent a best block, so an image that only a best block names is not pulled."""
     settings = settings_of(tmp_path, command=command, image="base" if command else "")
     engine = Untouched()
     slots = NodeSlots(settings, engine, containers_of(settings, engine))  # type: ignore[arg-type]
