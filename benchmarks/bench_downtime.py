@@ -87,15 +87,20 @@ async def measure(rounds: int) -> None:
                     for number in range(1, rounds + 1):
                         upgrades.append(await upgrade(world, probe, number))
                         restarts.append(await bare_restart(world, probe))
+    tell(upgrades, restarts, "a bare restart", "TERM and start of the same node")
+
+
+def tell(upgrades: list[float], restarts: list[float], restart: str, how: str) -> None:
+    """Print the seconds of both, and emit medians and ratio. `restart` names the other way, `how` what it does."""
     ratio = statistics.median(upgrades) / statistics.median(restarts)
     emit(
-        Row("downtime of an upgrade, part of a bare restart's", ratio, "x", at_most=0.9),
+        Row(f"downtime of an upgrade, part of {restart}'s", ratio, "x", at_most=0.9),
         Row("downtime of an upgrade", statistics.median(upgrades), "s"),
-        Row("TERM and start of the same node", statistics.median(restarts), "s", peer=True),
+        Row(how, statistics.median(restarts), "s", peer=True),
     )
     print(machine())
-    print(f"upgrade:      {', '.join(f'{item:.2f}' for item in upgrades)} s")
-    print(f"bare restart: {', '.join(f'{item:.2f}' for item in restarts)} s")
+    for name, seconds in (("upgrade", upgrades), (restart, restarts)):
+        print(f"{name}: {', '.join(f'{item:.2f}' for item in seconds)} s")
     print(f"ratio of the medians: {ratio:.2f} (target: at most 0.9)")
 
 

@@ -14,7 +14,6 @@ import argparse
 import asyncio
 import json
 import os
-import statistics
 import sys
 import tempfile
 import time
@@ -27,6 +26,7 @@ from rich.console import Console
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
+from benchmarks.bench_downtime import tell  # noqa: E402
 from benchmarks.report import Row, emit  # noqa: E402
 from devnet.docker.engine import PACKAGES, missing_tools  # noqa: E402
 from devnet.docker.setup import WORLD_FILE, make_world  # noqa: E402
@@ -34,7 +34,7 @@ from devnet.docker.trial import INSTALL_WITHIN_S, UPGRADE_WITHIN_S, Compose, ser
 from devnet.release_builder import BuiltRelease, NodeTraits, ReleaseKeys  # noqa: E402
 from devnet.tools import apt_install_missing  # noqa: E402
 from devnet.world import World  # noqa: E402
-from tests.load.measure import Downtime, downtime_of, machine  # noqa: E402
+from tests.load.measure import Downtime, downtime_of  # noqa: E402
 
 SETTLE_S = 1.0
 
@@ -93,16 +93,7 @@ async def measure(compose: Compose, rounds: int) -> None:
             for number in range(1, rounds + 1):
                 upgrades.append(await upgrade(world, probe, number))
                 restarts.append(await restart(world, compose, probe))
-    ratio = statistics.median(upgrades) / statistics.median(restarts)
-    emit(
-        Row("downtime of an upgrade, part of `docker restart`'s", ratio, "x", at_most=0.9),
-        Row("downtime of an upgrade", statistics.median(upgrades), "s"),
-        Row("`docker restart` of the same node", statistics.median(restarts), "s", peer=True),
-    )
-    print(machine())
-    print(f"upgrade:        {', '.join(f'{item:.2f}' for item in upgrades)} s")
-    print(f"docker restart: {', '.join(f'{item:.2f}' for item in restarts)} s")
-    print(f"ratio of the medians: {ratio:.2f}")
+    tell(upgrades, restarts, "`docker restart`", "`docker restart` of the same node")
 
 
 def main() -> None:
